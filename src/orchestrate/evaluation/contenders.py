@@ -209,7 +209,7 @@ def _answer_of(reply: Reply | DataError) -> Answer:
 
 
 def _nothing(prompt: int, completion: int) -> Decimal:
-    """The machine is the user's own."""
+    """Return zero, because the machine is the user's own."""
     del prompt, completion
     return Decimal(0)
 

@@ -137,7 +137,7 @@ class EvaluationTerms:
 
 
 def require_terms(terms: EvaluationTerms) -> None:
-    """Check the settings before any question is sent. Raises `UsageError` if they make a verdict
+    """Check the settings before any question is sent. Raises `UsageError` if the settings make a verdict
     impossible."""
     require_decidable(terms.metrics[0].used, terms.demand)
 
@@ -225,7 +225,7 @@ def with_likelihood(
 
 
 def _counted(candidate: Candidate, answers: Sequence[Answer], unanswered: Unaccounted) -> Contender:
-    """The contender with what its answers took."""
+    """Return the contender with the tokens, cost and time of its answers."""
     came = [a for a in answers if a.error is None]
     seconds = sorted(a.seconds for a in came if a.seconds is not None)
     first = [a.first_token_seconds for a in came if a.first_token_seconds is not None]
@@ -248,7 +248,7 @@ def _counted(candidate: Candidate, answers: Sequence[Answer], unanswered: Unacco
 
 
 def _hours(candidate: Candidate, seconds: Sequence[float]) -> Decimal | None:
-    """Of a deployment that is billed hourly: what its answers took, so many at a time."""
+    """Return the hours that the answers of an hourly billed deployment took, at its concurrency."""
     if candidate.contender.usd_per_hour is None or not seconds:
         return None
     at_once = min(candidate.respondent.parallel, len(seconds))
@@ -273,7 +273,7 @@ def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[s
 
 
 def _by_the_hour(one: Contender, price: Decimal) -> str:
-    """Return what the cost of an answer goes by, where an hour is billed."""
+    """Explain the cost per answer of a contender that is billed hourly."""
     billed = f"{money(price)} per hour is billed regardless of use"
     if one.usd_per_answer is None:
         return f"{billed}, so the cost per answer is unknown (set --traffic)"
@@ -288,7 +288,7 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
 def _quantization_cost(
     metric: MetricUsed, differences: Sequence[Difference], contenders: Sequence[Contender]
 ) -> Iterator[str]:
-    """Return what 4 bits alone did to a base, where it answered in both precisions."""
+    """Report the effect of 4-bit quantization on base models that answered in both precisions."""
     bases = {one.name: one for one in contenders if one.kind == "base"}
     for apart in differences:
         one, other = bases.get(apart.contender), bases.get(apart.against)
@@ -315,7 +315,7 @@ def _references(metric: MetricUsed, beside: Sequence[Difference]) -> Iterator[st
 
 
 def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
-    """Return what a metric of calls does not see."""
+    """Warn about expected answers without tool calls, whose text a tool-call metric ignores."""
     words = sum(not item.expected_calls for item in items)
     if metric.name.startswith("tool_") and words:
         yield (
@@ -332,7 +332,7 @@ def _says_cut(notes: Sequence[str]) -> bool:
 
 
 def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:
-    """Return how far judges may be believed."""
+    """Report the calibration of the judges."""
     for one in metrics:
         if one.unfit is not None:
             yield f"{one.name} cannot decide the verdict: {one.unfit}"

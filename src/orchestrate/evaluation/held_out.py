@@ -107,7 +107,7 @@ def held_out(
 
 
 def _calls_before(example: Example, unread: Mapping[str, Any]) -> list[Item]:
-    """The items of the messages that call tools before a row's last one."""
+    """Return an item for each message with tool calls before the row's last message."""
     if not isinstance(example, ChatExample):
         return []
     found: list[Item] = []
@@ -193,7 +193,7 @@ def _sliced(dataset: Dataset, items: Sequence[Item], wanted: Sequence[str]) -> l
 
 
 def _lengths(items: Sequence[Item]) -> list[str]:
-    """A third of the items each, by the characters of the question."""
+    """Return each item's length slice: a third of the items each, by the characters of the question."""
     sizes = [sum(len(m.content) for m in item.prompt) for item in items]
     order = sorted(range(len(items)), key=lambda i: sizes[i])
     found = [""] * len(items)
@@ -249,7 +249,8 @@ def prompts(path: str) -> HeldOut:
 
 
 def _item(row: dict[str, Any], columns: dict[str, UnreadColumn]) -> Item | str:
-    """The item of a row, or why it is none; adds what the row has and no question holds to `columns`."""
+    """Return the item of a row, or the reason why there is none. Adds columns that are not part of the
+    question to `columns`."""
     shape = known.recognize(row)
     read = row_of(row, shape) if shape is not None else None
     found = item_of(read.example, read.unread) if read is not None and read.example is not None else None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from orchestrate.types import Record
 
 LEVEL = 0.9
-"""Coverage of the intervals."""
+"""Confidence level of the intervals."""
 _Z = 1.645
 """Half-width of such an interval, in standard errors."""
 _POWERS = [0.05 * 1.06**k for k in range(59)]  # 0.05 to 1.5
@@ -96,8 +96,8 @@ class Law:
 
 
 def _drawn(points: Sequence[Measured], most: int, chance: random.Random) -> list[_Drawn]:
-    """Curves in proportion to how well they fit; before, every power was as likely, and every floor and
-    every scale from 0."""
+    """Draw curves in proportion to how well they fit. The prior is uniform over the powers, and over floors
+    and scales from 0."""
     worst, best = max(point.loss for point in points), min(point.loss for point in points)
     # Where no error is known, those from 1% to half of what the points differ by are looked at.
     spread = (worst - best) or abs(best) or 1.0
@@ -127,7 +127,8 @@ def _drawn(points: Sequence[Measured], most: int, chance: random.Random) -> list
 
 
 class _FittedLine(NamedTuple):
-    """Through weighted points: level + scale (x - center), whose two errors are independent."""
+    """A line through weighted points: level + scale (x - center). The errors of level and scale are
+    independent."""
 
     level: float
     floor_error: float

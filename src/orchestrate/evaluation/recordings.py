@@ -71,7 +71,7 @@ def covering(items: Sequence[Item], most: int | None) -> Covering:
 
 
 def _spread(sketches: Any, most: int) -> tuple[set[int], int]:
-    """Indices of `most` rows, and the number of clusters."""
+    """Return the indices of `most` rows, and the number of clusters."""
     np = numpy()
     centres = [0]
     likeness = (sketches == sketches[0]).mean(axis=1)
@@ -99,8 +99,7 @@ def _spread(sketches: Any, most: int) -> tuple[set[int], int]:
 
 
 def _question_text(item: Item) -> str:
-    """Return what distinguishes prompts: everything but the system text, which all prompts of a task
-    share."""
+    """Return a prompt's text without the system message, which all prompts of a task share."""
     texts = [m.content for m in item.prompt if m.role not in ("system", "developer")]
     return "\n".join(texts) or item.prompt[-1].content
 

@@ -106,7 +106,7 @@ class _Measured:
 def _both_answered(
     measured: _Measured, differences: Sequence[Difference], sides: Sequence[Side]
 ) -> dict[str, Difference]:
-    """See `Scored.both_answered`; corrected over the contenders like the differences on all items."""
+    """Compute `Scored.both_answered`, corrected over the contenders like the differences on all items."""
     overall = [d for d in differences if d.metric == measured.name and not d.slice]
     answers = {side.name: side.answers for side in sides}
     found: dict[str, Difference] = {}
@@ -275,7 +275,7 @@ def _within(used: MetricUsed) -> tuple[float, float] | None:
 
 
 def _apart(used: MetricUsed) -> tuple[float, float] | None:
-    """Return where a difference can lie."""
+    """Return the range of possible differences."""
     return None if used.kind == "amount" else (-1.0, 1.0)
 
 
@@ -285,8 +285,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _corrected(differences: Sequence[Difference], first: str) -> list[Difference]:
-    """Holm's correction in two families: the first metric on all items, which was chosen beforehand, over
-    the contenders; and everything else, metrics and slices, over one another."""
+    """Apply Holm's correction in two families: the first metric on all items, which was chosen in advance,
+    and all other metrics and slices."""
     found = list(differences)
     chosen = [i for i, d in enumerate(found) if d.metric == first and not d.slice]
     for family in (chosen, [i for i in range(len(found)) if i not in set(chosen)]):

@@ -95,7 +95,7 @@ def student_quantile(degrees: int) -> float:
 
 
 def _beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function, by its continued fraction (Lentz's way)."""
+    """Compute the regularized incomplete beta function by its continued fraction (Lentz's method)."""
     if x >= 1:
         return 1.0
     if x <= 0:
@@ -138,8 +138,9 @@ def wilson(right: int, n: int, z: float = Z) -> Score:
 
 
 def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
-    """Return Tango's score interval (1998) for the difference of two proportions over the same `n` items. It
-    has the nominal coverage even if a model only loses items, when Wald's interval is too short."""
+    """Return Tango's score interval (1998) for the difference of two proportions over the same `n` items. The
+    interval has the nominal coverage even if a model only loses items. Wald's interval would then be too
+    short."""
     if n == 0:
         return Score(value=0.0, low=-1.0, high=1.0, n=0)
     value = (gained - lost) / n
@@ -158,8 +159,8 @@ _HALVINGS = 50
 
 
 def _tango(difference: float, gained: int, lost: int, n: int) -> float:
-    """Return how many standard errors the seen difference lies above a supposed one, which constrains the
-    errors."""
+    """Return how many standard errors the observed difference is above a hypothetical one, which constrains
+    the errors."""
     b = -gained - lost + (2 * n - gained + lost) * difference
     c = -lost * difference * (1 - difference)
     share = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
@@ -171,8 +172,9 @@ def _tango(difference: float, gained: int, lost: int, n: int) -> float:
 def mcnemar(gained: int, lost: int) -> float:
     """Return McNemar's two-sided mid-p value for the hypothesis that gains and losses are equally likely.
 
-    It counts half of the observed outcome's probability, while the exact test counts all of it. Its level is
-    close to 5%, while the exact test's level is far below (Fagerland, Lydersen and Laake 2013)."""
+    The mid-p value counts half of the observed outcome's probability, while the exact test counts all of it.
+    The mid-p test's level is close to 5%, while the exact test's level is far below (Fagerland, Lydersen and
+    Laake 2013)."""
     flips = gained + lost
     if flips == 0:
         return 1.0
@@ -246,8 +248,9 @@ def ratio_difference(
 def _interval(
     value: float, values: Sequence[float], clusters: int, within: Range | None
 ) -> tuple[float, float]:
-    """Of sorted draws; where they are all alike, as of one cluster or where all is right, they tell nothing
-    of what was not seen, and the interval is as wide as that of a mean of values alike."""
+    """Return the interval of sorted draws. If all draws are equal, as for one cluster or if everything is
+    right, they reveal nothing about unseen values, and the interval is as wide as that of a mean of identical
+    values."""
     if clusters < 2 or values[-1] - values[0] <= _ALIKE:
         half = unseen(value, clusters, within)
         low, high = value - half, value + half
@@ -260,7 +263,7 @@ def _interval(
 def _resampled(
     sides: Sequence[Parts], clusters: Sequence[Hashable] | None
 ) -> tuple[list[Matrix], list[list[list[float]]]]:
-    """For each side its parts added up by cluster, and the sums over the clusters of each draw."""
+    """Return each side's parts summed by cluster, and the sums over the clusters of each draw."""
     with needed("eval", "a score with a bootstrap interval", "numpy"):
         import numpy
     names = list(clusters) if clusters is not None else list(range(len(sides[0])))
@@ -278,8 +281,8 @@ def _resampled(
 
 
 def _ends(values: Sequence[float], clusters: int) -> tuple[float, float]:
-    """Percentiles a little further out than 2.5 and 97.5, by as much as Student's interval of so many is
-    wider than the normal one: the plain ones are too narrow for few (Hesterberg 2015)."""
+    """Return percentiles slightly beyond 2.5 and 97.5, by the ratio of Student's interval to the normal one.
+    The plain percentiles are too narrow for few clusters (Hesterberg 2015)."""
     reach = math.sqrt(clusters / (clusters - 1)) * student_quantile(clusters - 1)
     tail = NormalDist().cdf(-reach)
     last = len(values) - 1
@@ -340,7 +343,7 @@ def _z(intervals: int) -> float:
 
 
 def _scaled(score: Score, by: float) -> Score:
-    """For intervals of means and of resampling, whose ends lie a number of standard errors away."""
+    """Scale the interval of a mean or of resampling, whose ends are a number of standard errors away."""
     low, high = (score.value + by * (end - score.value) for end in (score.low, score.high))
     return structs.replace(score, low=low, high=high)
 
@@ -462,7 +465,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
 def _resampled_units(
     groups: Sequence[T], of: Callable[[Sequence[T]], float | None], value: float, n: int | None = None
 ) -> Score:
-    """The percentile interval. A draw in which nothing can be told agrees: all its values are one."""
+    """Return the percentile interval. A draw in which all values are the same has no defined statistic, and
+    counts as agreement."""
     draw = random.Random(0)  # noqa: S311  resampling, not cryptography
     drawn = [of(draw.choices(groups, k=len(groups))) for _ in range(_RESAMPLES)]
     found = sorted(1.0 if one is None else one for one in drawn)

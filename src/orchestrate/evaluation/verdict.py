@@ -114,7 +114,8 @@ def with_parts(verdict: Verdict, parts: Sequence[VerdictReason]) -> Verdict:
 
 
 def _without_refused(part: VerdictReason, full: Difference, answered: VerdictReason) -> VerdictReason:
-    """The part, unless it ships only by what the rival did not answer."""
+    """Return the part, or `not enough evidence` if it would only ship because of questions that the rival did
+    not answer."""
     missing = f"{full.against} did not answer some of these questions"
     if answered.decision == "ship":
         return VerdictReason(

@@ -218,7 +218,7 @@ class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _account(host: Host) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler that reads or sets what the account may spend on one job."""
+    """Return the handler that reads or sets the maximum price of a job."""
 
     async def account(request: Request) -> Response:
         if request.method == "POST":
@@ -405,7 +405,7 @@ class Front:
     async def _after(
         self, fault: Fault, scope: Scope, receive: Receive, send: Send, body: bytes | None
     ) -> None:
-        """Inject faults after a request was carried out."""
+        """Inject faults after the host has handled the request."""
         body = body if body is not None else await Request(scope, receive).body()
         answer = await self._do(scope, body)
         match fault.kind:
@@ -467,7 +467,7 @@ class Front:
         await self._do(scope, body)
 
     async def _do(self, scope: Scope, body: bytes) -> Response:
-        """Let the host carry out the request, and hold back its answer."""
+        """Let the host handle the request, and hold back its response."""
         messages: list[Message] = []
 
         async def keep(message: Message) -> None:
@@ -508,7 +508,7 @@ async def _half(answer: Response, send: Send) -> None:
 
 
 def _with_status(answer: Response, field: str, status: str) -> Response:
-    """Replace the status of each job in the answer."""
+    """Replace the status of each job in the response."""
 
     def replace(content: dict[str, Any]) -> None:
         items: list[Any] = [content]
@@ -522,7 +522,7 @@ def _with_status(answer: Response, field: str, status: str) -> Response:
 
 
 def _changed(answer: Response, change: Callable[[dict[str, Any]], None]) -> Response:
-    """Change the JSON object of the answer. An answer without one stays as it is."""
+    """Change the JSON object of a response. Responses without one stay unchanged."""
     try:
         content: Any = json.loads(bytes(answer.body))
     except ValueError:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
-"""Seconds until lists include a new job, for the current request."""
+"""Delay in seconds before lists include a new job. Applies to the current request."""
 
 STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
 """True if jobs created by the current request never finish."""
@@ -57,7 +57,7 @@ class Host(ABC):
     thinking_field: ClassVar[str | None] = None
     """Message field with the reasoning, or `None` if the host does not return it."""
     key_prefix: ClassVar[str] = ""
-    """Prefix that the host's client requires, before the prefix of sandbox keys."""
+    """Prefix that the host's client requires in keys. The prefix of sandbox keys follows it."""
     own_faults: ClassVar[frozenset[str]] = frozenset()
     """Kinds of faults that only this host supports."""
     life: Any = None
@@ -157,7 +157,8 @@ class Host(ABC):
             self.trainer.take(job)
 
     def sandbox_fields(self, job: SandboxJob) -> dict[str, Any]:
-        """Return the sandbox's own fields of a job object, with a note on how the job is trained."""
+        """Return the fields that only the sandbox adds to job objects, with a note on how the job is
+        trained."""
         return {
             "sandbox": True,
             "sandbox_trained": job.trained,

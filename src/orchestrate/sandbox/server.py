@@ -60,7 +60,7 @@ def _listen(port: int, *, requested: int) -> socket.socket:
 
 
 class _Protocol(Patient):
-    """HTTP/1.1 that lets a request reach its connection, so that a fault can close it."""
+    """HTTP/1.1 protocol that gives requests access to their connection, which faults can close."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -180,8 +180,8 @@ def serve(  # noqa: PLR0913  each is a setting of its own
 
 
 def _model(given: str | None, train: bool) -> str:
-    """Return the folder of the model that replaces every base model. Raises `UsageError` when it does not
-    exist."""
+    """Return the folder of the model that replaces every base model. Raises `UsageError` if the folder does
+    not exist."""
     from orchestrate.catalog import find, resolve
     from orchestrate.profile import this_machine
 

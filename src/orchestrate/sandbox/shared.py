@@ -184,7 +184,7 @@ def weights(host: Host, job: SandboxJob, step: int | None = None) -> list[Path]:
     try:
         folder = host.trainer.adapter(job, step)
     except FileNotFoundError as error:
-        raise HostError(404, f"job {job.id} has no such weights", code="not_found") from error
+        raise HostError(404, f"the weights of job {job.id} were not found", code="not_found") from error
     return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _SHIPPED)
 
 
@@ -386,7 +386,7 @@ def encoded(tokenizer: Any, example: Example, *, inputs: bool = False) -> tuple[
 
 
 def _pieces(example: Example, inputs: bool) -> Iterator[tuple[str, bool]]:
-    """Yield the text of a row in pieces, and whether each piece carries loss."""
+    """Yield the text of a row in pieces, and whether each piece contributes to the loss."""
     match example:
         case ChatExample():
             for message in example.messages:

@@ -173,7 +173,7 @@ class SandboxState:
 
 
 def _chosen(host: str, kind: str, id: str | None = None) -> tuple[str, list[str]]:
-    """Return the condition for what the current request may see."""
+    """Return the SQL condition for the objects that the current request may access."""
     wanted = {"host": host, "kind": kind, "id": id, "account": HERE.get()}
     found = {name: value for name, value in wanted.items() if value is not None}
     return " AND ".join(f"{name} = ?" for name in found), [*found.values()]

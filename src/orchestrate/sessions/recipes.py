@@ -159,12 +159,13 @@ def _job(
     settings: Mapping[str, Any],
     objective: str = OBJECTIVE,
 ) -> RecipeJob:
-    """Raises `UsageError` for a setting that recipes don't have, `DataError` for rows with errors."""
+    """Build the job. Raises `UsageError` for a setting that recipes don't support, and `DataError` for rows
+    with errors."""
     own = {name: value for name, value in settings.items() if name in kind.__struct_fields__}
     hyper = {name: value for name, value in settings.items() if name not in own}
     if unknown := sorted(hyper.keys() - HONORED):
         raise UsageError(
-            f"recipes do not have the setting {unknown[0]!r}",
+            f"recipes do not support the setting {unknown[0]!r}",
             fix=f"one of {', '.join(sorted({*HONORED, *kind.__struct_fields__}))}",
         )
     if kind is Reinforcement and own.get("kl_beta"):
@@ -197,7 +198,7 @@ def _job(
 
 
 def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping[str, Any]) -> None:
-    """Raises `UsageError` for a value that a spec doesn't take either."""
+    """Raise `UsageError` for a value that a spec would reject too."""
     given = {name: value for name, value in hyper.items() if value is not None}
     if not given.keys() & {"epochs", "max_steps"} and "epochs" in hyper:
         raise UsageError("the recipe would never end", fix="set epochs or max_steps")
@@ -218,7 +219,8 @@ def _require_in_range(kind: type[Method], own: Mapping[str, Any], hyper: Mapping
 
 
 def _written(rows: Rows, folder: Path, kinds: Sequence[str] | None) -> Path:
-    """`kinds`: those that the method trains on, `None` for a method that is refused later."""
+    """Write the canonical rows. `kinds` are those that the method trains on, or `None` for a method that is
+    rejected later."""
     data = rows if isinstance(rows, Dataset) else Dataset.open(rows)
     if kinds is not None and data.kind not in kinds:
         named = {"sft": "sft", "dpo": "dpo", "rft": "rl"}
@@ -237,7 +239,7 @@ def _written(rows: Rows, folder: Path, kinds: Sequence[str] | None) -> Path:
 
 
 class _Work(ABC):
-    """The rows of a recipe, and what is done with a batch of them."""
+    """The rows of a recipe, and the training step on a batch of rows."""
 
     def __init__(self, session: TrainingSession, job: RecipeJob) -> None:
         self.session, self.job, self.hyper = session, job, job.hyper
@@ -275,7 +277,7 @@ class _Work(ABC):
 
 
 def _template(session: TrainingSession) -> tuple[Template, int | None]:
-    """Return the model's template, and its context where that is known."""
+    """Return the model's chat template, and its context length if known."""
     folder = Path(session.tokenizer_name)
     hub = opened(folder) if folder.is_dir() else of_transformers(session.tokenizer())
     template = Template(replace(hub, template=with_settings(hub.template or CHATML, None)))
@@ -287,8 +289,8 @@ class _Began(msgspec.Struct):
 
 
 def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
-    """Train to the end of the recipe, from where an earlier program left it. Returns the metrics of its last
-    step, whichever program trained that."""
+    """Train to the end of the recipe, from where an earlier program stopped. Returns the metrics of the
+    recipe's last step, even if an earlier program trained it."""
     hyper, rows = work.hyper, work.rows
     per_epoch = math.ceil(rows.examples / hyper.batch_size)
     total = hyper.steps(per_epoch)
@@ -326,8 +328,8 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
 
 
 def _discard_stale(folder: Path, session: TrainingSession) -> None:
-    """Forget a recipe that began behind the save from which the session goes on. What it read of the model
-    then, such as a reference, is of weights that are gone."""
+    """Discard a recipe that started after the save from which the session continues. Its stored
+    log-probabilities, such as a reference, come from weights that no longer exist."""
     if (folder / "began.json").exists() and _began(folder, session.step) > session.step:
         shutil.rmtree(folder)
         session.add_event(
@@ -339,7 +341,7 @@ def _discard_stale(folder: Path, session: TrainingSession) -> None:
 
 
 def _began(folder: Path, step: int) -> int:
-    """Return the session's step at which the recipe began."""
+    """Return the session's step at which the recipe started."""
     file = folder / "began.json"
     if not file.exists():
         write_whole(file, msgspec.json.encode(_Began(step)))
@@ -359,7 +361,7 @@ def _adam(step: int, total: int, hyper: Hyper) -> dict[str, float]:
 
 
 def _datum(ids: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Make a row, cut off after its last trained token."""
+    """Build a row, truncated after its last trained token."""
     end = int(np.flatnonzero(weights)[-1]) + 1
     inputs = {"target_tokens": ids[1:end].astype(np.int64), "weights": weights[1:end]}
     return {"model_input": ids[: end - 1].tolist(), "loss_fn_inputs": inputs}
@@ -465,7 +467,7 @@ class _Answer:
 
 
 class _Sampled(_Work):
-    """A recipe over answers that the model gives."""
+    """A recipe that trains on answers sampled from the model."""
 
     method: Reinforcement
 
@@ -501,7 +503,7 @@ class _Sampled(_Work):
         ]
 
     def _seed(self, row: int) -> int:
-        """A step that is repeated after an interruption draws the same answers."""
+        """Return the seed. A step that is repeated after an interruption samples the same answers."""
         named = f"{self.job.seed}/{self.session.step}/{row}".encode()
         return int.from_bytes(sha256(named).digest()[:4], "big") >> 1
 
@@ -583,7 +585,7 @@ class _Policy(_Sampled):
         }
 
     def _grade(self, rows: EncodedRows, answers: Sequence[_Answer]) -> list[Grade]:
-        """Grade each answer without its thinking. Raises `RunFailed` where none can be graded."""
+        """Grade each answer without its thinking. Raises `RunFailed` if none can be graded."""
         grades: list[Grade] = []
         for one in answers:
             prompt, ids = rows.prompts[one.row], one.drawn.tokens
@@ -626,8 +628,8 @@ def _grader(method: Reinforcement, hyper: Hyper) -> Grader:
 
 
 def _require_fields(grader: Grader, source: Mapping[str, Any], prompts: Sequence[RLExample]) -> None:
-    """Raises `DataError` if rows lack a field that the grader reads: their answers, which cost money, could
-    not be graded. Code is tried on an empty answer to one row of each set of fields."""
+    """Raise `DataError` if rows lack a field that the grader reads, before sampling costs money. Code is
+    tried on an empty answer to one row of each set of fields."""
     read, tried = fields_read(source), set[frozenset[str]]()
     for number, row in enumerate(prompts, 1):
         item = {"messages": msgspec.to_builtins(row.messages), **row.fields}
@@ -669,7 +671,7 @@ class _Distillation(_Sampled):
         return self.send(answers, apart), {f"train_{name}": value for name, value in shown.items()}
 
     def _apart(self, answers: Sequence[_Answer]) -> list[np.ndarray[Any, Any]]:
-        """Return how much likelier the teacher finds each token of the answers, as a log-ratio."""
+        """Return the log-ratio of the teacher's and the model's probability for each token of the answers."""
         prompt = [self.teacher.futures.logprobs([*one.prompt, *one.drawn.tokens]) for one in answers]
         return [
             np.array(future.result()[len(one.prompt) :], dtype=np.float64) - np.array(one.drawn.logprobs)

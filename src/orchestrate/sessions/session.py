@@ -54,7 +54,7 @@ NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
 
 
 class _StepSums:
-    """What was counted since the last optimizer step."""
+    """Sums since the last optimizer step."""
 
     def __init__(self) -> None:
         self.loss = self.weight = self.apart = 0.0
@@ -255,7 +255,7 @@ class TrainingSession:
         return SavedState(name, step, where)
 
     def _step_when_sent(self, until: float | None = None) -> int:
-        """The step at which everything that was sent will have been carried out."""
+        """Return the step number after all sent requests have been carried out."""
         for future in [one for one in self._open_steps if not one.done()]:
             self._wait_for(future, until)
         return self._step
@@ -265,8 +265,9 @@ class TrainingSession:
         return future.result()
 
     def _wait_for(self, future: Future[Any], until: float | None = None) -> None:
-        """Wait for a host that may be gone. Raises what ended the session meanwhile. With `until`, by the
-        monotonic clock, raises `HostUnavailable` then, and once the run is to be cancelled."""
+        """Wait for a host that may no longer respond. Raises the error that ended the session in the
+        meantime. With `until` (monotonic clock), raises `HostUnavailable` at that time, or when a
+        cancellation is requested."""
         while not wait([future], CHECK_S).done:
             if self._ended is not None:
                 raise self._ended
@@ -317,7 +318,7 @@ class TrainingSession:
         return "adapter"
 
     def _pause(self, code: str, why: str, error: OrchestrateError | None = None) -> None:
-        """Save what there is, and end so that the session can be resumed."""
+        """Save the current state, and end the session so that it can be resumed."""
         until = time.monotonic() + LEAVING_S
         with self._held(until) as held:
             if self._has_ended():
@@ -343,8 +344,8 @@ class TrainingSession:
 
     @contextmanager
     def _held(self, until: float) -> Generator[bool]:
-        """Hold the lock, or go on without it after `until` or once the run is to be cancelled: whoever holds
-        it may wait for a host that is gone."""
+        """Hold the lock. Continue without it after `until`, or when a cancellation is requested, because its
+        holder may be waiting for a host that no longer responds."""
         while not (held := self._lock.acquire(timeout=CHECK_S)):
             if time.monotonic() > until or self._record.dir.asked() == "cancel":
                 break
@@ -362,7 +363,7 @@ class TrainingSession:
         result: str | None = None,
         raised: OrchestrateError | None = None,
     ) -> None:
-        """End it, unless it has ended."""
+        """End the session, unless it has already ended."""
         with self._counting:
             if self._ended is not None:
                 return
@@ -382,7 +383,8 @@ class TrainingSession:
         return self._opened
 
     def _has_ended(self) -> bool:
-        """Return whether it has ended, once that is written down: the program may end next."""
+        """Return whether the session has ended, once its end is recorded, because the program may exit
+        next."""
         if self._ended is not None:
             self._record.wait_for_end(LEAVING_S)
         return self._ended is not None
@@ -436,7 +438,7 @@ class TrainingSession:
         record.write_status(status="running", stage=None, step=self._step, trained_tokens=self._trained)
 
     def _keep(self) -> None:
-        """Look after what ends a session while its loop is elsewhere."""
+        """Check in the background whether the session must end."""
         visited = time.monotonic()
         while self._ended is None:
             time.sleep(CHECK_S)
@@ -450,7 +452,7 @@ class TrainingSession:
                 continue  # the disk or the store may be back at the next look
 
     def _write_time(self) -> None:
-        """Write for how long it was open, in case its program is killed."""
+        """Record how long the session has been open, in case the program is killed."""
         if self._lock.acquire(blocking=False):  # a request that is being sent can wait for the next look
             try:
                 if self._ended is None:
@@ -472,7 +474,8 @@ class TrainingSession:
             self._pause("idle", f"there were no requests for {self._idle_s / 60:g} minutes")
 
     def _check_opening(self, requested: str | None) -> None:
-        """End it if its host does not answer. The backend of a rented machine looks for itself."""
+        """End the session on request if its host does not respond. The backends of rented machines check this
+        themselves."""
         record = self._record
         if requested is None or record.dir.request_age_s() < OPENING_S or record.meter.price.tail_s:
             return
@@ -492,7 +495,7 @@ class TrainingSession:
         read: Callable[[dict[str, Any]], tuple[Any, TokenUse]],
         seq_id: int | None = None,
     ) -> Future[Any]:
-        """`use`: the most that the request may take; `read` gives its result, and what it took."""
+        """Send a request. `use` is its maximum token use. `read` returns its result and actual use."""
         with self._lock:
             if seq_id is not None and seq_id in self._known:
                 return self._known[seq_id]
@@ -554,7 +557,8 @@ class TrainingSession:
         backward: bool,
         own: ForwardOutput | None = None,
     ) -> Future[ForwardOutput]:
-        """`own`: the result of a loss that was computed here, whose gradient the rows carry as weights."""
+        """Send a forward request. `own` is the result of a custom loss, whose gradient the rows contain as
+        weights."""
         use = TokenUse(train=rows.tokens) if backward else TokenUse(prefill=rows.tokens)
 
         def read(answer: dict[str, Any]) -> tuple[ForwardOutput, TokenUse]:

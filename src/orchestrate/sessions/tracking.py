@@ -155,7 +155,7 @@ class Meter:
 
     @property
     def _tail_usd(self) -> Decimal:
-        """What the host bills after the program was killed."""
+        """Cost that the host bills after the program has been killed."""
         return self.price.of(TokenUse(), Decimal(str(self.price.tail_s)) / 3600)
 
     def left_s(self) -> float | None:
@@ -330,8 +330,8 @@ class SessionRecord:
         price: SessionPrice | None = None,
         max_cost_usd: Decimal | None = None,
     ) -> SessionRecord:
-        """Continue a session. Where it went on before, a budget holds its limit again. `price`: the price
-        that was agreed to; by default the backend is asked."""
+        """Continue a session. If it ran before, its limit is reserved in the budget again. `price` is the
+        agreed price, by default the backend's current one."""
         job = provider.get(run.handle)
         dir = RunDir(Path(str(job.payload["folder"])))
         order = decoding.convert(dir.job().session, SessionOrder)
@@ -551,15 +551,15 @@ class SessionRecord:
 
 
 def _limit(run: Run) -> tuple[Decimal | None, str]:
-    """Return the cost at which a session ends, over all programs that drive it, and its name: its own limit,
-    or for a submitted job without one what a budget holds for it, the high end of its quote."""
+    """Return the cost at which a session ends, over all programs that control it, and the limit's name. This
+    is the session's own limit or, for a submitted job without one, the high end of its quote."""
     if run.own_loop or run.max_cost_usd is not None or run.quote is None:
         return run.max_cost_usd, "the session's limit"
     return run.quote.high_usd, "the high end of the run's quote (no --max-cost was set)"
 
 
 def _quoted_price(run: Run) -> SessionPrice:
-    """Return the token prices of the run's quote, which a flag of the command may have set."""
+    """Return the token prices of the run's quote, which a command-line option may have set."""
     lines = () if run.quote is None else run.quote.lines
     usd = {line.component: line.usd_per_unit for line in lines}
     train, prefill, sample = (usd.get(kind, Decimal(0)) for kind in TOKEN_KINDS)
@@ -572,7 +572,7 @@ def _quoted_price(run: Run) -> SessionPrice:
 
 
 def _require_quoted_price(run: Run, price: SessionPrice) -> None:
-    """Raises `UsageError` when a host changed its hourly price: what it has cost so far is counted by it."""
+    """Raise `UsageError` if the host has changed its hourly price, by which the cost so far is counted."""
     quoted, hour = quoted_hour(run.quote), price.of(TokenUse(), Decimal(1))
     if price.tail_s and quoted is not None and hour != quoted.usd_per_hour:
         raise UsageError(

@@ -66,7 +66,7 @@ def _drive(ws: Workspace, run: RunDir) -> None:
 
 
 def _leave_after(record: SessionRecord) -> None:
-    """End this process even where the client of a host that is gone keeps its main thread waiting."""
+    """End this process even if its main thread waits for a host that no longer responds."""
     record.wait_for_end()
     time.sleep(ENDING_S)
     os._exit(0)
@@ -85,7 +85,7 @@ def _recipe(job: LocalJob) -> RecipeJob:
 
 
 def _submitted(ws: Workspace, run: RunDir) -> Run:
-    """Return the run once the store has its job. Raises `RunFailed` where the submit was interrupted."""
+    """Return the run once the store has its job. Raises `RunFailed` if the submit command was interrupted."""
     id, deadline = run_id_of(run.ref), time.monotonic() + SUBMIT_S
     while (found := ws.store.runs.get(id)).job_id is None:
         if time.monotonic() > deadline:
@@ -95,8 +95,8 @@ def _submitted(ws: Workspace, run: RunDir) -> Run:
 
 
 def _settle(run: RunDir, error: Exception) -> None:
-    """Write how it ended, where no session did and no other process drives it: nothing is lost, and `resume`
-    tries again."""
+    """Record how the job ended, unless a session has recorded it or another process controls the job.
+    `resume` tries again."""
     failure = JobError(message=f"{error}", code=type(error).__name__)
     with run.lock() as held:
         state = run.written_state()

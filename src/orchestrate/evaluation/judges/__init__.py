@@ -144,7 +144,7 @@ class Judge:
 
 @dataclass
 class _HeldJudge:
-    """A judge, and its known agreement with people, which is looked up when it first rates."""
+    """A judge and its known agreement with people, which is looked up at its first rating."""
 
     judge: Judge
     held: Callable[[Judge, Kind], Calibration | None] | None = None
@@ -271,7 +271,7 @@ def _compared(answer: Answer) -> Mark:
 
 
 def _points(value: Any, labels: Sequence[str]) -> int | None:
-    """1 to the number of labels; a judge may also say the label."""
+    """Parse points, from 1 to the number of labels. A judge may also answer with a label."""
     if isinstance(value, str):
         value = value.strip()
         if value in labels:
@@ -298,11 +298,11 @@ T = TypeVar("T")
 
 
 def _replied(text: str, read: Callable[[dict[str, Any]], T | None]) -> tuple[dict[str, Any], T] | None:
-    """The first object in which the question is answered, and the answer.
+    """Return the first object that answers the question, and the answer.
 
-    A judge may quote what it judges, before its reply or after it. What follows a reply that the text begins
-    with counts for nothing. Where words come first and the objects disagree, no one can say which is the
-    reply: `None`.
+    A judge may quote what it judges before or after its reply. If the text begins with the reply, later
+    objects are ignored. If other text comes first and the objects disagree, the reply is ambiguous, and the
+    result is `None`.
     """
     found = [(at, parsed, value) for at, parsed in _objects(text) if (value := read(parsed)) is not None]
     if not found:

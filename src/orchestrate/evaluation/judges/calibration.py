@@ -55,7 +55,7 @@ class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _RatedLine(msgspec.Struct):
-    """As people write it; what else a row has is of no matter here."""
+    """A rated line as people write it. Other fields are ignored."""
 
     prompt: str | list[Message] | None = None
     messages: list[Message] | None = None
@@ -70,8 +70,8 @@ class _RatedLine(msgspec.Struct):
 
 
 def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
-    """Read rated answers. Raises `DataError` if the file has no rated answers, or names the line that is
-    invalid."""
+    """Read rated answers. Raises `DataError` if the file has no rated answers, or an invalid line, which the
+    error names."""
     found: list[RatedAnswer] = []
     try:
         with path.open("rb") as file:
@@ -285,7 +285,8 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
 def _pairs(
     rated: Sequence[RatedAnswer], marks: Sequence[Mark]
 ) -> tuple[list[bool], list[tuple[float, float, str]]]:
-    """(whether both said the same) and (people, judge, item) of what could be read."""
+    """Return whether people and judge agree, and (people, judge, item), for each pair that the judge could
+    rate."""
     points = {"first": 1.0, "second": 0.0}
     both = [
         (points.get(one.preferred or "", 0.5), mark.value, one.item)
@@ -476,7 +477,7 @@ def _judged(number: int, row: CalibrationRow, scored: Any, keep: float) -> Judge
 
 
 def _asked_rows(example: Example) -> tuple[Item, Answer] | None:
-    """The conversation, and its last answer."""
+    """Return the conversation and its last answer."""
     if isinstance(example, CompletionExample):
         prompt, answer = (Message(role="user", content=example.prompt),), Answer(text=example.completion)
     elif isinstance(example, ChatExample) and example.messages[-1].role == "assistant":

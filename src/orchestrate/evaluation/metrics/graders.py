@@ -68,7 +68,8 @@ class Grading(MeanOfMarks):
         return [Mark(min(1.0, max(0.0, g.score)), g.error or "") for g in grades]
 
     def _score_model(self, pairs: Sequence[tuple[Item, Answer]]) -> Any:
-        """How a `score_model` scores: all its questions are asked at once, then looked up."""
+        """Return the compiler for `score_model`. It sends all questions at once and looks up the answers
+        later."""
 
         def compiled(grader: Mapping[str, Any]) -> Score:
             scored = ScoreModel(grader, self.context)
@@ -131,7 +132,7 @@ class ScoreModel:
 
 
 def _text(content: Any) -> str:
-    """Of a message's content: a text, or OpenAI's parts with texts."""
+    """Return the text of a message's content, which is a string or a list of OpenAI's parts."""
     if isinstance(content, str):
         return content
     parts = cast("list[Any]", content if isinstance(content, list) else [content])

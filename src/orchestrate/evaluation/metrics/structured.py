@@ -86,7 +86,7 @@ def schema_match(path: str) -> Compare:
 
 
 def _require_refs(path: str, schema: Any, registry: Any) -> None:
-    """Raises `UsageError` for a `$ref` that leads nowhere, also in what another one refers to."""
+    """Raise `UsageError` for a `$ref` that can't be resolved, including references in referenced schemas."""
     from referencing import Resource
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012, specification_with
@@ -119,7 +119,7 @@ def _require_refs(path: str, schema: Any, registry: Any) -> None:
 
 
 def _read(text: str) -> Any:
-    """Raises one of `_NOT_JSON`, for NaN and Infinity too, which Python takes for JSON."""
+    """Parse JSON. Raises one of `_NOT_JSON`, including for NaN and Infinity, which Python accepts."""
     return json.loads(unfenced(text), parse_constant=_refuse)
 
 
@@ -191,7 +191,7 @@ def tool_arguments(item: Item, answer: Answer) -> float:
 
 
 def _written(calls: Sequence[dict[str, Any]]) -> list[tuple[str, Hashable]]:
-    """Name and arguments of each; arguments that are no JSON stay the text that they are."""
+    """Return the name and the arguments of each call. Arguments that are not JSON remain strings."""
     found: list[tuple[str, Hashable]] = []
     for call in calls:
         function: dict[str, Any] = call.get("function") or call

@@ -93,7 +93,7 @@ def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
 
 
 def _wins(votes: Iterable[PairVote]) -> dict[tuple[str, str], float]:
-    """(winner, loser) -> how often, a tie half to each."""
+    """Count wins by (winner, loser). A tie counts half for each."""
     wins: defaultdict[tuple[str, str], float] = defaultdict(float)
     for vote in votes:
         wins[vote.first, vote.second] += vote.points

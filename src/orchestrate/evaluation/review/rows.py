@@ -291,7 +291,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _action_of(desk: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
-    """`None` for a row that says nothing."""
+    """Return the rating action of a sheet's row, or `None` if the row has no rating."""
     note = row.get("note", "")
     if note.startswith("'") and note[1:].startswith(_FORMULA):
         note = note[1:]  # as `export` wrote it
@@ -317,7 +317,7 @@ def _same(old: Rating, new: Rating) -> bool:
 
 
 def _key(review: str, task: ReviewTask, turned: bool) -> str:
-    """Tells a task and its sides, and nothing of the contenders."""
+    """Return a key that identifies the task and its sides without revealing the contenders."""
     return hashlib.sha256(f"{review}\0{task.id}\0{turned}".encode()).hexdigest()[:12]
 
 

@@ -96,7 +96,7 @@ def review_routes(
 
 
 def _tokens(path: Path, raters: Collection[str]) -> dict[str, str]:
-    """Token -> rater, kept."""
+    """Return the raters by token, which are stored."""
     known: dict[str, str] = {}
     with suppress(FileNotFoundError, msgspec.DecodeError):
         known = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
@@ -108,7 +108,7 @@ def _tokens(path: Path, raters: Collection[str]) -> dict[str, str]:
 
 
 def _own_address() -> str:
-    """Under which other machines reach this one; nothing is sent to find it."""
+    """Return the address at which other machines can reach this one, without sending anything."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
         sock.connect(("192.0.2.1", 9))
         return sock.getsockname()[0]

@@ -110,7 +110,7 @@ def rows_of(path: str, review: str) -> RowsToWrite:
 
 
 def _with_answer(line: bytes) -> tuple[bytes, bool]:
-    """The line, and whether it had no answer: then it has a placeholder now."""
+    """Return the line, with a placeholder if it has no answer, and whether it had none."""
     value, _ = parse(line)
     if not isinstance(value, dict):
         return line, False
@@ -127,7 +127,7 @@ def _with_answer(line: bytes) -> tuple[bytes, bool]:
 
 
 def _chat(example: Example) -> ChatExample | str:
-    """The row as a chat, or why people can't write it on a page."""
+    """Return the row as a chat, or the reason why it can't be edited in the browser."""
     if isinstance(example, CompletionExample):
         messages = [
             ChatMessage(role="user", content=example.prompt),
@@ -367,7 +367,7 @@ class WritingSession:
         return mine.index(made[-1].task)
 
     def _pair(self, task: str, current: WrittenSoFar) -> list[Rating]:
-        """The first two texts of a row, in an order that tells nothing of their writers."""
+        """Return the first two texts of a row, in an order that does not reveal their writers."""
         texts = [current.texts[task][who] for who in sorted(current.texts[task])][:2]
         return random.Random(f"{self.review.seed}:{task}").sample(texts, 2)  # noqa: S311  not for secrets
 

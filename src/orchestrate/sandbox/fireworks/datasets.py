@@ -353,10 +353,10 @@ class FireworksDatasetRoutes:
         size = slot["size"]
         if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
             raise HostError(
-                400, f"the header x-goog-content-length-range must be {size},{size}, as in the signature"
+                400, f"the header x-goog-content-length-range must be {size},{size}, to match the signature"
             )
         if request.headers.get("content-type") != "application/octet-stream":
-            raise HostError(403, "the content type must be application/octet-stream, as in the signature")
+            raise HostError(403, "the content type must be application/octet-stream, to match the signature")
         path = self.files.path(f"dataset-{dataset['id']}.{ticket}")
         got = await store_stream(path, request.stream(), size)
         if got != size:
@@ -398,7 +398,7 @@ class FireworksDatasetRoutes:
             if not isinstance(upload, UploadFile):
                 raise HostError(400, "file is required")
             if (upload.size or 0) > MAX_DIRECT:
-                raise HostError(413, f"limit of direct uploads: {MAX_DIRECT} bytes. Use getUploadEndpoint")
+                raise HostError(413, f"files over {MAX_DIRECT} bytes require getUploadEndpoint")
             with open(self.files.path(f"dataset-{dataset['id']}"), "wb", opener=opener) as out:
                 shutil.copyfileobj(upload.file, out)
             name = upload.filename or "data.jsonl"

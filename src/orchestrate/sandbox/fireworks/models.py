@@ -149,7 +149,9 @@ class FireworksUploadRoutes:
     async def create(self, request: Request) -> Response:
         body = parse(FireworksCreateModel, await json_body(request))
         if not _VALID_ID.match(body.modelId):
-            raise HostError(400, f"model id {body.modelId!r} may only have lowercase letters, digits and -")
+            raise HostError(
+                400, f"model id {body.modelId!r} may only contain lowercase letters, digits and -"
+            )
         base = body.model.peftDetails.baseModel
         if base_model(base, "fireworks") is None:
             raise HostError(404, f"base model {base} was not found")
@@ -203,7 +205,7 @@ class FireworksUploadRoutes:
         size = slot["size"]
         if request.headers.get("x-goog-content-length-range") != f"{size},{size}":
             raise HostError(
-                400, f"the header x-goog-content-length-range must be {size},{size}, as in the signature"
+                400, f"the header x-goog-content-length-range must be {size},{size}, to match the signature"
             )
         data = await request.body()
         if len(data) != size:
@@ -369,7 +371,7 @@ class FireworksModelRoutes:
             raise HostError(400, "accelerator_type is required without a deployment_shape")
         id = request.query_params.get("deploymentId") or f"sandbox-{token(8).lower()}"
         if not _ID.match(id):
-            raise HostError(400, f"deployment id {id!r} may only have lowercase letters, digits and -")
+            raise HostError(400, f"deployment id {id!r} may only contain a-z, 0-9 and -")
         if self.host.state.get("fireworks", "deployment", id) is not None:
             raise HostError(409, f"deployment {id} already exists")
         now = self.host.clock.now()

@@ -84,7 +84,7 @@ class FireworksDesk(SessionDesk):
 
 
 class FireworksSessionsApi(SessionsApi):
-    """Of the serverless kind."""
+    """Serverless training sessions on the Fireworks host."""
 
     desk: FireworksDesk
 
@@ -196,7 +196,7 @@ class TrainerSessionsApi(FireworksSessionsApi):
         return f"{TRAINER.get()}:train:{caller.id}-{number}"
 
     def _load(self, model: SessionModel, body: dict[str, Any], promise: Promise) -> None:
-        """A bare name is one of the same trainer's."""
+        """Load a save. A name without a path is a save of the same trainer."""
         if "/" not in (path := str(body.get("path"))):
             body = {**body, "path": f"{CROSS_JOB}{model.id.partition(':')[0]}/{path}"}
         super()._load(model, body, promise)
@@ -323,7 +323,7 @@ class TrainerRoutes:
     # -- what they answer ----------------------------------------------------------------------------------
 
     def _gate(self, app: ASGIApp) -> ASGIApp:
-        """Let through what asks a trainer that is up. Each request is activity."""
+        """Forward requests to running trainers. Each request counts as activity."""
 
         async def gate(scope: Scope, receive: Receive, send: Send) -> None:
             TRAINER.set(scope["path_params"]["job"])  # each request runs in a context of its own

@@ -39,7 +39,7 @@ def dialect(kind: str) -> type[Host]:
     entry = described().get(kind)
     if entry is None:
         known = ", ".join(described())
-        raise UsageError(f"no host named {kind!r} is described. Known hosts: {known}")
+        raise UsageError(f"no description of a host named {kind!r}. Known hosts: {known}")
     values = description.read(*entry)
     absolute = "learning_rate" in values.settings and values.settings["learning_rate"].field is not None
     own = {
@@ -131,7 +131,8 @@ class DialectHost(OpenAIHost):
         return self.described.field(rule, kind) if rule is not None and rule.field else None
 
     def _base(self, model: str, kind: str) -> str:
-        """A host that lists its models has these; another takes any id of the hub."""
+        """Return the base model. A host that lists its models only accepts these. Other hosts accept any Hub
+        id."""
         del kind
         known = {one.id for one in self.described.models.values()}
         if model in known or (self.described.hub and "/" in model):
@@ -320,8 +321,7 @@ def _template(path: str) -> str:
 
 
 def _read(template: str, value: str) -> dict[str, str]:
-    """Return what stands in the places of a template: `{job}:{checkpoint}` and `a:b` are job a and checkpoint
-    b."""
+    """Parse a text by a template: `{job}:{checkpoint}` and `a:b` give job a and checkpoint b."""
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
     found = re.fullmatch(pattern, value)
     if found is None:

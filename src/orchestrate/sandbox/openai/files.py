@@ -58,7 +58,7 @@ class OpenAIFiles:
                     400, f"'{purpose}' is not one of {list(PURPOSES)} - 'purpose'", param="purpose"
                 )
             if (upload.size or 0) > MAX_FILE:
-                raise HostError(413, f"The file is larger than {MAX_FILE} bytes; use the Uploads API")
+                raise HostError(413, f"The file is larger than {MAX_FILE} bytes. Use the Uploads API")
             id = f"file-{token()}"
             with open(self.files.path(id), "wb", opener=opener) as out:
                 shutil.copyfileobj(upload.file, out)

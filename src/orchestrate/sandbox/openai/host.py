@@ -424,7 +424,7 @@ class OpenAIHost(Host):
         job.price_usd = str(usd) if usd is not None else None
 
     def _objection(self, job: SandboxJob, train: StoredFile, valid: StoredFile | None) -> JobFailure | None:
-        """Return why the job will fail while its files are validated."""
+        """Return the reason why the job will fail during file validation, or `None`."""
         for param, file in (("training_file", train), ("validation_file", valid)):
             if file is None or file.report is None:
                 continue
@@ -456,7 +456,7 @@ class OpenAIHost(Host):
         return file
 
     def _base(self, model: str, kind: str) -> str:
-        """RFT is kept alive here for the models that had it, so that it can be tried."""
+        """Return the base model. The sandbox still offers RFT for the models that supported it."""
         found = base_model(model, self.name, undated=True)
         if found is None:
             raise HostError(

@@ -100,7 +100,8 @@ class TogetherCreateJob(Body):
     @model_validator(mode="before")
     @classmethod
     def _empty_is_absent(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Together's own command line writes an empty string for what was not given."""
+        """Treat an empty string as absent. Together's own command line sends one for each option that was not
+        given."""
         return {name: value for name, value in values.items() if value != ""}
 
     @model_validator(mode="after")

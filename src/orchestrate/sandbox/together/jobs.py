@@ -141,7 +141,7 @@ class TogetherFiles:
             raise HostError(400, "file_name must end in .jsonl, .parquet or .csv", param="file_name")
 
     def _refuse_known(self, checksum: str | None) -> None:
-        """A file whose bytes are already there answers 409 with its id; the SDK then takes that one."""
+        """Raise `FileExists` if the same bytes were already uploaded. The SDK then uses the existing file."""
         if not checksum:
             return
         for file in self.files.all():

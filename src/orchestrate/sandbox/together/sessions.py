@@ -280,7 +280,7 @@ class TrainingSessions:
         return made
 
     def _load(self, made: Values, saved: str | None, optimizer: bool) -> None:
-        """Give the session its model. The base is loaded for the first one."""
+        """Load the session's model. The first session also loads the base model."""
         shape = {name: made["lora_config"][name] for name in ("rank", "seed", "train_unembed")}
         error = None
         try:
@@ -449,7 +449,7 @@ class TrainingSessions:
         return json_answer(_operation(found))
 
     def _carry_out(self, one: Values, session: Values, body: Body) -> None:
-        """Ask the engine, and note the output when it comes."""
+        """Send the operation to the engine, and store its output when it arrives."""
         account = here()
         every: dict[type[Body], Callable[[Values, Values, Any], Any]] = {
             ForwardBackward: self._forward,
@@ -595,7 +595,7 @@ class TrainingSessions:
         return sent, output
 
     def _registered(self, saved: Values, folder: Any) -> Values:
-        """Put an adapter into the project's registry, where it can be deployed from."""
+        """Add an adapter to the project's registry, so it can be deployed."""
         name = f"sandbox/{saved['id']}"
         id = object_id("ml", name)
         for file in shared.FILES:
@@ -635,7 +635,7 @@ def _of_status(request: Request, found: Iterator[Values]) -> Iterator[Values]:
 
 
 def _masked(sample: SessionSample, log_p: Any) -> Values:
-    """Return the log-probabilities; positions that the loss leaves out are zero, as the host writes."""
+    """Return the log-probabilities, with zeros at positions that the loss ignores, as Together does."""
     kept = sample.loss_fn_inputs.get("weights") or sample.loss_fn_inputs.get("mask")
     shown = [
         float(value) if kept is None or kept.data[place] else 0.0
