@@ -195,7 +195,7 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
     [
         ({"contenders": ("run", "moon")}, "unknown contender 'moon'"),
         ({"contenders": ("run",)}, "two contenders"),
-        ({"evaluation": "eval-0"}, "no evaluation eval-0"),
+        ({"evaluation": "eval-0"}, "matches eval-0"),
         ({"rubric": Path("none.yaml")}, "cannot be read"),
         ({"against": "moon"}, "unknown contender 'moon'"),
     ],
