@@ -40,13 +40,13 @@ def dialect(kind: str) -> type[Host]:
     if entry is None:
         known = ", ".join(described())
         raise UsageError(f"no description of a host named {kind!r}. Known hosts: {known}")
-    values = description.read(*entry)
-    absolute = "learning_rate" in values.settings and values.settings["learning_rate"].field is not None
+    api = description.read(*entry)
+    absolute = "learning_rate" in api.settings and api.settings["learning_rate"].field is not None
     own = {
         "name": kind,
-        "title": values.title,
+        "title": api.title,
         "place": 10 + list(described()).index(kind),
-        "described": values,
+        "described": api,
         "usual_rate": _USUAL_RATE if absolute else OpenAIHost.usual_rate,
     }
     return type("DialectHost", (DialectHost,), own)
