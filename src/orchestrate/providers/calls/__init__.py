@@ -82,7 +82,7 @@ def text(value: Any) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """Parse a finite number from a number or a string."""
+    """Parse a finite number from a JSON number or a string."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The `Provider` class of each remote place, created when it is looked up by its kind."""
+"""`Provider` classes of remote places. A class is created when its kind is first looked up."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class LocalProvider(
         Feature.VISION: "the local engine trains only on text",
         Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
         Feature.DEPLOY: "this machine is not rented. Serve the model with  orchestrate serve RUN",
-        Feature.LIVE_PRICE: "training on this machine has no price estimate from a host",
+        Feature.LIVE_PRICE: "no host estimates the price of local training",
     }
 
     def __init__(self, config: HostConfig) -> None:

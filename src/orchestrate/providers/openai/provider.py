@@ -304,7 +304,7 @@ class OpenAIProvider(
     def billing(self) -> Billing:
         """Report the jobs. OpenAI does not charge for storing tuned models and files. Azure lists deployments
         only in its portal."""
-        unseen = "deployments on Azure, which are billed hourly but which its data API does not list"
+        unseen = "deployments on Azure, which are billed hourly and not listed by its data API"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:

@@ -689,5 +689,5 @@ def _require_adapter(order: SessionOrder) -> None:
     for part in ("train_mlp", "train_attn"):
         if not order.lora[part]:
             raise UsageError(
-                f"Together always trains attention and MLP layers together, so {part}=False is not possible"
+                f"Together only trains attention and MLP layers jointly, so {part}=False is not possible"
             )
