@@ -23,7 +23,7 @@ def test_a_key_of_servers_of_models_is_told_from_one_of_the_gateway(cli: Cli, tm
         "app": "serve",
     }
     rows = {line.split()[0]: line.split() for line in cli("gateway", "keys", "ls").out.splitlines() if line}
-    assert rows["name"][1] == "opens" and rows["ann"][1] == "gateway" and rows["app"][1] == "serve"
+    assert rows["name"][1] == "server" and rows["ann"][1] == "gateway" and rows["app"][1] == "serve"
     assert rows["ann"][-1] == "all" != rows["app"][-1]
     ann, app = (cli("gateway", "keys", "revoke", name).err for name in ("ann", "app"))
     assert "jobs" in ann and "app" in app and "jobs" not in app

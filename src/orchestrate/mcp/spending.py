@@ -25,7 +25,7 @@ from orchestrate.types import DeploymentOffer
 
 
 class Agreement(BaseModel):
-    """The answer of the client's user."""
+    """The user's answer to a request for approval."""
 
     answer: Literal["yes", "no"] = Field(description="Approve?")
 

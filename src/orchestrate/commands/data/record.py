@@ -155,7 +155,7 @@ def _show(done: Recording) -> None:
 
 
 def _show_list(found: list[Recording]) -> None:
-    rows = table("recording", "model", "made on", "answers", "of", "log-probabilities", "from")
+    rows = table("recording", "model", "created", "answers", "of", "log-probabilities", "source")
     for one in found:
         name = one.contender.run_id or one.contender.name
         rows.add_row(

@@ -214,7 +214,7 @@ def _show_taken(taken: OutcomesTaken) -> None:
 def stop(
     context: typer.Context,
     name: Name,
-    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model that all users get.")] = ("base"),
+    keep: Annotated[Literal["base", "tuned"], typer.Option(help="Model for all users.")] = ("base"),
 ) -> Output[ExperimentReport]:
     """End an experiment and send all users to one model. Run the command again to switch to the other model,
     for example from tuned back to base."""
@@ -248,7 +248,7 @@ def size(
         raise UsageError("set --rate for a right-or-wrong metric, or --deviation for a numeric one")
     if rate is not None:
         if not 0 < rate + gain < 1:
-            raise UsageError(f"a rate of {rate:g} cannot change by {gain:+g}")
+            raise UsageError(f"--rate plus --gain must be between 0 and 1 (got {rate + gain:g})")
         # The variances of the two arms add up, each divided by its number of users.
         tuned, part = rate + gain, share / 100
         deviation = math.sqrt(tuned * (1 - tuned) * (1 - part) + rate * (1 - rate) * part)

@@ -148,7 +148,7 @@ def _show(found: Sequence[Stored]) -> None:
 
 
 def _listed(found: Sequence[Stored]) -> TextTable:
-    shown = table("run", "at", "what", "id", fold=("id",))
+    shown = table("run", "backend", "kind", "id", fold=("id",))
     for one in found:
         shown.add_row(one.run_id or "", f"{one.provider} ({one.host})", one.kind, ", ".join(one.ids))
     return shown
@@ -177,7 +177,7 @@ def _show_stored(found: Sequence[AccountStorage]) -> None:
 
 
 def _stored_table(found: Sequence[AccountStorage], only: str | None = None) -> TextTable:
-    names = ("at", "what", "id", "name", "size", "made", "deleted by host", "run")
+    names = ("backend", "kind", "id", "name", "size", "created", "expires", "run")
     items = [item for one in found for item in one.items if only in (None, item.id)]
     prices = any(item.usd_per_month is not None for item in items)
     shown = table(*names, *(["$/month"] if prices else []), right=("size",), fold=("id", "name"))

@@ -214,7 +214,9 @@ def _show_ended(report: OrphanReport) -> None:
 
 
 def _list_orphans(report: OrphanReport, on: Console) -> None:
-    shown = table("where", "what", "id", "state", "$/hour", "why", right=("$/hour",), fold=("id", "why"))
+    shown = table(
+        "backend", "kind", "id", "state", "$/hour", "reason", right=("$/hour",), fold=("id", "reason")
+    )
     for one in report.orphans:
         item = one.item
         price = NOTHING if item.usd_per_hour is None else rate(item.usd_per_hour)
@@ -431,7 +433,7 @@ def _column(parts: Sequence[Decimal]) -> list[str]:
 
 
 def _resources(resources: Sequence[Found]) -> RenderableType:
-    names = ("backend", "what", "id", "name", "state", "billed", "$/hour", "owner")
+    names = ("backend", "kind", "id", "name", "state", "billed", "$/hour", "owner")
     shown = table(*names, right=("$/hour",), fold=("id", "name", "owner"))
     for found in resources:
         item = found.item

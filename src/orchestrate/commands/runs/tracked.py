@@ -236,9 +236,7 @@ def _show_checkpoints(found: list[Checkpoint]) -> None:
     out.print(shown)
 
 
-YesOpt = Annotated[
-    bool, typer.Option("--yes", "-y", help="Skip the confirmation. Without a terminal, there is none.")
-]
+YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation on a terminal.")]
 
 
 @command

@@ -198,7 +198,7 @@ def ls(context: typer.Context) -> Output[list[KeyShown]]:
 
 
 def _show_keys(found: list[KeyShown]) -> None:
-    shown = table("name", "opens", "project", "state", "used", "open jobs", "may")
+    shown = table("name", "server", "project", "state", "used", "open jobs", "permissions")
     for key in found:
         state = "revoked" if key.revoked_at else f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "-"
         used = text.money(key.used_usd)
@@ -242,7 +242,7 @@ def log(
 
 
 def _show_log(found: list[AuditEntry]) -> None:
-    shown = table("at", "key", "request", "status", "what")
+    shown = table("time", "key", "request", "status", "details")
     for entry in found:
         at, request = f"{entry.at:%Y-%m-%d %H:%M:%S}", f"{entry.method} {entry.path}"
         times = f" ({entry.times} times)" if entry.times > 1 else ""

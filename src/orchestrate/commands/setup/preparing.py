@@ -354,7 +354,7 @@ def _show_backends(found: list[BackendRow], wide: Sequence[str]) -> None:
         shown.add_row(feature.value.replace("_", " "), *(_has(one, feature.value) for one in first))
     out.print(shown)
     out.print()
-    rows = table("-p", "backend", "to use it here", fold=("to use it here",))
+    rows = table("-p", "backend", "setup", fold=("setup",))
     for one in found:
         rows.add_row(
             one["name"], one["title"], Text("ready", "green") if one["usable"] else one["needs"] or ""

@@ -35,7 +35,7 @@ class Output(Generic[Printed]):
         return self.code
 
     def line(self) -> None:
-        """Print the output now, for commands that print several. JSON takes one line."""
+        """Print the output immediately, for commands that print several. JSON takes one line."""
         if prints_json():
             sys.stdout.write(inert_json(msgspec.json.encode(self.record).decode()) + "\n")
         else:

@@ -253,7 +253,12 @@ def _show_quoted(quoted: Quoted, how: QuoteView) -> None:
 
 def _show_live(prices: Sequence[LivePrice]) -> None:
     shown = table(
-        "backend", "quoted", "host says", "difference", "", right=("quoted", "host says", "difference")
+        "backend",
+        "quoted",
+        "host's estimate",
+        "difference",
+        "",
+        right=("quoted", "host's estimate", "difference"),
     )
     for p in prices:
         remark = p.reason or ("within the quote's range" if p.within_band else "outside the quote's range")

@@ -72,7 +72,7 @@ def _matters(found: Sequence[Setting | None]) -> bool:
 
 
 def _matrix(names: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], length: int) -> TextTable:
-    made = table("setting", "asked", *rows, fold=("asked", *rows))
+    made = table("setting", "spec", *rows, fold=("spec", *rows))
     for name in names:
         found = [of.get(name) for of in rows.values()]
         asked = next((s.asked for s in found if s is not None and s.asked is not None), None)

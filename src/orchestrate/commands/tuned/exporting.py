@@ -39,7 +39,7 @@ AcceptOpt = Annotated[
     typer.Option(
         "--accept-license",
         metavar="LICENSE",
-        help="Accept the terms of the base model's license, by its name.",
+        help="License of the base model whose terms you accept, by name.",
     ),
 ]
 STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}
