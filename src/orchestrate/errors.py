@@ -105,14 +105,14 @@ class AlreadySubmitted(UsageError):
     ) -> None:
         """Build the error. `recovered_model` is set if the stored run was recovered, so it may only seem
         identical."""
-        told = "is identical (settings, data, account)"
+        described = "is identical (settings, data, account)"
         if recovered_model is not None:
-            told = (
+            described = (
                 f"was recovered from its host and may be identical (model {recovered_model}; its "
                 "settings and data are unknown here)"
             )
         super().__init__(
-            f"run {run_id} on {provider} {told} and {state}; nothing was sent",
+            f"run {run_id} on {provider} {described} and {state}; nothing was sent",
             fix=f"{next_step}   (to pay for a second one, add --again; in Python again=True)",
         )
         self.provider = provider
@@ -181,9 +181,9 @@ class ProjectNotTrusted(SetupError):
 
     def __init__(self, files: Sequence[str], settings: Sequence[str] = ()) -> None:
         set_by = [", ".join(settings)] if settings else []
-        told = zip(files, [*set_by, *["prices"] * len(files)], strict=False)
+        set_by_file = zip(files, [*set_by, *["prices"] * len(files)], strict=False)
         super().__init__(
-            f"{' and '.join(f'{file} sets {what}' for file, what in told)}. Orchestrate applies these "
+            f"{' and '.join(f'{file} sets {what}' for file, what in set_by_file)}. Orchestrate applies these "
             f"settings only from trusted project files, and you have not trusted this version of "
             f"{' and '.join(files)}. "
             "Nothing was started or sent",

@@ -39,9 +39,9 @@ def settings() -> list[str]:
     found: list[str] = []
     for name, field in schema["properties"].items():
         kinds = [field, *field.get("anyOf", ())]
-        words = [word for kind in kinds for word in kind.get("enum", ())]
+        values = [value for kind in kinds for value in kind.get("enum", ())]
         plain = any(kind.get("type") == "boolean" for kind in kinds)
-        found += [f"{name}={word}" for word in (*words, *(("true", "false") if plain else ()))] or [
+        found += [f"{name}={value}" for value in (*values, *(("true", "false") if plain else ()))] or [
             f"{name}="
         ]
     return sorted(found)

@@ -54,14 +54,14 @@ def search(
     """Search models by name. Without search terms, list all models."""
     if provider is not None:
         backends.chosen(settings_of(context), provider)
-    words = " ".join(query or [])
-    found = [_shown(model) for model in backends.search(words, provider)]
+    terms = " ".join(query or [])
+    found = [_shown(model) for model in backends.search(terms, provider)]
 
     def view(found: Sequence[ModelShown]) -> None:
         if not found:
             where = f" on {provider}" if provider else ""
             raise UsageError(
-                f"no model matches {words!r}{where}", fix="to list all models: orchestrate models"
+                f"no model matches {terms!r}{where}", fix="to list all models: orchestrate models"
             )
         _show_list(found)
 
@@ -92,8 +92,8 @@ def show(
 def _show(model: ModelShown) -> None:
     hub = f"  hub: {model.hub}" if model.hub else ""
     out.print(Text.assemble((model.name, "bold"), f"  {_size(model)}{hub}"))
-    if told := _told(model):
-        out.print(told)
+    if described := _open_model_facts(model):
+        out.print(described)
     today = days.today()
     shown = table("backend", "id", "methods", "adapters", "row limit", "rank", "tunable", "source")
     for provider in [*model.hosts, *([this_machine().kind] if model.open else [])]:
@@ -147,7 +147,7 @@ def _size(model: Model) -> str:
     return f"{model.params_b:g}B{active}"
 
 
-def _told(model: Model) -> str:
+def _open_model_facts(model: Model) -> str:
     """Return the known facts about an open model."""
     if not model.open:
         return ""

@@ -122,13 +122,13 @@ def convert(
             progress=progress,
         )
     report = replace(report, path=file, losses=tuple(_of(loss, joined, file) for loss in report.losses))
-    return Output(report, partial(_show_converted, tell=note if data.is_stdout(target) else out.print))
+    return Output(report, partial(_show_converted, write_line=note if data.is_stdout(target) else out.print))
 
 
-def _show_converted(report: ConvertReport, tell: Callable[[str], None]) -> None:
+def _show_converted(report: ConvertReport, write_line: Callable[[str], None]) -> None:
     for loss in report.losses:
         note(f"{'lost' if loss.severity is Severity.ERROR else loss.severity}: {loss.message}")
-    tell(f"{report.output}: {count(report.written, 'row')}, {report.left_out:,} left out")
+    write_line(f"{report.output}: {count(report.written, 'row')}, {report.left_out:,} left out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,7 +222,7 @@ def _progress(rows: int) -> Generator[Callable[[int, int, Decimal], None]]:
     """Show the number of rows and requests, and the cost so far."""
     with work("generating") as report:
 
-        def tell(done: int, requests: int, usd: Decimal) -> None:
+        def update(done: int, requests: int, usd: Decimal) -> None:
             report(done, rows, count(requests, "request") + (f", {money(usd)}" if usd else ""))
 
-        yield tell
+        yield update

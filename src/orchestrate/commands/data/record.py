@@ -109,7 +109,7 @@ def record(
         )
         with recording.PreparedRecording(ft, name, order) as prepared:
             plan = prepared.plan()
-            _tell(plan)
+            _print_plan(plan)
             high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
             require_agreed("Record?", high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
             kept = "the answers so far are saved. To continue, run the same command again"
@@ -118,7 +118,7 @@ def record(
     return Output(done, _show)
 
 
-def _tell(plan: RecordPlan) -> None:
+def _print_plan(plan: RecordPlan) -> None:
     dropped = [
         (plan.equal, "equal"),
         (plan.near, "nearly equal"),

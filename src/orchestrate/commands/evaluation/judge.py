@@ -321,12 +321,12 @@ def answer_progress(questions: int) -> Generator[Callable[[str, int, int, Decima
     answers = dict[str, int]()
     with work("querying") as report:
 
-        def tell(name: str, done: int, of: int, usd: Decimal) -> None:
+        def update(name: str, done: int, of: int, usd: Decimal) -> None:
             answers[name] = done
             spent = f", {money(usd)}" if usd else ""
             report(sum(answers.values()), questions, f"{name} {done:,} of {of:,}{spent}")
 
-        yield tell
+        yield update
 
 
 class ReportFile(TypedDict):

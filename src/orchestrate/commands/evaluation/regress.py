@@ -87,7 +87,7 @@ def regress(
     ] = None,
     *,
     abilities: ProbeOptions,
-    asking: RegressionLimits,
+    limits: RegressionLimits,
     list_probes: Annotated[bool, typer.Option("--list", help="List the built-in probes.")] = False,
 ) -> Output[Regression] | Output[list[str]]:
     """Check whether a tuned model has forgotten anything: compare it with its base on small probes, your own
@@ -110,30 +110,30 @@ def regress(
         tasks_folder=abilities.tasks_folder,
         margin=abilities.margin,
         limit=abilities.limit,
-        on=asking.on,
-        base_precision=asking.base_precision,
-        max_tokens=asking.max_tokens,
-        max_cost_usd=amount(asking.max_cost, "--max-cost"),
-        fresh=asking.fresh,
-        skip_failed=asking.skip_failed,
+        on=limits.on,
+        base_precision=limits.base_precision,
+        max_tokens=limits.max_tokens,
+        max_cost_usd=amount(limits.max_cost, "--max-cost"),
+        fresh=limits.fresh,
+        skip_failed=limits.skip_failed,
     )
-    require_reports(asking.output, asking.junit)
+    require_reports(limits.output, limits.junit)
     with orchestrator(context) as ft, PreparedRegression(ft, run, order) as prepared:
         plan = prepared.plan()
-        for asked in plan.asked:
+        for contender in plan.asked:
             price = "the price per token is unknown"
-            if asked.high_usd is not None and asked.expected_usd is not None:
+            if contender.high_usd is not None and contender.expected_usd is not None:
                 price = "costs nothing"
-            if asked.high_usd and asked.expected_usd is not None:
-                price = f"about {span(asked.expected_usd, asked.high_usd)}"
-            kept = f", {asked.kept:,} answered before" if asked.kept else ""
-            note(f"{asked.contender}: {count(asked.questions, 'request')}{kept}; {price}")
-        require_unpriced(plan.unpriced, yes=asking.yes)
+            if contender.high_usd and contender.expected_usd is not None:
+                price = f"about {span(contender.expected_usd, contender.high_usd)}"
+            kept = f", {contender.kept:,} answered before" if contender.kept else ""
+            note(f"{contender.contender}: {count(contender.questions, 'request')}{kept}; {price}")
+        require_unpriced(plan.unpriced, yes=limits.yes)
         with answer_progress(sum(a.questions for a in plan.asked)) as progress:
             found = prepared.run(progress)
     report = RegressionReport(regression=found)
-    write_reports(lambda: report, asking.output, asking.junit)
-    return Output(found, lambda _: out.print(report.table()), 1 if asking.gate and not found.settled else 0)
+    write_reports(lambda: report, limits.output, limits.junit)
+    return Output(found, lambda _: out.print(report.table()), 1 if limits.gate and not found.settled else 0)
 
 
 def _names(text: str) -> list[str]:

@@ -45,10 +45,10 @@ def take(
     with orchestrator(context) as ft, resumable(kept):
         taken: list[AccountImport] = []
         for name in ft.backends(providers):
-            with work(f"importing from {name}") as told:
+            with work(f"importing from {name}") as report:
 
-                def tell(what: str, done: int, of: int, told: ProgressCallback = told) -> None:
-                    told(done, of, what)
+                def tell(what: str, done: int, of: int, report: ProgressCallback = report) -> None:
+                    report(done, of, what)
 
                 taken.append(
                     importing.take(ft, name, since=at, every=every, details=details, files=files, tell=tell)
@@ -76,8 +76,8 @@ def _show(taken: AccountImport) -> None:
         jobs = text.count(taken.left_out, "job without a model is", "jobs without a model are")
         note(f"{jobs} left out. To include them: --all")
     for day, models in found.silent:
-        shut = text.count(models, "tuned model")
-        warn(f"{taken.provider} will shut down {shut} after {day}")
+        models_text = text.count(models, "tuned model")
+        warn(f"{taken.provider} will shut down {models_text} after {day}")
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
     note(f"training rows: {found.data_here:,} still available, {found.data_gone:,} lost")

@@ -71,7 +71,7 @@ def runs(  # noqa: PLR0913  each is an option
         raise UsageError(f"unknown status {status!r}{among(status, STATUSES)}")
     narrowed = any((status, model, tag, search, archived))
     with orchestrator(context) as ft:
-        asked = partial(
+        matching = partial(
             ft.runs,
             provider=provider,
             status=status,
@@ -80,8 +80,8 @@ def runs(  # noqa: PLR0913  each is an option
             search=search or "",
             archived=archived,
         )
-        found = [run.record for run in asked(limit=limit, sort=sort, sandbox=sandbox or None)]
-        elsewhere = 0 if found or sandbox else len(asked(limit=_MOST_ELSEWHERE, sandbox=True))
+        found = [run.record for run in matching(limit=limit, sort=sort, sandbox=sandbox or None)]
+        elsewhere = 0 if found or sandbox else len(matching(limit=_MOST_ELSEWHERE, sandbox=True))
         alone = found or elsewhere or narrowed or provider
         kept = 0 if alone else len(ft.runs(archived=True, limit=_MOST_ELSEWHERE, sandbox=sandbox or None))
         deployed = ft.deployments()

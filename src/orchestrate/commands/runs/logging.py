@@ -50,16 +50,16 @@ def log(
         ]
         with logging.opened(to, at, project) as tracker:
             if watch:
-                told = logging.follow(
+                logged = logging.follow(
                     ft, found, tracker, tell=lambda one: note(f"{one.run_id}  {count(one.values, 'value')}")
                 )
             else:
-                told = logging.log(ft, found, tracker)
-    return Output(told, _show)
+                logged = logging.log(ft, found, tracker)
+    return Output(logged, _show)
 
 
-def _show(told: list[Logged]) -> None:
-    for one in told:
+def _show(logged: list[Logged]) -> None:
+    for one in logged:
         out.print(f"{one.run_id}  {count(one.values, 'new value')}  {one.where}", soft_wrap=True)
-    for line in dict.fromkeys(line for one in told for line in one.notes):
+    for line in dict.fromkeys(line for one in logged for line in one.notes):
         note(line)

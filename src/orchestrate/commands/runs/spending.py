@@ -386,9 +386,9 @@ def _orphan(found: Found) -> str:
     item = found.item
     price = "at an unknown price" if item.usd_per_hour is None else f"at {rate(item.usd_per_hour)} per hour"
     lost = found.lost_run
-    way = "" if lost is None else f"To recover the run: orchestrate recover {lost} -p {item.provider}. "
+    recovery = "" if lost is None else f"To recover the run: orchestrate recover {lost} -p {item.provider}. "
     return (
-        f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}. {way}To end it: "
+        f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}. {recovery}To end it: "
         "orchestrate spending --end-orphans, or to ignore it: --ignore "
         f"{quote(item.name or item.id)}"
     )

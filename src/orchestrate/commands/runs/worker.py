@@ -113,8 +113,8 @@ def recover(
             note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:
         there = "" if provider == "all" else f" -p {provider}"
-        way = f"orchestrate recover{there} --all   (or name the runs)"
-        note(f"{count(len(report.offered), 'job')} not recovered. To recover them: {way}")
+        command = f"orchestrate recover{there} --all   (or name the runs)"
+        note(f"{count(len(report.offered), 'job')} not recovered. To recover them: {command}")
 
 
 def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
@@ -125,8 +125,8 @@ def _show(recovered: Recovered, unsearched: list[Failure]) -> None:
     for ref in report.doubled:
         warn(f"{ref} has more than one job. To see them: orchestrate events {ref}")
     for failure in report.failures:
-        tell = warn if failure in unsearched else note
-        tell(f"{failure.provider} could not be fully searched: {failure.message}")
+        print_line = warn if failure in unsearched else note
+        print_line(f"{failure.provider} could not be fully searched: {failure.message}")
     for run_id, words in report.counted.items():
         note(f"{run_id} counts {words}")
     for run_id in report.deployments:
@@ -153,7 +153,7 @@ def _choice(named: list[str] | None) -> Choose:
         for job in lost:
             when = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
             note(f"{job.run_id}  {job.provider}  {job.status}  {job.model or ''}  {when}  in {job.account}")
-        asked = f"Recover {count(len(lost), 'run')} into this store? Some may belong to colleagues"
-        return [job.run_id for job in lost] if confirm(asked, yes=False) else []
+        question = f"Recover {count(len(lost), 'run')} into this store? Some may belong to colleagues"
+        return [job.run_id for job in lost] if confirm(question, yes=False) else []
 
     return choose

@@ -124,7 +124,7 @@ def run(
     kept = hosts.home or _default_home(context)
     # If this program was started by its path, `orchestrate` in the command must find it as well.
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
-    with joined(kept, port, **_ways(hosts)) as env:
+    with joined(kept, port, **_start_options(hosts)) as env:
         try:
             child = subprocess.Popen(words, env={**os.environ, "PATH": path, **env})
         except OSError as error:
@@ -135,10 +135,10 @@ def run(
 def _start(hosts: SandboxOptions, port: int) -> AbstractContextManager[Sandbox]:
     from orchestrate.sandbox.joining import running
 
-    return running(port, home=hosts.home, **_ways(hosts))
+    return running(port, home=hosts.home, **_start_options(hosts))
 
 
-def _ways(hosts: SandboxOptions) -> dict[str, Any]:
+def _start_options(hosts: SandboxOptions) -> dict[str, Any]:
     """Return all given options except the home folder."""
     given = {name: value for name, value in vars(hosts).items() if name != "home" and value is not None}
     return given | {"also": hosts.also or ()}

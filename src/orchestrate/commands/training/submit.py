@@ -264,8 +264,8 @@ def submit_each(
             report_error(error, as_json=prints_json())
             continue
         runs.append(run)
-        told = f"run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else "")
-        note(f"{name}: {told}{_earlier(found, run)}")
+        description = f"run {run.id}" + (f", job {run.record.job_id}" if run.record.job_id else "")
+        note(f"{name}: {description}{_earlier(found, run)}")
     return failures
 
 
@@ -279,8 +279,8 @@ def _earlier(found: Earlier, run: RunHandle) -> str:
 
 
 def _agrees(live: Quote) -> bool:
-    told = f"{live.provider}'s own estimate is {money(live.counted_usd)}, above the quote's high end"
-    return confirm(f"{told}. Submit anyway?", yes=False)
+    description = f"{live.provider}'s own estimate is {money(live.counted_usd)}, above the quote's high end"
+    return confirm(f"{description}. Submit anyway?", yes=False)
 
 
 def _follow(ft: Orchestrator, runs: list[RunHandle]) -> list[OrchestrateError]:

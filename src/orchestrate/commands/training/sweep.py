@@ -133,14 +133,14 @@ def sweep(
         if seen.show is not None:
             yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
             return
-        search = _begun(ft, spec_options, vary, aim, provider)
+        search = _search(ft, spec_options, vary, aim, provider)
         agree(searching.price(ft, search), search, yes=aim.yes)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         yield from _end(carried, seen.output)
 
 
-def _begun(
+def _search(
     ft: Orchestrator, spec_options: SpecOptions, vary: SpaceOptions, aim: AimOptions, provider: str | None
 ) -> Search:
     from orchestrate.runs.sweep import searching, space
@@ -226,7 +226,7 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
     watcher = watching.watcher(ft)
     watcher.feed = None  # this command does not submit the queue's runs
 
-    def told(trials: list[Trial]) -> None:
+    def report(trials: list[Trial]) -> None:
         for problem in watcher.problems:
             warn(problem)
         if carried.waits and carried.waits not in waited:
@@ -245,7 +245,7 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
                 shown[trial.number] = trial
 
     with ended_by_signal() as stop:
-        carried.run(watcher.turn, stop, told)
+        carried.run(watcher.turn, stop, report)
     if stop.is_set():
         note("interrupted. Runs continue. To resume the sweep, run the same command again")
         raise typer.Exit(130)
@@ -284,11 +284,11 @@ def _show(trials: list[Trial], carried: Searching, ranked: list[Trial]) -> None:
 
 def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     first, *others = [trial for trial in ranked if trial.share == ranked[0].share]
-    words = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it really is: "
+    text = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it really is: "
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
-        words += f"{count(len(close), 'other')} within its interval; "
-    return words + f"confirm the result on other rows: orchestrate eval {first.run_id} --test FILE"
+        text += f"{count(len(close), 'other')} within its interval; "
+    return text + f"confirm the result on other rows: orchestrate eval {first.run_id} --test FILE"
 
 
 def _overlap(one: Trial, other: Trial) -> bool:

@@ -139,8 +139,8 @@ def deploy(
         handle = ft.run(run)
         handle.check()
         host = to or handle.record.provider
-        asked = {name: limits[name] for name in ("max_cost_usd", "max_hours")}
-        offer = handle.deployment_offer(to, **asked, **options)
+        offer_limits = {name: limits[name] for name in ("max_cost_usd", "max_hours")}
+        offer = handle.deployment_offer(to, **offer_limits, **options)
         accepted = terms.accept_unknown_price
         require_hourly_price(host, offer.usd_per_hour, accepted=accepted)
         what = offer.model if host == handle.record.provider else f"the adapter of {handle.id}"
