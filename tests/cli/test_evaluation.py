@@ -274,7 +274,7 @@ def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ((), "name a run or a --model"),
+        ((), "choose a run or a --model"),
         (("--metrics", "zz"), "known: auto"),
         (
             ("--metrics", "length", "--target", "3"),
