@@ -205,7 +205,7 @@ def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> Non
         (("serve", "none.yaml"), "cannot be read"),
         (("serve", str(plan), "--host", "0.0.0.0"), "needs keys"),
         (("size",), "--rate"),
-        (("size", "--rate", "0.9", "--gain", "0.2"), "cannot change"),
+        (("size", "--rate", "0.9", "--gain", "0.2"), "--rate plus --gain must be between 0 and 1"),
         (
             ("size", "--rate", "0.9", "--gain", "0"),
             "--gain and the spread of the metric must not be 0",
