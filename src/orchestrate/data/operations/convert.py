@@ -104,7 +104,7 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "rows-left-out",
             Severity.ERROR,
             f"{broken:,} of {rows:,} rows have errors ({why}) and would be dropped",
-            f"to repair the rows: orchestrate data check {data.path} --fix. To drop them: --allow-loss",
+            f"to repair the rows: orchestrate data check {data.path} --fix, or to drop them: --allow-loss",
         )
     for code in ("held-out", "hidden-column", "unread-column"):
         found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == code]

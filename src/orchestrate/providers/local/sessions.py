@@ -116,15 +116,15 @@ class StepwiseProvider(LocalProvider, Sessions):
         self._sharing = threading.Lock()
 
     def session_dir(self, order: SessionOrder) -> RunDir:
-        options, mine = dict(order.options), self.config.options
+        requested, mine = dict(order.options), self.config.options
         return rundirs.of_session(
             self._runs,
             order,
             self.name,
-            adapter="qlora" if options.get("four_bit") else "lora",
-            threads=options.get("threads", mine.get("threads")),
-            device=options.get("device", mine.get("device")),
-            precision=options.get("precision"),
+            adapter="qlora" if requested.get("four_bit") else "lora",
+            threads=requested.get("threads", mine.get("threads")),
+            device=requested.get("device", mine.get("device")),
+            precision=requested.get("precision"),
         )
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
