@@ -132,9 +132,9 @@ def volume_summary() -> str:
     return ", ".join(
         f"{volume(goal, 0).span} {what}"
         for goal, what in (
-            (Goal.FORMAT, "rows teach a format"),
-            (Goal.DOMAIN, "a domain"),
-            (Goal.CAPABILITY, "a capability"),
-            (Goal.CLASSIFICATION, "and 100 per label teach a classification"),
+            (Goal.FORMAT, "rows for a format"),
+            (Goal.DOMAIN, "for a domain"),
+            (Goal.CAPABILITY, "for a capability"),
+            (Goal.CLASSIFICATION, "(at least 100 per label) for a classification"),
         )
     )

@@ -220,7 +220,7 @@ def _refused(what: str) -> Rule:
 _AS_SYSTEM = Rule(
     "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
 )
-_SPANS = _lost("loss on part of an answer")
+_SPANS = _lost("loss on only part of an answer")
 _WITHOUT_WEIGHTS = {
     Trait.ROW_WEIGHT: _lost("row weights"),
     Trait.LOSS_SPANS: _SPANS,

@@ -74,7 +74,8 @@ def csv_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[
             labelled = {"prompt", "completion", "label"} <= set(columns)
             if twice := [name for name, times in Counter(columns).items() if name and times > 1]:
                 raise DataError(
-                    f"{file.name}: the header contains the column {twice[0]} twice", fix="rename one of them"
+                    f"{file.name}: the header contains the column {twice[0]} twice",
+                    fix="rename one of the columns",
                 )
             for record in reader:
                 row = {
@@ -300,7 +301,7 @@ def arrow_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterato
 def _batch_lines(file: Path, batch: Any, python_cells: Counter[str] | None) -> Iterator[bytes]:
     names: list[str] = batch.schema.names
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise DataError(f"{file.name} has two columns named {twice[0]}", fix="rename one of them")
+        raise DataError(f"{file.name} has two columns named {twice[0]}", fix="rename one of the columns")
     for start in range(0, batch.num_rows, 256):
         for record in batch.slice(start, 256).to_pylist():
             row: dict[str, Any] = {}

@@ -337,13 +337,13 @@ def _prepared(path: str, changed_ns: int, size: int) -> RowSource:
         raise DataError(f"cannot read {path}: {error}") from error
     except UnicodeDecodeError as error:
         fix = (
-            "iconv -f windows-1252 -t utf-8 FILE > NEW"
+            "save it as UTF-8: iconv -f windows-1252 -t utf-8 FILE > NEW"
             if error.encoding == "utf-8"
-            else "the file is truncated or mixes encodings"
+            else "check whether the file is truncated or mixes encodings, then save it as UTF-8"
         )
         raise DataError(
             f"{path} is not valid {error.encoding.upper()} (byte {error.start + 1} of a block)",
-            fix=f"save it as UTF-8: {fix}",
+            fix=fix,
         ) from error
 
 

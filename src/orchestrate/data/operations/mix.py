@@ -160,7 +160,7 @@ def _part(file: TrainFile, opened: OpenedFile, spool: Path) -> _MixedFile:
     taken = whole * rows + len(places)
     if not taken:
         raise DataError(
-            f"{file.path}: a weight of {file.weight:g} leaves none of its {rows:,} valid rows",
+            f"{file.path}: a weight of {file.weight:g} selects none of the {rows:,} valid rows",
             fix="raise the file's weight, or leave out the file",
         )
     made = MixedFile(

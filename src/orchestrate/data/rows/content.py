@@ -29,7 +29,7 @@ from orchestrate.types import Problem
 _BYTES = {chr(byte): byte for byte in range(0x80, 0x100)} | {
     char: byte for byte in range(0x80, 0xA0) for char in bytes([byte]).decode("cp1252", "ignore")
 }
-"""Byte of each character in Windows-1252 or Latin-1."""
+"""Maps each Windows-1252 or Latin-1 character to its byte."""
 
 
 def _of(first: int, last: int) -> str:
