@@ -244,9 +244,9 @@ def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
     for metric in plan.metrics:
         yield from (f"metrics.{metric.name}: {wrong}" for wrong in _wrong_metric(metric))
     if plan.rule.goal == "not worse" and not plan.primary.margin:
-        yield f"metrics.{plan.primary.name}: the goal  not worse  requires a margin (the accepted drop)"
+        yield f"metrics.{plan.primary.name}: the goal 'not worse' requires a margin (the accepted drop)"
     if plan.rule.goal == "better" and plan.primary.margin:
-        yield f"metrics.{plan.primary.name}: a margin only applies to the goal  not worse"
+        yield f"metrics.{plan.primary.name}: a margin only applies to the goal 'not worse'"
 
 
 def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
