@@ -18,12 +18,12 @@ from orchestrate.types import JobError, JobStatus, Verdict
 PAGE = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
 ANSWERS: dict[str, tuple[str, Sequence[str]]] = {
     # question -> the link of the first page that is followed, and what is then read
-    "What is running, and for how long still?": ("", ["running"]),
+    "What is running, and how long will it take?": ("", ["running"]),
     "Was it worth it?": ("good", ["Evaluation", "ship", "it is better"]),
     "Why did it fail?": ("bad", ["the file has 3 rows"]),
     "What did it cost, and what was quoted?": ("good", ["Money", "$2.00", "$2.50"]),
-    "What did the backend make of my settings?": ("good", ["Settings", "epochs"]),
-    "On which data was it trained, and from which model?": (
+    "How did the backend interpret my settings?": ("good", ["Settings", "epochs"]),
+    "Which data and base model was it trained on?": (
         "good",
         ["Lineage", "dddddddd", "the base model"],
     ),
