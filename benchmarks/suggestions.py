@@ -68,7 +68,7 @@ def beside(
     the seeds, which is taken to be the same for all groups."""
     points = measured_points([(0, same) for _, _, same in groups], higher=False)
     return [
-        (which, settings, point.lost, measured_gain(points[0], point))
+        (which, settings, point.loss, measured_gain(points[0], point))
         for (which, settings, _), point in zip(groups, points, strict=True)
     ]
 

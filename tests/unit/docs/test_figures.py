@@ -68,7 +68,7 @@ def test_why_an_aim_is_missed_comes_from_the_figures() -> None:
     took = {"check": 2.0, "cookbook": 10.0, "sampled": 1.25, "uncounted": 1.0}
     runs = [{"way": way, "alone": False, "wall_s": s, "cpu_s": s, "mb": 100} for way, s in took.items()]
     told = aim("data-100", {"results": runs})
-    assert "| 2.0 | at most 1.6 | **missed**: exact counts of all tokens are 50% of it; " in told
+    assert "| 2.0 | at most 1.6 | **missed**: exact token counts are 50% of it; " in told
     assert "`--tokens sampled` takes 1.2, the cookbook 10.0" in told
 
 
