@@ -114,7 +114,7 @@ def test_kto_from_pairs_to_an_evaluation(cli: Cli, tmp_path: Path) -> None:
     advice = "The closest option is DPO on preference pairs (loss: dpo). Local training supports KTO"
     assert plan.count(advice) == 3
     quoted = " ".join(cli("quote", "--provider", "local").out.split())
-    assert "for the estimate of the divergence" in quoted
+    assert "to estimate the divergence" in quoted
     done = cli("submit", "--provider", "local", "--yes", "--watch")
     assert done.code == 0, done.err
     points = cli("metrics", "last", "--json").json
