@@ -47,7 +47,7 @@ def test_a_key_is_not_sent_to_another_host(
 ) -> None:
     url, asked = stranger
     stored = cli("keys", "set", "openai", stdin=KEY + "\n")
-    assert "it is only sent to https://api.openai.com" in stored.err
+    assert "the key is only sent to https://api.openai.com" in stored.err
     env = {"OPENAI_BASE_URL": url} if place == "environment" else {}
     if place == "file":
         (project / "orchestrate.toml").write_text(f'[hosts.openai]\nbase_url = "{url}"\n')
