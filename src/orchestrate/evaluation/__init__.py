@@ -40,7 +40,7 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The mark that a metric gives one answer."""
+    """One answer's mark in one metric."""
 
     value: float | None
     """The mark's value, or `None` if unknown. The metric excludes items without a value."""

@@ -130,7 +130,7 @@ def _part(datum: Any, name: str) -> Any:
 
 def tokens_of(given: Any) -> list[int]:
     """Return token ids from a list, Tinker's `ModelInput`, or `{"chunks": [{"tokens": [...]}]}`. Raises
-    `UsageError` and `TypeError`."""
+    `UsageError` or `TypeError` for anything else."""
     if hasattr(given, "to_ints"):
         return [int(id) for id in given.to_ints()]
     if isinstance(given, Mapping):

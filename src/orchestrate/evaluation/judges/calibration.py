@@ -162,7 +162,7 @@ def _preferred(ratings: Sequence[Rating], known: Mapping[str, ReviewTask]) -> Pr
 
 
 def write(rated: Iterable[RatedAnswer], path: Path) -> int:
-    """Write the answers and return their number."""
+    """Write rated answers to a file and return their number."""
     count = 0
     with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
         for one in rated:
@@ -367,7 +367,7 @@ class JudgeReport(Record, frozen=True, kw_only=True):
     lost_requests: int = 0
     """Number of unanswered requests that may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """Maximum cost of these requests, in US dollars."""
+    """Maximum cost of the unanswered requests, in US dollars."""
 
 
 @dataclass(frozen=True)
