@@ -102,7 +102,7 @@ class Errand:
         self.claim = self._claimed()
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
-        """Set by a signal that announces that the machine will be reclaimed."""
+        """Set when a signal announces that the machine is being reclaimed."""
         self._superseded, self._ending, self._reported = (
             threading.Event(),
             threading.Event(),

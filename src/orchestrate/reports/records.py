@@ -95,8 +95,8 @@ class Compared(Record, frozen=True, kw_only=True):
     silent: str | None = None
     """Reason why the model can't be queried on its host, or `None`."""
     proof: str | None = None
-    """Badge of the newest proof that the host serves the trained model, as text. `None` for a run without a
-    model."""
+    """Summary of the proofs that the host serves the trained model, such as `proved at URL`. `None` for a run
+    without a model."""
 
     @property
     def name(self) -> str:

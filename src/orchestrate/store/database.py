@@ -56,8 +56,8 @@ _ELSEWHERE = "choose another location with --store"
 
 
 def open_engine(url: str) -> Engine:
-    """Open a store and return its engine. The store must be intact and have been created by Orchestrate, in
-    the current version. Raises `StoreError` and `MissingExtra`."""
+    """Open a store and return its engine. Upgrades a store of an older version. Raises `StoreError` if the
+    store is damaged, too new, too old or not Orchestrate's, and `MissingExtra`."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
             raise StoreError(
