@@ -84,7 +84,7 @@ def test_preferences_are_learned_as_its_page_says(name: str, tmp_path: Path) -> 
     points = json.loads(
         next(done.out for line, done in told.items() if line.startswith("orchestrate metrics"))
     )
-    [metric, first, last] = re.findall(r"`(\w+)` from ([\d.]+) to ([\d.]+)", result(name))[0]
+    [metric, first, last] = re.findall(r"`(\w+)` fell from ([\d.]+) to ([\d.]+)", result(name))[0]
     values = [point["values"][metric] for point in points if metric in point["values"]]
     assert values[0] == pytest.approx(float(first), abs=FAR)
     assert values[-1] == pytest.approx(float(last), abs=FAR)
