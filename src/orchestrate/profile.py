@@ -176,8 +176,8 @@ class Profile:
     """Computes the quote lines of a job that is billed by tokens. `None` if the backend computes its own
     quotes."""
     picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
-    """The minimum, likely and maximum tokens of an image on a model, by the host's id. `None` if no rule is
-    published. Quotes then exclude images, and say so."""
+    """Computes the minimum, likely and maximum tokens of an image for a model, given by the host's id. `None`
+    if the host publishes no rule. Quotes then exclude images, and say so."""
     own_rates: tuple[str, ...] = ()
     """Rate methods that only this backend's quotes use."""
     dpo_factor: Decimal = Decimal(1)

@@ -105,12 +105,12 @@ def test_good_rows_are_kept_and_nothing_is_lost(cli: Cli, host: ChatHost, folder
 def test_a_judge_that_is_wrong_on_purpose_is_refused(cli: Cli, host: ChatHost, folder: Path) -> None:
     host.writes = inverted
     done = cli(*command(host, "--calibrate", "rated.jsonl", "--yes"))
-    assert done.code == 1 and "agrees too little with people" in done.err
+    assert done.code == 1 and "agreement with people is too low" in done.err
     assert len(host.bodies) == 40 and not (folder / "rows.judged.jsonl").exists()  # no row was asked about
     known = cli(*command(host, "--yes"))  # it is remembered as what it is
-    assert known.code == 1 and "agrees too little" in known.err and len(host.bodies) == 40
+    assert known.code == 1 and "agreement with people is too low" in known.err and len(host.bodies) == 40
     anyway = cli(*command(host, "--yes", "--uncalibrated"))
-    assert anyway.code == 0 and "agrees too little" in anyway.err and len(host.bodies) == 50
+    assert anyway.code == 0 and "agreement with people is too low" in anyway.err and len(host.bodies) == 50
 
 
 @pytest.mark.slow

@@ -296,8 +296,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """Return the user's model from cached data, without reading the store. The user's outcomes don't
-        count."""
+        """Return the model assigned to the user, from cached data only. Outcomes of this user are not
+        counted in the experiment."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)

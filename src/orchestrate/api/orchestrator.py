@@ -4,7 +4,7 @@
         run = ft.submit(spec, provider="together", max_cost_usd=25)
         run.wait(on_event=print)
 
-Errors are those of `orchestrate.errors`. Nothing here prints.
+Methods raise the exceptions in `orchestrate.errors` and never print.
 """
 
 from __future__ import annotations

@@ -342,7 +342,7 @@ def _has_prompt_field(example: Example) -> bool:
 
 
 _NOT_IN_CLOUDS = (
-    "images with a detail other than auto or inside tool messages, or function fields other than name, "
+    "images in tool messages, images whose detail is not auto, or function fields other than name, "
     "description and parameters"
 )
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {

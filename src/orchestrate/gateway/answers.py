@@ -188,9 +188,8 @@ class OnDemand:
         if allowed is None:
             reason.fix = (
                 f"on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the "
-                "hourly price\nor set one of these for the model's name in [gateway.models]: deploy, with "
-                'limits for automatic deployments, or on = "here", to answer on this machine '
-                "free of charge"
+                "hourly price\nor configure the model's name in [gateway.models]: set `deploy` with limits "
+                'to deploy it automatically, or on = "here" to answer on this machine free of charge'
             )
             refusal = refusal_of(reason)
             refusal.code, refusal.param = "model_not_deployed", "model"

@@ -109,7 +109,7 @@ def room() -> Generator[None]:
 
 
 class MultipartForm:
-    """The form of a request, parsed for an `async with` block. Raises `HostError` 422 if the body is not a
+    """Async context manager that parses a multipart request. Raises `HostError` 422 if the body is not a
     form, and 503 if the disk is full."""
 
     def __init__(self, request: Request, most_text: int) -> None:

@@ -300,7 +300,7 @@ def deleted(ws: Workspace, id: str) -> Stored | None:
 
 def delete_item(ws: Workspace, item: StoredItem) -> Stored:
     """Delete one file or model that `find` returned, and the store's records of the uploads that used it.
-    Raises `UsageError` while the item is in use, and `ProviderError`."""
+    Raises `UsageError` if the item is in use and `ProviderError` if the host refuses."""
     store, provider = ws.store, ws.ready(item.provider)
     require_item_unused(ws, provider, item)
     capability(provider, ListsStored).delete_stored(item)

@@ -262,8 +262,8 @@ def sqlite_url(path: Path) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of a store URL, or `None` if the URL is not for SQLite. Raises `ConfigError` for a URL
-    that could be mistaken for another file."""
+    """Return the file path in a SQLite store URL, or `None` for another database. Raises `ConfigError` if the
+    URL could mean more than one path."""
     kind, _, place = url.partition("://")
     if kind.partition("+")[0] != "sqlite":
         return None

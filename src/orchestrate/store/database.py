@@ -356,7 +356,7 @@ def _prepare_postgres(engine: Engine, place: str) -> None:
         if schema.meta.name not in present:
             if present & set(schema.metadata.tables):
                 raise StoreError(
-                    f"{place} contains tables of another program with the same names as the run store",
+                    f"{place} contains another program's tables, which have names of the run store's",
                     fix="use a separate database for the run store",
                 )
             schema.metadata.create_all(connection)

@@ -163,7 +163,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     host_id: str | None = None
     """The host's own id, once the host has reported it."""
     answered: bool = False
-    """True if the host has shown the result of the last request to create the deployment."""
+    """True if the host has confirmed the outcome of the last request to create the deployment."""
     complete: bool = False
     """True if all steps of `deploy` are complete, so the deployment can get requests."""
     options: dict[str, Any] = {}

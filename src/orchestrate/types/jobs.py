@@ -228,7 +228,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     step: int | None = None
     created_at: datetime | None = None
     model: str | None = None
-    """Id or path of the checkpoint as a model, if the backend allows its use."""
+    """Model id or path for using this checkpoint directly, if the backend supports that."""
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from orchestrate.types.record import Record
 
 
 class Export(Record, frozen=True, kw_only=True):
-    """A folder that serves a tuned model elsewhere."""
+    """A folder with everything needed to serve a tuned model elsewhere."""
 
     form: str
     """Format of the export: peft, merged, gguf, gguf-lora, ollama, vllm or hub."""

@@ -128,7 +128,7 @@ def test_what_others_wrote_is_text_in_a_model_card(known: Known, tmp_path: Path)
     blocks = [token.type for token in tokens]
     assert blocks.count("table_open") == 1 and "html_block" not in blocks and blocks.count("fence") == 1
     titles = [tokens[n + 1].content for n, t in enumerate(tokens) if t.type == "heading_open"]
-    assert len(titles) == 4 and titles[1:] == ["Run it", "To know", "Licence"], titles
+    assert len(titles) == 4 and titles[1:] == ["Run it", "To know", "License"], titles
     rows = blocks.count("tr_open")
     assert blocks.count("td_open") == 2 * (rows - 1), "no cell more than two in a row"
 

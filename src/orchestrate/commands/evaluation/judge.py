@@ -159,9 +159,9 @@ class Decision:
         float,
         typer.Option(help="Required lead over the baseline. -0.02 accepts a score up to 2 points lower."),
     ] = 0.0
-    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless every verdict is to ship. For CI.")] = (
-        False
-    )
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with code 1 unless every verdict is `ship`. For CI.")
+    ] = False
     max_cost: Annotated[
         str | None, typer.Option(metavar="USD", help="Cost limit for all answers of this evaluation.")
     ] = None

@@ -236,7 +236,7 @@ class Calibration(Record, frozen=True, kw_only=True):
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
                 return (
-                    f"the judge agrees too little with people: {seen}. The lower bound must be at least "
+                    f"the judge's agreement with people is too low: {seen}. Its lower bound must be at least "
                     f"{LEAST}"
                 )
         return None

@@ -367,7 +367,7 @@ def features_of(described: Described, name: str) -> tuple[frozenset[Feature], di
             raise ConfigError(f"{name}: {field}: unknown feature {unknown[0]}. Known: {', '.join(known)}")
     have, reasons = set(described.features), set(described.missing)
     if wrong := sorted(have & reasons):
-        raise ConfigError(f"{name}: {wrong[0]} is in both features and missing")
+        raise ConfigError(f"{name}: {wrong[0]} is listed both in `features` and in `missing`")
     if lacking := sorted(set(known) - have - reasons):
         raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
     if (Feature.DEPLOY.value in have) != (described.deployment is not None):

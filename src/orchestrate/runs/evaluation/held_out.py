@@ -355,7 +355,7 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
         return test
     path = handles[0].record.spec.get("test") if handles else None
     if path is None:
-        why = "the spec has no test file" if handles else "a --model has no test file"
+        why = "the spec has no test file" if handles else "models passed with --model have no test file"
         raise UsageError(f"choose the held-out rows: {why}", fix="orchestrate eval RUN --test FILE")
     if is_masked(path):
         raise UsageError(

@@ -107,7 +107,7 @@ class Upkeep:
     def _report_change(self, before: Deployment, deployment: Deployment) -> None:
         if before.state.over:
             end = f"orchestrate undeploy {deployment.run_id}"
-            text = f"{name(deployment)} had ended, but is up again and billed. To take it down: {end}"
+            text = f"{name(deployment)} was shut down but is running and billed again. To take it down: {end}"
             self._say(deployment, text, "found", daily=True)
         elif deployment.state is DeploymentState.LOST:
             self._say(

@@ -185,8 +185,8 @@ def _named(tuned: Sequence[TunedModel], called: Sequence[str]) -> list[TunedMode
     for name in called:
         if not name.isprintable() or not name or len(name) > _LONGEST_NAME or set(name) & set(" =,"):
             raise UsageError(
-                f"{name!r} is not allowed as a model's name: use 1 to {_LONGEST_NAME} characters "
-                "without spaces, = and commas"
+                f"{name!r} is not a valid model name: use 1 to {_LONGEST_NAME} characters, "
+                "without spaces, commas or equals signs"
             )
     named = [replace(one, name=name) for one, name in zip(tuned, called, strict=False)]
     named += tuned[len(called) :]

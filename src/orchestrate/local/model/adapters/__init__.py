@@ -32,7 +32,7 @@ _MESSAGES = {
 
 
 class ModuleNames(Record, frozen=True):
-    """Full names of a model's modules, as transformers builds the model."""
+    """Fully qualified module names of a model as built by transformers."""
 
     modules: tuple[str, ...]
     linear: tuple[str, ...]

@@ -89,7 +89,7 @@ def test_a_base_in_4_bits_trains_as_one_that_is_put_into_them(
         kinds = {type(m).__name__ for m in made.loaded.inner.modules()}
         assert {"Linear4bit"} <= kinds
         assert curve(made) == usual
-    with pytest.raises(UsageError, match=r"4 bits by bitsandbytes.*merging into quantized"):
+    with pytest.raises(UsageError, match=r"4-bit bitsandbytes format.*merging into quantized"):
         merge(ModelFolder(held["nf4"]), made.publish(), tmp_path / "merged", "bf16")
 
 
@@ -132,7 +132,7 @@ def test_all_weights_of_such_a_base_cannot_be_trained(
 ) -> None:
     spec = {"model": str(held["nf4"]), "train": str(rows)}
     (refused,) = translate(JobSpec.parse({**spec, "adapter": "full"}), {}).refused
-    assert refused.name == "adapter.type" and "4 bits by bitsandbytes" in str(refused.rule)
+    assert refused.name == "adapter.type" and "4-bit bitsandbytes format" in str(refused.rule)
     (start,) = translate(
         JobSpec.parse({**spec, "adapter": {"type": "lora", "init_lora_weights": "pissa"}}), {}
     ).refused
@@ -141,7 +141,7 @@ def test_all_weights_of_such_a_base_cannot_be_trained(
         found = translate(JobSpec.parse({**spec, **asked}), {})
         (row,) = (r for r in found.settings if r.name == "adapter.type")
         assert not found.refused and row.sent == found.body["adapter"]["type"] == sent
-        assert "the precision of its files, 4 bits by bitsandbytes" in str(row.rule)
+        assert "the precision of its files, 4-bit bitsandbytes format" in str(row.rule)
     with pytest.raises(RunFailed, match="cannot be trained"):
         session(tmp_path, rows, "a", model=str(held["nf4"]), adapter={"type": "full"}, precision=None)
 
@@ -161,9 +161,7 @@ def test_all_weights_of_such_a_base_cannot_be_trained(
 def test_the_library_that_reads_a_base_is_named(config: dict[str, Any], packages: str, size: float) -> None:
     found = Quantised.of({"quantization_config": config})
     assert found is not None and found.bytes == pytest.approx(size)
-    with pytest.raises(
-        QuantisedUnreadable, match=f"{config['bits']} bits by {config['quant_method']}"
-    ) as error:
+    with pytest.raises(QuantisedUnreadable, match=f"{config['bits']}-bit {config['quant_method']}") as error:
         found.require(find=lambda name: None)
     assert error.value.fix == f"pip install {packages}"
     found.require(find=lambda name: name)
