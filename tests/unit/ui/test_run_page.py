@@ -66,7 +66,7 @@ def test_a_finished_run_in_the_order_in_which_it_is_read(
         "Curves",
         "Events",
     ]
-    order += ["step 5 done", "Settings", "epochs", "Checkpoints", "step-5", "Artefacts", "Lineage"]
+    order += ["step 5 done", "Settings", "epochs", "Checkpoints", "step-5", "Artifacts", "Lineage"]
     places = [page.text.index(word, page.text.index("Evaluation")) for word in order]
     assert places == sorted(places), list(zip(order, places, strict=True))
     assert "measured hours times the rate" in page.text and "$1.00 to $3.00" in page.text
