@@ -50,8 +50,8 @@ def base_at(profile: Profile, adapter: Adapter) -> str:
     except SpecError as error:
         raise UsageError(
             f"{profile.title} does not serve {adapter.base}, the adapter's base model: {error.message}",
-            fix="to serve it on your own machine: orchestrate serve RUN. Or choose a host that serves its "
-            "base model",
+            fix="choose a host that serves this base model. To serve the adapter on your own machine: "
+            "orchestrate serve RUN",
         ) from error
     return found.id
 
@@ -65,7 +65,7 @@ def files(adapter: Adapter) -> list[Path]:
 
 DEPLOY_FIX = (
     "to deploy it: orchestrate deploy RUN (shows the hourly price first). To run its adapter on "
-    "this machine: --on here"
+    "this machine, add --on here"
 )
 """Fix for errors about a tuned model that is not deployed yet."""
 

@@ -223,7 +223,7 @@ class KeepsCheckpoints(Provider):
 class ShowsRows(Provider):
     @abstractmethod
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Return the rows that the host has stored so far, in the form in which the job trained on them."""
+        """Return the tokenized rows that the job trains on, as far as the host has stored them."""
 
 
 class Pauses(Provider):
@@ -239,7 +239,7 @@ class Resumes(Provider):
 class Restarts(Provider):
     @abstractmethod
     def recover(self, job: JobHandle) -> bool:
-        """Restart a job that crashed, if the host does not restart it. Returns True if the job was restarted.
+        """Restart a crashed job unless the host does so automatically. Returns True if the job was restarted.
         Paused jobs stay paused."""
 
 
@@ -453,8 +453,8 @@ class Chats(Provider):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat | None:
-        """Return a chat that answers single conversations like `generate`. Several threads may call it.
-        Returns `None` if the backend does not support this."""
+        """Return a chat client that answers one conversation per call. Several threads may share it. Returns
+        `None` if the backend does not support this."""
         return None
 
 
@@ -489,7 +489,7 @@ class Sessions(Provider):
 
     @abstractmethod
     def pause(self, job: JobHandle) -> None:
-        """Request that the program that runs the session saves it and exits."""
+        """Ask the program that runs the session to save and exit."""
 
     @abstractmethod
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]: ...
@@ -588,7 +588,7 @@ def host_account(provider: Provider) -> Account:
 
 def key_account(config: HostConfig, host: str) -> Account:
     """Identify the account by its key and the configuration. A backend without a key is identified by its
-    host. Raises `MissingKey`, `KeyElsewhere`."""
+    host. Raises `MissingKey` if the key is not set, and `KeyElsewhere` if it may not be sent to this host."""
     if config.api_key is None and config.key_variable is None:
         return Account(id=host, told=True)
     beside = "\0".join(

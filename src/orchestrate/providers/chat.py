@@ -410,7 +410,8 @@ def configured(settings: Settings, name: str) -> HostConfig:
 
 def addressed(address: str, key_variable: str | None = None) -> HostConfig:
     """Build the configuration of any OpenAI-compatible API, with the key in `key_variable` or without a key.
-    A URL never gets the key of another host. Raises `UsageError`, `MissingKey`, `ConfigError`."""
+    A URL never gets the key of another host. Raises `UsageError` for an invalid URL, `MissingKey` if the
+    variable is not set, and `ConfigError` if the key would be sent unencrypted."""
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(f"{address} is not an http or https address")

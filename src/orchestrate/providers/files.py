@@ -105,7 +105,7 @@ def too_large(limit: int) -> ArtifactRefused:
 
 @contextmanager
 def staged(dest: Path) -> Generator[Path]:
-    """Create a new folder next to `dest` that becomes `dest` if the block succeeds, and is removed otherwise.
+    """Create a folder next to `dest`. It is renamed to `dest` if the block succeeds, and removed otherwise.
     Raises `UsageError` if `dest` exists and is not empty."""
     require_empty(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)

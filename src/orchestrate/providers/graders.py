@@ -38,7 +38,7 @@ def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[P
             row=numbers[0],
             field=field,
             providers=(provider,),
-            fix="add the field to the rows or change method.grader: answers to these rows would all score 0",
+            fix="add the field to these rows, or change method.grader. Otherwise, all their answers score 0",
             source=dataset.path,
         )
         for field, numbers in found.items()

@@ -282,8 +282,9 @@ def awaited(
     within_s: float,
     fix: str,
 ) -> _R:
-    """Poll until a record is ready. `query` returns the record, or `None` if it is not ready, and the host's
-    name for its state. Raises `HostUnavailable` after `within_s` seconds. Errors of `query` propagate."""
+    """Poll until a record is ready. `query` returns two values: the record (`None` until it is ready) and
+    the host's name for its state. Raises `HostUnavailable` after `within_s` seconds. Errors of `query`
+    propagate."""
     waited, pause = 0.0, 0.5
     while True:
         found, state = query()

@@ -32,7 +32,8 @@ def names(settings: Settings) -> list[str]:
 
 
 def known(settings: Settings) -> list[str]:
-    """List `names`, and the places, described hosts and session hosts that users can select by name."""
+    """List everything that users can select by name: `names`, hosts described by YAML files, places and
+    session hosts."""
     return list(dict.fromkeys([*names(settings), *described(), *places(), *session_hosts()]))
 
 

@@ -132,8 +132,8 @@ class RentedMachines(ABC):
         return [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
 
     def wait(self, run: RunDir, machine: RequestedMachine) -> None:
-        """Wait until the machine is ready. Raises `ProviderError`, or `RunFailed` if the run is paused or
-        canceled meanwhile."""
+        """Wait until the machine is ready. Raises `ProviderError` if it is not ready after one hour, and
+        `RunFailed` if the run is paused or canceled meanwhile."""
         waited = 0.0
         while not self._ready(self._raw(str(machine.id))):
             if word := run.asked():
@@ -144,8 +144,8 @@ class RentedMachines(ABC):
             waited += POLL_S
 
     def end(self, run: RunDir) -> None:
-        """Stop all machines of a run and record their billed time. Raises `ProviderError`, and
-        `OutcomeUnknown` for a machine that may still appear."""
+        """Stop all machines of a run and record their billed time. Raises `ProviderError` if a machine could
+        not be stopped, and `OutcomeUnknown` if a requested machine may still appear."""
         journal = self.journal(run)
         for one in [one for one in self.of(run) if not one.ended]:
             id = one.id

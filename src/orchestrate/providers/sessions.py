@@ -64,7 +64,7 @@ class SessionOrder(Record, frozen=True, kw_only=True):
 
 
 class TokenUse(Record, frozen=True, kw_only=True):
-    """Numbers of billed tokens of one or more requests."""
+    """Billed tokens of one or more requests, by kind."""
 
     train: int = 0
     prefill: int = 0
@@ -85,9 +85,9 @@ JOURNAL = "requests.jsonl"
 
 
 class PaidRequest(Record, frozen=True, kw_only=True):
-    """A line in the journal of a session that is billed by the token. Each request gets one line with its
-    maximum cost before it is sent, and another with its actual cost after its response. Without the second
-    line, the maximum counts."""
+    """A line in the journal of a session that is billed by the token. One line with the
+    request's maximum cost is written before it is sent, and another with its actual cost after the response
+    arrives. Without the second line, the maximum counts."""
 
     number: int
     settled: bool = False
@@ -176,7 +176,7 @@ def loss_settings(
 
 
 class SessionBackend(ABC):
-    """One model of a session. Executes requests in the order of the calls."""
+    """One model of a session. Executes requests in call order."""
 
     weights_here: ClassVar[bool] = False
     """True if `save` writes the weights to a folder on this machine."""

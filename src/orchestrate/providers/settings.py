@@ -178,7 +178,7 @@ class Rows:
                 self.refuse(name, f"{host} {reason}")
 
     def refuse_if_set(self, reasons: Mapping[str, str]) -> None:
-        """Reject those of these settings that the user set, each with its reason."""
+        """Reject each of these settings if the user set it. `reasons` maps settings to reasons."""
         for name, reason in reasons.items():
             if self._requested(name) is not None and name not in self._rows:
                 self.refuse(name, reason)

@@ -8,7 +8,7 @@
     api_version = "2025-04-01-preview"      # without it: Azure's v1 API, with base_url .../openai/v1
     deployment = "my-tuned-model"           # for `chat`, because Azure serves only deployments
 
-Additional options of any host of this type: `headers` (table, sent with each request), `prices` (the backend
+Additional options for any host of this type: `headers` (table, sent with each request), `prices` (the backend
 whose rates apply), `multipart_bytes` and `part_bytes` (size above which files are uploaded in parts, and size
 of a part), `retry_budget_s`."""
 
@@ -61,7 +61,7 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
     """Create a client without sending anything. `key_header` is an additional header for the key, if a host
     requires one. Raises `MissingKey`.
 
-    Retries are disabled, because `orchestrate.providers.calls.hosted.Wire` does them. Redirects are not
+    Retries are disabled, because `orchestrate.providers.calls.hosted.Wire` retries. Redirects are not
     followed, because a redirected POST might be sent twice or become a GET."""
     import openai
 

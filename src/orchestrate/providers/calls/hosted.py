@@ -85,7 +85,7 @@ class _Masked:
 
 
 MOST_PAGES = 2_000
-"""Maximum number of pages of one list: 200,000 jobs with the shortest pages."""
+"""Maximum number of pages to read from one list. With the shortest pages, this covers 200,000 jobs."""
 
 
 class SdkPage(Protocol):
@@ -433,9 +433,9 @@ class Wire:
         """Send a create request exactly once and return its response.
 
         `identify` returns the job's id from the response, or `None` (or raises any error) if there is none.
-        Raises `OutcomeUnknown` unless the host is known to have created no job: it responded with 4xx (then
-        the mapped `ProviderError`), or the connection was never made (then `HostUnavailable`). Orchestrate's
-        own errors, such as a missing key, propagate from `call`, so create the client inside `call` or
+        Raises the mapped `ProviderError` if the host rejected the request, `HostUnavailable` if the
+        connection was never made, and `OutcomeUnknown` if a job may have been created. Orchestrate's own
+        errors, such as a missing key, propagate from `call`, so create the client inside `call` or
         earlier."""
         try:
             answer = call()

@@ -217,7 +217,7 @@ class CompatibleProvider(SdkProvider, Serves):
         )
 
     def get(self, job: JobHandle) -> Job:
-        """Return a job. For an uploaded adapter, return the job that would have trained it."""
+        """Return a job. An uploaded adapter is returned as a succeeded job."""
         if job.kind != ADAPTER_JOB:
             return super().get(job)
         up = self._found(job)
@@ -369,9 +369,9 @@ def features_of(described: Described, name: str) -> tuple[frozenset[Feature], di
     if wrong := sorted(have & reasons):
         raise ConfigError(f"{name}: {wrong[0]} is listed both in `features` and in `missing`")
     if lacking := sorted(set(known) - have - reasons):
-        raise ConfigError(f"{name}: {lacking[0]} must be in features or, with a reason, in missing")
+        raise ConfigError(f"{name}: list {lacking[0]} in `features`, or in `missing` with a reason")
     if (Feature.DEPLOY.value in have) != (described.deployment is not None):
-        raise ConfigError(f"{name}: the feature deploy requires the table deployment, and vice versa")
+        raise ConfigError(f"{name}: the feature `deploy` requires a `deployment` table, and vice versa")
     methods = {word for word in ("sft", "dpo", "rft") if word in have}
     if methods != set(described.methods):
         raise ConfigError(

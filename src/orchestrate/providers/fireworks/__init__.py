@@ -163,5 +163,5 @@ PROFILE = Profile(
     hourly_factor=hourly_factor,
     figures_are_estimates=True,  # the field is called `estimatedCost`, and does not change with the job's end
     unbilled_failure=refused_in_validation,
-    serving_note="Fireworks scales to zero after one idle hour",
+    serving_note="Fireworks scales deployments to zero after one idle hour",
 )

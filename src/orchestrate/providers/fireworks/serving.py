@@ -98,8 +98,8 @@ class FireworksDeployments:
         return _per_hour(there)
 
     def deploy(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Endpoint:
-        """Deploy the model, skipping steps that an earlier call has completed: the deployment, and the
-        adapter on it."""
+        """Create the deployment, and in the mode `addons` load the adapter on it. Steps that an earlier call
+        completed are skipped."""
         wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
         if there is not None and there.get("state") == "DELETING":
@@ -153,8 +153,9 @@ class FireworksDeployments:
             )
 
     def deployed(self, deployment_id: str) -> list[Standing]:
-        """Find a deployment by its id and in the list of all deployments. One lookup is not enough, because
-        an empty list and an empty response look the same at this host."""
+        """Find a deployment by its id, or in the list of all deployments if the lookup by id finds nothing.
+        The list alone is not enough, because an empty list and an empty response look the same at this
+        host."""
         there = self._get(deployment_id)
         if there is not None:
             return [] if there.get("state") == "DELETED" else [self._billing_item(there)]
@@ -382,7 +383,7 @@ class FireworksAdapters(adapters.Adapters):
         try:
             self._wire.read(lambda: api.validate_upload(adapter.id, account_id=account))
         except InvalidRequest as error:
-            error.fix = "for a host that accepts full models: orchestrate export RUN DIR --to merged"
+            error.fix = "to export a full model for another host: orchestrate export RUN DIR --to merged"
             raise
         self._ready(adapter.id)
 
@@ -396,8 +397,7 @@ class FireworksAdapters(adapters.Adapters):
         return f"accounts/{self._at.account()}/models/{id}"
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Return an adapter as the job that would have trained it. Raises `NotFound` if the adapter does not
-        exist."""
+        """Return an adapter in the form of a job record. Raises `NotFound` if the adapter does not exist."""
         found = self.find(id)
         if found is None:
             raise NotFound(self._wire.provider, f"adapter {id} does not exist", status=404)
@@ -416,7 +416,7 @@ class FireworksAdapters(adapters.Adapters):
         if not least <= adapter.rank <= most:
             raise UsageError(
                 f"Fireworks accepts adapters of rank {least} to {most}, but this one has rank {adapter.rank}",
-                fix="for a host that accepts full models: orchestrate export RUN DIR --to merged",
+                fix="to export a full model for another host: orchestrate export RUN DIR --to merged",
             )
         _, account, _, id = base.split("/")
         api = self._at.client().models

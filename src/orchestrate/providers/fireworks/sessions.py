@@ -88,7 +88,8 @@ TRIES, END_S = 3, 120.0
 """Number of attempts to create a trainer under its id, and the longest wait in seconds for a trainer to
 end."""
 TRAINER_RATES = ("training_api_dedicated", "rft", "deployment")
-"""Rate methods for a GPU-hour of a trainer. The price page has one price for all of Fireworks' own GPUs."""
+"""Methods in the rate table that may give the price of a trainer's GPU-hour. The price page has one price
+for all of Fireworks' own GPUs."""
 
 
 class TrainerShape(Record, frozen=True, kw_only=True):
@@ -163,8 +164,8 @@ class Trainers(RentedMachines):
     # -- one run's -----------------------------------------------------------------------------------------
 
     def create(self, run: RunDir, order: SessionOrder, create: Callable[[Any], Any]) -> RequestedMachine:
-        """Request a trainer with `create`, the client's own method. Raises `InvalidRequest` and
-        `OutcomeUnknown`."""
+        """Request a trainer with `create`, the client's own method. Raises `InvalidRequest` if the host
+        rejects the request, and `OutcomeUnknown` if a trainer may have been created."""
         from fireworks.training.sdk import TrainerJobConfig
 
         journal, number = self.journal(run), len(self.of(run)) + 1
@@ -486,7 +487,7 @@ class FireworksSession(ClientSession):
         return self._submit(lambda: load(saved.removeprefix(SCHEME)), lambda result: None)
 
     def close(self) -> None:
-        """End the session and with it the model and its trainer. Unsaved state is lost."""
+        """End the session, release its model and stop its trainer. Unsaved state is lost."""
         service, self._service = self._service, None
         try:
             if self._watch is not None:
@@ -519,7 +520,7 @@ async def _in_time(sent: Any) -> Any:
 
 
 def within(call: Callable[[], T]) -> T:
-    """Run an SDK call that accepts no timeout. Raises `TimeoutError` if the call takes longer than
+    """Run an SDK call that has no timeout parameter. Raises `TimeoutError` if the call takes longer than
     `OPERATION_S`."""
     future: Future[T] = Future()
 
@@ -570,7 +571,7 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
             raise UsageError(
                 f"the token price of {order.model_name} for Fireworks' serverless training is unknown "
                 f"({unknown})",
-                fix=f"--rate {self.name}:{unknown}=USD_PER_MTOK, or a rate in rates.yaml",
+                fix=f"pass --rate {self.name}:{unknown}=USD_PER_MTOK, or add the rate to rates.yaml",
             )
         return SessionPrice(
             train_usd_per_mtok=train.usd,
@@ -586,7 +587,7 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
             gpu = shape.gpu or "GPU"
             raise UsageError(
                 f"the hourly price of a Fireworks trainer on {gpu} is unknown",
-                fix=f"--rate {self.name}:{TRAINER_RATES[0]}@{gpu}=USD_PER_GPU_HOUR",
+                fix=f"pass --rate {self.name}:{TRAINER_RATES[0]}@{gpu}=USD_PER_GPU_HOUR",
             )
         return SessionPrice(hourly=hourly, source=hourly.source, tail_s=TAIL_S)
 

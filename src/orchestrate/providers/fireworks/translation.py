@@ -278,7 +278,7 @@ def _optimizer(rows: Rows, spec: JobSpec, inside: str) -> None:
     else:
         least = {} if spec.min_lr_ratio is None else {"minLrRatio": spec.min_lr_ratio}
         down = f"down to {spec.min_lr_ratio or 0:g} of the peak"
-        rule = f"{down}, only for base models of Training V2"
+        rule = f"{down}, only for base models that Training V2 supports"
         rows.keep("schedule", wire, {spec.schedule: least}, rule=rule)
         if least:
             rows.keep("min_lr_ratio", f"{wire}.{spec.schedule}.minLrRatio")
@@ -290,7 +290,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
     if spec.warmup_steps is not None:
         rows.keep("warmup_steps", f"{inside}learningRateWarmupSteps")
     elif spec.warmup_ratio:
-        rule = f"ratio times the optimizer steps of the run, {_BY_STEPS}"
+        rule = f"the ratio times the number of optimizer steps, {_BY_STEPS}"
         rows.map("warmup_ratio", f"{inside}learningRateWarmupSteps", None, rule)
     elif spec.warmup_ratio is not None:
         rows.keep("warmup_ratio", f"{inside}learningRateWarmupSteps", 0)
@@ -312,7 +312,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.refuse("checkpoints", "Fireworks sets this automatically for RFT jobs")
     else:
         rule = (
-            f"optimizer steps of the run divided by checkpoints, {_BY_STEPS}. Fireworks shows "
+            f"the number of optimizer steps divided by checkpoints, {_BY_STEPS}. Fireworks shows "
             "checkpoints only in its console"
         )
         rows.map("checkpoints", wire, None, rule, exact=False)

@@ -103,7 +103,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- offline -------------------------------------------------------------------------------------------
 
     def translate(self, spec: JobSpec) -> Translation:
-        """Translate the spec as for local training, with the memory of the planned GPU."""
+        """Translate the spec as for local training, but plan memory for the requested machine's GPU."""
         asked, engine = self._requested_machine(spec), self._as_local(spec)
         own = {**self._engine_options, "gpu_memory_gib": 1} if self._may_have_gpu(asked) else self._on_cpu
         first = self._engine_translation(engine, own)
@@ -410,7 +410,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- what another machine started ----------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs that the place finds by label, and the jobs that the storage has a marker for. The
+        """List the jobs whose label is found at the place, and the jobs with a marker in the storage. The
         storage also has jobs that the place no longer lists."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}

@@ -71,8 +71,8 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
 
 
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """Merge two lists of problems. If both lists report a setting because the model lacks the names in it, it
-    is reported once."""
+    """Merge two lists of problems. If both report that the model lacks the names in a setting, only the
+    second report is kept."""
     more = list(more)
     messages = [p.message for p in more if p.code == "unknown-target"]
     twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in messages)]
@@ -188,7 +188,7 @@ def _over(dataset: Dataset, count: TokenCount, limit: int | None) -> list[int]:
 def _without_tokens(
     name: str, spec: JobSpec, dataset: Dataset, found: TemplateCheck, long: list[int], limit: int | None
 ) -> Iterator[Problem]:
-    shorter = "raise max_seq_length, shorten the prompts, or keep the answers with  truncation: left"
+    shorter = "raise max_seq_length, shorten the prompts, or set truncation: left to keep the answers"
     if not found.trains:
         chosen = "set a weight on an answer, or choose other messages with method.train_on"
         yield Problem(

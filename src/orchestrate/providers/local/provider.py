@@ -252,9 +252,9 @@ class LocalProvider(
             return False
         died = deaths(run, max(state.attempt, self.place.starts(run)))
         if died >= MOST_RESTARTS:
-            last = death_message(run)
             reason = (
-                f"the worker crashed {count(died, 'time')} without a newer checkpoint{last}. See {run.log}"
+                f"the worker crashed {count(died, 'time')} without saving a new checkpoint"
+                f"{death_message(run)}. See {run.log}"
             )
             self._settle(run, "failed", error=JobError(code="worker_died", message=reason))
             return False

@@ -39,7 +39,7 @@ class Fit(NamedTuple):
     operations: float
     """Operations per second of the machine in a training step of this job."""
     shared: MemoryPlan | None = None
-    """Plan for one of the machine's GPUs with a shard of every weight, if the job does not fit on a single
+    """Memory plan for each of the machine's GPUs with sharded weights, if the job does not fit on a single
     GPU."""
 
     @property

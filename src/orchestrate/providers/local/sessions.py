@@ -41,7 +41,7 @@ class SharedWorker(ModelProcess):
         self.follow(lambda event: None)
 
     def submit(self, op: str, **fields: Any) -> Future[dict[str, Any]]:
-        """Send a request and return a future of its result."""
+        """Send a request and return a future for its result."""
         future: Future[dict[str, Any]] = Future()
         future.set_running_or_notify_cancel()
 

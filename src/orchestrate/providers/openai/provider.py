@@ -121,7 +121,7 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
 
 
 def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
-    """Yield the field and the message of each mistake in a grader, according to the SDK's types.
+    """Check a grader against the SDK's types, and yield the field and the message of each error.
 
     In the SDK's types, a `multi` grader has only one grader. In OpenAI's guide it has a map of named graders,
     and its formula uses these names."""

@@ -110,8 +110,8 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         if unknown and not (self.config.near and len(unknown) == len(found)):
             raise UsageError(
                 f"the token price at {self.name} is unknown: {', '.join(unknown)}",
-                fix=f"{' '.join(f'--rate {prices_of(self)}:{one}=USD_PER_MTOK' for one in unknown)}"
-                ", or rates in rates.yaml",
+                fix=f"pass {' '.join(f'--rate {prices_of(self)}:{one}=USD_PER_MTOK' for one in unknown)}"
+                ", or add the rates to rates.yaml",
             )
         return found
 

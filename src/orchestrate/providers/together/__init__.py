@@ -89,8 +89,8 @@ def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Return the billed share of the price of a job that was canceled or stopped early, which is the share of
-    completed steps.
+    """Return the fraction of the price that is billed for a job that was canceled or stopped early: the
+    fraction of steps that were completed.
 
     Source: docs.together.ai fine-tuning pricing. Canceled jobs pay for completed steps, and unused steps of
     an early stop are refunded."""

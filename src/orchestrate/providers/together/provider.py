@@ -387,7 +387,7 @@ class TogetherProvider(
         return accounts.stored(
             self,
             {"files": self._stored_files, "models": self._stored_models},
-            "individual checkpoints, which Together deletes together with their job's model",
+            "individual checkpoints, which Together deletes along with their job's model",
         )
 
     def _stored_files(self) -> Iterator[StoredItem]:

@@ -239,8 +239,8 @@ def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
 
 
 def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
-    """Parse `GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. A model is fine-tuned by its id, or by
-    its name if only the name is in the catalog."""
+    """Parse `GET /v2/supported-models?product=PRODUCT_FINE_TUNING`. Identify each model by
+    its `id` if the catalog contains it, otherwise by its `name`."""
     known = {m.hosts[PROFILE.kind].id for m in search(provider=PROFILE.kind)}
     found: list[HostModel] = []
     for row in rows:

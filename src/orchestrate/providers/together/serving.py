@@ -94,8 +94,8 @@ class TogetherDeployments:
         return self._configuration({"id": base_model_id, "name": id}, wanted)[0]
 
     def deploy(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Endpoint:
-        """Deploy the model, skipping steps that an earlier call has completed: the endpoint, its deployment,
-        starting the deployment, and routing traffic to it."""
+        """Create the endpoint and its deployment, start the deployment and route traffic to it. Steps that an
+        earlier call completed are skipped."""
         wanted = TogetherDeployOptions.of(options)
         there = self._find(id)
         deployment, endpoint = _ours(there), there or {}
@@ -474,8 +474,7 @@ class TogetherAdapters(adapters.Adapters):
         return None
 
     def as_job(self, id: str) -> dict[str, Any]:
-        """Return an adapter as the job that would have trained it. Raises `UsageError` if the adapter doesn't
-        exist."""
+        """Return an adapter in the form of a job record. Raises `UsageError` if the adapter doesn't exist."""
         found = self.find(id)
         if found is None:
             raise UsageError(f"{self._provider} has no adapter {id}", fix="orchestrate deploy RUN --to ...")

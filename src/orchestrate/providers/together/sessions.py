@@ -608,7 +608,7 @@ class SteppedTogether(JobsAndSessions, TogetherProvider):
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
         """Query the host for the hourly price of the machine. Raises `UsageError` for an adapter that
-        Together can't train, and `UnknownPrice`."""
+        Together can't train, and `UnknownPrice` if the host returned no price."""
         _require_adapter(order)
         usd = self.machines.usd_per_hour(wanted(order))
         limit = money(order.spec.get("max_cost_usd")) or Decimal(0)

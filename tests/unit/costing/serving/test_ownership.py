@@ -106,7 +106,7 @@ def test_together_needs_a_gpu_all_day() -> None:
 def test_hours_a_day_are_what_is_billed() -> None:
     whole, third = total("fireworks", "qwen3.5-9b"), total("fireworks", "qwen3.5-9b", hours_per_day=8)
     assert third.monthly_usd * 3 == pytest.approx(whole.monthly_usd)
-    assert any("scales to zero" in text for text in third.assumptions)
+    assert any("scales deployments to zero" in text for text in third.assumptions)
 
 
 def model(params_b: float, active_b: float | None = None, precision: str = "bf16") -> catalog.ModelOnHost:

@@ -182,7 +182,7 @@ def test_every_fact_has_a_source(name: str) -> None:
 
 WRONG = {
     "a field that there is not": ({"colour": "red"}, "colour"),
-    "a feature without a reason": ({"missing": {}}, "must be in features or"),
+    "a feature without a reason": ({"missing": {}}, "in `features`, or in `missing`"),
     "an unknown feature": ({"features": ["sft", "telepathy"]}, "unknown feature telepathy"),
     "a setting with two outcomes": (
         {"settings": {"epochs": {"field": "a", "refused": "b"}}},
