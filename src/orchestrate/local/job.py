@@ -30,7 +30,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
     @property
     def word(self) -> str:
-        """The method's name, on which the amount of work per row depends."""
+        """Name of the method or loss, which determines the amount of work per row."""
         return "sft"
 
 
@@ -124,7 +124,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Hyper(Record, frozen=True, kw_only=True):
-    """The settings of a training run, all resolved. None is left to another library's defaults."""
+    """The settings of a training run, all resolved. No setting depends on the default of another library."""
 
     epochs: int | None = 3
     """Number of epochs. `None` trains for `max_steps`."""
@@ -146,7 +146,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     min_lr_ratio: float = 0.0
     """Final learning rate as a fraction of the peak."""
     decay_ratio: float = 0.1
-    """Fraction of the steps in which `warmup_stable_decay` lowers the rate."""
+    """Fraction of the steps over which the `warmup_stable_decay` schedule lowers the learning rate."""
     schedule_power: float = 1.0
     """Exponent of the `polynomial` schedule."""
     weight_decay: float = 0.0

@@ -47,8 +47,8 @@ class GpuLoad(Record, frozen=True, kw_only=True):
 
 
 def visible() -> list[str] | None:
-    """List the GPUs named in CUDA_VISIBLE_DEVICES. Returns `None` if the variable is not set and all GPUs
-    are visible."""
+    """List the GPUs named in CUDA_VISIBLE_DEVICES. Returns `None` if the variable is not set, in which case
+    all GPUs are visible."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 

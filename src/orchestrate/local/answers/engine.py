@@ -44,10 +44,13 @@ from orchestrate.types import Likelihood
 
 MOST_ROWS = 64
 """Default number of prompts in one batch."""
-CHOSEN_BY_SIZE = "answered in NF4 (4 bits) because its weights exceed 8 GiB (for 16 bits: local=MODEL:16-bit)"
+CHOSEN_BY_SIZE = (
+    "the base model was loaded in NF4 (4 bits) because its weights exceed 8 GiB "
+    "(for 16 bits: local=MODEL:16-bit)"
+)
 ROUNDED_OTHERWISE = (
-    "16-bit rounding in a batch can change an answer: without the batch, a different token "
-    "would have been the most likely (for exact results: --batch 1)"
+    "without batching, at least one token would be different, because batching changes 16-bit "
+    "rounding (for exact results: --batch 1)"
 )
 _MEASURED_S = 1.0
 """Total measurement time in seconds for all adapters. The fastest of at least three passes counts, because
@@ -105,7 +108,7 @@ class Loading(Opening, frozen=True, kw_only=True):
 
 
 class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Prompts for one model that are processed in one batch."""
+    """A batch of prompts for one model."""
 
     prompts: list[list[ChatMessage]]
     model: str = ""
@@ -227,7 +230,7 @@ class Engine(AdaptedModel):
 
     def load(self, name: str, folder: str) -> float:
         """Load another adapter onto the base model and return the loading time in seconds. Raises
-        `UsageError`."""
+        `UsageError` if the name is taken or the adapter cannot be added."""
         path = Path(folder)
         if name in self.models:
             raise UsageError(f"a model named {name!r} already exists")
@@ -316,7 +319,8 @@ class Engine(AdaptedModel):
     # -- requests ------------------------------------------------------------------------------------------
 
     def prompt(self, request: GenerationRequest) -> list[int]:
-        """Return the token ids of a request's prompt. Raises `RequestRefused` or `DataError`."""
+        """Return the token ids of a request's prompt. Raises `RequestRefused` for an unknown model or token
+        id, and `DataError` if the chat template rejects the messages."""
         template = self._model(request.model).template
         if request.messages is not None:
             return template.asked(request.messages, request.tools)
@@ -340,9 +344,9 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, request: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build the rows for a request, and an output for each answer. Unless rows must be processed
-        individually, returns only one row, which lists those of the other answers as its copies. Raises
-        `RequestRefused`."""
+        """Build the rows for a request, and an output for each answer. The first row lists the rows of the
+        other answers as its copies and is the only one returned, unless rows must be processed individually.
+        Raises `RequestRefused` for an invalid request."""
         model = self._model(request.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")
@@ -446,8 +450,8 @@ class Engine(AdaptedModel):
     # -- questions of an evaluation ------------------------------------------------------------------------
 
     def answer(self, asked: PromptsRequest, send: Callable[[dict[str, Any]], None]) -> None:
-        """Answer all prompts in one batch and send all replies at once. With `stream`, send the part of the
-        first reply that can no longer change as it is generated."""
+        """Answer all prompts in one batch and send all replies at once. With `stream`, also send the text of
+        the first reply during generation, as soon as it can no longer change."""
         found, form, close, turned = self._model(asked.model), asked.form, set[int](), set[int]()
         prompts = [self._prompt_of(found, messages, asked.tools) for messages in asked.prompts]
         fitting = [prompt for prompt in prompts if isinstance(prompt, list)]

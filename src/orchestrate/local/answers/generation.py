@@ -31,7 +31,7 @@ class Generator:
     model and with the tuned model, by switching the adapter off or on.
 
     The process starts with the first prompt and ends when the context or the parent process does. Several
-    generators may share one `worker`, which its creator closes. It holds one base model and one of its
+    generators may share one `worker`, which its creator closes. A worker holds one base model and one of its
     adapters at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` if the model is unavailable, and
     `RunFailed` if the worker crashes."""
 
@@ -65,7 +65,8 @@ class Generator:
 
     @property
     def four_bit(self) -> bool | None:
-        """True if the base model is loaded in 4 bits. `None` if its files decide when it is loaded."""
+        """True if the base model is loaded in 4 bits. `None` if this is decided by the size of its files at
+        load time."""
         return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property
@@ -145,8 +146,8 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """Generate replies like `generate`, but return the reason in place of each reply that fails.
-        `rounding` applies to temperature 0: with `told`, a reply's notes say if 16-bit rounding in a batch
-        changed the reply. With `mended`, replies that rounding may have changed are generated again
+        `rounding` applies to temperature 0: with `told`, a reply's notes say whether 16-bit rounding in a
+        batch changed the reply. With `mended`, replies that rounding may have changed are generated again
         individually. With `schema`, each reply is constrained to JSON with this schema, or to a call of one
         of `tools`."""
         if not prompts:

@@ -51,7 +51,8 @@ def too_large(folder: ModelFolder) -> bool:
 
 
 def unpacks(folder: ModelFolder) -> bool:
-    """Return whether NF4 weights are dequantized once for inference. Raises `ConfigError`."""
+    """Return whether NF4 weights are dequantized once for inference. Raises `ConfigError` if the environment
+    variable that controls this has an invalid value."""
     return folder.expanded_bytes <= SMALL_MODEL_BYTES and not settings.packed_nf4()
 
 
@@ -63,8 +64,8 @@ def is_adapter(folder: Path) -> bool:
 def base_of(
     folder: ModelFolder, *, four_bit: bool | None, device: torch.device, dtype: torch.dtype | None = None
 ) -> Any:
-    """Load a base model for inference. `None` for `four_bit` decides by the model's size, `None` for `dtype`
-    by the device. Raises `UsageError` for a base model that is too large in 16 bits."""
+    """Load a base model for inference. If `four_bit` is `None`, the model's size decides. If `dtype` is
+    `None`, the device decides. Raises `UsageError` if the base model does not fit in memory in 16 bits."""
     four_bit = too_large(folder) if four_bit is None else four_bit
     try:
         base = load_base(folder.path, four_bit=four_bit, device=device, dtype=dtype)
@@ -142,7 +143,7 @@ class AdaptedModel:
 
     def put(self, folder: Path, *, trainable: bool = False) -> str:
         """Load an adapter onto the base model and return the name that PEFT uses for the adapter. Raises
-        `UsageError`."""
+        `UsageError` if the adapter does not fit the base model."""
         name = self.new_name()
         with self.changing():
             if self.model is self.inner:

@@ -34,8 +34,9 @@ def trained_in_four_bit(provenance: Mapping[str, Any]) -> bool | None:
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Return whether to load the base of these tuned models in 4 bits: as requested, otherwise only if all of
-    them were trained that way. Returns `None` if neither is known."""
+    """Return whether to load the base of these tuned models in 4 bits. Returns `asked` if it is set.
+    Otherwise, returns whether all of them were trained on a 4-bit base, or `None` if no provenance record
+    says."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_provenance(one)) for one in tuned]

@@ -78,9 +78,9 @@ class ModelProcess(Child):
 
     def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
         """Send a request and return its key. Requests are sent in the order of the calls. `take` receives the
-        answer or, without `once`, each message until `forget` is called. It receives `None` when the process
-        ends. Raises `Ended` if the process has already ended, and msgspec's errors for fields that cannot be
-        encoded."""
+        answer. With `once=False`, it receives every message until `forget` is called. When the process ends,
+        it receives `None`. Raises `Ended` if the process has already ended, and msgspec's errors for fields
+        that cannot be encoded."""
         with self._sending:
             if self.lost:
                 raise Ended(self.lost, None)
@@ -113,10 +113,10 @@ class Worker:
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
-        """Reserve the worker for one caller and load `load` in its process, which is started if necessary.
-        Leaving the context before the answer has arrived ends the process, because the next caller would
-        receive that answer. Raises `UsageError` in a thread that has not read its previous answer to the
-        end."""
+        """Reserve the worker for one caller. Starts the process and loads the model that `load` describes, if
+        necessary. Leaving the context before the answer has arrived ends the process, because the next caller
+        would receive that answer. Raises `UsageError` if the current thread has not read its previous answer
+        to the end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another stream of the same process is still open",

@@ -227,8 +227,8 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
 
 def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
     """Encode the preferred and the rejected answer, each after the prompt. Only the answer's tokens are
-    trained. If the start is truncated, both answers lose the same number of tokens, so that both follow the
-    same text."""
+    trained. If rows are truncated at the start, both lose the same number of tokens, so that both answers
+    still follow the same prompt."""
     sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
     most = max(_over(side, rules) for side in sides)
     return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
@@ -387,7 +387,7 @@ class TemplateCheck:
     trains: bool
     """True if any row has a token to train on."""
     lost: tuple[int, ...]
-    """Numbers of the rows in `long` that have no token to train on."""
+    """The row numbers in `long` whose rows contain no token to train on."""
 
 
 def check_rows(

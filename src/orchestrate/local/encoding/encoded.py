@@ -38,8 +38,8 @@ from orchestrate.local.job import option
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""Fraction of packable rows from which rows are no longer sorted by length. The few longer rows are padded
-separately."""
+"""If at least this fraction of the rows can be packed, rows are not sorted by length. The few longer rows are
+padded separately."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class EncodedRows:
 
     def window(self, line: int) -> int:
         """Return the sorting window for `batches`, in batches. If most rows have at most `line` tokens, they
-        need no padding, so the window is 1: sorting would save nothing, and training learns slightly less
-        from steps of only short or only long rows. Prompts are always sorted, because their answers are
-        sampled in one batch."""
+        need no padding, so the window is 1: sorting would save nothing, and training is slightly less
+        effective if all rows of a step are short or all are long. Prompts are always sorted, because their
+        answers are sampled in one batch."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
@@ -136,8 +136,8 @@ class EncodingReport:
         if self.too_long:
             yield (
                 "warning",
-                f"{name}: {self.too_long} of {self.rows} rows were dropped because the row or one "
-                f"of its sequences exceeds {limit} tokens (truncation: drop)",
+                f"{name}: {self.too_long} of {self.rows} rows were dropped, entirely or in part, because "
+                f"they exceed {limit} tokens (truncation: drop)",
             )
         if self.dropped:
             yield (

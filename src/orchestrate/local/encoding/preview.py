@@ -38,8 +38,8 @@ def read_preview(
     """Show how the rows of a file are tokenized and which tokens are trained. `masking` has `max_seq_length`,
     `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`, and `chat` has `chat_template` and
     `chat_template_kwargs`. Both are as in a spec. `None` means the default. Raises `SetupError` if the
-    model's tokenizer is not on this machine, `DataError` for a row number that does not exist, `SpecError`
-    for a chat template that cannot be read."""
+    model's tokenizer is not on this machine, `DataError` for a row number that does not exist, and
+    `SpecError` for a chat template that cannot be read."""
     tokenizer = opened(tokenizer_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.template or CHATML

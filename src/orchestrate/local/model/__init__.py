@@ -52,8 +52,8 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
         _require(asked, device)
     if asked == "compile" and device != "cuda":
         raise EngineMissing(
-            "engine compile is for GPUs: on a CPU, compiling takes minutes, and Orchestrate's "
-            "own kernels don't need it",
+            "engine compile requires a GPU: on a CPU, compilation takes minutes, and Orchestrate's own "
+            "CPU kernels do not need it",
             fix="set engine: auto to use what this machine supports",
         )
     if asked not in (None, "auto"):

@@ -386,7 +386,8 @@ def _download(model: str) -> str:
     except errors.GatedRepoError as error:
         raise ConfigError(
             f"{model} is gated: its owner requires you to accept terms first",
-            fix=f"accept them at https://huggingface.co/{model}, then  hf auth login  or export HF_TOKEN=...",
+            fix=f"accept them at https://huggingface.co/{model}, then run  hf auth login  or export "
+            "HF_TOKEN=...",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UsageError(
@@ -401,7 +402,7 @@ def _download(model: str) -> str:
             raise ConfigError(
                 f"the Hub denied access to {model} ({status}): the token is invalid or has no "
                 "permission to read it",
-                fix="hf auth login , or export HF_TOKEN=... with a token that may read this model",
+                fix="run  hf auth login  or export HF_TOKEN=... with a token that may read this model",
             ) from error
         if status is not None:
             raise ConfigError(

@@ -270,7 +270,7 @@ _FILE = "threads"
 results depend on it through rounding."""
 _ROUNDS = 20
 _WORTH = 0.9
-"""More threads are used only if they take less than this fraction of the time."""
+"""More threads are used only if they cut the time to less than this fraction."""
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:

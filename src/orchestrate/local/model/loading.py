@@ -393,9 +393,9 @@ _UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
 
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
-    """Load an adapter from a folder onto the base model, and call it `name` in peft. If the adapter does not
-    fit, or has no safetensors so that peft would load a pickle, raises `UsageError` and leaves the base model
-    unchanged."""
+    """Load an adapter from a folder onto the base model, and call it `name` in peft. Raises `UsageError` and
+    leaves the base model unchanged if the adapter does not fit or has no safetensors file, in which case peft
+    would load a pickle."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():

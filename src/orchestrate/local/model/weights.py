@@ -245,8 +245,8 @@ def spread_out(model: Any, dtype: torch.dtype) -> None:
 
 
 def auto_class(folder: Path) -> Any:
-    """Return the transformers auto class for a folder's model: for a language model, or for a vision-language
-    model, which is used with text only."""
+    """Return the transformers auto class for the model in a folder: a language model, or a vision-language
+    model that is used with text only."""
     return _auto_class(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 

@@ -129,8 +129,8 @@ class Preference:
         self, policy: Tensor, reference: Tensor | None, lengths: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of preference pairs. `policy` and `reference` are summed log-probabilities [2n]: n
-        preferred answers, then n rejected answers. `lengths` are the answers' numbers of trained tokens.
-        Returns the loss of each pair [n], and metrics."""
+        preferred answers, then n rejected answers. `lengths` contains the number of trained tokens of each
+        answer. Returns the loss of each pair [n], and metrics."""
         if not self.needs_reference or self.normalize_by_length or self.ipo:
             score = policy / lengths
             base = None if reference is None else reference / lengths
@@ -192,9 +192,9 @@ class TrainingBatch:
     """Rows combined into one model input. Each row ends at the last token that predicts a trained token.
 
     Unpacked rows are padded on the right and need no attention mask, because causal attention never reaches
-    the padding. In packed rows, position ids restart at 0 in each row, from which transformers builds masks
-    that keep rows from attending to one another. With a `layout`, all rows are in one sequence, and
-    Orchestrate's attention keeps them apart."""
+    the padding. When rows are packed, position ids restart at 0 in each row. From these ids, transformers
+    builds masks that keep rows from attending to one another. With a `layout`, all rows are in one sequence,
+    and Orchestrate's attention keeps them apart."""
 
     ids: Tensor
     """Token ids, as [sequences, tokens]."""

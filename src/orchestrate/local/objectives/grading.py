@@ -230,8 +230,8 @@ def sample_of(answer: str | ReadAnswer) -> dict[str, Any]:
 
 
 def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] = ()) -> str | None:
-    """Return the reason why this machine cannot run the grader, or `None` if it can. `asks` lists the kinds
-    of `ELSEWHERE` for which the caller has a model."""
+    """Return the reason why this machine cannot run the grader, or `None` if it can. `asks` lists the grader
+    types in `ELSEWHERE` for which the caller provides a model."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
         return (
@@ -462,7 +462,7 @@ class Formula:
 
     @classmethod
     def parse(cls, text: str) -> Formula:
-        """Parse a formula. Raises `GradingError`."""
+        """Parse a formula. Raises `GradingError` if it is invalid."""
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -473,8 +473,8 @@ class Formula:
         return formula
 
     def value(self, values: Mapping[str, float], *, checking: bool = False) -> float:
-        """Compute the formula's value. Raises `GradingError`. With `checking`, errors that depend on the
-        numbers, such as a division by zero, are ignored."""
+        """Compute the formula's value. Raises `GradingError` if that fails. With `checking`, errors that
+        depend on the numbers, such as a division by zero, are ignored."""
         try:
             return float(_value(self.tree, values))
         except RecursionError as error:

@@ -181,7 +181,7 @@ class PolicyObjective(Objective):
 
     def policy_loss(self, batch: TrainingBatch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Compute sums over the batch's answer tokens: the loss, the estimated KL divergence from the initial
-        model (`None` without `kl_beta`), and the number of tokens that are the most likely ones."""
+        model (`None` without `kl_beta`), and the number of tokens that the model ranks as most likely."""
         start = self._log_probabilities_at_start(batch)
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         log_p = -losses

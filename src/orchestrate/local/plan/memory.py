@@ -1,9 +1,9 @@
 """Estimate the memory of a training run from the model's configuration alone. Torch-free, offline. Weights,
 adapter, gradients and optimizer state are always in memory. Activations and logits are temporary, so the plan
-compares the moments in a step at which memory use can peak (`_moments`) and takes the largest. The bytes per
-token add up the tensors that this engine holds at that moment for a Llama-like layer (attention, gated
-feed-forward, two norms). They were determined with torch's record of allocations. `benchmarks/memory.py` and
-the tests compare the plan with measured peaks."""
+compares the moments in a step at which memory use can peak (`_moments`) and takes the largest. The number of
+bytes per token is the sum over all tensors that this engine holds at that moment for a Llama-like layer
+(attention, gated feed-forward, two norms), as determined with torch's record of allocations.
+`benchmarks/memory.py` and the tests compare the plan with measured peaks."""
 
 from __future__ import annotations
 
@@ -339,18 +339,18 @@ class _Layer(NamedTuple):
     """Bytes per token."""
 
     norm: float
-    """Stored by one norm for the backward pass: its own inputs, and its output, which the linear layers
+    """What one norm stores for the backward pass: its own inputs, and its output, which the linear layers
     need."""
     norm_output: float
     norm_work: float
     """Temporary memory while a norm's gradient is computed."""
     attention: float
-    """Stored by attention for the backward pass: queries, keys, values, and the attention weights or their
+    """What attention stores for the backward pass: queries, keys, values, and the attention weights or their
     sums."""
     attention_forward: float
     attention_backward: float
     kept: float
-    """Stored by the entire layer for the backward pass."""
+    """What the entire layer stores for the backward pass."""
 
 
 def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:

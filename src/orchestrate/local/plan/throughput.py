@@ -97,7 +97,7 @@ def file_of(home: Path) -> Path:
 
 
 def add(path: Path, pace: MeasuredPace) -> None:
-    """Append a run's pace to the file. Raises `OSError`."""
+    """Append a run's pace to the file. Raises `OSError` if the file cannot be written."""
     with open(path, "ab", opener=opener) as out:
         out.write(pace.to_json() + b"\n")
 
@@ -308,9 +308,9 @@ def kind_of(
 
 
 def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str | None = None) -> Throughput:
-    """Estimate throughput from finished runs, benchmarks, and the expected speed of such a machine. `load` is
-    the current load from other processes and lowers the bottom of the range. `place` names the owner of the
-    machine. `None` means this machine."""
+    """Estimate throughput from finished runs, benchmarks, and the typical speed of this kind of machine.
+    `load` is the current load from other processes and lowers the bottom of the range. `place` names the
+    owner of the machine. `None` means this machine."""
     ran = read_pace(file_of(home))
     runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"
@@ -330,9 +330,9 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
 
 
 def slowdown(kind: ThroughputKey, load: float, cores: int) -> float:
-    """Estimate how many times longer a step may take because of other processes. A single thread gets its
-    share of the cores. Several threads wait for the slowest one in each matmul: with two threads on two busy
-    cores, the measured factor was the square."""
+    """Estimate how many times longer a step may take because of other processes. A single thread slows down
+    by the number of threads per core. Several threads wait for the slowest one in each matmul, so this factor
+    is squared, as measured with two threads on two busy cores."""
     if kind.device != "cpu":
         return 1.0
     share = max(1.0, (load + kind.threads) / cores)

@@ -30,7 +30,8 @@ CANDIDATES = 16
 CANARIES = 6
 ANSWER_TOKENS = 32
 ENDING_TOKENS = 256
-"""Maximum length in tokens of the longer answers that are generated if fewer than two short answers end."""
+"""Maximum answer length in tokens for a second attempt, which is made if fewer than two answers end within
+`ANSWER_TOKENS`."""
 LONGEST_PROMPT = 2_048
 """Maximum length of a prompt in tokens. Longer prompts would make checks more expensive but not more
 reliable."""
@@ -72,8 +73,8 @@ def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
 
 def probes(marks: Sequence[str]) -> list[ProbePrompt]:
     """Build the built-in prompts: conversations of kinds that servers often render differently. `marks` are
-    the model's special tokens as text. One of the prompts contains one, because servers differ most in this
-    case."""
+    the model's special tokens as text. One of the prompts contains a special token, because servers differ
+    most in this case."""
     mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
     hello = ("user", "Name three rivers.")
     return [

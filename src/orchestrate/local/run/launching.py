@@ -42,8 +42,8 @@ def require_packages(what: str = "training on this machine", extra: str = "local
 
 def launch(job: LocalJob, home: Path, start: Callable[[RunDir], None] | None = None) -> RunDir:
     """Create the run directory `home/job.ref` and start its worker. A second call with the same ref changes
-    nothing. `start` replaces the function that starts the worker. Raises `MissingExtra`, or `OSError` if the
-    folder cannot be created."""
+    nothing. `start` replaces the function that starts the worker. Raises `MissingExtra` if the training
+    packages are not installed, and `OSError` if the folder cannot be created."""
     require_packages()
     run, made = RunDir.make(home, job)
     if made or not run.had_worker():
@@ -88,7 +88,7 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
         if time.monotonic() > deadline:
             raise RunFailed(
                 f"the worker of {run.ref} paused but did not exit within {duration(ENDING_S)}",
-                fix=f"check {run.log}, kill the process, then orchestrate resume {run.ref}",
+                fix=f"check {run.log}, kill the process, then run orchestrate resume {run.ref}",
             )
         time.sleep(0.02)
 

@@ -43,10 +43,11 @@ from orchestrate.local.run.sharding import Sharded, number
 MOST_TOKENS = 2048
 """Maximum number of tokens in the measured pass, which always has at least one row."""
 SLOW = 5.0
-"""Duration of a first pass, with one row, above which no second pass is measured, in seconds."""
+"""If the first measured pass, which has one row, takes at least this many seconds, no second pass is
+measured."""
 SOON = 20.0
-"""Expected duration of the first step, in seconds, below which no second pass is measured. The step itself
-then soon gives a better measurement."""
+"""If the first step is expected to take less than this many seconds, no second pass is measured, because the
+step itself soon gives a better measurement."""
 
 
 @dataclass
@@ -259,7 +260,7 @@ class Loop(CheckpointedLoop):
 
     @property
     def result(self) -> tuple[int, dict[str, float]]:
-        """The step from which the resulting weights come, and the evaluation at this step."""
+        """The step whose weights are the result, and the evaluation at this step."""
         p = self.progress
         if self.best is not None and p.best_step is not None:
             return p.best_step, p.best_metrics

@@ -74,8 +74,8 @@ class Met:
     """True once the first process has notified the others that training has ended."""
 
     def cut(self) -> None:
-        """Wait to be ended by the parent process, after an error that may be caused by the end of another
-        process."""
+        """Wait for the parent process to end this process. Called after an error that may have occurred
+        because another process ended."""
         time.sleep(ENDED_S)
 
 

@@ -33,8 +33,8 @@ from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
 KEEPS_S, FETCHED_S = 3600.0, 300.0
-"""Seconds for which results are stored until they are fetched, and after they are fetched in case the
-response was lost."""
+"""Seconds for which a result is kept if it is not fetched, and after it was fetched. Fetched results are kept
+because the response may have been lost."""
 REST_S = 5.0
 """Minimum seconds between two attempts to start the training process."""
 GONE_S = 900.0
@@ -339,7 +339,7 @@ class SessionDesk:
 
     def in_turn(self, model: SessionModel, number: int, promise: Promise, work: Work) -> None:
         """Run the work once all requests with smaller numbers have arrived. Clients number requests in order,
-        but may send one again."""
+        but may send the same request twice."""
         if number < model.next:
             promise.fail(f"request number {number} arrived after later requests were executed")
             return

@@ -60,8 +60,8 @@ class UsageBook:
                 self._tokens[bucket] += tokens
 
     def between(self, owner: str, start: float, end: float) -> list[tuple[UsageBucket, int]]:
-        """Return the owner's usage in hours that start within a time span: oldest first, and largest first
-        within an hour."""
+        """Return the owner's hourly usage for all hours that start within a time span, oldest first. Within
+        an hour, the largest count comes first."""
         found = [
             (one, tokens)
             for one, tokens in self._tokens.items()

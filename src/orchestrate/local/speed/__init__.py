@@ -25,8 +25,8 @@ def measure(
     seconds: float = 20.0,
 ) -> Bench:
     """Train for about `seconds` in a separate process and save the measured speed for later quotes. Raises
-    `MissingExtra`, or `RunFailed` with the process's message. If the measurement fails, earlier ones are not
-    changed."""
+    `MissingExtra` if the training packages are not installed, and `RunFailed` with the process's message if
+    the measurement fails. Earlier measurements are then kept."""
     require_packages("measuring this machine")
     request = {
         "model": str(model) if model else None,

@@ -143,7 +143,8 @@ def memory(
 ) -> dict[str, int]:
     """Measure the memory of training steps with this setup and a random model of this configuration. Returns
     bytes of weights, adapter, gradients and optimizer state. `in_work` is the additional peak in a forward
-    and backward pass. Without `own_kernels`, uses the norms and attention of GPU training on any device."""
+    and backward pass. Without `own_kernels`, uses the same norms and attention as GPU training, even on a
+    CPU."""
     from orchestrate.local.job import Hyper
     from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors

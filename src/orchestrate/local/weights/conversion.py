@@ -29,7 +29,7 @@ CUTS = {
     rf"{_HEAD}\p{{N}}{{1,3}}{_TAIL}": "llama-bpe",
     rf"{_HEAD}\p{{N}}{_TAIL}": "qwen2",
 }
-"""Maps the regular expressions by which tokenizers split text to llama.cpp's names for them."""
+"""Maps the regular expressions that tokenizers use for splitting text to llama.cpp's names for them."""
 KINDS = {
     "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15,
     "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
@@ -113,10 +113,10 @@ def _know_the_cut(llama_cpp: Path, model: Path) -> None:
             if name := _cut_of(model):
                 return name
             raise UsageError(
-                "llama.cpp does not know this model's pre-tokenizer, so the file would tokenize "
-                "prompts differently than in training",
-                fix="try a newer version of llama.cpp, or serve it with transformers or vLLM: export "
-                "--to merged",
+                "llama.cpp does not know this model's pre-tokenizer, so it would tokenize prompts "
+                "differently than in training",
+                fix="try a newer version of llama.cpp, or run  orchestrate export --to merged  and serve the "
+                "model with transformers or vLLM",
             ) from None
 
     TextModel.get_vocab_base_pre = known

@@ -34,7 +34,8 @@ def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[st
         raise UsageError(
             f"the base is quantized ({held.description}), and merging into quantized weights is "
             "not supported",
-            fix="export --to peft and serve the base with the adapter, or train on the 16-bit base",
+            fix="run  orchestrate export --to peft  and serve the base with the adapter, or train on the "
+            "16-bit base",
         )
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=DTYPES[dtype])
     untied = _untie(model, adapter)

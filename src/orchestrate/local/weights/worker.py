@@ -92,8 +92,8 @@ def sheet(
     precision: str | None = None,
     four_bit: bool = False,
 ) -> dict[str, Any]:
-    """Create the fingerprint of an adapter or a full tuned model. `data` are files of canonical rows, of
-    which the first with any prompts is used. `precision` is bf16 or fp32. `None` lets the device decide."""
+    """Create the fingerprint of an adapter or a full tuned model. `data` lists files of canonical rows. The
+    first one that contains prompts is used. `precision` is bf16 or fp32. `None` lets the device decide."""
     where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"

@@ -53,8 +53,8 @@ class AdapterInit:
 
 
 def create_adapter(inner: Any, config: Any, adapter: AdapterSettings, init: AdapterInit | None) -> Any:
-    """Create the peft model with its initial adapter weights. Raises `RunFailed`. If the adapter does not
-    fit, peft's `ValueError` or `TypeError` propagates."""
+    """Create the peft model with its initial adapter weights. Raises `RunFailed` if the initialization is not
+    possible. If the adapter does not fit, peft's `ValueError` or `TypeError` propagates."""
     from peft import PeftModel, get_peft_model
     from peft.tuners.lora.eva import initialize_lora_eva_weights
 
@@ -215,7 +215,7 @@ ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
 """Names of layers that route tokens to experts. They get no adapter, so that the choice of experts stays the
 same."""
 _NEEDED = ("targets", "target_parameters", "modules_to_save")
-"""Settings that raise an error if no name matches. Other settings have no effect then."""
+"""Settings for which it is an error if no name matches. Other settings are ignored in that case."""
 
 
 @dataclass(frozen=True)

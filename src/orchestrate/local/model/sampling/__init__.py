@@ -96,8 +96,7 @@ class DrawnToken:
     """Log-probability of the token under the model in nats, before temperature, penalties and biases."""
     tops: tuple[tuple[int, float], ...] = ()
     failed: str = ""
-    """The API's code for the reason why there is no token. Empty if there is one. `id` is meaningless
-    otherwise."""
+    """The API's code for the reason why there is no token. If it is not empty, `id` is meaningless."""
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[SamplingSettings, Counter[int]]]) -> list[DrawnToken]:

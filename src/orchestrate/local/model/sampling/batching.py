@@ -67,7 +67,8 @@ class Mixing:
             layer._disable_adapters = False
 
     def rows(self, names: Sequence[str], device: torch.device) -> None:
-        """Set the adapter of each row for the next forward pass. Rows with any other name use the base."""
+        """Set the adapter of each row for the next forward pass. Rows whose adapter is not loaded use the
+        base model."""
         places: dict[str, list[int]] = {}
         for place, name in enumerate(names):
             if name in self.adapters:

@@ -116,8 +116,8 @@ class Sampler:
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Strip the tokens that end an answer. Also returns whether there were any, so that the model itself
-        ended the answer."""
+        """Strip the tokens that end an answer. Also returns whether there were any, which means that the
+        model itself ended the answer."""
         if ids and ids[-1] in self.stops:
             return ids[:-1], True
         for other in self.others:

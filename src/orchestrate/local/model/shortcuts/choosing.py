@@ -136,7 +136,8 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
     if not proved and (reason := probes.trains(loaded)):
         raise RunFailed(
             f"cannot train this model: {reason}",
-            fix="use fewer modules in adapter.targets, or engine: plain. worker.log has the full message",
+            fix="use fewer modules in adapter.targets, or set engine: plain. The full message is in "
+            "worker.log",
         )
     _balance(loaded, job)
     if fused:
