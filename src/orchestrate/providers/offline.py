@@ -41,8 +41,8 @@ def wandb_key(config: HostConfig) -> str:
 
 def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
     """Return the training methods that the host's API still offers although no model in the catalog supports
-    them anymore, with the reasons. Empty for other instances of a host's kind, which have their own
-    models."""
+    them anymore, with the reasons. Empty for sandboxes and for hosts that the user configured, because these
+    have their own models."""
     kind = provider.profile.kind
     if provider.name != kind or provider.config.sandbox:
         return {}

@@ -24,8 +24,8 @@ from orchestrate.local.run import RunDir, now, runs
 from orchestrate.types import Record, Standing
 
 SEARCH_S, READY_S, POLL_S = 60.0, 3600.0, 2.0
-"""In seconds: how long to look for a machine after its response was lost, how long to wait until a machine is
-ready, and the polling interval."""
+"""In seconds: how long to look for a machine if the response to its create request was lost, how long to wait
+until a machine is ready, and the polling interval."""
 EXTEND_S = 60.0
 JOURNAL = "machines.jsonl"
 

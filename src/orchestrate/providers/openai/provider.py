@@ -256,8 +256,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Resolve the model's name. For hosts other than OpenAI, the name is sent as written. For Azure, the
-        name of an OpenAI model becomes OpenAI's id."""
+        """Resolve the model's name. For hosts other than OpenAI, the name is sent as written, except that on
+        Azure the name of an OpenAI model is replaced by OpenAI's id."""
         if self.name == self.profile.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)

@@ -349,7 +349,7 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
         raise QuotaExceeded(
             provider,
             f"Together estimates the job at {say.money(total)}, more than the account may spend ({allowed}). "
-            "Nothing was sent",
+            "No job was created",
             fix="add credit at Together, or train on fewer tokens",
         )
     train = number(answer.get("estimated_train_token_count")) or 0

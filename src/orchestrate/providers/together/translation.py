@@ -37,8 +37,8 @@ RESERVED = (
     "wandb_base_url",
     "hf_api_token",
 )
-"""Fields that Orchestrate fills in, and credentials with their destinations, which do not belong in a
-spec."""
+"""Fields that a spec may not set: Orchestrate fills them in, or they hold credentials or the URL that the
+credentials are sent to."""
 NO_RFT = (
     "Together has no RFT jobs, only training sessions that your own program drives. "
     "For RFT jobs, use Fireworks or local training"
