@@ -32,14 +32,18 @@ class Goal(StrEnum):
 
 _VOLUMES: dict[Goal, tuple[int, int, str]] = {
     Goal.FORMAT: (300, 500, _GUIDE),
-    Goal.STYLE: (300, 500, f"{_GUIDE} (the number for a format: no provider publishes one for style)"),
+    Goal.STYLE: (
+        300,
+        500,
+        f"{_GUIDE} (same as for a format, because no provider publishes a number for style)",
+    ),
     Goal.DOMAIN: (1_000, 5_000, _GUIDE),
     Goal.CAPABILITY: (5_000, 50_000, _GUIDE),
     Goal.CLASSIFICATION: (1_000, 1_000, "Yandex, tuning classification models"),
     Goal.TOOL_USE: (
         300,
         500,
-        f"{_GUIDE} (the number for a format: no provider publishes one for tool calls)",
+        f"{_GUIDE} (same as for a format, because no provider publishes a number for tool calls)",
     ),
 }
 
@@ -86,7 +90,7 @@ class Volume(Record, frozen=True, kw_only=True):
 
 def volume(goal: Goal, rows: int, *, labels: int = 0, why: str | None = None) -> Volume:
     """Compare the number of rows with the recommended number for a goal. `labels` is the number of distinct
-    labels of a classification."""
+    labels in a classification task."""
     least, most, source = _VOLUMES[goal]
     if goal is Goal.CLASSIFICATION:
         least = most = max(least, _ROWS_OF_A_LABEL * labels)
@@ -105,14 +109,14 @@ def inferred(
 ) -> Volume:
     """Infer the goal from the rows, and compare the number of rows with the recommended number.
 
-    `labels` is the number of distinct short answers, if they repeat. Flags: `tools` if rows call tools,
-    `keyed` if answers are JSON with the same keys, `knowing` if answers contain facts that their prompts
-    lack, `bare` if rows are text without prompts, `closely` if the answers were checked for keys and facts. A
-    new capability can't be inferred from rows, so the user must choose it."""
+    `labels` is the number of distinct short answers, if they repeat. Flags: `tools` if rows contain tool
+    calls, `keyed` if answers are JSON with the same keys, `knowing` if answers contain facts that their
+    prompts lack, `bare` if rows are text without prompts, `closely` if the answers were checked for keys and
+    facts. A new capability can't be inferred from rows, so the user must choose it."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
     if tools:
-        return volume(Goal.TOOL_USE, rows, why="the rows call tools")
+        return volume(Goal.TOOL_USE, rows, why="the rows contain tool calls")
     if keyed:
         return volume(Goal.FORMAT, rows, why="the answers are JSON with the same keys")
     if bare:
@@ -135,6 +139,6 @@ def volume_summary() -> str:
             (Goal.FORMAT, "rows for a format"),
             (Goal.DOMAIN, "for a domain"),
             (Goal.CAPABILITY, "for a capability"),
-            (Goal.CLASSIFICATION, "(at least 100 per label) for a classification"),
+            (Goal.CLASSIFICATION, "(at least 100 per label) for classification"),
         )
     )

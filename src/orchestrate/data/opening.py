@@ -45,7 +45,7 @@ from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.types import Problem, TokensFrom
 
 PARALLEL_BYTES = 24 << 20
-"""File size in bytes from which workers are started. For smaller files, starting workers takes longer than
+"""Minimum file size, in bytes, for starting workers. For smaller files, starting workers takes longer than
 reading."""
 SAMPLE_ROWS = 200
 """Number of rows used to recognize the format."""
@@ -199,7 +199,8 @@ def run(
     progress: Progress | None = None,
     join: JoinedFiles | None = None,
 ) -> Total:
-    """Read the entire file in tasks like `task`. The number of workers depends on the file's size."""
+    """Read the entire file in ranges, with the settings of `task`. The number of workers depends on
+    the file's size."""
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
     for name in task.tokenizers:
         counter(name)  # a tokenizer that cannot be loaded is reported once, from here
@@ -300,7 +301,7 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
 
 
 def worker_count(workers: int | None, size: int) -> int | None:
-    """Return the number of workers for a file of `size` bytes. `workers` always applies if above one."""
+    """Return the number of workers for a file of `size` bytes. A `workers` above one is always used."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 

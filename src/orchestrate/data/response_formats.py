@@ -29,7 +29,8 @@ def schema_of(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def read_format(path: Path) -> dict[str, Any]:
-    """Read a format, or a bare JSON schema, from a JSON file. Raises `UsageError`."""
+    """Read a format, or a bare JSON schema, from a JSON file. Raises `UsageError` if the
+    file cannot be read or contains neither."""
     try:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError, RecursionError) as error:

@@ -74,7 +74,7 @@ NO_ROW_WEIGHT = Rule(
     "row-weight-lost",
     Severity.ERROR,
     "row weights are not supported",
-    "duplicate rows with a high weight and remove rows with a low one, or convert with --allow-loss",
+    "repeat rows with a high weight and remove rows with a low weight, or convert with --allow-loss",
     lossy=True,
 )
 
@@ -160,8 +160,8 @@ def check(
     rows.
 
     `method` is sft, dpo, kto or rft. `tokens` is a token count of the same data, needed to check lengths.
-    `context` is the maximum number of tokens that the model trains on, and `truncation` how longer rows are
-    shortened. `validation` marks the validation file, which has no minimum number of rows. Problems that
+    `context` is the maximum number of tokens that the model trains on, and `truncation` says how longer rows
+    are shortened. `validation` marks the validation file, which has no minimum number of rows. Problems that
     apply to every host are found while reading the rows (`data.rows.problems`), not here."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     found += _kinds(data, host, method)

@@ -218,16 +218,20 @@ def _refused(what: str) -> Rule:
 
 
 _AS_SYSTEM = Rule(
-    "developer-as-system", Severity.ERROR, "developer becomes system", "convert with --allow-loss", lossy=True
+    "developer-as-system",
+    Severity.ERROR,
+    "developer messages become system messages",
+    "convert with --allow-loss",
+    lossy=True,
 )
-_SPANS = _lost("loss on only part of an answer")
+_SPANS = _lost("training on only part of an answer")
 _WITHOUT_WEIGHTS = {
     Trait.ROW_WEIGHT: _lost("row weights"),
     Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
-WEIGHTS_BESIDE_OTHERS = _lost("message weights, if other rows in the file train on several answers,")
-"""Reason why a file with mixed weights does not fit one of TRL's two conversation formats."""
+WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file that also has rows with several trained answers")
+"""Rule for a file in which only some rows fit TRL's prompt-completion format."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("message weights")}
 _JOINED = Rule("parts-joined", Severity.INFO, "text parts are joined into one text", "nothing to do")
@@ -300,8 +304,8 @@ FORMATS: dict[str, HostRules] = {
     "parquet": HostRules(
         kinds={
             **EVERY_KIND,
-            "unpaired": "Parquet columns need one type, which rows with messages and a label don't have",
-            "rl": "Parquet columns need one type, which grader fields don't have",
+            "unpaired": "Parquet output does not support rows with messages and a label",
+            "rl": "Parquet requires one type per column, but grader fields can mix types",
         },
         traits={},
     ),
@@ -342,14 +346,14 @@ def _has_prompt_field(example: Example) -> bool:
 
 
 _NOT_IN_CLOUDS = (
-    "images in tool messages, images whose detail is not auto, or function fields other than name, "
+    "images in tool messages, images whose detail is not auto, and function fields other than name, "
     "description and parameters"
 )
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
     "gemini": (f"images with URLs other than gs:// or data:, {_NOT_IN_CLOUDS}", not_for_gemini),
     "bedrock": (f"images with URLs other than s3:// or data:, {_NOT_IN_CLOUDS}", not_for_bedrock),
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
-    "trl": ("a grader field named prompt next to the messages", _has_prompt_field),
+    "trl": ("a grader field named prompt in a row with messages", _has_prompt_field),
 }
 """Content that a format cannot represent and that no trait covers. Rows are checked for it while they are
 written."""

@@ -21,7 +21,7 @@ from orchestrate.data.shapes.known import SHAPES
 from orchestrate.errors import DataError
 
 LONGEST_RECORD = 512 << 20
-"""Maximum size of a JSON array element or a cell, in characters, and of a line, in bytes."""
+"""Maximum size of a JSON array element or a cell (in characters) and of a line (in bytes)."""
 PYTHON_CELLS = "python-cells"
 """Problem code for cells that were parsed as Python literals."""
 
@@ -87,7 +87,7 @@ def csv_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[
         except csv.Error as error:
             raise DataError(
                 f"{file.name}: line {reader.reader.line_num}: {error}",
-                fix="close each quote, and double any quotes inside a cell",
+                fix="close all quotes, and write quotes inside a cell twice",
             ) from error
 
 
@@ -119,7 +119,7 @@ def _lines(opened: IO[str], file: Path) -> Iterator[str]:
         if len(line) == LONGEST_RECORD and not line.endswith("\n"):
             raise DataError(
                 f"{file.name}: a line is longer than {LONGEST_RECORD >> 20} MiB",
-                fix="close each quote, or convert the file to JSON Lines",
+                fix="close all quotes, or convert the file to JSON Lines",
             )
         yield line
 

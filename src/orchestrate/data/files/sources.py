@@ -45,7 +45,7 @@ _CHECK_INTERVAL = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
 _FREE_BYTES = 512 << 20
 _FREE_SHARE = 20
-"""Reciprocal of the share of the disk that must stay free, which is at most `_FREE_BYTES`."""
+"""Reciprocal of the fraction of the disk that must stay free. At most `_FREE_BYTES` must stay free."""
 
 
 class Spool:
@@ -254,7 +254,7 @@ def _by_status(url: str, place: str, status: int) -> OrchestrateError:
     if status in (401, 403):
         return SetupError(
             f"{what}{place} denied access",
-            fix="set the environment variables with its credentials, or use a signed URL",
+            fix="set the environment variables for this host's credentials, or use a signed URL",
         )
     if status in _BUSY:
         return _again(f"{what}{place} answered {status}", "wait a moment, then try again")
@@ -287,7 +287,8 @@ _MEDIA_SUFFIXES = {
 }
 """Table suffixes by content type, because the first bytes of a table are ambiguous."""
 _MOST_LAYERS = 4
-"""Maximum number of nested compression layers, because an archive may contain itself."""
+"""Maximum number of nested compression layers. Without a limit, unpacking an archive that contains itself
+would never end."""
 _ROWS = (".jsonl", ".ndjson", ".json")
 
 
@@ -342,7 +343,7 @@ def _prepared(path: str, changed_ns: int, size: int) -> RowSource:
             else "check whether the file is truncated or mixes encodings, then save it as UTF-8"
         )
         raise DataError(
-            f"{path} is not valid {error.encoding.upper()} (byte {error.start + 1} of a block)",
+            f"{path} is not valid {error.encoding.upper()} ({error.reason})",
             fix=fix,
         ) from error
 

@@ -104,7 +104,7 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "rows-left-out",
             Severity.ERROR,
             f"{broken:,} of {rows:,} rows have errors ({why}) and would be dropped",
-            f"to repair the rows: orchestrate data check {data.path} --fix, or to drop them: --allow-loss",
+            f"to drop the rows: --allow-loss. To repair them: orchestrate data check {data.path} --fix",
         )
     for code in ("held-out", "hidden-column", "unread-column"):
         found += [replace(p, providers=(target.name,)) for p in data.problems if p.code == code]
@@ -137,7 +137,7 @@ class BatchReport(Record, frozen=True, kw_only=True):
 
     joined: int
     unasked: int
-    """Number of results without a request. Each remains an error."""
+    """Number of results without a matching request. Each becomes a row with an error."""
     unanswered: int
     """Number of requests without a result."""
 

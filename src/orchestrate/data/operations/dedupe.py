@@ -54,8 +54,8 @@ def dedupe(
     progress: Callable[[int, int], None] | None = None,
 ) -> DedupeReport:
     """Write the remaining rows to `output`, and a log with one line per removed row next to it. Without
-    `output`, nothing is written. Raises `DataError`, and `MissingExtra` if near duplicates need numpy or
-    rensa."""
+    `output`, nothing is written. Raises `DataError` if the file can't be read or `require_rows` rejects it,
+    and `MissingExtra` if `near_duplicates` is set but numpy or rensa is not installed."""
     log = None
     if output is not None:
         require_writable(output, path)

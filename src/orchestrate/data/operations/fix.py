@@ -46,8 +46,8 @@ _TURN_LISTS = ("conversations", "conversation")
 
 
 class RowFix(Record, frozen=True, kw_only=True):
-    """One change to a row. `action`: `repaired`, `not repaired` or `dropped` (a field) for rows that were
-    copied, `left out` for rows that were not. `code` is the problem's code."""
+    """One change to a row. `action` is `repaired`, `not repaired` or `dropped` (a field) if the row is in the
+    copy, and `left out` if it is not. `code` is the problem's code."""
 
     row: int
     code: str
@@ -289,7 +289,7 @@ class _Mend:
                 self.did("bad-content", f"{place}.content[{j}]: {kind} converted to text")
             elif kind == "image_url" and isinstance(image, str):
                 part["image_url"] = {"url": image}
-                self.did("bad-content", f"{place}.content[{j}]: the URL converted to an image")
+                self.did("bad-content", f"{place}.content[{j}]: image_url converted to an object")
 
     def _cut(self, messages: list[Any], row: dict[str, Any]) -> None:
         """Remove messages after the last answer, because they teach nothing. Skips RFT prompts."""

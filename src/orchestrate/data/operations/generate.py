@@ -326,7 +326,7 @@ class GenerateOrder:
     parallel: int = 4
     instructions: str = ""
     hosts: tuple[RowTarget, ...] = ()
-    """Backends that accept all seeds. They must also accept each generated row."""
+    """Backends that accept all seeds and must also accept each generated row."""
     threshold: float = 0.8
     """Similarity at which a row counts as a near duplicate."""
     seed: int = 0
@@ -433,7 +433,7 @@ def generate(
 
     `progress` is called with (rows, requests, US dollars). Raises `DataError` when the seeds cannot be read
     or contain no valid row, `UsageError` if `output` does not come from an earlier run, and `ProviderError`
-    if the host rejects a request or fails all attempts of `retry`."""
+    if the host rejects a request or if all attempts that `retry` allows fail."""
     require_price("this model", order.max_cost_usd, order.price)
     require_writable(output, seeds)
     if output.suffix.lower() in PACKED_SUFFIXES:

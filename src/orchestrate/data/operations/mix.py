@@ -103,7 +103,7 @@ def open_mix(
     and `ScanTask`.
 
     Raises `DataError` if a file can't be read, has a different kind of rows than the first file, or has a
-    weight that leaves none of its rows."""
+    weight so low that none of its rows are selected."""
     private_folder(folder)
     union, opened, parts = Total(), list[OpenedFile](), list[_MixedFile]()
     begins: list[tuple[int, str]] = []

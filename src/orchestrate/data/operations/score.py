@@ -1,8 +1,8 @@
 """`orchestrate data score` and `data select`: score each row by several signals, and select the best rows by
 one of them.
 
-Four signals need only the rows. Commands that use a model or a judge add its losses or scores. All scores are
-stored next to the file (`FILE.scores.jsonl`) and tied to its rows by their digest.
+Four signals need only the rows. Commands that use a model or a judge add the model's losses or the judge's
+scores. All scores are stored next to the file (`FILE.scores.jsonl`) and tied to its rows by their digest.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ def split(
     """Write train.jsonl, validation.jsonl and, with three shares, test.jsonl to `folder`. Files from an
     earlier split are replaced. Raises `UsageError` if one of the files was not written by a split.
 
-    Raises `DataError`, `TooFew` if a split would be empty, and `MissingExtra` if near duplicates must stay
-    together but rensa is not installed.
+    Raises `DataError` if the file can't be read or `require_rows` rejects it, `TooFew` if a split would be
+    empty, and `MissingExtra` if near duplicates must stay together but rensa is not installed.
     """
     if is_stream(folder) or folder.is_file():
         raise UsageError(f"{folder} is not a folder", fix="choose a folder with -o")
@@ -367,7 +367,8 @@ _SEEDS = 1000
 _FEW = 2000
 """Minimum number of groups for which a 10% split deviates by less than 1% of the rows."""
 _FEWEST = 100
-"""With fewer groups, all seeds are compared, because a single row is a large share."""
+"""Minimum number of groups for stopping at the first seed that fits. With fewer groups, all seeds are
+compared, because a single row is a large share of a split."""
 _NEAR = 0.01
 """Maximum deviation from the requested shares, as a fraction of the rows."""
 _STILL_NEAR = 0.03

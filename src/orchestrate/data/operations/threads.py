@@ -253,8 +253,8 @@ def columns_of(  # noqa: PLR0913  independent options
     left_out: Sequence[str] = (),
 ) -> Columns | None:
     """Return the columns that identify threads, roles and text. An mbox has defaults for its own columns.
-    Returns `None` if no such column was given, because rows are then not single messages. Raises `UsageError`
-    if the options are incomplete."""
+    Returns `None` if no such column was given, which means that a row is not a single message. Raises
+    `UsageError` if the options are incomplete."""
     if is_mbox(path):
         thread, role = thread or "thread", role or "sender"
     if thread is None and role is None and not assistant:

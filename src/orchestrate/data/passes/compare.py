@@ -38,7 +38,7 @@ class Matches:
     pairs: tuple[tuple[int, int], ...]
     """The first pairs, up to a fixed number."""
     count: int
-    """Number of all pairs."""
+    """Total number of pairs."""
 
 
 def numpy() -> Any:
@@ -125,7 +125,8 @@ SAMPLED = 512
 """Number of rows used to recognize the file's form: those with the smallest hashes, so the order of rows has
 no effect."""
 FORM_SHARE, FORM_ROWS = 0.1, 20
-"""Minimum share and number of sampled rows that contain a phrase of the file's form."""
+"""Minimum fraction and minimum number of sampled rows that must share a phrase for it to count as part of
+the file's form."""
 SYSTEM_SHARE = 4
 """Minimum ratio of a row's own phrases to the phrases used from its system prompt."""
 
@@ -180,7 +181,7 @@ def sign(task: ScanTask, form: Any) -> Signatures:
 
 def shared_form(files: Sequence[tuple[ScanTask, int]]) -> Any:
     """Return the hashes (uint64, sorted) of phrases that many rows share, estimated from a sample of the
-    files (task, bytes)."""
+    files. `files` has the task and the size in bytes of each file."""
     np = numpy()
     sample: dict[int, tuple[ScanTask, bytes]] = {}
     for task, size in files:
@@ -258,8 +259,8 @@ class SeenTexts:
         self._by_band: dict[tuple[int, int], list[int]] = {}
 
     def add(self, texts: Sequence[str]) -> list[bool]:
-        """Return, for each text, whether it is a near duplicate of an earlier text of this or a previous
-        call. Stores the other texts."""
+        """Return, for each text, whether it is a near duplicate of an earlier text, from this or a
+        previous call. Stores the other texts."""
         if not texts:
             return []
         found: list[bool] = []

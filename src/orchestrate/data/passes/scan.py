@@ -65,7 +65,7 @@ PIECE = 256 << 10
 """Number of bytes that a task processes at a time: large enough for batched calls, small enough for a core's
 cache."""
 SIZED = 16
-"""Number of rows per measurement of JSON size."""
+"""Sampling interval, in rows, for measuring the JSON size."""
 FIRST_ROWS = 20
 """Maximum number of row numbers stored for each trait."""
 LONGEST_LABEL = 60
@@ -88,7 +88,7 @@ class ScanTask:
     columns: tuple[tuple[str, str], ...] = ()
     tokenizers: tuple[str, ...] = ()
     compare: bool = False
-    """True to collect hashes of rows and prompts, and short answers, for comparing rows."""
+    """True to collect the data for comparing rows: hashes of rows and prompts, and short answers."""
     content: bool = False
     """True to search for secrets, personal data, damage, refusals and placeholders."""
     memory: str | None = None
@@ -459,7 +459,7 @@ class Sample:
     weights: array[float] = field(default_factory=lambda: array("d"))
     """Number of sequences in the file that each entry of `lengths` represents."""
     remarks: tuple[Remark, ...] = ()
-    """Remarks, with the number of affected rows in the file estimated."""
+    """Remarks, with an estimate of the number of affected rows in the file."""
 
 
 def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:

@@ -145,7 +145,7 @@ class Trait(IntFlag):
     LAST_TRAINED = 8388608
     """Weights select only the last of several assistant messages for training."""
     PARTLY_TRAINED = 16777216
-    """Weights exclude some assistant messages from training, in any other way than `LAST_TRAINED`."""
+    """Weights exclude some assistant messages from training, in a way other than `LAST_TRAINED`."""
     LOSS_SPANS = 33554432
     """Only parts of an answer or a text contribute to the loss."""
     LOCAL_IMAGES = 67108864

@@ -40,7 +40,7 @@ class Loss:
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
     """Return which parts of a message to train on. `text` is the message's own text. Training uses only
-    answers, so selecting another message for training is an error. Excluding one has no effect."""
+    answers, so selecting any other message is an error, and excluding one has no effect."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")

@@ -47,8 +47,8 @@ def tagged(text: str, tag: str) -> tuple[list[str], str]:
 
 
 def calls_in(said: str) -> str | None:
-    """Return the tool calls in a text as a JSON list. Returns `None` if the text has none, or one that can't
-    be parsed. The text then stays unchanged."""
+    """Return the tool calls in a text as a JSON list. Returns `None` if the text contains no call, or
+    one that can't be parsed."""
     written, _ = tagged(said, "tool_call")
     calls = [_as_json(call) for call in written]
     return f"[{','.join(call for call in calls if call)}]" if calls and all(calls) else None
@@ -91,8 +91,8 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
 
 
 def number_calls(messages: Sequence[ChatMessage]) -> None:
-    """Assign ids to tool calls without one, including calls in the text of an answer that a tool message
-    follows. Tool messages are matched by function name, otherwise in order."""
+    """Assign ids to tool calls that have none. Calls in the text of an answer are included if the next
+    message is a tool message. Tool messages are matched by function name, otherwise in order."""
     taken = {call.id for m in messages for call in m.tool_calls or ()}
     waiting: list[ToolCall] = []
     made = 0
@@ -423,7 +423,7 @@ def _with_object(tool: dict[str, Any], seen: set[str]) -> dict[str, Any]:
     types = [cast("dict[str, Any]", p).get("type") if isinstance(p, dict) else None for p in bare.values()]
     if not types or not all(isinstance(t, str) and t.partition(",")[0] in _PYTHON for t in types):
         return tool
-    seen.add("parameters without an object")
+    seen.add("parameters that are not an object schema")
     return tool | {"function": function | {"parameters": {"type": "object", "properties": given}}}
 
 
@@ -453,7 +453,7 @@ def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight"
 
 
 def parallel_from(row: dict[str, Any], found: list[Problem], field: str | None = None) -> bool | None:
-    """Return the row's `parallel_tool_calls`. Other values than true and false are reported in `found`."""
+    """Return the row's `parallel_tool_calls`. Values other than true and false are reported in `found`."""
     parallel: Any = row.get("parallel_tool_calls")
     if parallel is None or isinstance(parallel, bool):
         return parallel

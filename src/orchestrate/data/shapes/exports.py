@@ -244,7 +244,7 @@ REQUEST = frozenset(
 )  # fmt: skip
 """Parameters of a request and metadata of an answer, which training never uses."""
 NOTES = frozenset({"metadata", "child_runs", "observations"})
-"""Fields with labels or other calls, which are reported if they contain text."""
+"""Fields that contain labels or other recorded calls. They are reported only if they contain text."""
 _SPEND = frozenset(
     {
         "request_id", "call_type", "api_key", "spend", "total_tokens", "prompt_tokens", "completion_tokens",
@@ -576,7 +576,7 @@ def _logged(row: Row) -> Read:
 
 
 BATCH_REQUESTS = "batch_request"
-"""Field of a batch result to which its request is added."""
+"""Field that `join_batch` adds to a batch result. It contains the request."""
 
 
 def batch_answer(row: Row) -> Row | None:

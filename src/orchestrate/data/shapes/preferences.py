@@ -284,7 +284,7 @@ def _transcript(text: str) -> list[ChatMessage]:
 # of TRL and LLaMA-Factory (a conversation in OpenAI, ShareGPT or Alpaca format with a tag).
 
 TAGS = frozenset({"label", "kto_tag"})
-"""Fields that contain the label. Training on all answers in such rows would teach the bad ones."""
+"""Fields that contain the label. Training on all answers in such rows would also teach the bad ones."""
 
 
 def is_trl(row: Row) -> bool:
@@ -311,7 +311,7 @@ def is_alpaca(row: Row) -> bool:
 
 
 def has_fields(row: Row, fields: frozenset[str]) -> bool:
-    """Return whether a row has a label and the answer of a format with these fields."""
+    """Return whether a row has a label and those of the `fields` that contain a prompt or an answer."""
     if not row.keys() & TAGS:
         return False
     if "output" in fields:

@@ -33,12 +33,12 @@ with suppress(ImportError):  # optional, seven times as fast
     from stringzilla import count as occurrences  # pyright: ignore[reportUnknownVariableType]
 
 _STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
-"""Formats with clean rows that decode directly into the canonical struct."""
+"""Formats whose clean rows decode directly into the canonical struct."""
 
 _MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
 """Problems that the lenient reader may resolve: calls in an answer's text, or Python names of types."""
 _TOOLS = Trait.TOOLS.value
-"""Plain integer: combining a flag with an integer costs a microsecond for each row."""
+"""A plain integer, because combining a flag with an integer takes a microsecond per row."""
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=rows.digits_of)
 
 

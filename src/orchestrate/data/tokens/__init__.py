@@ -146,8 +146,8 @@ class PieceEncoder:
 FIRST_ROWS = 5
 """Number of rows listed in a remark."""
 COVERAGE = 99
-"""Minimum coverage of a sample's interval in percent: the share of samples with the true count in their
-interval."""
+"""Minimum coverage of a sample's interval, in percent: the share of samples whose interval contains the true
+count."""
 
 
 class Remark(msgspec.Struct, frozen=True):
@@ -171,7 +171,7 @@ class Lengths:
     def __init__(self) -> None:
         self.tokens = array("I")
         self.further = array("I")
-        """Tokens of additional sequences of rows, in no particular order."""
+        """Token counts of the additional sequences of rows that are split, in no particular order."""
         self.trained = array("I")
         self.remarks: dict[str, Remark] = {}
 
@@ -193,7 +193,7 @@ class Lengths:
 class Counter(Protocol):
     name: str
     error_band: float
-    """Relative half-width of the error band for rows without tools. 0 if the model's own tokenizer counts."""
+    """Relative half-width of the error band for rows without tools. 0 for the model's own tokenizer."""
 
     def count(self, examples: Sequence[Example]) -> Lengths: ...
 

@@ -344,7 +344,7 @@ _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS
 
 
 def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
-    """Return the text without the tool calls written in it, and these calls. `tools` determines which values
+    """Return the text without its tool calls, and the parsed calls. `tools` determines which values
     are text in a notation without quotes, and allows calls without markers. With `cut`, the text may end in
     the middle of a call."""
     found: list[ParsedCall] = []

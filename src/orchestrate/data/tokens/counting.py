@@ -151,8 +151,8 @@ def for_model(
 
     `folder` is a local model folder. `tokenizer` is the value in the catalog: a counter's name, or a family
     such as `llama-3`. `hub` is the model's id on the hub, used if its tokenizer is in the hub's local cache.
-    `chat` contains the `chat_template` and `chat_template_kwargs` with which a hub's tokenizer renders rows
-    in place of its own, the `added_tokens` that it doesn't split, and how it treats `earlier_thinking`."""
+    `chat` contains settings for a Hugging Face tokenizer: the `chat_template` that replaces its own,
+    `chat_template_kwargs`, `added_tokens` (text that must not be split) and `earlier_thinking`."""
     given = f"\n{msgspec.json.encode(chat, order='deterministic').decode()}" if chat else ""
     if folder is not None and has_tokenizer(Path(folder)):
         return f"hf:{Path(folder).resolve()}{given}"
@@ -415,7 +415,7 @@ def _ranges_file(folder: Path, path: str, read_as: object, counter: str) -> Path
 
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
     """Return the digest that a file had when it last had this size and modification time. The file may have
-    changed since, so a match only makes recounting probably unnecessary."""
+    changed since, so a match only suggests that recounting is unnecessary."""
     if folder is None:
         return None
     with suppress(OSError, ValueError):  # or an invalid path

@@ -54,12 +54,12 @@ _MOST_KNOWN = 4096
 """Number of conversation forms that are cached. A dataset has few."""
 _Order = Sequence[tuple[int, int]] | None
 ASSISTANT = frozenset({"assistant"})
-"""Roles with messages that are trained on, unless a method selects others."""
+"""Roles whose messages are trained on, unless a method selects others."""
 APART = "the text before an answer differs from the generation prompt"
 _AGREEING = ("enable_thinking", "thinking")
 """Template settings that control whether the prompt opens the reasoning, closes it, or neither."""
 _AS_GIVEN: list[tuple[int, int]] = []
-"""The default order, which is that of the messages' texts."""
+"""Default order: the order of the messages' texts."""
 _SHORT = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", content="y")]
 _THOUGHT_OUT = [_SHORT[0], ChatMessage(role="assistant", content="y", reasoning="z")]
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]

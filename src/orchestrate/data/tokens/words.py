@@ -239,7 +239,7 @@ def _tool_name(tool: Mapping[str, Any]) -> str | None:
 
 
 class MessageFormat(NamedTuple):
-    """Format in which messages are passed to a template, because templates expect different formats."""
+    """Format in which messages are passed to a template. Templates expect different formats."""
 
     text_arguments: bool = False
     """True if the arguments of a call are JSON text instead of an object."""
