@@ -116,9 +116,9 @@ KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")
 METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 ELSEWHERE = {
-    "score_model": "needs a model API for every answer, which training on this machine does not support",
-    "label_model": "needs a model API for every answer, which training on this machine does not support",
-    "endpoint": "needs a server for every answer, which training on this machine does not support",
+    "score_model": "not supported for training on this machine, because it calls a model API per answer",
+    "label_model": "not supported for training on this machine, because it calls a model API per answer",
+    "endpoint": "not supported for training on this machine, because it calls a server per answer",
 }
 _FIELDS = {
     "string_check": {"input", "reference", "operation"},

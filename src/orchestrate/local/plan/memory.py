@@ -173,8 +173,8 @@ parameters, plus a 32-bit scale for every 256 of these scales."""
 LOGITS = 1 << 25
 """Number of logits in one block, the same as `loaded.BLOCK_ELEMENTS`."""
 SHORT_ROW = 1024
-"""Maximum row length in tokens for which a CPU uses attention that stores its weights, the same as
-`kernels.SHORT_ROW`."""
+"""Maximum row length in tokens for which attention weights are stored for the backward pass on a CPU, the
+same as `kernels.SHORT_ROW`."""
 BLOCK = 128
 """Number of queries in a block of attention, the same as `kernels.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}

@@ -144,7 +144,7 @@ class SessionsApi:
         return secrets.token_hex(8)
 
     def model_id(self, caller: Caller, number: int) -> str:
-        """Return the id of a session's model number `number`."""
+        """Return the id of model number `number` in a session."""
         return f"{caller.id}:train:{number}"
 
     def _heartbeat(self, body: dict[str, Any], owner: str) -> dict[str, Any]:

@@ -376,7 +376,10 @@ class SessionDesk:
     def place(self, owner: str, model: str, kind: str, name: str) -> Path:
         """Return the folder for the weights named `name`. Raises `HostError` 400 if the name is invalid."""
         if not SAVE_NAME.fullmatch(name):
-            raise HostError(400, f"the name {name[:100]!r} may only contain letters, digits, . _ -")
+            raise HostError(
+                400,
+                f"the name {name[:100]!r} may only contain letters, digits, periods, underscores and hyphens",
+            )
         return self._own(owner, "weights") / model.replace(":", "@") / kind / name
 
     def _own(self, owner: str, what: str) -> Path:

@@ -201,7 +201,7 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
     [
         (
             {"type": "score_model", "model": "o3"},
-            "needs a model API for every answer, which training on this machine does not support",
+            "not supported for training on this machine, because it calls a model API per answer",
         ),
         (
             {"evaluator": "accounts/a/evaluators/b"},
@@ -246,7 +246,7 @@ def test_the_fields_that_a_grader_reads() -> None:
 def test_a_refused_grader_starts_nothing() -> None:
     with pytest.raises(
         RunFailed,
-        match="needs a model API for every answer, which training on this machine does not support",
+        match="not supported for training on this machine, because it calls a model API per answer",
     ):
         Grader({"type": "score_model"})
     assert refusal(code("def grade(sample, item): return 1"), allow_code=True) is None

@@ -126,8 +126,8 @@ class Sampler:
         return ids, False
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """Return the maximum number of tokens in the answer: as requested, but no more than the context has
-        left after the prompt."""
+        """Return the maximum number of tokens in the answer: the requested number, or what is left of the
+        context after the prompt if that is less."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
     # -- reading, as `batching.Reader` has it --------------------------------------------------------------

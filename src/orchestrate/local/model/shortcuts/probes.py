@@ -21,7 +21,7 @@ from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 CLOSE = 0.03
 """Maximum relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
-"""Maximum relative change in a row's states when the content of another row changes but not its length.
+"""Maximum relative change in a row's states when another row's content changes but its length does not.
 Almost 0, because sums of the same shape round alike. Does not apply to a mixture of experts, in which the
 content changes the shape of each expert's sums."""
 LENGTHS = (9, 5, 12, 7)
