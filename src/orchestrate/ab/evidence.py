@@ -1,9 +1,9 @@
 """Compute the evidence for each metric from the users' assignments and outcomes.
 
-The unit is a user in a phase. Each unit counts once, and its value never changes, so existing evidence is
-never withdrawn. Users are compared only with users who had the same probability of getting the tuned model:
-new users of a phase with each other, and returning users of the base with each other. When a new phase has a
-larger share, some of the returning users are assigned to the tuned model.
+The statistical unit is one user in one phase. Each unit counts once, and its value never changes, so existing
+evidence is never withdrawn. Users are compared only with users who had the same probability of getting the
+tuned model: a phase's new users with each other, and users returning from the base with each other. When a
+new phase has a larger share, some of the returning users are assigned to the tuned model.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ PRIOR = 60.0
 """Prior sample size of the e-process. Evidence grows fastest at about 500 users in the smaller arm, but is
 valid for any number of users."""
 LEAST_OF_EACH = 10
-"""Minimum number of users per outcome and arm at which the interval of a proportion is valid."""
+"""Minimum number of users with each outcome, in each arm, for the interval of a proportion to be valid."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
-"""Minimum number of users per arm at which the interval of a mean is valid: the larger of 50 and 28 + 25
-skewness^2 (Sugden, Smith and Jones 2000)."""
+"""Minimum number of users in each arm for the interval of a mean to be valid: the larger of 50 and
+28 + 25 skewness^2 (Sugden, Smith and Jones 2000)."""
 POWER_80 = 0.8416
 
 
@@ -49,7 +49,7 @@ class LabelEvidence:
         """The highest `log_e` so far."""
 
     def add(self, stratum: Hashable, chance: float, tuned: bool, outcome: Hashable = None) -> None:
-        """Add a user. `chance` is the probability with which the user was assigned the tuned model."""
+        """Add a user. `chance` is the probability that the user was assigned the tuned model."""
         of_tuned, users = self._seen.get((stratum, outcome), (0, 0))
         bet = (PRIOR * chance + of_tuned) / (PRIOR + users)
         self.log_e += math.log(bet / chance) if tuned else math.log((1 - bet) / (1 - chance))
@@ -173,7 +173,7 @@ def gate_of_share(means: Means) -> str | None:
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None
-    return f"only {round(least)} of the {LEAST_OF_EACH} required users per outcome and arm"
+    return f"only {round(least)} of the {LEAST_OF_EACH} required users with each outcome in each arm"
 
 
 def gate_of_mean(means: Means) -> str | None:

@@ -50,7 +50,7 @@ def new_salt() -> str:
 
 
 def person(salt: str, user: str) -> Person:
-    """Derive the stored key and the split position of a user id. Every text is a valid user id, and is used
+    """Derive the stored key and the split position of a user id. Any string is a valid user id and is used
     unchanged: not trimmed, case-folded or normalized."""
     digest = hashlib.sha256(f"{salt}\0".encode() + user.encode("utf-8", "surrogatepass")).digest()
     return Person(digest[8:24].hex(), (int.from_bytes(digest[:8], "big") >> 11) / 2**53)
@@ -130,8 +130,8 @@ def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
 
 
 def key_of(metric: str, id: str | int) -> str:
-    """Return the key that identifies an outcome when it is sent again. Outcomes of different metrics may
-    share an id."""
+    """Return the key by which a repeated outcome is recognized. Outcomes of different metrics may share an
+    id."""
     return hashlib.sha256(f"{metric}\0{id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -194,8 +194,8 @@ class Assignment(NamedTuple):
 
 
 class Experiment:
-    """A running experiment. Several threads can use it and, with the same store, several processes. As a
-    context manager, it closes a store that it opened itself."""
+    """A running experiment. Safe to use from several threads, and from several processes that share a store.
+    As a context manager, it closes a store that it opened itself."""
 
     def __init__(self, store: Store, record: ExperimentRecord, *, owns_store: bool = False) -> None:
         self.plan, self.id, self._record = record.plan, record.id, record
@@ -219,8 +219,9 @@ class Experiment:
 
     @classmethod
     def begin(cls, plan: ExperimentPlan, store: Store | str | None = None) -> Self:
-        """Start a new experiment, or continue the one with this plan. A plan can't change after the start, so
-        if there is an experiment with this name and a different plan, raises `UsageError`."""
+        """Start a new experiment, or continue the one with this plan. Raises
+        `UsageError` if an experiment with this name has a different plan, because a plan can't change after
+        the start."""
         required(plan)
         opened = _opened(store)
         try:
@@ -296,8 +297,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """Return the model assigned to the user, from cached data only. Outcomes of this user are not
-        counted in the experiment."""
+        """Return the model assigned to the user, from cached data only, without reading the store. Outcomes
+        observed with this assignment are not recorded."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)
@@ -356,7 +357,7 @@ class Experiment:
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Record values observed for an answer, for the metrics that the plan includes."""
+        """Record the values observed for an answer. Values of metrics outside the plan are ignored."""
         if not at.counted:
             return
         key = person(self._record.salt, of_user(user)).key

@@ -21,9 +21,9 @@ _T = TypeVar("_T")
 
 
 class ABMiddleware:
-    """Assigns each request of a user to an arm, as `scope["state"]["ab"]` (Starlette: `request.state.ab`).
-    Records each answer's latency and whether it failed (HTTP 5xx, exceptions), if the plan has metrics for
-    these. Requests without a user have no `ab`, but are counted.
+    """Assigns each user's request to an arm and stores the assignment in `scope["state"]["ab"]` (Starlette:
+    `request.state.ab`). Records each answer's latency and whether it failed (HTTP 5xx, exceptions), if the
+    plan has metrics for these. Requests without a user have no `ab`, but are counted.
 
     `user` is a function that returns the user of a request from its scope, or `None`.
     """

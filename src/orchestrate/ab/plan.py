@@ -1,7 +1,7 @@
-"""Plans of experiments in YAML files.
+"""Read experiment plans from YAML files, check them, and decide by their rules.
 
 name: support-bot
-base: http://127.0.0.1:8001/v1=qwen3-8b     # or HOST=MODEL, or a run: then its base
+base: http://127.0.0.1:8001/v1=qwen3-8b     # or HOST=MODEL, or a run (for its base model)
 tuned: run-1qrn0nq0kvxa                     # or an address
 metrics:
   - {name: resolved, role: primary}
@@ -100,11 +100,11 @@ def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     if planned is not None and planned.absent is not None:
         return (
-            f"no user of {arms} counts for {one.metric} yet: users count {planned.window_h:g} h "
-            "after their first request"
+            f"no user of {arms} counts toward {one.metric} yet: a user counts {planned.window_h:g} h "
+            "after the first request"
         )
     return (
-        f"no outcome of {one.metric} was recorded for {arms}: check that your application records it "
+        f"no {one.metric} outcome was recorded for {arms}: check that your application records it "
         "for every user"
     )
 
@@ -114,8 +114,8 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
-        f"either outcomes of one arm are missing, or {one.metric} is recorded only when it happens (then "
-        "start a new experiment with absent and window_h)"
+        f"outcomes of one arm are missing, or {one.metric} is recorded only when it happens. If it is, start "
+        "a new experiment with absent and window_h"
         if sometimes
         else "outcomes of one arm are missing"
     )
@@ -231,7 +231,7 @@ def _wrong_rule(rule: DecisionRule) -> Iterable[str]:
     if rule.min_users < 1 or not 0 <= rule.min_hours < math.inf:
         yield "rule.min_users must be at least 1 and rule.min_hours at least 0"
     if rule.most_users is not None and rule.most_users < 2 * rule.min_users:
-        yield f"rule.most_users must be at least min_users ({rule.min_users}) for both arms"
+        yield f"rule.most_users must be at least twice rule.min_users (2 x {rule.min_users})"
 
 
 def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:

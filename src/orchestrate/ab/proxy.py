@@ -421,7 +421,7 @@ class Proxy:
         return JSONResponse(page([shown], more=False))
 
     async def outcomes(self, request: Request) -> Response:
-        """Record the outcome in the request body, or a list of them under `outcomes`."""
+        """Record the outcome in the request body, or all outcomes in the body's list `outcomes`."""
         values = await json_body(request)
         listed: Any = values.get("outcomes", [values])
         try:

@@ -126,7 +126,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     by_name: dict[str, Model]
     host_names: frozenset[str]
     described: dict[str, dict[str, HostModel]]
-    """Models of hosts described by a YAML file: by host, then by model name."""
+    """Models of the hosts that YAML files describe, by host and then by model name."""
     comparison: str
     starters: tuple[str, ...]
 
@@ -284,9 +284,8 @@ def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Return the reason why a method of a host's API is unavailable, which is that all models that the host
-    tuned with it were shut down. Returns `None` if a model remains, or if the catalog does not list the
-    host's models."""
+    """Explain that a host no longer offers a method, because all models that it could tune with the method
+    were shut down. Returns `None` if a model remains, or if the catalog does not list the host's models."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
@@ -307,8 +306,8 @@ def comparison() -> Model:
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the most similar closed model that a host can tune, for an open model. Returns `None` if no
-    closed model lists the open one as an alternative."""
+    """Return the closed model that is most similar to an open one and that the host can tune. Returns `None`
+    if no such model lists the open one as an alternative."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()

@@ -20,8 +20,8 @@ Unit = Literal["US dollars", "hours", "minutes"]
 def amount(
     given: Decimal | float | str | None, name: str, unit: Unit = "US dollars", *, above_zero: bool = False
 ) -> Decimal | None:
-    """Parse an amount such as `25`, `7.50` or `$1,200`. Raises `UsageError`, which names the option, for
-    other text."""
+    """Parse an amount such as `25`, `7.50` or `$1,200`. Raises `UsageError` with the option's name if
+    the value is not an amount."""
     if given is None:
         return None
     found = _read(given)

@@ -1,5 +1,5 @@
-"""Communicate with our own child processes in JSON lines on standard input and output. Answers may have a
-timeout, errors include the end of the child's stderr, and processes that the child started end with it.
+"""Communicate with our own child processes in JSON lines on standard input and output. A request can have a
+timeout. Errors include the end of the child's stderr. When a child ends, so do the processes that it started.
 
     with Child(python("orchestrate.some.module"), env=of_child(), name="the counter") as child:
         answer = child.ask({"words": text}, seconds=10)
@@ -110,7 +110,7 @@ class Child:
     # -- asking --------------------------------------------------------------------------------------------
 
     def send(self, message: Any) -> None:
-        """Send a message. Bytes must already be JSON. Raises `Ended`."""
+        """Send a message. Bytes must already be JSON. Raises `Ended` if the process has ended."""
         line = (message if isinstance(message, bytes) else msgspec.json.encode(message)) + b"\n"
         stdin = self.process.stdin
         assert stdin is not None  # noqa: S101  opened as a pipe
@@ -121,7 +121,8 @@ class Child:
             raise self._ended() from error
 
     def receive(self, seconds: float | None = None) -> bytes:
-        """Return the next line. Raises `Ended`, and `TooLate` if no line arrives within this many seconds."""
+        """Return the next line. Raises `Ended` if the process ends first, and `TooLate` if no line arrives
+        within `seconds`."""
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:

@@ -31,8 +31,8 @@ def require_bounded(node: yaml.Node | None) -> None:
 
 
 def documents(text: str) -> list[Any]:
-    """Parse all documents in a YAML text. Raises the same errors as `require_bounded`, and
-    `yaml.YAMLError`."""
+    """Parse all documents in a YAML text. Raises `yaml.YAMLError` for invalid YAML, and the same errors as
+    `require_bounded`."""
     with _loader(text) as loader:
         found: list[Any] = []
         while loader.check_node():

@@ -167,8 +167,8 @@ _replacing: set[str] = set()
 """Folders that this process has temporarily renamed. A process id alone does not identify them, because ids
 repeat after a container restarts."""
 _LONG_S = 60.0
-"""Seconds after which a process id in a folder's name must belong to a later process, because renaming never
-takes this long."""
+"""Maximum age, in seconds, of a folder that its process may still be replacing. If the folder is older, the
+process id in its name now belongs to another process, because a replacement never takes this long."""
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
@@ -266,8 +266,8 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
 class Journal(Generic[E]):
     """An append-only file of JSON lines that stays valid if its writer is killed at any moment.
 
-    `entries` are the entries in the file and then the appended ones, in order. Readers ignore an unfinished
-    line of a killed writer, and the next writer removes it. Each entry is on disk before `append` returns."""
+    `entries` lists the entries in the file, followed by the appended ones. Readers ignore an unfinished line
+    of a killed writer, and the next writer removes it. Each entry is on disk before `append` returns."""
 
     def __init__(self, path: Path, entry: Any) -> None:
         """Open the journal. `entry` is the type of the lines: a struct, or a union of tagged structs. The

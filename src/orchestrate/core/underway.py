@@ -22,14 +22,14 @@ class ProgressCallback(Protocol):
 
 
 Listener = Callable[[str, str], AbstractContextManager[ProgressCallback]]
-"""A function of a description and a unit. It returns a context manager that yields the progress callback."""
+"""Takes a description and a unit, and returns a context manager that yields the progress callback."""
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 
 @contextmanager
 def heard_by(listener: Listener) -> Generator[None]:
-    """Report the progress of work that this thread starts in the block to a listener."""
+    """Report the progress of this thread's work to `listener` while the block runs."""
     token = _listener.set(listener)
     try:
         yield

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PROJECT = "default"
 _FRESH_S = 2.0
 _SHARE = 20.0
-"""Data stays fresh for at least this many times the time it took to read."""
+"""Cached data stays fresh for at least this multiple of the time it took to read."""
 Found = tuple[GatewayJob, Run]
 
 
@@ -299,8 +299,8 @@ class Jobs:
             until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
             return [
                 f"{provider.profile.title} serves a tuned model only while it is deployed, and the "
-                f"deployment is billed: a chat request deploys it for {until} if the cost of all "
-                f"deployments of {found[0]} stays below {most}"
+                f"deployment is billed. A chat request deploys it for up to {until}, as long as all "
+                f"deployments of {found[0]} together cost less than {most}"
             ]
         return [
             f"{provider.profile.title} serves a tuned model only while it is deployed, and the deployment "
@@ -377,7 +377,7 @@ class Jobs:
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             message = (
-                f"{count(use.open, 'job')} of the key {key.name} are running. The key's limit is "
+                f"the key {key.name} already has {count(use.open, 'open job')}. Its limit is "
                 f"{key.concurrent} at a time"
             )
             headers = {"retry-after": _A_JOB_LATER_S}

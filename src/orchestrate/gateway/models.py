@@ -150,7 +150,7 @@ class ModelRoutes:
         if step is not None or job.project != call.project or job.outside:
             raise HostError(
                 403,
-                "Only tuned models that you created here can be deleted, but not their checkpoints",
+                "You can only delete tuned models that you created here, and not their checkpoints",
             )
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)
@@ -272,8 +272,8 @@ class ModelRoutes:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: GatewayRequest) -> Any:
-        """Run a grader on this machine. Graders that query a model, and code graders unless code is allowed
-        here, get a failed result: reward 0 and the name of the error."""
+        """Run a grader on this machine. The result is a failure, with reward 0 and the error's name, for
+        graders that query a model, and for code graders unless code is allowed here."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 _READS = ("GET", "HEAD")
 _ALIKE_S = 60.0
 _MOST = 1000
-"""The maximum number of different rejections to count within that time."""
+"""Maximum number of different rejections to count within `_ALIKE_S` seconds."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Alike:
 
 
 class Audit:
-    """The audit log. Writes similar rejections at most once a minute, with their number. Thread-safe."""
+    """The audit log. Combines similar rejections into one entry per minute with their number. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

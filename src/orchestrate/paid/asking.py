@@ -124,8 +124,8 @@ class Respondent:
         return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
 
     def priced(self, question: Question, answer: Answer) -> Answer:
-        """Add the price of an answer: that of the tokens that the host reports, or the maximum price if it
-        reports none."""
+        """Add the price of an answer: the price of the tokens that the host reports, or the maximum price if
+        it reports none."""
         usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
         if self.price is not None and usd is None:
             known = into is not None and out is not None and into >= 0 and out >= 0
@@ -366,8 +366,8 @@ class Asking:
 
         Questions with a stored answer are not sent again. A question that the host refuses gets an answer
         with `error`, and the next call sends it again. Raises `OverBudget` if the next request could exceed
-        the limit, `UsageError` while another command queries the same model, and the respondent's own errors.
-        All answers received so far are stored.
+        the limit, `UsageError` if another command is querying the same model, and the errors of
+        `respondent.ask`. All answers received so far are stored.
         """
         require_price(respondent.name, self.purse.limit_usd, respondent.price)
         with self._opened(respondent) as log:

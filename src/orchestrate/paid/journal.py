@@ -193,8 +193,8 @@ class AnswerLog:
         }
 
     def came_to(self, hold: str) -> Decimal | None:
-        """Return the cost so far of a hold's request, with the maximum for questions without an answer.
-        Returns `None` if the request is not recorded."""
+        """Return the cost so far of the request that a hold was made for. Questions without an answer count
+        at their maximum. Returns `None` if the request is not recorded."""
         found = self._holds.get(hold)
         return None if found is None else sum(found.values(), Decimal(0))
 
@@ -278,7 +278,7 @@ class RequestBudget:
     limit_usd: Decimal | None = None
     most_requests: int | None = None
     scope: str | None = None
-    """Identifies the command without its limit. Questions of an identical earlier command count too."""
+    """Identifies the command, regardless of its limit. Questions of identical earlier commands count too."""
     account: RequestLedger | None = None
     """Account whose budget each request is also reserved in."""
     recalled: bool = False

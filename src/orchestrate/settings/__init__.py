@@ -1,4 +1,4 @@
-"""Settings, keys and addresses from the environment, files and the keyring, and which of them you trust."""
+"""Read settings, keys and addresses from the environment, files and keyring, and record what you trust."""
 
 from __future__ import annotations
 
@@ -254,8 +254,8 @@ _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
     r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
 )
-"""Pattern for text that looks like a key. It also matches similar text that is not a key, so that each text
-is scanned only once."""
+"""Pattern for text that looks like a key. It also consumes similar text that is not a key (the group `secret`
+is then empty), so no text is scanned twice."""
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 

@@ -90,7 +90,7 @@ class JobSpec(SpecPart):
     added_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         default=None,
         min_length=1,
-        description="Strings to add to the vocabulary as single tokens and to train with the adapter",
+        description="Strings to add to the vocabulary as single tokens, which are trained with the adapter",
     )
     chat_template: str | None = Field(
         default=None,

@@ -75,8 +75,8 @@ class SFT(SpecPart):
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
     """How to train on answers whose reasoning the chat template drops because other turns follow: `train` on
-    them without reasoning, `split` each off into a row that shows its reasoning, or leave them `untrained` as
-    context."""
+    them without reasoning, `split` each into a row of its own that shows the reasoning, or leave them
+    `untrained` as context."""
     ignore_empty_think: bool | None = None
     """True to exclude empty reasoning blocks from the loss. A chat template writes these before answers
     without reasoning, and training on them teaches the model to stop reasoning."""
@@ -101,7 +101,8 @@ class DPO(SpecPart):
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=10)
     """Strength of the KL penalty, at most 2, or 10 for SimPO, which averages likelihoods over tokens. For
-    IPO, its tau. For ORPO, the weight of the odds ratio relative to the loss of the preferred answer."""
+    IPO, this is tau. For ORPO, this is the weight of the odds ratio relative to the loss of the preferred
+    answer."""
     label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
     """Assumed fraction of pairs with flipped labels (conservative DPO)."""
     normalize_by_length: bool | None = None

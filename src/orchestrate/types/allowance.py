@@ -21,7 +21,7 @@ def ending_s(left_s: float) -> float:
 
 
 class Allowance(Record, frozen=True, kw_only=True):
-    """Limits of a run and the total usage of its workers, which stop themselves at a limit."""
+    """Limits of a run, and the total usage of its workers. Workers stop themselves at a limit."""
 
     max_hours: float | None = None
     max_usd: Decimal | None = None

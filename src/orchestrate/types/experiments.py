@@ -22,7 +22,7 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kind: Literal["right-or-wrong", "number"] = "right-or-wrong"
     better: Literal["higher", "lower"] = "higher"
     margin: float = 0.0
-    """Non-inferiority margin: the largest acceptable drop below the base, in the metric's unit."""
+    """Non-inferiority margin: how much worse than the base the tuned model may be, in the metric's unit."""
     of_user: Literal["first", "mean", "sum", "any", "all"] = "first"
     """Rule for combining a user's outcomes. All rules except `first` need a window."""
     window_h: float | None = None
@@ -111,7 +111,7 @@ class Exposure(Record, frozen=True, kw_only=True):
 
 
 class EvidencePoint(Record, frozen=True, kw_only=True):
-    """The evidence after a number of users were counted."""
+    """The evidence after a certain number of users."""
 
     users: int
     log10_e: float

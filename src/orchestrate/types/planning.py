@@ -64,7 +64,7 @@ class Outcome(StrEnum):
 
 
 class Authority(StrEnum):
-    """The source that documents a host's field, most reliable first."""
+    """Kinds of source that document a host's field, most reliable first."""
 
     SDK = "sdk"
     """Types of the host's own SDK."""
@@ -113,9 +113,9 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     longest: int
     """Number of tokens in the longest of these rows."""
     advice: tuple[str, ...] = ()
-    """Changes that reduce the memory, each with the cumulative total, if the plan does not fit."""
+    """Changes to apply one after another if the plan does not fit, each with the resulting memory."""
     notes: tuple[str, ...] = ()
-    """Assumptions, and reasons why the plan is less exact than measured cases."""
+    """Assumptions, and reasons why the estimate may be less accurate than usual."""
 
 
 class Translation(Record, frozen=True, kw_only=True):
@@ -159,7 +159,7 @@ class Translation(Record, frozen=True, kw_only=True):
     @property
     def multiplied_rate(self) -> float | None:
         """Learning rate that results from `learning_rate_multiplier` on this backend. `None` if no multiplier
-        was requested, or if the backend does not publish what it multiplies."""
+        was requested, or if the backend does not publish its base rate."""
         found = next((s for s in self.settings if s.name == "learning_rate_multiplier"), None)
         if found is None or found.outcome is not Outcome.MAPPED or found.sent is None:
             return None
@@ -246,7 +246,7 @@ class Quote(Record, frozen=True, kw_only=True):
     """Costs that the price does not include. The job may cost more than `high_usd`, and no limit can be
     enforced."""
     ends_usd: Decimal | None = None
-    """Maximum bill of a rented machine, at which it stops regardless of the run."""
+    """Maximum bill of a rented machine. The machine stops at this amount, even if the run is not finished."""
     undecided: str | None = None
     """Reason why only a price range is known instead of a single price."""
     refused: str | None = None

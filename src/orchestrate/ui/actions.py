@@ -1,7 +1,7 @@
 """Actions on a run from its page.
 
-Each action must be confirmed on a page that shows the cost, if there is one. Actions use the same calls as
-the commands.
+Each action must be confirmed on a page that shows its cost, if any. Actions use the same calls as the
+commands.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _AT_ONCE = 100
 _LOOK_S = 1.0
 """Seconds between two checks of the store while a page is open."""
 _SPARKED, _SPARK = 128, 32
-"""Number of points read for a curve in a row, and number of averaged points drawn."""
+"""Number of points to read for the curve of a table row, and number of averaged points to draw."""
 _WIDTH, _HEIGHT = 80.0, 16.0
 
 

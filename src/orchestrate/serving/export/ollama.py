@@ -2,8 +2,8 @@
 
 Ollama renders with Go's text/template, which does not support Jinja. This module renders known conversations
 with the chat template and extracts the text between messages. From these pieces, it builds the Go template
-and predicts its output. If the prediction differs from the chat template's for a prompt of the proof, the
-export fails, because the model would get different tokens than in training.
+and predicts its output. If the prediction differs from the chat template's output for a prompt of the
+proof, the export fails, because the model would get different tokens than in training.
 """
 
 from __future__ import annotations

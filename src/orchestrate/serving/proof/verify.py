@@ -4,9 +4,9 @@
 2. The endpoint answers canaries like the tuned model. Canaries are prompts that the base and the tuned model
    answer differently.
 3. The distance of these answers' log-probabilities from the trainer's is at most twice the distance of the
-   base model's (at least 0.01 nats per token). In bf16, one step of a logit is added, divided by the square
-   root of the number of compared tokens. If the endpoint reports no log-probabilities, the share of matching
-   answers decides instead, with its interval.
+   base model's (at least 0.01 nats per token). For bf16, the limit is raised by one bf16 step of a logit,
+   divided by the square root of the number of compared tokens. If the endpoint reports no log-probabilities,
+   the share of matching answers decides instead, with its interval.
 4. Answers end exactly at the end of the turn.
 """
 
