@@ -138,7 +138,7 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
     id: str = "id"
     """The field with the file's id in the response."""
     body: dict[str, Any]
-    """Body of `make` for an uploaded adapter. Besides the other placeholders, it contains `{file}`."""
+    """Body of `make` for an uploaded adapter. It may contain `{file}` besides the other placeholders."""
     max_rank: int | None = None
 
 
@@ -169,7 +169,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     tuned: str = ""
     """Text in a tuned model's name that distinguishes it from base models."""
     answers_as: str = "name"
-    """Field of the listing that requests use as the model name: `name` or `model`."""
+    """Field of the listing with the model name to use in requests: `name` or `model`."""
     adapters: AdapterUpload | None = None
     """Call that uploads an adapter. `None` means that the host only serves models that it trained."""
     note: str = ""
@@ -226,7 +226,7 @@ class Described(Table, frozen=True, kw_only=True):
     closing: ClosingDates = ClosingDates()
     rates: tuple[dict[str, Any], ...] = ()
     undated: tuple[str, ...] = ()
-    """Keys in `sources` of pages without a date."""
+    """Keys in `sources` whose pages have no date."""
     deployment: DeploymentDescription | None = None
     chat_limit: str = "max_tokens"
     serving_note: str = ""
@@ -251,7 +251,7 @@ class Described(Table, frozen=True, kw_only=True):
 
 @cache
 def read(file: Readable, name: str) -> Described:
-    """Read a description file. Messages call the file `name`. Raises `ConfigError` if it is invalid."""
+    """Read a description file. Error messages call it `name`. Raises `ConfigError` if the file is invalid."""
     import yaml
 
     from orchestrate.core.expansion import document

@@ -96,8 +96,8 @@ class SpecError(UsageError):
 
 
 class AlreadySubmitted(UsageError):
-    """The store has a run with the same settings, data, backend and account that is open or has just
-    succeeded. Nothing was sent. Pass `again` to submit another one. `runs/submitting/repeats.py`
+    """A run with the same settings, data, backend and account is already open or has just succeeded.
+    Nothing was sent. Pass `again` to submit another one. `runs/submitting/repeats.py`
     supplies the texts of `state` and `next_step`."""
 
     def __init__(

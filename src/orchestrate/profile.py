@@ -200,8 +200,8 @@ class Profile:
     checkpoints_answer: bool = False
     """True if each checkpoint of a successful run is served under its own name, without a deployment."""
     cap_gap: str = ""
-    """Why a cost limit cannot end a running job, such as a host that doesn't report the cost so far. Empty if
-    it can."""
+    """Why a cost limit cannot end a running job, for example because the host doesn't report the cost so far.
+    Empty if it can."""
     output_terms: str = ""
     """The host's terms on training on its models' answers, with the URL."""
     serving_note: str = ""
@@ -333,7 +333,7 @@ def _placed(kind: str) -> Profile:
     except Exception as error:
         raise not_loaded(kind, error) from error
     if not isinstance(found, Profile) or found.kind != kind or not found.place:
-        raise not_loaded(kind, f"{point.value} is not the Profile of a place of kind {kind}")
+        raise not_loaded(kind, f"{point.value} is not a Profile with the kind {kind} and a place")
     return found
 
 

@@ -32,7 +32,7 @@ def _sign(found: re.Match[str]) -> str:
 
 
 def inert_json(text: str) -> str:
-    """Escape in JSON text the characters that `inert` replaces. The meaning stays the same."""
+    """Escape the characters that `inert` replaces in JSON text, without changing its meaning."""
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -105,7 +105,7 @@ def span(low: Decimal, high: Decimal) -> str:
 
 
 def quoted(quote: Quote) -> str:
-    """Format a quote: `$3.00 expected, $2.90 to $3.10`, only the range, or the reason for having no price."""
+    """Format a quote, such as `$3.00 expected, $2.90 to $3.10`, or say why there is no price."""
     price = quote.price
     if price is None:
         return f"no known price: {quote.why_none}"

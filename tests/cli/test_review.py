@@ -175,7 +175,7 @@ def test_single_answers_on_sheets_hold_a_judge(cli: Cli, run_id: str, tmp_path: 
     shown = cli("review", review, "--results")
     assert (
         "all, 0 to 1" in shown.out
-        and "unknown, because no task has two raters or all ratings are equal" in shown.err
+        and "unknown: either no task has two raters, or all ratings are equal" in shown.err
     )
     rated = cli("review", review, "--export", "rated.jsonl")
     assert "rated.jsonl: 8 rows" in rated.out

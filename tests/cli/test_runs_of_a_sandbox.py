@@ -47,7 +47,7 @@ def tried(cli: Cli, *words: str, provider: str = "openai") -> Result:
 
 def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Path) -> None:
     run = tried(cli, provider="fireworks").out.split()[-1]
-    assert "1 run in sandboxes: orchestrate runs --sandbox" in cli("runs").err
+    assert "1 sandbox run. To list them: orchestrate runs --sandbox" in cli("runs").err
     [shown] = cli("runs", "--sandbox", "--json").json
     assert shown["id"] == run and shown["sandbox"] is True
     for words in (("show", run, "--refresh"), ("events", run), ("download", run), ("sync",)):

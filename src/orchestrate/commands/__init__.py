@@ -31,7 +31,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_WORK, "sweep", "training.sweep:sweep", "Try several settings within one budget and rank them."),
     (_WORK, "queue", "training.queue:app", "Submit runs one after another as slots become free."),
     (_RUNS, "runs", "runs.listed:runs", "List runs, newest first."),
-    (_RUNS, "ui", "servers.ui:ui", "Open runs, spending and data in the browser, and submit runs."),
+    (_RUNS, "ui", "servers.ui:ui", "Show runs, spending and data in the browser, and submit runs."),
     (_RUNS, "show", "runs.tracked:show", "Show one run's status, settings, progress and cost."),
     (_RUNS, "watch", "runs.follow:watch", "Follow runs live until they end."),
     (_RUNS, "events", "runs.tracked:events", "Print what the backend reported about a run."),

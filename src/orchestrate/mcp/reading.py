@@ -156,7 +156,7 @@ def quote_line(quote: Quote) -> dict[str, Any]:
 
 
 def problems(found: list[Problem]) -> dict[str, Any]:
-    """Return the problems, errors first, and the number of problems that a long list omits."""
+    """Return the problems, errors first, and how many were omitted to keep the list short."""
     ordered = sorted(found, key=lambda one: one.severity is not Severity.ERROR)
     return {
         "errors": sum(one.severity is Severity.ERROR for one in found),

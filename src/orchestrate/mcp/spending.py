@@ -53,8 +53,8 @@ Tool = Callable[..., Any]
 
 
 def tools(ft: Orchestrator, budget: AgentBudget) -> list[Tool]:
-    """Build the tools that need approval. Each has a resolver that asks the user, which runs before the tool
-    and again when the user has answered. If the price has changed by then, it asks again."""
+    """Build the tools that need approval. Each has a resolver that asks the user. The resolver runs before
+    the tool and again after the user has answered. If the price has changed by then, it asks again."""
     makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
     return [make(ft, budget) for make in makers]
 
@@ -197,8 +197,8 @@ def _taking_down(ft: Orchestrator, _budget: AgentBudget) -> Tool:
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
-    """Ask the user a question on one line, so that a name in it can't imitate a line of ours. Raises
-    `UsageError` if the client does not support elicitation."""
+    """Ask the user a question, reduced to one line so that a name in it can't pass for a separate line.
+    Raises `UsageError` if the client does not support elicitation."""
     question = " ".join(inert(question).split())
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:

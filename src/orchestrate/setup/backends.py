@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendReadiness:
-    """A backend, and what this machine lacks to use it."""
+    """A backend, and what is missing on this machine to use it."""
 
     name: str
     title: str
     provider: Provider | None
     """The backend, or `None` if it cannot be created with the current setup."""
     needs: str | None
-    """Missing requirements, and how to meet them. `None` if nothing is known to be missing before the first
-    request."""
+    """Missing requirements, and how to meet them. `None` if none were found without contacting the host."""
 
 
 def all_names(settings: Settings) -> list[str]:

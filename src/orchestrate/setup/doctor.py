@@ -123,12 +123,12 @@ def _left(ft: Workspace) -> Iterator[Check]:
     if not held:
         return
     what = [count(len(runs), "run") + " that were never submitted"] if runs else []
-    what += [count(len(answers), "answer") + " of ended commands"] if answers else []
+    what += [count(len(answers), "answer") + " for commands that have ended"] if answers else []
     yield Check(
         check="held",
         ok=False,
         detail=f"{money(sum(held, Decimal(0)))} of the budget is reserved for {' and '.join(what)}",
-        fix="orchestrate sync   (releases the money for unsent requests and counts the rest)",
+        fix="orchestrate sync   (releases the money for unsent requests and counts the rest as spent)",
     )
 
 

@@ -217,8 +217,8 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     note_rewritten(report)
     if report.pooled:
         note(
-            f"{count(report.pooled, 'group')} have answers too rare for every split, so these groups were "
-            "pooled"
+            f"{count(report.pooled, 'group')} have answers too rare to appear in every split, so these "
+            "groups were split together"
         )
     if report.ungrouped:
         note(
@@ -330,7 +330,7 @@ def _conversations(file: str, given: ThreadOptions, ignored: Iterable[str]) -> G
         if report.unread:
             note(
                 f"unused columns: {', '.join(report.unread)}. If one of them marks internal messages, "
-                "remove these messages first, or the model trains on them"
+                "remove those messages first. Otherwise, the model will be trained on them"
             )
         if report.internal:
             plural = "s" if len(report.internal_by) > 1 else ""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoints:
-    """Options for the numbers of rows to train on and compare."""
+    """Options for how many rows to train on and which rows to compare."""
 
     shares: Annotated[
         str,
@@ -37,7 +37,7 @@ class CurvePoints:
     seeds: Annotated[
         int, typer.Option(min=1, max=20, help="Runs per fraction. Their spread is included in the intervals.")
     ] = 1
-    more: Annotated[int, typer.Option(min=1, help="Number of additional rows to project.")] = 1000
+    more: Annotated[int, typer.Option(min=1, help="Project the score for this many additional rows.")] = 1000
     compare: Annotated[
         str | None,
         typer.Option(metavar="best,random,all", help="Compare the best rows with random ones, or with all."),

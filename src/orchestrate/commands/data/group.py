@@ -83,7 +83,7 @@ class CheckTarget:
     model: ModelOpt = None
     tokenizer: TokenizerOpt = None
     method: Annotated[str | None, typer.Option(help="sft, dpo, kto or rft.")] = None
-    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs in the token count.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs to count tokens for.")] = None
     near: Annotated[
         bool | None,
         typer.Option(
@@ -139,7 +139,7 @@ def check(
 def _show_checked(checked: DataChecked, near: bool) -> None:
     show_check(checked["report"], checked["fix"])
     if not near:
-        note("near-duplicates were not checked. To check them (about twice as slow): --near")
+        note("near-duplicates were not checked for. To check for them (takes about twice as long): --near")
 
 
 app.command()(convert)
@@ -166,7 +166,7 @@ class PreviewOptions:
         str,
         typer.Option(
             metavar="all|last|ROLES",
-            help="Roles to train on, like method.train_on in a spec, such as assistant,tool.",
+            help="Roles to train on, such as assistant,tool. Same as method.train_on in a spec.",
         ),
     ] = "all"
     ignore_empty_think: Annotated[
@@ -209,7 +209,7 @@ def preview(
         with orchestrator(context) as ft:
             report = data.rows_of_run(ft, file, shown.row, shown.rows)
     elif model is None:
-        raise UsageError("set the model whose tokenizer to use", fix="--model MODEL")
+        raise UsageError("name the model whose tokenizer should be used", fix="--model MODEL")
     else:
         given = shown.chat_template_kwargs or ()
         settings = parse_settings(given, "--chat-template-kwargs enable_thinking=false")

@@ -66,12 +66,14 @@ def score(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="Also score with this base model on this machine: loss, spread, prompt."
+            "--model", help="Also compute loss, spread and prompt with this base model on this machine."
         ),
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Also score the loss with this run's model, tuned on these rows."),
+        typer.Option(
+            metavar="RUN", help="Also compute the loss with this run's model, which was tuned on these rows."
+        ),
     ] = None,
     judged: JudgeOptions,
     output: OutputOpt = None,
@@ -195,4 +197,4 @@ def _show_selected(report: SelectReport, by: str) -> None:
         tied = count(report.tied, "row")
         note(f"{tied} left out although tied with the last row kept (earlier rows win ties)")
     if report.errors:
-        note(f"{count(report.errors, 'row')} of these with errors")
+        note(f"{count(report.errors, 'row')} left out because of errors (included above)")

@@ -70,8 +70,8 @@ class ExperimentOptions:
     user_header: Annotated[
         str,
         typer.Option(
-            help="Request header that identifies the user. Without it, safety_identifier or user in the "
-            "body does."
+            help="Request header that identifies the user. Without it, the body's safety_identifier or "
+            "user field is used."
         ),
     ] = "x-user-id"
     timeout_s: Annotated[
@@ -241,7 +241,7 @@ def size(
     ] = 10.0,
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Significance level.")] = 0.05,
 ) -> Output[Sized]:
-    """Estimate how many users it takes to detect the difference. The power is 80%. Works offline."""
+    """Estimate how many users you need to detect a difference with 80% power. Works offline."""
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):

@@ -345,7 +345,7 @@ def compare(
         Path | None, typer.Option("-o", "--output", help="Output file. Its extension sets the format.")
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show all numbers and findings, not only the ones that decide.")
+        bool, typer.Option("--all", help="Show all numbers and findings, not only the decisive ones.")
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[ReportFile]]:

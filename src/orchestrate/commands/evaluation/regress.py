@@ -70,7 +70,7 @@ class RegressionLimits:
     skip_failed: SkipFailedOpt = False
     yes: PayOpt = False
     gate: Annotated[
-        bool, typer.Option("--gate", help="Exit 1 unless every ability was retained. For CI.")
+        bool, typer.Option("--gate", help="Exit with code 1 unless every ability was retained. For CI.")
     ] = False
     junit: JunitOpt = None
     output: ReportOpt = None

@@ -393,6 +393,6 @@ def _share(score: Score) -> str:
 
 def _alpha(alpha: Score | None) -> str:
     if alpha is None:
-        return "unknown, because no task has two raters or all ratings are equal"
+        return "unknown: either no task has two raters, or all ratings are equal"
     word = "firm" if alpha.value >= _FIRM else "tentative" if alpha.value >= _TENTATIVE else "weak"
     return f"alpha {alpha.value:.2f} ({alpha.low:.2f} to {alpha.high:.2f}), {word}, {count(alpha.n, 'task')}"

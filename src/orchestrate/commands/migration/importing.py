@@ -66,7 +66,7 @@ def _show(taken: AccountImport) -> None:
     for day, rows in groupby(found.rows[:SHOWN], key=lambda row: row.silent_on):
         _show_day(day, list(rows))
     if len(found.rows) > SHOWN:
-        note(f"and {len(found.rows) - SHOWN:,} more: --json has all")
+        note(f"and {len(found.rows) - SHOWN:,} more. To list them: --json")
     _show_ways(found)
     if not found.rows:
         note(f"no jobs in {taken.account}: a key can only read its own project or account")

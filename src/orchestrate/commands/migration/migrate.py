@@ -107,7 +107,9 @@ class MigrationSteps:
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report: .html, .md, .json, .txt.")
     ] = None
-    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 unless parity is shown. For CI.")] = False
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 unless parity is shown. For CI.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ class MigrationOptions:
     ] = None
     every: Annotated[
         bool,
-        typer.Option("--all", help="With --plan: include every run with a model that will be shut down."),
+        typer.Option("--all", help="With --plan: include every run whose model will be shut down."),
     ] = False
     plan: Annotated[
         Path | None,

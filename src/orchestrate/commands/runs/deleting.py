@@ -93,7 +93,10 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     ws = ft.home_of(record)
     found = deleting.stored(ws, record)
     if not found:
-        return Output(found, lambda _: note(f"no recorded files or models of run {record.id} on a host"))
+        return Output(
+            found,
+            lambda _: note(f"the store has no record of files or models of run {record.id} on any host"),
+        )
     if record.sandbox:
         err.print(SANDBOX)
     err.print(_listed(found))
@@ -138,7 +141,7 @@ def _require_agreed(question: str, *, yes: bool) -> None:
 
 def _show(found: Sequence[Stored]) -> None:
     if not found:
-        note("the store has no record of files or models on a host")
+        note("the store has no record of files or models on any host")
         return
     out.print(_listed(found))
     note(

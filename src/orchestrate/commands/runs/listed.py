@@ -98,9 +98,11 @@ def runs(  # noqa: PLR0913  each is an option
 def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool) -> str:
     more = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
     if elsewhere:
-        return f"no runs except {more}{count(elsewhere, 'run')} in sandboxes: orchestrate runs --sandbox"
+        shown, fix = count(elsewhere, "sandbox run"), "orchestrate runs --sandbox"
+        return f"no runs except {more}{shown}. To list them: {fix}"
     if kept:
-        return f"no runs except {more}{count(kept, 'archived run')}: orchestrate runs --archived"
+        shown, fix = count(kept, "archived run"), "orchestrate runs --archived"
+        return f"no runs except {more}{shown}. To list them: {fix}"
     if provider is None and not narrowed:
         return "no runs yet: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""

@@ -237,7 +237,7 @@ def _note_ended(one: Orphan) -> None:
 
 
 def message(report: SpendingReport) -> dict[str, Any]:
-    """Build the message for the notification channels. Its id is new each time."""
+    """Build the message for the notification channels. Each call creates a new message id."""
     return {
         "id": f"spending-{report.at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}",
         "type": "spending.report",
@@ -301,7 +301,7 @@ def _hourly(report: SpendingReport) -> str:
     if report.offline:
         return "ongoing billing was not checked"
     if report.usd_per_hour is None and not report.billing:
-        return "ongoing billing is unknown: no account answered"
+        return "ongoing billing is unknown: no account could be checked"
     least = "at least " if report.at_least else ""
     asked = count(sum(one.asked for one in report.accounts), "account")
     gaps = f"; {count(len(report.gaps), 'account')} could not be fully checked" if report.gaps else ""

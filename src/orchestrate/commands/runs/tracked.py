@@ -356,7 +356,7 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
         if record.phase in UNSENT:
             note(
                 f"the run was not sent yet. To send it: orchestrate resume {record.id}. To drop it: "
-                "orchestrate cancel"
+                f"orchestrate cancel {record.id}"
             )
         elif not record.status.terminal:
             note("the host has no job for this run yet. To check again: orchestrate sync")

@@ -180,8 +180,8 @@ def add(
 def _show_key(made: KeyMade) -> None:
     print_text(made["key"])
     note(
-        "only the key's hash is stored, so the key cannot be shown again. Gateways of this store accept "
-        "the key now"
+        "only the key's hash is stored, so the key cannot be shown again. Gateways that use this store "
+        "accept the key now"
     )
 
 
@@ -233,7 +233,7 @@ def log(
     key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of most recent entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
-    """Show changes, key changes and rejected requests, oldest first."""
+    """Show requests that changed something or were rejected, and changes to keys, oldest first."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:

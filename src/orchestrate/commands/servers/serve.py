@@ -150,7 +150,7 @@ class KeyOptions:
         """Create or revoke a key. Returns true if either was requested."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
-            note(f"Servers reject the key {self.revoke_key} from now on, running ones within a second.")
+            note(f"The key {self.revoke_key} was revoked. Running servers reject it within a second.")
         if self.new_key is not None:
             print_text(keys.new_key(ft, self.new_key))
             note("The key is stored as a hash and cannot be shown again.")

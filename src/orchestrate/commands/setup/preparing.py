@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.setup.doctor import Check
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
-"""Name in the key file for a server that generates data."""
+"""Matches host names. The key file stores the key of a server that generates data under its host name."""
 
 _MARKS: dict[bool | None, tuple[str, str]] = {
     True: ("ok", "green"),

@@ -91,7 +91,7 @@ def init(
 
     def view_template(written: list[str]) -> None:
         print_text("\n".join(written))
-        note(f"next: set your data and model in {path}, then  orchestrate check")
+        note(f"next: set your data and model in {path}, then run  orchestrate check")
 
     return Output(written, view_template)
 

@@ -107,14 +107,15 @@ STATUS_STYLE = {
 
 
 def of_flags(flags: list[str] | None) -> list[Rate]:
-    """Parse the `--rate` flags. Raises `UsageError`."""
+    """Parse the `--rate` flags. Raises `UsageError` if one is invalid."""
     from orchestrate.costing import parse_flag
 
     return [parse_flag(flag, days.today()) for flag in flags or ()]
 
 
 def with_flags(book: RateBook, flags: list[str] | None) -> RateBook:
-    """Return the rates of `book`, overridden by the given `--rate` flags. Raises `UsageError`."""
+    """Return the rates of `book`, overridden by the given `--rate` flags. Raises `UsageError` if a flag is
+    invalid."""
     return book.over(of_flags(flags))
 
 
@@ -136,7 +137,7 @@ def orchestrator(
 
 
 def settings_of(context: typer.Context, *, made_by: str | None = None) -> Settings:
-    """Return the configuration of this command line. Raises `ConfigError`."""
+    """Return the configuration of this command line. Raises `ConfigError` if it is invalid."""
     from orchestrate.settings import config
 
     given: dict[str, Any] = context.find_root().obj or {}
@@ -429,7 +430,7 @@ def require_agreed(
     question: str, *, high_usd: Decimal | None, unpriced: bool, limited: bool, yes: bool
 ) -> None:
     """Require confirmation before requesting answers that may cost money. `unpriced` means that the answers
-    may be billed at an unknown price. Raises `UsageError` otherwise."""
+    may be billed at an unknown price. Raises `UsageError` if the user does not confirm."""
     fix = {} if high_usd else {"fix": "add --yes"}
     unpriced, agreed = high_usd is None and unpriced, partial(confirm, question, yes=yes)
     require_consent(high_usd, agreed, otherwise="nothing was sent", unpriced=unpriced, limited=limited, **fix)

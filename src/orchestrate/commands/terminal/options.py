@@ -284,7 +284,8 @@ class ServingOptions:
     ] = 0
 
     def use(self) -> ServingUse | None:
-        """Return the expected use of the model, or `None` without --traffic. Raises `UsageError`."""
+        """Return the expected use of the model, or `None` without --traffic. Raises `UsageError` if an
+        option is invalid."""
         from orchestrate.runs.preparing import quoting
 
         if not self.traffic:

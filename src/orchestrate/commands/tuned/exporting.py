@@ -39,7 +39,7 @@ AcceptOpt = Annotated[
     typer.Option(
         "--accept-license",
         metavar="LICENSE",
-        help="License of the base model whose terms you accept, by name.",
+        help="Name of the base model's license, to accept its terms.",
     ),
 ]
 STYLES = {"passed": "green", "failed": "red", "unknown": "yellow", "proved": "green", "in part": "yellow"}
@@ -63,7 +63,7 @@ class ExportOptions:
         bool, typer.Option(help="For --to hub: upload the merged model instead of the adapter.")
     ] = False
     upload: Annotated[
-        bool, typer.Option("--upload", help="For --to hub: also upload the model, as private.")
+        bool, typer.Option("--upload", help="For --to hub: also upload the model to a private repository.")
     ] = False
 
 
@@ -145,7 +145,8 @@ class MergeCommandOptions:
         ),
     ] = None
     weights: Annotated[
-        str | None, typer.Option(metavar="W,W", help="One weight per run. Default: equal, summing to 1.")
+        str | None,
+        typer.Option(metavar="W,W", help="One weight per run. Default: equal weights that sum to 1."),
     ] = None
     density: Annotated[
         float | None, typer.Option(help="For ties and dare_ties: fraction of values to keep (default 0.5).")
@@ -235,7 +236,7 @@ class EndpointOptions:
     ] = None
     base: Annotated[
         str | None,
-        typer.Option(help="Name of the base model at the URL. Default: the one that the URL lists."),
+        typer.Option(help="Name of the base model at the URL. Default: the one that the server lists."),
     ] = None
     key_variable: KeyVariableOpt = None
     base_gguf: Annotated[Path | None, typer.Option(help="For a GGUF adapter: its base as a GGUF file.")] = (

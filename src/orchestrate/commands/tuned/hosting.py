@@ -75,7 +75,7 @@ class DeployCommandLimits:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the backend's own options. Raises `UsageError`."""
+        """Return the backend's own options. Raises `UsageError` if one is invalid."""
         found: dict[str, Any] = {}
         for pair in self.settings or []:
             name, sign, value = pair.partition("=")
@@ -90,7 +90,7 @@ class DeployCommandLimits:
 
     @property
     def limits(self) -> dict[str, Decimal | None]:
-        """Return the limits of the deployment. Raises `UsageError`."""
+        """Return the limits of the deployment. Raises `UsageError` if one is invalid."""
         return {
             "max_usd_per_hour": amount(self.max_usd_per_hour, "--max-usd-per-hour"),
             "max_cost_usd": amount(self.max_cost, "--max-cost", above_zero=True),
@@ -206,7 +206,7 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
     elif record.host_id is None:
         warn(
             f"{record.provider} lists no deployment of this run, but one could still start within "
-            f"{duration(left_s)}. Then check again with: {again}"
+            f"{duration(left_s)}. To check again after that: {again}"
         )
     else:
         at_price = f" at {rate(record.usd_per_hour)} per hour" if record.usd_per_hour is not None else ""
