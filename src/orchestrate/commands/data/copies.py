@@ -218,7 +218,7 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     if report.pooled:
         note(
             f"{count(report.pooled, 'group')} have answers too rare to appear in every split, so these "
-            "groups were split together"
+            "groups were pooled before splitting"
         )
     if report.ungrouped:
         note(

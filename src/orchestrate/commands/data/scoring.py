@@ -71,9 +71,7 @@ def score(
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option(
-            metavar="RUN", help="Also compute the loss with this run's model, which was tuned on these rows."
-        ),
+        typer.Option(metavar="RUN", help="Also compute the loss of this run's model, tuned on these rows."),
     ] = None,
     judged: JudgeOptions,
     output: OutputOpt = None,
