@@ -215,8 +215,8 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 
 
 def fingerprint(model: str) -> str:
-    """Return a fingerprint of the model's files. It changes if the files at this path change. A Hub id is its
-    own fingerprint."""
+    """Return a fingerprint of a model folder, which changes if its files change. A Hub id is returned
+    unchanged."""
     folder = Path(model)
     if not folder.is_dir():
         return model
@@ -243,7 +243,7 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """Return the contender with the precision that its answers report."""
+    """Set the contender's precision to the one reported with its answers."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 

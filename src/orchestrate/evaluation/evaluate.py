@@ -28,7 +28,7 @@ from orchestrate.text import count, money
 from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
-"""Differences for which the plan shows the number of items that would detect them."""
+"""Differences in accuracy. The plan shows how many items are needed to detect each of them."""
 
 
 class ContenderPlan(Record, frozen=True, kw_only=True):
@@ -55,7 +55,7 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
     detectable: float
     """Smallest difference in accuracy that this many items can detect with a power of 80%."""
     rows_for: tuple[tuple[float, int], ...]
-    """Pair of a smaller difference and the number of items that would detect it."""
+    """Smaller differences, each with the number of items needed to detect it."""
     assumed: float
     """Assumed share of items on which two models differ."""
 
@@ -71,7 +71,7 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
 
     @property
     def high_usd(self) -> Decimal | None:
-        """The highest cost that the user approves, in US dollars, or `None` if any price is unknown."""
+        """Maximum cost that the user is asked to approve, in US dollars. `None` if any price is unknown."""
         known = [a.high_usd for a in self.asked]
         return None if None in known else sum((u for u in known if u is not None), Decimal(0))
 
@@ -281,7 +281,7 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
         at = f"{one.answers_per_hour:,.0f} answers per hour, according to --traffic"
     else:
         pace = (one.answers - one.failed) / (one.hours or Decimal(1))
-        at = f"{pace:,.0f} per hour, the pace of this evaluation (set your own with --traffic)"
+        at = f"{pace:,.0f} answers per hour, the pace of this evaluation (set your own with --traffic)"
     return f"{billed}: {money(one.usd_per_answer)} per answer at {at}"
 
 
@@ -297,9 +297,9 @@ def _quantization_cost(
         if one.precision != other.precision and (one.model, one.shots) == (other.model, other.shots):
             score = apart.score
             yield (
-                f"quantization: {one.name} ({one.precision}) scores {points(metric, score.value)} "
-                f"({points(metric, score.low)} to {points(metric, score.high)}) in {metric.name} "
-                f"against {other.name} ({other.precision}), before any training"
+                f"quantization, before any training: {one.name} ({one.precision}) against {other.name} "
+                f"({other.precision}): {metric.name} {points(metric, score.value)} "
+                f"({points(metric, score.low)} to {points(metric, score.high)})"
             )
 
 

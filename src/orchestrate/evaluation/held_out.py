@@ -44,7 +44,7 @@ class HeldOut:
     repeated: int = 0
     """Number of items that equal an earlier item and share its cluster."""
     unread: tuple[str, ...] = ()
-    """Columns that are not part of the questions, although most rows have a different text in them."""
+    """Columns that the questions don't include, although their text differs in most rows."""
 
     @property
     def expects(self) -> bool:

@@ -19,7 +19,7 @@ from orchestrate.types import Record
 LEVEL = 0.9
 """Confidence level of the intervals."""
 _Z = 1.645
-"""Half-width of such an interval, in standard errors."""
+"""Half-width of an interval at this level, in standard errors."""
 _POWERS = [0.05 * 1.06**k for k in range(59)]  # 0.05 to 1.5
 _EACH = 200
 """Number of curves sampled for each power."""
@@ -44,7 +44,7 @@ class Gain(Record, frozen=True, kw_only=True):
     """Median over all curves that fit the points."""
     low: float | None = None
     high: float | None = None
-    """High end of a 90% interval. `None` if no error is known."""
+    """High end of a 90% interval. `None` if no standard error is known."""
 
 
 def measured_gain(before: Measured, after: Measured) -> Gain:
@@ -60,7 +60,7 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Return whether the last step gained significantly more per doubling of the rows than the step before.
+    """Return whether the gain per doubling of the rows was significantly larger in the last step than before.
     No power law fits such points."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (

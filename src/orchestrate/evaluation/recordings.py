@@ -168,8 +168,8 @@ def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
 
 
 def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
-    """Build a chat row from the prompt and the expected answer. Uses the recorded answer with `own`, or if no
-    expected answer is known."""
+    """Build a chat row from the prompt and the expected answer. Uses the recorded answer if `own` is
+    true or the prompt has no expected answer."""
     recorded = own or not (item.expected or item.expected_calls)
     reply: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
     if calls := list(answer.tool_calls if recorded else item.expected_calls):
@@ -191,8 +191,8 @@ def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
 
 
 def candidate(recording: Recording) -> Candidate:
-    """Return a candidate that replays the recorded answers. Only ask questions from `rows_file`, because
-    others count as wrong."""
+    """Return a candidate that replays the recorded answers. It can only answer the questions in
+    `rows_file`. All other questions count as wrong."""
     known: dict[str, Answer] = {}
     for item, answers in read(recording):
         for sample, answer in enumerate(answers):

@@ -218,7 +218,7 @@ def ratio(
     parts: Parts, total: Total, clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
     """Return the value with its bootstrap percentile interval, resampling entire clusters. `within` is the
-    range of possible values. Raises `MissingExtra` without numpy."""
+    range of possible values. Raises `MissingExtra` if numpy is not installed."""
     sums, drawn = _resampled([parts], clusters)
     value = total(sums[0].sum(axis=0).tolist())
     low, high = _interval(value, sorted(total(row) for row in drawn[0]), len(sums[0]), within)

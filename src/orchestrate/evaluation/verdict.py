@@ -59,8 +59,8 @@ def verdicts(
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
     """Decide for each contender that has a rival or a target. If a rival's host rejected some questions,
-    `answered` has the contender's difference on the other questions. This difference alone never leads to
-    ship."""
+    `answered` has the contender's difference on the other questions. This difference can prevent the verdict
+    `ship` but cannot lead to it."""
     if metric.better == "neither":
         return []
     compared: dict[str, tuple[list[Measure], list[Difference]]] = {}
@@ -214,7 +214,7 @@ def rows_to_decide(score: Score, goal: float) -> int | None:
 def _more(rows: int | None) -> str:
     if rows is None:
         return ". More rows would not change this if the difference stays the same"
-    return f". About {round_up(rows):,} rows would decide if the difference stays the same"
+    return f". A verdict needs about {round_up(rows):,} rows if the difference stays the same"
 
 
 def round_up(rows: int) -> int:

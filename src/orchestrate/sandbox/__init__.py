@@ -54,7 +54,8 @@ def running(  # noqa: PLR0913  each is a setting of its own
     also             additional hosts described by YAML files, each on a free port.
     start            function that starts a training worker. Default: starts a separate process.
 
-    Raises `MissingExtra` if the servers' packages, or with `train` the engine's, are not installed.
+    Raises `MissingExtra` if the servers' packages are not installed. With `train`, the engine's packages are
+    required too.
     """
     if find_spec("python_multipart") is None:
         raise MissingExtra("sandbox", "the sandbox", "python-multipart")

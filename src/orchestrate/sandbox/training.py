@@ -271,8 +271,8 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
 
 POLL_S = 0.25
 TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
-"""Suitable learning rates for the tiny substitute model. A job's rate is scaled by the ratio to the host's
-usual rate."""
+"""Suitable learning rates for the tiny substitute model. They are multiplied by the ratio of a job's
+learning rate to its host's usual rate."""
 
 
 @dataclass(frozen=True)

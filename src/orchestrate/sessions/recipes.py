@@ -596,7 +596,7 @@ class _Policy(_Sampled):
             grades += self.grader.grade([read], [item])
             if abs(grades[-1].score) > LARGEST_REWARD:
                 raise RunFailed(
-                    f"the grader gave an answer to row {one.row + 1} a reward of {grades[-1].score:g}. "
+                    f"an answer to row {one.row + 1} got a reward of {grades[-1].score:g} from the grader. "
                     f"Rewards above {LARGEST_REWARD:g} overflow when answers are compared, so the recipe "
                     "stopped before this step",
                     fix="return rewards between 0 and 1 from the grader",

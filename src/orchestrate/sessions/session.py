@@ -46,10 +46,10 @@ row."""
 IDLE_MINUTES = Decimal(30)
 """Minutes without a request after which a session on a rented machine pauses by default."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Time limits in seconds: for the host's response and the last save when a session is paused, and for the
-host's response when a session is paused or canceled while it opens."""
+"""Time limits in seconds. The first is for pausing a session: the host's response and the last save. The
+second is for the host's response if a session is paused or canceled while it opens."""
 LAST = "last"
-"""Name of the save that a session creates if it ends before its loop."""
+"""Name of the save that a session creates if it ends before its loop does."""
 NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
 
 
@@ -331,9 +331,9 @@ class TrainingSession:
                 if self._step_when_sent(until):
                     self._save(LAST, until=until)
             except OrchestrateError as failed:
-                message += f" (from its {last}: {failed.message})"
+                message += f" (continues from the {last}: {failed.message})"
             except OSError as failed:
-                message += f" (from its {last}, because a new save failed: {failed})"
+                message += f" (continues from the {last}, because a new save failed: {failed})"
             if self._record.dir.asked() == "cancel":
                 self._cancel()
             self._end("paused", error=JobError(code=code, message=message), raised=error)

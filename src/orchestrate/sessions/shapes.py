@@ -169,7 +169,8 @@ def _sent(array: Array) -> dict[str, Any]:
 
 
 def sample_request(prompt: Any, num_samples: int, params: Any) -> dict[str, Any]:
-    """Build the request in the format of `local.sessions.process`. Raises `UsageError`."""
+    """Build the request in the format of `local.sessions.process`. Raises `UsageError` if an argument is
+    invalid."""
     if num_samples < 1:
         raise UsageError(f"num_samples must be at least 1 (got {num_samples})")
     given = options_of(params, SAMPLING, "a sample")
@@ -205,7 +206,8 @@ def custom_weights(
     data: Sequence[Any], output: ForwardOutput, loss: Any
 ) -> tuple[list[Any], dict[str, float]]:
     """Apply a torch function `loss(data, logprobs) -> (loss, metrics)`. Returns the metrics, and rows whose
-    cross-entropy has the same gradient (weights = -dL/dlogprob). Raises `UsageError`."""
+    cross-entropy has the same gradient (weights = -dL/dlogprob). Raises `UsageError` if the loss is
+    not finite."""
     from importlib import import_module
 
     torch: Any = import_module("torch")

@@ -171,7 +171,7 @@ class Meter:
             figure, fix = "the cost so far plus one cent", "ft.session(resume=RUN, max_cost_usd=...)"
             least = self.usd + Decimal("0.01")
             if self.price.tail_s:
-                figure = "the cost so far, plus the cost until the host stops a machine left running,"
+                figure = "the cost so far, plus the cost of a machine left running until the host stops it,"
                 least += self._tail_usd
             require_within(self._provider, least, self.max_usd, what=self._limit, figure=figure, fix=fix)
 
@@ -576,7 +576,7 @@ def _require_quoted_price(run: Run, price: SessionPrice) -> None:
     quoted, hour = quoted_hour(run.quote), price.of(TokenUse(), Decimal(1))
     if price.tail_s and quoted is not None and hour != quoted.usd_per_hour:
         raise UsageError(
-            f"an hour now costs ${hour}, but the quote of run {run.id} was ${quoted.usd_per_hour}",
+            f"one hour now costs ${hour}, but run {run.id} was quoted ${quoted.usd_per_hour} per hour",
             fix="start a new session and load the last save of this one",
         )
 

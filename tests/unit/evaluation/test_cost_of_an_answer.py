@@ -52,7 +52,7 @@ BY_THE_HOUR = replace(CONTENDER, usd_per_hour=Decimal("7.20"))
             9.0,
             None,
             "0.0045",
-            "at 1,600 per hour, the pace of this evaluation",
+            "at 1,600 answers per hour, the pace of this evaluation",
             "$0.0045 at this pace",
         ),
         (

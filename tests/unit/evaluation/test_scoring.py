@@ -176,7 +176,7 @@ def test_the_rows_that_would_decide() -> None:
     """+4 points with a standard error of 3.06, of which 2.8 are to be 4 points."""
     verdict = decided(gap=(-0.02, 0.04, 0.1), p=0.2)
     assert verdict.rows_needed == pytest.approx(200 * (2.8 * 0.0306 / 0.04) ** 2, rel=0.01)
-    assert "About 920 rows would decide" in verdict.reasons[0]
+    assert "A verdict needs about 920 rows" in verdict.reasons[0]
     alike = decided(gap=(-0.06, 0.0, 0.06), p=1.0)
     assert (
         alike.rows_needed is None

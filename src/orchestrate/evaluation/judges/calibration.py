@@ -70,8 +70,8 @@ class _RatedLine(msgspec.Struct):
 
 
 def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
-    """Read rated answers. Raises `DataError` if the file has no rated answers, or an invalid line, which the
-    error names."""
+    """Read rated answers. Raises `DataError` if the file has no rated answers, or if a line is invalid. The
+    error names the line."""
     found: list[RatedAnswer] = []
     try:
         with path.open("rb") as file:
@@ -103,7 +103,7 @@ def _read(text: bytes, place: str, rubric: Rubric) -> RatedAnswer:
             if not 1 <= scores.get(c.name, 0) <= c.points:
                 raise DataError(
                     f"{place}: {c.name} has no rating from 1 to {c.points}",
-                    fix="use the rubric that people rated with",
+                    fix="use the rubric that the raters used",
                 )
     item = line.item or item_id(prompt, [], "", [])
     return RatedAnswer(
@@ -193,9 +193,9 @@ class Calibration(Record, frozen=True, kw_only=True):
     rated_digest: str
     at: datetime
     n: int
-    """Number of rated answers (or pairs) that the judge has rated too."""
+    """Number of human-rated answers (or pairs) that the judge also rated."""
     prompts: int | None = None
-    """Number of distinct prompts, or `None` if unknown. The intervals are computed over prompts."""
+    """Number of distinct prompts, or `None` if unknown. Kappa's interval comes from resampling prompts."""
     unreadable: int
     same: Score
     """Fraction of answers on which the judge and people agree exactly: on the winner, or on the points for
@@ -236,8 +236,8 @@ class Calibration(Record, frozen=True, kw_only=True):
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
                 return (
-                    f"the judge's agreement with people is too low: {seen}. Its lower bound must be at least "
-                    f"{LEAST}"
+                    f"the judge's agreement with people is too low: {seen}. The lower bound of the "
+                    f"agreement must be at least {LEAST}"
                 )
         return None
 
@@ -387,7 +387,7 @@ def read_rows(path: str) -> list[CalibrationRow]:
     if shape.kind not in KINDS:
         raise DataError(
             f"{path} has {shape.kind} rows, but judges only rate chat and completion rows",
-            fix="to let people rate pairs: orchestrate review",
+            fix="have people rate the pairs: orchestrate review",
         )
     found: list[CalibrationRow] = []
     reader = reading(shape.name)

@@ -65,8 +65,8 @@ class Metric(Protocol):
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Return an answer's parts, which are added over all items. Most metrics return `None`, and their
-        value is the mean of the marks."""
+        """Return an answer's parts, which are summed over all items. If a metric returns `None`, as most
+        do, its value is the mean of the marks."""
         ...
 
     def total(self, sums: Totals) -> float:

@@ -25,7 +25,8 @@ from orchestrate.types import Message, MetricUsed
 
 @dataclass(frozen=True)
 class Similarity(MeanOfMarks):
-    """The cosine similarity between the embeddings of the answer and the expected answer, at least 0."""
+    """Cosine similarity between the embeddings of the answer and the expected answer. Negative values count
+    as 0."""
 
     used: MetricUsed
     embed: Embed

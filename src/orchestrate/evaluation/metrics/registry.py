@@ -299,7 +299,7 @@ def auto(context: Context) -> str:
     if not context.expects:
         raise UsageError(
             "these rows have no expected answer",
-            fix="use --metrics grader:FILE, as for training",
+            fix="use --metrics grader:FILE (the same file format as for training)",
         )
     expected = [item.expected for item in context.items]
     if any(item.expected_calls for item in context.items):

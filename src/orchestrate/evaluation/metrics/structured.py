@@ -54,8 +54,8 @@ def json_fields(expected: str, answer: str) -> float:
 
 def schema_match(path: str) -> Compare:
     """Build a comparison that checks answers against the JSON Schema in a file. References to other files or
-    URLs are not followed. Raises `UsageError` if the schema is invalid, and `MissingExtra` without
-    jsonschema."""
+    URLs are not followed. Raises `UsageError` if the schema is invalid, and `MissingExtra` if jsonschema is
+    not installed."""
     with needed("eval", "json_schema", "jsonschema"):
         import jsonschema
         from jsonschema.validators import validator_for

@@ -51,8 +51,8 @@ def folded(text: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """Normalize a text and drop punctuation and repeated white space. A text that has nothing else stays
-    unchanged."""
+    """Normalize a text and drop punctuation and repeated white space. A text of
+    only punctuation keeps it."""
     return " ".join(_kept(text, lambda c: " " if unicodedata.category(c)[0] == "P" else c)) or text.strip()
 
 
@@ -168,7 +168,7 @@ class Overlap:
 
 
 def overlap(used: MetricUsed) -> Overlap:
-    """Build the `bleu` or `chrf` metric. Raises `MissingExtra` without sacrebleu."""
+    """Build the `bleu` or `chrf` metric. Raises `MissingExtra` if sacrebleu is not installed."""
     with needed("eval", used.name, "sacrebleu"):
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF

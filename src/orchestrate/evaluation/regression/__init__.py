@@ -288,7 +288,8 @@ def run(
     except OSError as error:  # of the package `datasets`: no network, no such data set or file
         raise UsageError(
             f"lm-eval could not read the data of {', '.join(tasks)}: {str(error)[:400]}",
-            fix="connect to the hub, or use --tasks-folder DIR with a task YAML that names local files",
+            fix="connect to the Hugging Face Hub, or use --tasks-folder DIR with a task YAML "
+            "that names local files",
         ) from error
     return {task: [_sample(one) for one in found["samples"][task]] for task in tasks}
 
@@ -364,7 +365,7 @@ class ProbeResult(Record, frozen=True, kw_only=True):
     decision: Decision
     reason: str
     rows_needed: int | None = None
-    """Estimated number of items that would decide an inconclusive result."""
+    """Estimated number of items needed to decide an inconclusive result."""
     items_digest: str = ""
 
     @property
@@ -416,7 +417,7 @@ def judged(
             if high < 0
             else "the tuned model may or may not be worse by more than that"
         )
-        more = f". About {round_up(rows):,} items would decide" if rows else ""
+        more = f". A decision needs about {round_up(rows):,} items" if rows else ""
         decision, reason = "inconclusive", f"{change} against {allowed} allowed: {worse}{more}"
     return ProbeResult(
         probe=probe,

@@ -83,7 +83,7 @@ class ReviewSession:
 
     def act(self, action: ReviewAction, holder: str = "") -> dict[str, Any]:
         """Perform an action and return the page's next contents. `holder` is the owner of the link. Raises
-        `UsageError`."""
+        `UsageError` if the action is not possible."""
         rater = holder or rater_named(action.rater)
         at = action.at
         if action.action == "rate":

@@ -139,8 +139,8 @@ _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
 class Planned(Record, frozen=True, kw_only=True):
-    """A number of raters per item, and the number of items that detects the preference with a power of
-    80%."""
+    """A number of raters per item, and the number of items needed to detect the preference with a power
+    of 80%."""
 
     raters: int
     items: int

@@ -28,6 +28,7 @@ from orchestrate.evaluation import statistics
 from orchestrate.evaluation.held_out import message
 from orchestrate.evaluation.metrics.text import rouge_l
 from orchestrate.evaluation.review.desk import LONGEST_NOTE, Ratings, rater_named
+from orchestrate.text import count
 from orchestrate.types import Rating, Record, Review, Score
 
 _MISSING = "-"
@@ -151,7 +152,7 @@ def write(rows: Iterable[RowToWrite], path: Path) -> None:
 
 
 def read(path: Path) -> list[RowToWrite]:
-    """Read the rows. Raises `DataError`."""
+    """Read the rows. Raises `DataError` if the file is missing or damaged."""
     try:
         return [RowToWrite.from_json(line) for line in path.read_bytes().splitlines()]
     except OSError as error:
@@ -308,8 +309,8 @@ class WritingSession:
         ]
 
     def act(self, draft: RowDraft, holder: str = "") -> dict[str, Any]:
-        """Perform an action and return the page's next contents. Raises `UsageError`, and `DataError` for
-        text that is not valid for training."""
+        """Perform an action and return the page's next contents. Raises `UsageError` if the action is
+        not possible, and `DataError` if the text is not valid for training."""
         at = draft.at
         with self._lock:
             if draft.action == "save":
@@ -390,7 +391,7 @@ class WritingSession:
         if at is None:
             at = done.index(False) if False in done else len(order) - 1
         if not 0 <= at < len(order):
-            raise UsageError(f"Row {at + 1} does not exist. You have {len(order):,}.")
+            raise UsageError(f"Row {at + 1} does not exist. You have {count(len(order), 'row')}.")
         row = order[at]
         before = _before(current, who, row.id, settles=settles)
         pair = self._pair(row.id, current) if settles else []
@@ -456,7 +457,7 @@ class WritingResult(Record, frozen=True, kw_only=True):
     doubly: int
     """Number of rows that two people wrote."""
     same: Score | None
-    """Share of the rows with two writers for which both wrote the same question and answer, ignoring
+    """Among rows with two writers, the share whose two questions and answers are identical, ignoring
     surrounding white space."""
     likeness: Score | None
     """The mean ROUGE-L of the two answers."""

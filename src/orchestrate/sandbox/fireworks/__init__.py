@@ -56,7 +56,7 @@ def paged(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """Return the page that follows the request's page token: the id of the last item on the previous page."""
+    """Return the page that starts after the item whose id is the request's page token."""
     if after := page_token(request):
         items = islice(dropwhile(lambda item: key(item) != after, items), 1, None)
     return page(request, collection, items, render, key=key)

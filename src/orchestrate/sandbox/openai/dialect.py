@@ -2,7 +2,7 @@
 description.
 
 The description lists paths, fields, names and ranges. This module implements the behavior. Rows are checked
-by the rules of the simulated OpenAI."""
+against the rules of the simulated OpenAI."""
 
 from __future__ import annotations
 

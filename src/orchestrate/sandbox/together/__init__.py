@@ -171,8 +171,8 @@ TAKEN = AcceptedRows(
 
 @cache
 def limits_of(model: str) -> dict[str, Any]:
-    """Return a model's limits from the catalog. If the catalog has none, return the limits of most Together
-    models."""
+    """Return a model's limits from the catalog. If the catalog has none, return the limits that most models
+    have at Together."""
     resolved = resolve(model, "together")
     host = resolved.host
     rank = (host.max_rank if host else None) or 64
