@@ -285,7 +285,9 @@ def _alike(questions: Sequence[str], missing: list[str]) -> list[int]:
     try:
         keys, sketches = compare.digests([plain[i] for i in firsts])
     except MissingExtra as error:
-        missing.append(f"contradiction: compared only identical questions: {error.fix}")
+        missing.append(
+            f"contradiction: only identical questions were compared. To compare similar ones: {error.fix}"
+        )
         return leaders
     signed = compare.Signatures(bands=bytearray(keys.tobytes()), sketches=bytearray(sketches.tobytes()))
     signed.numbers.extend(firsts)

@@ -317,8 +317,8 @@ def _empty(path: str, names: Sequence[str], groups: int, division: Division) -> 
     if not division.fill and not division.stratify:
         fix = f"use --exact to find a seed that fills each split, or {fix}"
     return TooFew(
-        f"{path}: {' and '.join(names)} would be empty: {count(groups, 'group')} are too few for a split of "
-        f"{least:.0%}, because groups are never divided",
+        f"{path}: {' and '.join(names)} would be empty, because {count(groups, 'group')} are too few for a "
+        f"{least:.0%} split, and groups are never divided",
         fix=fix,
     )
 

@@ -213,8 +213,8 @@ def _start(sockets: list[int], stdout: int) -> subprocess.Popen[bytes]:
 
 
 def serve(sockets: str) -> None:
-    """Run a child process: prepare it, then work, or fork a worker for each socket and wait for all of
-    them."""
+    """Run a child process: load shared data, then either work, or fork a worker for each socket and wait for
+    all of them."""
     ready, task = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
     if ready is not None:
         with suppress(Exception):

@@ -23,7 +23,7 @@ from orchestrate.errors import ConfigError
 
 @contextmanager
 def on_ray(workers: int | None = None) -> Generator[int]:
-    """Run the data commands in the `with` block on Ray, and yield its number of CPUs.
+    """Run the data commands in the `with` block on Ray, and yield the number of CPUs.
 
     Uses the cluster at `RAY_ADDRESS`, or one that `ray start` started on this machine. Otherwise, it starts a
     temporary cluster with `workers` CPUs (by default one for each core). Raises `MissingExtra` without ray,

@@ -237,7 +237,7 @@ def _range_end(file: IO[bytes], at: int, size: int, step: int) -> int:
 
 
 def read_rows(task: ScanTask) -> Iterator[tuple[int, ReadRow]]:
-    """Yield each row with its line number within the range. A blank line yields a row that only has a
+    """Yield each row with its line number within the range. A blank line yields a row that contains only a
     problem."""
     number = 0
     for lines in pieces(task.path, task.start, task.end):

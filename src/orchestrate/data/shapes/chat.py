@@ -302,7 +302,7 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
     found: list[Problem] = []
     for name in sorted(left):
         if (meaning := meaning_of(name, left[name])) is not None:
-            message_ = f"{name} is ignored here, so {meaning} would be lost"
+            message_ = f"{name} has no effect here, so training would ignore {meaning}"
             found.append(problem("lost-meaning", message_, field=place))
             del left[name]
     if left:

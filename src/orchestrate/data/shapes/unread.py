@@ -156,7 +156,7 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
         elif used == _TEXT and name in _CLASSES:
             found.append(_unanswered(name, value))
         elif (meaning := meaning_of(name, value)) is not None and not _is_answer(value, row):
-            message = f"{name} is not used in rows of this format, so {meaning} would be lost"
+            message = f"{name} is not used in rows of this format, so training would ignore {meaning}"
             fix = f"to train without it: --ignore {quote(name)}"
             if verdict_of(value) is not None:
                 fix = f"to use it as KTO's label: --map {quote(f'label={name}')}, or {fix}"

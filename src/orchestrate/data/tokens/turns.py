@@ -157,7 +157,7 @@ class Conversations:
     names: Mapping[str, str]
     special: frozenset[str]
     probing: bool = False
-    """True if it only probes the behavior of a template."""
+    """True if this object is only used to probe how a template behaves."""
     _known: dict[tuple[object, ...], tuple[MessageFormat, _TurnPieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     _openers: dict[bool, str] = field(default_factory=dict[bool, str])
 
