@@ -30,8 +30,8 @@ class Spending(Record, frozen=True, kw_only=True):
     """Total of the bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
     """Possible further cost of runs without a final bill. For each run, the maximum of the quote's high end,
-    the host's own estimate, the limit that you set, and the cost so far. A paused training session only
-    counts with its cost so far, because resuming it reserves its limit again."""
+    the host's own estimate, the limit that you set, and the cost so far. For a paused training session, only
+    the cost so far counts, because resuming it reserves its limit again."""
 
     @property
     def total_usd(self) -> Decimal:
@@ -41,8 +41,8 @@ class Spending(Record, frozen=True, kw_only=True):
 def spending(run: Run) -> Spending:
     """Return how much of a budget a run uses.
 
-    Sandbox runs, runs without a job, and runs imported after their end use nothing. An ended run counts with
-    its quote until its bill is known. If a host does not bill a failure, the bill says so.
+    Sandbox runs, runs without a job, and runs imported after their end use nothing. The cost of an ended run
+    stays committed until its bill is known. If the host does not bill a failure, the bill is zero.
     """
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
@@ -79,7 +79,7 @@ def caps(
 ) -> list[Decimal | None]:
     """Divide a total limit into one cost limit per quote. The limits add up to at most `max_cost_usd`, are
     proportional to the quotes' high ends, and don't exceed `each_usd`. Raises `OverBudget` if the quotes
-    exceed a limit, and `UnknownPrice`."""
+    exceed a limit, and `UnknownPrice` if there is a limit and a price is unknown."""
     for quote in quotes:
         check_budget(quote, max_cost_usd=max_cost_usd)
         check_budget(quote, max_cost_usd=each_usd, what="--max-cost-each")
@@ -233,8 +233,8 @@ class Expense(Record, frozen=True, kw_only=True):
 
 
 class GroupedExpenses:
-    """Sums of run expenses. Runs that no report tells apart share one sum, so memory use grows with the
-    number of such groups and not of runs."""
+    """Sums of run expenses. Runs that are in the same group in every report are merged into one expense, so
+    memory use grows with the number of groups, not with the number of runs."""
 
     def __init__(self) -> None:
         self._merged: dict[object, Expense] = {}
@@ -296,7 +296,7 @@ def of_run(run: Run, now: datetime) -> Expense:
 
 def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:
     """Return one expense for each month in which the deployment was up. The current month includes the
-    committed cost. Tags and project are those of the run."""
+    committed cost. The tags and the project come from the run."""
     money = deployment_spending(msgspec.structs.replace(deployment, sandbox=False), now)
     at = (deployment.ended_at or deployment.updated_at) if deployment.state.over else now
     last = f"{at:%Y-%m}"

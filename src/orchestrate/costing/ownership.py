@@ -47,12 +47,12 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
-    """Return the lowest number of requests per day from which the tuned model never costs more than the base
-    model. Returns `None` if there is none.
+    """Return the break-even traffic: the lowest number of requests per day at and above which the tuned model
+    never costs more than the base model. Returns `None` if there is no such number.
 
-    `training` is the training cost per month, and `saved` the monthly saving for each request per day. At
-    each traffic level, the cheapest type of unit serves the traffic with as many units as needed. With
-    `single`, there is only one unit.
+    `training` is the training cost per month, and `saved` is the monthly saving per daily request. At each
+    traffic level, the cheapest type of unit serves the traffic with as many units as needed. With `single`,
+    there is only one unit.
     """
     if saved <= 0:
         return None
@@ -161,7 +161,8 @@ class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
     """A host that serves adapters uploaded by users, billed per token."""
 
     provider: str
-    """Provider name in the rates. The methods are inference_adapter_input and inference_adapter_output."""
+    """Provider name in the rates. The rates' methods are inference_adapter_input and
+    inference_adapter_output."""
     title: str
     models: tuple[str, ...]
     """Base models whose adapters the host accepts, by their names in the catalog."""
@@ -244,8 +245,8 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     """Months until the training has paid for itself compared with the base model, or `None` if it never
     does."""
     break_even_requests_per_day: Decimal | None = None
-    """Requests per day from which the tuned model costs no more than the base model over the entire period,
-    with as many GPUs as needed. `None` if there is no such number."""
+    """Lowest number of requests per day at and above which the tuned model costs no more than the base model
+    over the entire period, with as many GPUs as needed. `None` if there is no such number."""
     most_requests_per_day: Decimal | None = None
     """Maximum requests per day that this option can serve, or `None` if you can add GPUs."""
     assumptions: tuple[str, ...] = ()
@@ -467,13 +468,13 @@ class _Period:
                 return
             if base.successor is None:
                 yield (
-                    f"{base.model} will be shut down on {base.until} without a named successor, so its "
-                    "current price is used for the time afterwards"
+                    f"{base.model} will be shut down on {base.until} and its host named no successor, so "
+                    "the comparison uses its current price after that date"
                 )
             else:
                 yield (
-                    f"{base.model} will be shut down on {base.until}. For the time afterwards, the price of "
-                    f"the successor that its host named, {base.successor.model}, is used"
+                    f"{base.model} will be shut down on {base.until}. After that date, the comparison uses "
+                    f"the price of {base.successor.model}, the successor that its host named"
                 )
             base = base.successor
 

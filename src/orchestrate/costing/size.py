@@ -252,9 +252,9 @@ class _FileSize:
     """Number of tokens in the prompts of preference pairs, counted once."""
     images: int = 0
     pictures: int = 0
-    """Number of tokens of the images."""
+    """Number of image tokens."""
     uncounted: int = 0
-    """Number of images without a published token rule."""
+    """Number of images for which no token rule is published."""
 
 
 _NONE = _FileSize()

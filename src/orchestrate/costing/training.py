@@ -295,7 +295,7 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
 
 
 STALE_DAYS = 60
-"""Age in days from which a price gets a warning."""
+"""Age in days above which a price gets a warning."""
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
@@ -549,11 +549,11 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
 # Only its high end is of use, to hold a share of a budget: the tokens of a file are known by its bytes alone.
 
 BYTES_PER_TOKEN = 4
-"""Assumed bytes per token in JSON lines. English prose has 4 to 5 bytes per token, and its JSON more. Scripts
-with three UTF-8 bytes per character have 3, and escapes 6."""
+"""Assumed bytes per token in JSON lines. English prose has 4 to 5 bytes per token, and more as JSON. Scripts
+whose characters take three bytes in UTF-8 have 3, and escaped characters 6."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
-"""Relative half-width of token counts that are estimated from bytes (up to one token per 2 bytes), and of
-those that hosts report."""
+"""Relative half-width of token counts: of counts estimated from bytes (up to one token per 2 bytes), and of
+counts that hosts report."""
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:

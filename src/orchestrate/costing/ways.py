@@ -90,7 +90,7 @@ class BasePrice(Record, frozen=True, kw_only=True):
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
-            return f"{self.model}, which will be shut down on {self.until} without a named successor"
+            return f"{self.model} (to be shut down on {self.until}, with no named successor)"
         return f"{self.model} until its shutdown on {self.until}, then {self.successor.model}"
 
     def terms(self) -> str:
@@ -363,13 +363,13 @@ def _sized(
     bits = f"{one.bytes_per_param * 8:g} bits"
     busiest = busiest_share(use.hours_per_day, use.utilisation)
     yield (
-        f"one replica requires {one.gpus} {one.gpu} for {resolved.params_b:g}B parameters in {bits}, times "
-        f"{HEADROOM:g} for the cache"
+        f"one replica requires {one.gpus} {one.gpu} for {resolved.params_b:g}B parameters of {bits} each, "
+        f"plus {HEADROOM - 1:.0%} for the cache"
     )
     yield (
-        f"a replica generates {likely} tokens per second, {slow} to {fast} (modeled; "
-        f"{SPEED_SOURCE}), and reads prompts {PREFILL_SPEEDUP} times as fast: up to "
-        f"{carried[1]:,} of these requests per day, {carried[0]:,} to {carried[2]:,}"
+        f"a replica generates {likely} tokens per second (modeled: {slow} to {fast}, "
+        f"{SPEED_SOURCE}) and processes prompts {PREFILL_SPEEDUP} times as fast. It can serve up to "
+        f"{carried[1]:,} of these requests per day ({carried[0]:,} to {carried[2]:,})"
     )
     share = f"{busiest * 100:.3g}% of a day's requests arrive in the busiest hour"
     yield f"up {use.hours_per_day:g} hours a day; {share}"

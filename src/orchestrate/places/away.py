@@ -110,7 +110,7 @@ RESPONSE_S = 300.0
 saving a checkpoint."""
 
 ENDED_THERE = "ended_there"
-"""Error code of a run whose worker a user stopped in the place's own console."""
+"""Error code of a run whose worker was stopped in the place's own console."""
 
 REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
@@ -137,11 +137,11 @@ class AwayPlace(Place):
     """A remote place. `name` is the name of the backend.
 
     `options` are `depot` (the URL of the storage folder for all runs), `silence_minutes`, `pass_env`
-    (additional environment variables to pass to workers) and options of the particular place.
+    (additional environment variables to pass to workers) and options specific to the place.
     """
 
     by_hand: ClassVar[frozenset[str]] = frozenset()
-    """The place's statuses of a worker that a user stopped, as opposed to one that crashed."""
+    """The place's statuses which mean that a user stopped the worker, as opposed to a crash."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -156,7 +156,7 @@ class AwayPlace(Place):
         raise ConfigError(
             f"{self.name} needs a storage folder that your workers can reach, for data and results",
             fix=f'[hosts.{self.name}.options] depot = "s3://bucket/runs"   in orchestrate.toml '
-            "(or gs://, hf://buckets/..., a shared disk as file:///...)",
+            "(or gs://..., hf://buckets/..., or file:///... for a shared disk)",
         )
 
     @property
@@ -220,8 +220,8 @@ class AwayPlace(Place):
         return None
 
     def price_of(self, ref: str) -> Hourly | None:
-        """Return the hourly price as read after the newest start, or else as read before it. Raises
-        `HostUnavailable`."""
+        """Return the hourly price that was read after the newest start, or else the one read before it.
+        Raises `HostUnavailable` if the storage can't be read."""
         if (found := self.price_read(ref)) is not None:
             return found
         stored = self.depot.run(ref)

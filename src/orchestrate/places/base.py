@@ -1,6 +1,6 @@
 """The interface of all places, built-in or from plugins.
 
-A place holds a client but no state of a run, which is in the run directory. Places raise the errors of
+A place holds a client but no run state, which is stored in the run directory. Places raise the errors of
 providers (`orchestrate.errors.ProviderError`, or a setup error). Only `start` may raise `OutcomeUnknown`.
 """
 
@@ -237,8 +237,8 @@ def newest_first(found: Iterable[Placed]) -> list[Placed]:
 
 
 def ran_s(found: Iterable[Placed]) -> float:
-    """Return the total running time of all workers in seconds, by the place's clock. Counts a worker that is
-    still running until now by this machine's clock, which may differ."""
+    """Return the total running time of all workers in seconds, by the place's clock. If a worker is still
+    running, its time ends now by this machine's clock, which may differ from the place's."""
     now = datetime.now(UTC)
     times = [(one.started_at, one.finished_at or now) for one in found]
     return sum(max(0.0, (end - begun).total_seconds()) for begun, end in times if begun is not None)

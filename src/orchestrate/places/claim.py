@@ -64,10 +64,10 @@ class Switch:
         used = self.earlier_s + self.used_s
         if end is None or limit_s is None or used < end:
             return None
-        message = f"the run has used {duration(used)} of its limit of {duration(limit_s)} of billed time"
-        if self.limits.max_hours is not None and limit_s >= self.limits.max_hours * 3600:
-            return "limit", message
-        return "limit", f"{message}, {money(self.limits.max_usd)} at {money(price)} per hour"
+        limit = duration(limit_s)
+        if self.limits.max_hours is None or limit_s < self.limits.max_hours * 3600:
+            limit += f", which is {money(self.limits.max_usd)} at {money(price)} per hour"
+        return "limit", f"the run has used {duration(used)} of billed time (limit: {limit})"
 
 
 class Attempt(Record, frozen=True, kw_only=True):

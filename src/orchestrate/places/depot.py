@@ -413,7 +413,7 @@ def restore(run: RunDir, stored: StoredRun) -> None:
 
 def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
     """Download everything that was reported since the last call, except the weights of checkpoints, which
-    `bring` downloads. Returns True if the attempt after the first `earlier` ones has reported. Runs on the
+    `bring` downloads. Returns True if an attempt after the first `earlier` attempts has reported. Runs on the
     reader's machine."""
     with locked(run.path / ".look", wait_s=None):
         pulse = stored.read("pulse.json")

@@ -35,10 +35,9 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
 
     job: LocalJob
     files: dict[str, ArtifactFile]
-    """Uploaded files by the names `train` and `validation`."""
+    """Uploaded files, keyed by `train` and `validation`."""
     folders: dict[str, tuple[ArtifactFile, ...]]
-    """Uploaded folders by the names `model` and `continue_from`. Other models are downloaded from their
-    hub."""
+    """Uploaded folders, keyed by `model` and `continue_from`. Other models are downloaded from their hub."""
     code: str
     """Hash of the blob that contains this exact version of Orchestrate."""
     limits: WorkerLimits

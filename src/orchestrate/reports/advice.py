@@ -202,8 +202,8 @@ CONSISTENT = 0.95
 LABELS = 50
 """Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""Share of the answers' words that occur in the prompts, below which answers count as knowledge if they
-rarely repeat."""
+"""If less than this share of the answers' words occurs in the prompts and the answers rarely repeat, they
+count as knowledge."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500

@@ -127,9 +127,10 @@ def compare(  # noqa: PLR0913  each is another part of the report
 
     Mappings are keyed by run id, and the report omits the parts for which a run has no entry. `between` holds
     the paired differences between runs, `answers` the changed items of each run's newest evaluation and its
-    comparison with an earlier one, `regressions` what each run retained, `people` the results of human
-    reviews, and `silent` the reasons why models can't be queried. `translations` adds the settings that were
-    sent to each backend to those that you requested. Raises `UsageError` if there are no runs.
+    comparison with an earlier one, `regressions` each run's regression test, `people` the results of human
+    reviews, and `silent` the reasons why models can't be queried. With `translations`, the report shows the
+    settings sent to each backend in addition to those that you requested. Raises `UsageError` if there are no
+    runs.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="to list them: orchestrate runs")

@@ -93,8 +93,8 @@ def notes(report: ExperimentReport) -> list[str]:
     alpha = report.plan.rule.alpha
     found.append(
         "You can check the results anytime: the probability of a false positive is at most "
-        f"{alpha:.2g}, and at most the same for all guardrails combined. Each user counts once per phase. "
-        "Differences are tuned minus base, within phases with the same share."
+        f"{alpha:.2g} for the primary metric and at most {alpha:.2g} for all guardrails combined. Each user "
+        "counts once per phase. Differences are tuned minus base, within phases with the same share."
     )
     return found
 

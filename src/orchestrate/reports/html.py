@@ -39,7 +39,7 @@ from orchestrate.reports.rows import (
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
 _SHOWN = 12
-"""Number of broken items to show on a page, and of fixed ones."""
+"""Maximum number of broken items, and of fixed items, to show on a page."""
 _EMPTY = "<em>(empty)</em>"
 MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
 
@@ -76,7 +76,7 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         "<h3>Who answered</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
     ]
     if sliced := score_rows(one, sliced=True):
-        told = "P-values are corrected for the number of slices (Holm), so slices are not marked by chance."
+        told = "P-values are corrected for the number of slices (Holm) to limit false positives."
         parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
     parts += [_confusion(one, i) for i in range(len(one.confusions))]
     if one.all_notes:
@@ -117,8 +117,8 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
 
 
 def quality(evaluations: Sequence[Evaluation]) -> str:
-    """Plot scores against the cost and the latency of an answer. Covers all evaluations that have the first
-    one's main metric and items."""
+    """Plot scores against the cost and the latency of an answer. Includes all evaluations with the same main
+    metric and the same items as the first one."""
     first = evaluations[0]
     metric = first.metrics[0]
     alike = [
@@ -154,7 +154,7 @@ def flipped(found: Flips) -> str:
     first = f", the worst {_SHOWN}" if found.broken_count > _SHOWN else ""
     heading = f"<h3>{who} broke {rows} that {against} got right{first}</h3>"
     if not found.broken:
-        heading = f"<h3>{who} got every row right that {against} got right</h3>"
+        heading = f"<h3>{who} broke no row that {against} got right</h3>"
     broken = "".join(_flip(found, item) for item in found.broken[:_SHOWN])
     if not found.fixed:
         return heading + broken
@@ -178,7 +178,7 @@ def _flip(found: Flips, item: Flip) -> str:
 
 
 def marked(before: str, after: str) -> tuple[str, str]:
-    """Return both texts as HTML, with the words highlighted that only one of them contains."""
+    """Return both texts as HTML, and highlight the words that occur in only one of them."""
     old, new = (re.findall(r"\s+|\w+|[^\w\s]", text)[:800] for text in (before, after))
     left: list[str] = []
     right: list[str] = []

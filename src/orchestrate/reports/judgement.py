@@ -300,12 +300,13 @@ def _bare(model: str) -> str:
 
 
 Differences = Mapping[tuple[str, str, str], Difference]
-"""Differences by the ids of two runs and the metric: the first run's score minus the second's."""
+"""Score differences (the first run's score minus the second's), keyed by the ids of both runs and the
+metric."""
 
 
 def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> ComparisonSummary:
-    """Recommend one of the runs that succeeded. Never recommends a run whose evaluation failed, or that is
-    not proven better than its rival. Among runs without a proven difference, recommends the cheapest."""
+    """Recommend one of the runs that succeeded. Excludes runs whose evaluation failed and runs that are not
+    proven better than their rival. Among runs without a proven difference, recommends the cheapest."""
     done = [c for c in runs if ended(c)]
     if not done:
         return ComparisonSummary(sentence="No run has succeeded yet, so there is no recommendation.")

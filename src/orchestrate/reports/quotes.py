@@ -298,13 +298,13 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
     if paid.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
-        always = f". It always pays off from {since:,} requests per day" if steps else ""
+        always = f". It always pays off at {since:,} or more requests per day" if steps else ""
         return f"{sentence}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
     less = f"{text.money(paid.counted_usd - best.base_usd)} less. Tuning does not save money at this traffic"
     if since is None:
         return f"{sentence}, {less}, nor at higher traffic."
-    upto = f" up to its capacity of {most:,}" if most is not None else ""
-    return f"{sentence}, {less}. It pays off from {since:,} requests per day{upto}."
+    upto = f", up to its capacity of {most:,}" if most is not None else ""
+    return f"{sentence}, {less}. It pays off at {since:,} or more requests per day{upto}."
 
 
 def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -> str | None:

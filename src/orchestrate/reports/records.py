@@ -62,8 +62,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
     run: Run
     label: str
-    """Unique short name in the comparison. If some runs are not in a sandbox, sandbox runs end with
-    `MARK`."""
+    """Unique short name in the comparison. If only some runs used a sandbox, their labels end with `MARK`."""
     seconds: float | None
     """Seconds from the run's creation to its end."""
     trained_tokens: int | None

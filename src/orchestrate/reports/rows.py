@@ -261,8 +261,8 @@ def verdict(found: RunScore | None) -> str:
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
-    """Return the settings as (name, one value per run, whether they differ by choice), those that differ
-    first. Differences that only result from hosts' defaults don't count as a choice."""
+    """Return the settings as (name, one value per run, whether they differ by choice). Settings that differ
+    by choice come first. Differences that only result from hosts' defaults don't count as a choice."""
     chosen = {name for c in comparison.runs for name in c.chosen}
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])

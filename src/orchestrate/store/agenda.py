@@ -103,7 +103,7 @@ _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
 """Longest pause that a host can request."""
 _SHARE = 10
-"""A run is polled again after its time without a change, divided by this number."""
+"""Divisor: a run is polled again after the time since its last change, divided by this number."""
 _VIEWER_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
@@ -181,9 +181,9 @@ class Agenda:
             return list(connection.execute(query).scalars())
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
-        """Return how long each run has had its current mark. A changed mark restarts the count, and so does a
-        pause of more than `gap_s` between two checks. Time is measured by this machine's uptime, so a wrong
-        wall clock doesn't matter."""
+        """Return how long each run has been silent. `marks` maps run ids to text that changes whenever a run
+        shows activity. A new mark restarts the count, and so does a pause of more than `gap_s` between
+        checks. Time is measured by this machine's uptime, so a wrong wall clock doesn't matter."""
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -285,8 +285,9 @@ class Agenda:
         return missing * 60.0 / per_minute if refused else 0.0
 
     def watch(self, account: str, lease: Lease | None) -> Lease | None:
-        """Record for the next seconds that a viewer is watching this account's runs. Pass the lease that the
-        last call returned. Returns `None` if another viewer is already recorded."""
+        """Record that a viewer is watching this account's runs. The record soon expires unless renewed. To
+        renew it, pass the lease that the last call returned. Returns `None` if another viewer is already
+        recorded."""
         if lease is not None and self._leases.renew(lease, _VIEWER_S):
             return lease
         return self._leases.acquire(_viewer_lease(account), _VIEWER_S)

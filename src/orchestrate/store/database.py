@@ -57,7 +57,8 @@ _ELSEWHERE = "choose another location with --store"
 
 def open_engine(url: str) -> Engine:
     """Open a store and return its engine. Upgrades a store of an older version. Raises `StoreError` if the
-    store is damaged, too new, too old or not Orchestrate's, and `MissingExtra`."""
+    store is damaged, too new, too old or not Orchestrate's, and `MissingExtra` if the Postgres driver is not
+    installed."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
             raise StoreError(
@@ -189,7 +190,8 @@ def _create_sqlite(path: Path) -> None:
     log = path.with_name(path.name + "-wal")
     if log.exists() and not path.exists():  # another process may have made both just now
         raise StoreError(
-            f"{path} is missing but its log {log.name} exists: the store was removed or moved without it",
+            f"{path} is missing but its log {log.name} exists: the store was removed or moved without "
+            "the log",
             fix=f"put the store back, or delete the log and {RECOVER}",
         )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
@@ -356,7 +358,8 @@ def _prepare_postgres(engine: Engine, place: str) -> None:
         if schema.meta.name not in present:
             if present & set(schema.metadata.tables):
                 raise StoreError(
-                    f"{place} contains another program's tables, which have names of the run store's",
+                    f"{place} contains another program's tables, and their names conflict with the run "
+                    "store's tables",
                     fix="use a separate database for the run store",
                 )
             schema.metadata.create_all(connection)
@@ -577,8 +580,8 @@ class Leases:
             )
 
     def require(self, connection: Connection, lease: Lease) -> None:
-        """Raise `LeaseLost` unless `lease` is the latest one of its name. Call this in the transaction that
-        the lease protects."""
+        """Raise `LeaseLost` unless `lease` is the latest lease with its name. Call this in the transaction
+        that the lease protects."""
         row = connection.execute(
             select(schema.leases.c.fence, schema.leases.c.owner)
             .where(schema.leases.c.name == lease.name)

@@ -383,7 +383,8 @@ class Ledger:
             return _answers(connection)
 
     def left(self) -> dict[Path, dict[str, Decimal]]:
-        """Map each journal on this machine to the reservations of its answers in progress, by id."""
+        """Map each journal on this machine to the amounts reserved for its answers in progress, by
+        reservation id."""
         found: dict[Path, dict[str, Decimal]] = {}
         here, holds = f"{platform.node()}:", schema.answer_holds
         with self._db.reading() as connection:
@@ -468,8 +469,8 @@ class AnswerAccount:
         those made after the backup from which this store was restored. The caller must hold the log's lock.
 
         A reservation that is missing from the log is released if the log was `found`, is the same file and is
-        complete, because then the request was never sent. Otherwise the reservation counts in full, as does
-        one that no command has settled within a day.
+        complete, because then the request was never sent. Otherwise, the reservation counts in full. So does
+        any reservation that no command has settled within a day.
         """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)

@@ -252,8 +252,8 @@ class Runs:
 
     def begin(self, run_id: str, lease: Lease) -> Run:
         """Start a new attempt and set the phase to SUBMITTING, or withdraw the run if its cancellation was
-        requested. If the user cancels after this, the job is canceled on the host. Raises `LeaseLost` and
-        `ImpossibleTransition`."""
+        requested. If the user cancels after this, the job is canceled on the host. Raises `LeaseLost` if
+        another process has taken over the run, and `ImpossibleTransition` if the run can't be submitted."""
         at = self._db.clock.now()
         with self._db.writing() as connection:
             self._leases.require(connection, lease)

@@ -55,8 +55,8 @@ class Store:
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:
-        """Open a SQLite file (created if missing) or a Postgres database. Raises `StoreError` and
-        `MissingExtra`."""
+        """Open a SQLite file (created if missing) or a Postgres database. Raises `StoreError` if it can't be
+        opened, and `MissingExtra` if the Postgres driver is not installed."""
         return cls(database.open_engine(url), clock)
 
     def verify(self) -> list[str]:
@@ -121,8 +121,8 @@ DEFAULT_TIMING = Timing()
 def settle_left_s(
     store: Store, provider: Provider, run: Run, timing: Timing = DEFAULT_TIMING
 ) -> float | None:
-    """Return the seconds until a missing job proves that none was created. Returns `None` unless the run's
-    outcome is unknown or it is being submitted."""
+    """Return the seconds after which a job that is still missing was never created. Returns `None` if it is
+    already known whether the host has the job."""
     if run.phase not in UNSETTLED:
         return None
     return max(timing.settle_s(provider) - store.runs.waited(run.id), 0.0)

@@ -162,8 +162,7 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
         world.end("it has ended")
         assert handle.refresh().status is JobStatus.PAUSED
         assert (
-            handle.record.error is not None
-            and "of its limit of 2h 00m of billed time" in handle.record.error.message
+            handle.record.error is not None and "of billed time (limit: 2h 00m" in handle.record.error.message
         )
         job = handle.provider.get(handle.record.handle)
         assert job.worked_seconds is not None and 7207 <= job.worked_seconds < 7200 + 600

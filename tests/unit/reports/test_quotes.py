@@ -187,7 +187,7 @@ def test_ownership_rows_and_verdict() -> None:
     assert "shut down on 2027-01-14" in rows[2]
     verdict = ownership_verdict(found)
     assert verdict.startswith("together is the cheapest over 6 months, $24,047.20")
-    assert "Tuning does not save money at this traffic. It pays off from" in verdict
+    assert "Tuning does not save money at this traffic. It pays off at" in verdict
     assert "never" in rows[0] and "at once" in rows[2]
     assert "dedicated H100" in plain_text(ownership_table(found))
 

@@ -156,8 +156,8 @@ def parse(text: str, name: str) -> list[Rate]:
 def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
         raise ConfigError(
-            f"{name}: a rate file must have provider and rates. It may have sources, and undated (a list "
-            "of sources without a date)"
+            f"{name}: a rate file must have provider and rates, and may have sources and undated (a list "
+            "of the sources without a date)"
         )
     values = cast("dict[str, Any]", document)
     listed: Any = values["rates"]

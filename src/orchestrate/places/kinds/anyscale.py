@@ -83,7 +83,7 @@ STATES: Mapping[str, Word] = {
     "BROKEN": "ended",
     "OUT_OF_RETRIES": "ended",
 }
-"""Job states by the statuses that Anyscale's client returns. ERRORED is only transitional."""
+"""Maps the statuses that Anyscale's client returns to job states. ERRORED is only transitional."""
 TIMED_OUT = 408
 
 

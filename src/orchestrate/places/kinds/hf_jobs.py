@@ -44,7 +44,7 @@ PROFILE = away("hf-jobs", "Hugging Face Jobs", f"{__name__}:HfJobs", {"image", "
 LABEL = "orchestrate-ref"
 OURS = {"orchestrate": "run"}
 RATES = "huggingface"
-"""Provider name in the rates file, which contains the prices of Hugging Face's pricing page."""
+"""Provider name in the rates file, which contains the prices from Hugging Face's pricing page."""
 FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "T4": ("t4-small", "T4", 16),
     "L4": ("l4x1", "L4", 24),
@@ -54,8 +54,8 @@ FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
     "H200": ("h200", "H200", 141),
 }
-"""Hardware of each flavor by the GPU name in the rates: flavor, GPU and GPU memory in GB. Used until the
-host's list of machines was read."""
+"""Maps GPU names in the rates to a flavor, its GPU and the GPU's memory in GB. Used until the host's list of
+machines has been read."""
 STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "SCHEDULING": "waiting",
     "RUNNING": "running",

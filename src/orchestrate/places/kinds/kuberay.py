@@ -2,10 +2,10 @@
 with the job. The job's name is the run's ref, which a namespace accepts only once. The names of later
 attempts end with the attempt's number.
 
-Options of `[hosts.kuberay.options]`: `depot`; `context` of the kubeconfig; `namespace`; `image`, with the Ray
-of `ray_version`; `gpu`, `gpu_memory_gib` and `usd_per_hour` as for `ray`; `cpus` and `memory` of the machine;
-`node_selector`; `secret`, a Secret of the namespace whose keys become the worker's environment, for the
-storage and the hub; `packages`: `pinned` (default) or `image`.
+Options of `[hosts.kuberay.options]`: `depot`; `context` of the kubeconfig; `namespace`; `image`, and
+`ray_version` for the version of Ray in it; `gpu`, `gpu_memory_gib` and `usd_per_hour` as for `ray`; `cpus`
+and `memory` of the machine; `node_selector`; `secret`, a Secret of the namespace whose keys become the
+worker's environment, for the storage and the hub; `packages`: `pinned` (default) or `image`.
 """
 
 from __future__ import annotations

@@ -237,7 +237,8 @@ class CreateKey:
 
 @dataclass(frozen=True)
 class KeyUse:
-    """Cost of a key's jobs and of the deployments that it requested, and the number of its open jobs."""
+    """A key's usage: the cost of its jobs and of the deployments it requested, and its number of open
+    jobs."""
 
     usd: Decimal
     open: int
@@ -385,8 +386,7 @@ class GatewayJobs:
         limit: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> list[GatewayJob]:
-        """List jobs, newest first. `before` is a creation time and an id, and only jobs older than them are
-        listed."""
+        """List jobs, newest first. With `before`, a job's creation time and id, lists only older jobs."""
         table = schema.gateway_jobs
         query = select(table.c.record).where(table.c.project == project)
         query = query.order_by(table.c.at.desc(), table.c.id.desc())
@@ -407,8 +407,8 @@ class GatewayJobs:
         return found
 
     def records(self, project: str) -> list[tuple[str, str]]:
-        """List the id and JSON of each job, newest first. Callers need not parse text that they already
-        have."""
+        """List the id and JSON of each job, newest first. The JSON is not parsed, so callers can skip jobs
+        that they have already parsed."""
         table = schema.gateway_jobs
         query = select(table.c.id, table.c.record).where(table.c.project == project)
         with self._db.reading() as connection:

@@ -16,10 +16,11 @@ HARMLESS = (
     "/projects/search",
     "/terminate",
 )
-"""Ends of the URLs of requests that create no job. All other requests count as possibly creating a billed
-job, because other client versions may use other URLs."""
+"""URL suffixes of requests that create no job. Any other request is assumed to create a billed job, because
+other client versions may use other URLs."""
 TRIES = 2
-"""Attempts to read if the connection breaks. The client never resends a request that creates something."""
+"""Maximum number of attempts of a read request if the connection breaks. Requests that create something are
+never resent."""
 CONNECT_S = 30
 
 

@@ -41,8 +41,8 @@ loss."""
 LEAVE_S = 60.0
 """Seconds that Ray has to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
-"""Practically infinite timeout in seconds of the other workers, while the first one evaluates and saves.
-Crashes of the first worker are detected separately."""
+"""Seconds that the other workers wait while the first one evaluates and saves. Practically infinite, because
+crashes of the first worker are detected separately."""
 MAX_ERROR_CHARS = 600
 """Maximum number of characters of a worker's error to report."""
 _log = logging.getLogger(__name__)
