@@ -28,8 +28,8 @@ class LicenceAsks(UsageError):
 
 
 def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
-    """Raise `LicenceAsks` unless the license requires nothing, is among `accepted`, or was accepted before.
-    Each home folder stores the agreement."""
+    """Raise `LicenceAsks` if the license has requirements, is not among `accepted`, and was not accepted
+    before. A new agreement is stored in the home folder."""
     if licence is None or agreed(licence, home):
         return
     if licence.id not in accepted:

@@ -124,8 +124,8 @@ class Settings:
 
     def make_home(self) -> Path:
         """Create the home folder if needed, and return it. Only its owner can access a new folder, because it
-        contains copies of training data and answers. The mode of an existing folder does not change, but
-        others lose access to its subfolders with such data, which an earlier version may have created."""
+        contains copies of training data and answers. An existing folder keeps its mode, but its
+        subfolders with such data become private if an earlier version created them with a wider mode."""
         with suppress(OSError):  # whoever needs a file in it will say so
             private_folder(self.home)
         for name in PRIVATE_FOLDERS:

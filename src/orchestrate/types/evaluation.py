@@ -140,8 +140,8 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """The cost per answer in USD: the average cost, or, if hours are billed, hours x price / answers at
-        the expected traffic or at the speed of this evaluation."""
+        """The average cost per answer in USD. If hours are billed, the hourly price divided by the answers
+        per hour: the expected traffic if it is set, otherwise the speed of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came

@@ -156,8 +156,8 @@ class RunTableQuery:
         return bool(replace(self, sort="-created", group="", columns=DEFAULT, limit=MOST).query)
 
     def sorted_by(self, name: str) -> str:
-        """Return the query of the same table in another order. Numbers, times and money start with the
-        largest value. If the table is already in this order, the order is reversed."""
+        """Return the query for the same table sorted by this column. Times and money start with the largest
+        value. If the table is already sorted this way, the order is reversed."""
         falling = f"-{name}" if name in ("created", "updated", "cost") else name
         other = name if falling != name else f"-{name}"
         return replace(self, sort=other if self.sort == falling else falling, after="").query

@@ -32,7 +32,7 @@ class ReasoningOptions(Body):
 
 class ResponseRequest(Body):
     """A strictly validated request. Fields in the last block don't affect answers. `chat_body` rejects
-    unsupported fields that would."""
+    unsupported fields that would affect them."""
 
     model: str
     input: str | list[dict[str, Any]]
