@@ -274,7 +274,7 @@ Entry = tuple[str, tuple[Readable, str]]
 
 
 def entries() -> tuple[Entry, ...]:
-    """List all hosts that are described by files. Derived values use the result as their cache key."""
+    """List all hosts that are described by files. The result can be used as a cache key."""
     return tuple(described().items())
 
 

@@ -149,7 +149,7 @@ def _disk(home: Path) -> Iterator[Check]:
         return  # no home folder, which `_home` reports
     few = free < _MIN_FREE
     fix = "free some disk space, or choose another folder with --home" if few else None
-    yield Check(check="disk", ok=not few, detail=f"{size(free)} free for the home folder", fix=fix)
+    yield Check(check="disk", ok=not few, detail=f"{size(free)} free on the disk of the home folder", fix=fix)
 
 
 def _home(home: Path) -> Check:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """Options for the abilities to probe."""
+    """Options for which abilities to probe."""
 
     probes: Annotated[
         str,

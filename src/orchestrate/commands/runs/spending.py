@@ -86,16 +86,16 @@ class ExitCodeOptions:
         bool,
         typer.Option(
             "--fail-if-over",
-            help="Exit with 6 when the budget is exceeded, or with 4 when an unknown cost may exceed it.",
+            help="Exit with code 6 if the budget is exceeded, or code 4 if an unknown cost may exceed it.",
         ),
     ] = False
     fail_if_idle: Annotated[
         bool,
         typer.Option(
             "--fail-if-idle",
-            help="Exit with 1 if a deployment is billed without known use, or a rented machine doesn't "
-            "belong to a run in this store. Exit with 4 if none was found but an account could not be "
-            "fully checked.",
+            help="Exit with code 1 if a billed deployment has no known use, or if a rented machine doesn't "
+            "belong to a run in this store. Exit with code 4 if none was found but an account could not "
+            "be fully checked.",
         ),
     ] = False
 
@@ -377,7 +377,9 @@ def notes(report: SpendingReport) -> list[Text]:
             text = f"{one.backend}: {line}"
             told.append(_warning(text) if one.partial else Text(hide(text), style="dim"))
     for reason, names in unused.items():
-        told.append(Text(hide(f"not checked, no runs here: {joined(names)} ({reason})"), style="dim"))
+        told.append(
+            Text(hide(f"not checked, no runs in this store: {joined(names)} ({reason})"), style="dim")
+        )
     return told
 
 

@@ -233,7 +233,7 @@ def warn(text: str, *, indent: str = "") -> None:
 
 
 def fitted(text: str, taken: int, hang: str = "", *, on: Console = err) -> str:
-    """Wrap a text for a terminal like `note`. For a pipe, leave it on one line, where it can be searched."""
+    """Wrap a text for a terminal, as `note` does. For a pipe, leave it on one line, so it can be searched."""
     return _fitted(text, taken, hang, on.width) if on.is_terminal else text
 
 

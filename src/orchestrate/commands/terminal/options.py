@@ -31,7 +31,7 @@ ProviderOpt = Annotated[
 
 
 _SYNONYMS = (("list", "ls"), ("remove", "rm", "revoke"))
-"""Sets of synonymous command names. A command group accepts every name of a set and lists its own."""
+"""Sets of synonymous command names. A command group accepts every name of a set, but lists only its own."""
 
 
 def synonyms_of(word: str) -> tuple[str, ...]:

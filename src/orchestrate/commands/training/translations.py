@@ -164,7 +164,7 @@ def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
     if plan.available_bytes is None:
         verdict = ("", "")
     elif plan.fits:
-        verdict = (f": fits its {size(plan.available_bytes)}", "green")
+        verdict = (f": fits in its {size(plan.available_bytes)}", "green")
     else:
         verdict = (f": does not fit in its {size(plan.available_bytes)}", "red")
     out.print(Text.assemble(whose, (whole, "bold"), at, verdict))

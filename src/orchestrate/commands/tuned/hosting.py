@@ -216,8 +216,8 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
             else "the deployment is not currently billed"
         )
         warn(
-            f"{record.provider} still has {record.host_id} ({record.raw_state}), shutdown requested: "
-            f"{bills}. To check again: {again}"
+            f"{record.provider} still lists {record.host_id} ({record.raw_state}) after the shutdown "
+            f"request: {bills}. To check again: {again}"
         )
 
 
