@@ -137,8 +137,8 @@ class Orchestrator(Workspace):
 
     def suggest(self, spec: SpecGiven, provider: Backends = "all") -> list[Suggestion]:
         """Suggest rank, alpha, learning rate, epochs and batch size for the spec's rows and model on each
-        backend, with a reason and a source for each value. Reads the data. Works offline. Raises
-        `DataError`."""
+        backend, with a reason and a source for each value. Reads the data. Works offline. Raises `DataError`
+        for a file that cannot be read."""
         from orchestrate.runs.sweep import suggesting
 
         return suggesting.suggest(self, _spec(spec), provider)
@@ -264,14 +264,15 @@ class Orchestrator(Workspace):
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
-        """Find runs in the store that match a submit to each of these backends. Raises `KeyTaken`."""
+        """Find runs in the store that match a submit to each of these backends. Raises `KeyTaken` if
+        `idempotency_key` belongs to a different run."""
         from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)
 
     def require(self, spec: SpecGiven, provider: Backends) -> None:
         """Run the checks that don't need the data. Raises `Unsupported` for a method that a backend does not
-        offer, and `MissingKey`."""
+        offer, and `MissingKey` if a backend's API key is missing."""
         from orchestrate.runs.preparing import prepared
 
         prepared.require(self, _spec(spec), provider)
@@ -394,8 +395,9 @@ class Orchestrator(Workspace):
         return Orphans(self.store, self.ready).end(report, tell)
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
-        """List deployments as last seen, newest first. `over` selects those that have ended (`True`), have
-        not ended (`False`) or all (`None`). `sync` updates them."""
+        """List deployments as last seen, newest first. With `over=True`, list only deployments that have
+        ended, with `False` only those that have not, and with `None` all of them. Call `sync` first to update
+        them."""
         return Listing(
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )
@@ -468,8 +470,8 @@ class Orchestrator(Workspace):
         """Rate training rows with a judge model and split them by score. Rows with a score of at least `keep`
         (0 to 1) are written to `output`, the others to a second file next to it. `terms` contains the other
         fields of `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` if
-        the judge was never calibrated against human ratings, `DataError` if it agrees with them too little,
-        and `OverBudget`."""
+        the judge was never calibrated against human ratings, `DataError` if its agreement with them is too
+        low, and `OverBudget` if the next answer could exceed the cost limit or the budget."""
         from orchestrate.runs.data import files as data
         from orchestrate.runs.evaluation import judging
 
@@ -479,8 +481,9 @@ class Orchestrator(Workspace):
             return prepared.run()
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
-        """Calibrate a judge against human ratings, from a file or a review id, and store their agreement. The
-        result's `unfit` is the reason why the judge can't be used. `terms` is the same as for `judge`."""
+        """Calibrate a judge against human ratings, from a file or a review id, and store how well it agrees
+        with them. The result's `unfit` is the reason why the judge can't be used. `terms` is the same as for
+        `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
@@ -496,7 +499,8 @@ class Orchestrator(Workspace):
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
-        """Import ratings into a review, all or none, and return how many were added. Raises `UsageError`."""
+        """Import ratings into a review, all or none, and return how many were added. Raises `UsageError` for
+        a rating that does not belong to the review."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)

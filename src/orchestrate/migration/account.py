@@ -42,9 +42,10 @@ _HEAD = """\
 # Edit this file: `to` is a backend or skip, `model` is the model to train there. Then run the plan. You can
 # repeat the command, because nothing is submitted twice:  orchestrate migrate --plan {name}
 #
-# budget_usd: limit for the sum of the high ends of all quotes below, plus what earlier migrations of these
-# runs cost. It excludes serving and the answers of the parity tests (--max-answers-cost limits those of each
-# run). margin: the accepted drop in the first metric."""
+# budget_usd: cost limit for training. The high ends of all quotes below, plus the cost of earlier migrations
+# of these runs, must not exceed it. Serving and the answers for the parity tests are not included. To limit
+# the cost of each run's answers, use --max-answers-cost.
+# margin: the accepted drop in the first metric."""
 
 
 class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -191,7 +192,7 @@ def _up(usd: Decimal) -> str:
 
 Tell = Callable[[str], object]
 MOVED = "plan-moved"
-"""Kind of the records of the runs that a plan has migrated, stored under a hash of the plan's path."""
+"""Record kind for the runs that a plan has migrated. The records are keyed by a hash of the plan's path."""
 
 
 class Carried(Record, frozen=True, kw_only=True):
@@ -341,7 +342,7 @@ class PreparedPlan:
             self.high_usd,
             self.plan.budget_usd,
             what="its budget_usd",
-            figure="the sum of the high ends of its quotes",
+            figure="the total of its quotes at their high ends",
             fix="skip some of its runs, choose cheaper backends, or raise budget_usd",
         )
 

@@ -61,7 +61,7 @@ class HostFile(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
     path: str | None = None
     rows_digest: str | None = None
-    """Digest of the file's rows, by which identical data is recognized."""
+    """Digest of the file's rows, used to recognize identical data."""
     gone: str | None = None
     """Reason why the file is not available, or `None`."""
     refused: bool = False

@@ -37,7 +37,8 @@ def successors(store: Store) -> dict[str, Run]:
 
 
 def newest(run: Run, found: dict[str, Run]) -> Run:
-    """Return the newest replacement of a run, after one or more migrations, or else the run itself."""
+    """Return the newest replacement of a run after one or more migrations, or the run itself if it has
+    none."""
     seen = {run.id}
     while (after := found.get(run.id)) is not None and after.id not in seen:
         seen.add(after.id)

@@ -37,8 +37,8 @@ Becomes = Literal["kept", "changed", "left out", "new"]
 
 
 class SettingChange(Record, frozen=True, kw_only=True):
-    """A changed setting, or a changed property of the rows. `was` and `now` contain the values, and the
-    host's field if its name differs."""
+    """A changed setting, or a changed property of the rows. `was` and `now` contain the old and the new
+    value, each with the host's name for the field if it differs."""
 
     what: str
     was: str
@@ -429,5 +429,5 @@ class Migration(Record, frozen=True, kw_only=True):
 
     @property
     def parity(self) -> bool:
-        """Return whether each new model was shown to be worse by less than the accepted drop."""
+        """Return whether every new model was shown to drop by less than the accepted margin."""
         return bool(self.moved) and all(m.parts and m.parts[0].parity == "holds" for m in self.moved)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 HELD_OUT = ("test", "validation")
-"""Fields of a spec with files that the model was not trained on."""
+"""Spec fields that name files the model was not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ def all_recordings(ft: Workspace) -> list[Recording]:
 
 
 def named(ft: Workspace, name: str) -> Recording:
-    """Return a recording by its id or the start of its id. Raises `UsageError`."""
+    """Return a recording by its id or the start of its id. Raises `UsageError` if none or several match."""
     return recordings.find(ft.store, name)
 
 

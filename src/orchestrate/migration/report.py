@@ -69,8 +69,8 @@ _DECIDED: dict[str, Word] = {
 
 
 def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
-    """Decide parity from the interval of the difference, which may be entirely above the margin, entirely
-    below it, or across it."""
+    """Decide parity by the interval of the difference. Parity holds if the entire interval is above
+    `-margin`, does not hold if it is entirely below, and is not shown otherwise."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low

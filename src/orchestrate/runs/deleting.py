@@ -121,9 +121,9 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
 
 def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
     """Delete the files and models that `stored` lists from the host, and record each deletion as it happens.
-    Call it again to complete an interrupted deletion. Raises `UsageError`, without deleting anything, while a
-    job or deployment on the host uses any of them. Also raises `MissingKey`, `OtherAccount`, `Unsupported`
-    and `ProviderError`."""
+    Call it again to complete an interrupted deletion. If a job or deployment on the host uses any of them,
+    raises `UsageError` and deletes nothing. Also raises `MissingKey`, `OtherAccount`, `Unsupported` and
+    `ProviderError`."""
     store, done, found = ws.store, list[Stored](), stored(ws, run)
     provider = ws.ready(run.provider)
     accounts.require(store, provider, run)
@@ -202,9 +202,9 @@ def _require_unused(ws: Workspace, run: Run) -> None:
 
 
 def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
-    """List the files and models that each account stores. Skips accounts on your own machines, and sandboxes
-    unless `sandbox` is set, which lists only sandboxes. If a host fails, its entry contains the reason, and
-    the other hosts are still listed."""
+    """List the files and models that each account stores. Skips accounts on your own machines. Lists no
+    sandboxes by default, and only sandboxes with `sandbox`. If a host fails, its entry contains the reason,
+    and the other hosts are still listed."""
     runs = _owners(ws, sandbox)
 
     def ask(name: str) -> AccountStorage | None:
@@ -283,7 +283,7 @@ def find(
         raise UsageError(
             f"no run, file or model matches {id!r} (searched: {seen}{also}). It may belong to "
             "another account or have been deleted",
-            fix="list what each account stores with: orchestrate stored",
+            fix="to list what each account stores, run: orchestrate stored",
         )
     if len(found) > 1:
         several = joined([f"{item.kind} {item.id} at {one.provider}" for one, item in found.values()])
@@ -292,7 +292,7 @@ def find(
 
 
 def deleted(ws: Workspace, id: str) -> Stored | None:
-    """Return the record of a file or model that was deleted from here, or `None` if no deleted item has this
+    """Return the record of a file or model that Orchestrate deleted, or `None` if no deleted item has this
     id."""
     records = ws.store.history.records(DELETED)
     return next((Stored.from_dict(one.data) for one in reversed(records) if id in one.data["ids"]), None)

@@ -182,11 +182,16 @@ def _named(ft: Workspace, name: str) -> str:
     if name.startswith(PREFIX):
         entry = ft.store.queue.get(name)
         if entry.state is QueueState.REMOVED:
-            raise UsageError(f"{entry.id} was removed from the queue, so entries after it would never start")
+            raise UsageError(
+                f"{entry.id} was removed from the queue, so an entry that waits for it would never start"
+            )
         return entry.id
     run = ft.record(name)
     if run.status.terminal and run.status is not JobStatus.SUCCEEDED:
-        raise UsageError(f"{run.id} has {run.status.value}, so entries after it would never start")
+        raise UsageError(
+            f"run {run.id} ended with status {run.status.value}, so an entry that waits for it "
+            "would never start"
+        )
     return run.id
 
 
@@ -322,7 +327,7 @@ class QueueServer:
             name = before.run_id
         [run] = self.ft.store.runs.of_ids([name]) or [None]
         if run is None or (run.status.terminal and run.status is not JobStatus.SUCCEEDED):
-            state = "is not in this store" if run is None else f"has {run.status.value}"
+            state = "is not in this store" if run is None else f"ended with status {run.status.value}"
             raise UsageError(f"{name}, which must run first, {state}")
         if why := left(run):
             raise UsageError(f"{name}, which must run first, is paused: {why}")
@@ -354,7 +359,7 @@ def crowded(ft: Workspace, run: Run) -> str | None:
     if going <= places:
         return None
     return (
-        f"{count(going, 'run is', 'runs are')} open on {run.provider} now, and its queue has "
+        f"{count(going, 'run is', 'runs are')} open on {run.provider} now, but its queue has only "
         f"{count(places, 'slot')}. Waiting entries start when a slot is free"
     )
 

@@ -83,7 +83,7 @@ def _resumed(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
 def require_going(run: Run, verb: str) -> None:
     if run.status.terminal:
         raise UsageError(
-            f"run {run.id} has already {run.status.value}, so there is nothing to {verb}",
+            f"run {run.id} has already ended with status {run.status.value}, so there is nothing to {verb}",
             fix=f"orchestrate show {run.id}",
         )
     if run.status is JobStatus.CANCELLING:

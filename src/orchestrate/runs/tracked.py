@@ -112,8 +112,8 @@ class TrackedRun:
         timeout_s: float | None = None,
         live: bool = True,
     ) -> Run:
-        """Wait until the run has ended in any state, or is paused until you resume it, for example at its
-        limit. `check()` raises an error if it did not succeed.
+        """Wait until the run ends in any state, or pauses and needs `resume`, for example because it reached
+        its limit. `check()` raises an error if the run did not succeed.
 
         Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. Retries if a
@@ -209,7 +209,8 @@ class TrackedRun:
 
         `max_cost_usd` and `max_hours` replace the run's own limits. They apply to the complete run, including
         its use so far, and the budget must cover them. Raises `UsageError` for a limit that is already used
-        up, `OverBudget` and `ProjectNotTrusted`.
+        up, `OverBudget` if the budget does not cover the new limits, and `ProjectNotTrusted` for a project
+        that you have not trusted.
         """
         from orchestrate.runs import resuming
 

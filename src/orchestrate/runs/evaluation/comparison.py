@@ -73,8 +73,8 @@ def _repeated_answers(found: Sequence[Evaluation], run_id: str) -> list[Pairing]
 
 
 def paired_with_earlier(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
-    """Pair a contender of the latest evaluation with itself in the most recent earlier evaluation that has
-    the same items but separately requested answers."""
+    """Pair a contender's results in the latest evaluation with its results in the most recent earlier one
+    that has the same items but separately requested answers."""
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)

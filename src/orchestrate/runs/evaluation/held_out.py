@@ -395,7 +395,7 @@ def _left_out(found: HeldOut) -> list[str]:
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
-        notes.append(f"{same} repeated. All are scored, but repetitions add no statistical evidence")
+        notes.append(f"repeated: {same}. All are scored, but repetitions add no statistical evidence")
     return notes
 
 

@@ -118,8 +118,8 @@ class PreparedJudging:
 
     def run(self, progress: Progress | None = None) -> JudgeReport:
         """Calibrate the judge against human ratings, then rate the rows and write the files. Continues an
-        interrupted run. Raises `OverBudget`, and `DataError` before any row is rated if the judge agrees too
-        little with people."""
+        interrupted run. Raises `DataError` before any row is rated if the judge's agreement with human raters
+        is too low, and `OverBudget` if the next answer could exceed the cost limit or the budget."""
         metric, found = self._metric(progress)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
         spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
@@ -153,8 +153,8 @@ class PreparedJudging:
 def prepared(
     ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
-    """Read the rows, the rubric and the rated answers. Raises `DataError`, and `UsageError` if the judge has
-    never been calibrated. Errors while finding the model propagate."""
+    """Read the rows, the rubric and the rated answers. Raises `DataError` for a file that cannot be read, and
+    `UsageError` if the judge has never been calibrated. Errors while finding the model propagate."""
     contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)
@@ -164,7 +164,8 @@ def prepared(
 
 def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
     """Calibrate the judge against `terms.rated`, which has ratings of single answers or of pairs. Raises
-    `UsageError`, `OverBudget`, and `DataError` for invalid ratings."""
+    `UsageError` if there are no ratings, `DataError` if they are invalid, and `OverBudget` if the next answer
+    could exceed the cost limit or the budget."""
     by = rubric.read(terms.rubric)
     answers = rated_answers(ft, terms.rated, by)
     if not answers:
@@ -192,7 +193,7 @@ def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
 
 
 def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAnswer]:
-    """Read rated answers from a file or a review id. Returns none without a source."""
+    """Read rated answers from a file or a review id. Without a source, returns an empty list."""
     if source is None:
         return []
     if source.startswith(PREFIX) and not Path(source).exists():
@@ -205,9 +206,9 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
 def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
-    """Return a function that finds the calibrations of an evaluation's judges. If `source` contains ratings
-    for a judge's kind, the judge is calibrated with them. Other judges use their earlier calibrations. Raises
-    `DataError` or `UsageError` if the rated answers cannot be read."""
+    """Return a function that finds the calibrations of an evaluation's judges. Judges of the kind that
+    `source` has ratings for are calibrated with these ratings. Other judges use their earlier calibrations.
+    Raises `DataError` or `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
 
@@ -218,7 +219,7 @@ def held_against(
 
 
 def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
-    """Query the judge about human-rated answers, and store their agreement."""
+    """Query the judge about human-rated answers, and store how well it agrees with the human ratings."""
     found = calibration.calibrate(judge, answers)
     ft.store.reviews.calibrate(found.judge, found)
     return found

@@ -36,7 +36,7 @@ def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = Fal
     own = f"{this_machine().kind}="
     if private and not wanted.model.startswith(own):
         raise UsageError(
-            f"the data must stay on your machines, and {wanted.model} may run elsewhere",
+            f"the data must stay on your machines, but {wanted.model} may run elsewhere",
             fix=f"--measure {own}MODEL",
         )
     order = EvaluationOrder(

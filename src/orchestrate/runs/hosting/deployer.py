@@ -130,8 +130,8 @@ class Deployer:
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
         (call `sync` or repeat the call to resolve it), `LeaseHeld` while another process works on the
-        deployment, and `ProviderError`. After a `ProviderError`, the store also records whether the
-        deployment is up.
+        deployment, and `ProviderError` if the host rejects the request or cannot be reached. In this last
+        case, the store also records whether the deployment is up.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
             price = self._price(run, self._open(run), terms)
@@ -307,7 +307,7 @@ class Deployer:
 
     def poll(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
         """Query the host and record the deployment's state. If `items` from an earlier list contain the
-        deployment, the host is not queried. Raises `ProviderError`."""
+        deployment, the host is not queried. Raises `ProviderError` if the host cannot be reached."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
             there = list(self._deploys.deployed(deployment.handle))

@@ -68,7 +68,8 @@ class DeploymentHandle:
         return spent_usd(self.record, self._ws.store.deployments.time_of(self.record))
 
     def refresh(self) -> Deployment:
-        """Update the deployment from its host. Raises `OtherAccount`, `ProviderError`."""
+        """Update the deployment from its host. Raises `OtherAccount` if the current key belongs to another
+        account, and `ProviderError` if the host cannot be reached."""
         deployer = deployer_of(self._ws, self.record.provider)
         deployer.require_account(self.record)
         self.record = deployer.poll(self.record)

@@ -34,7 +34,7 @@ class Upkeep:
         self.asked = 0
         self.messages: list[str] = []
         self.ending: list[str] = []
-        """Ids of runs whose deployment was asked to end but is still listed by the host."""
+        """Ids of runs whose deployment is being shut down but is still listed by the host."""
         self.failures: list[OrchestrateError] = []
 
     def run(self) -> None:

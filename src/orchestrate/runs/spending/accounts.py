@@ -38,8 +38,7 @@ GRACE = timedelta(minutes=10)
 """Grace period after the end of a run, because a worker first reports the end and then releases its machine.
 """
 IN_USE = timedelta(hours=1)
-"""Time after a deployment's creation or latest request from this store during which the deployment is not
-idle."""
+"""How long a deployment counts as in use after its creation or after the latest request from this store."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -129,7 +128,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     """Ids of items that may have cost an unknown amount, over all months. The remaining budget is lower by
     these amounts. Includes rented machines without a run here, but no abandoned or ignored items."""
     stalled: tuple[str, ...] = ()
-    """Runs in progress on their hosts but without news. They may still be billed."""
+    """Runs in progress on their hosts that have sent no updates for too long. They may still be billed."""
     breakdown: tuple[Breakdown, ...] = ()
     offline: bool = False
     """True if no account was contacted."""

@@ -221,9 +221,10 @@ class SubmitRequest:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
     def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
-        """Return a function to call in the transaction that creates the run. It raises `KnownRun` and
-        `KeyTaken`, `AlreadySubmitted` unless `again` is set, and `KeyCancelled` unless the job is already
-        `made` and must be tracked."""
+        """Return a function to call in the transaction that creates the run. The function raises `KnownRun`
+        if a run already has this key, and `KeyTaken` if that run is a different one. It raises
+        `AlreadySubmitted` if an identical run exists, unless `again` is set. It raises `KeyCancelled` if the
+        submit with this key was canceled, unless the job was already `made` and must be tracked."""
         since = stamp(store.clock.now() - RECENT)
 
         def guard(connection: Connection, run: Run) -> None:

@@ -146,8 +146,8 @@ class Submitter(Settler):
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
         """Continue a run that was interrupted before its job was created. `data` is needed if the upload is
         not recorded yet. If another copy of the store already created the job, attach it to the run and send
-        nothing. Raises the same errors as `submit`, `OtherAccount`, and `LeaseHeld` if another process is
-        working on the run."""
+        nothing. Raises the same errors as `submit`, and also `OtherAccount` if the run belongs to another
+        account, and `LeaseHeld` if another process is working on the run."""
         return self._go_on(run, None, data, progress, again=True)
 
     def _go_on(

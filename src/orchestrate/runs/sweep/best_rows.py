@@ -33,7 +33,7 @@ class ChosenRows(Record, frozen=True, kw_only=True):
     score: float
     """Mean score of the selection's runs."""
     low: float | None = None
-    """Lower end of the 95% interval of one run's score. `None` for a loss."""
+    """Mean lower end of the 95% intervals of the runs' scores. `None` for a loss."""
     high: float | None = None
     runs: tuple[str, ...]
 
@@ -78,7 +78,9 @@ def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Sp
     """Build the search space that compares the best rows with random rows, all rows or both. Raises
     `UsageError`."""
     if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
-        raise UsageError("--compare must include best, and random, all or both", fix="--compare best,random")
+        raise UsageError(
+            "--compare must include best and at least one of random and all", fix="--compare best,random"
+        )
     value = {"best": selected, "random": keep, "all": 1.0}
     choices = {SHARE: tuple(value[kind] for kind in KINDS if kind in kinds)}
     return seeded(choices, seeds)

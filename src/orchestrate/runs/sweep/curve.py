@@ -35,7 +35,7 @@ class Size(Record, frozen=True, kw_only=True):
     score: float
     """Mean score of the runs."""
     low: float | None = None
-    """Lower end of the 95% interval of one run's score. `None` for a loss."""
+    """Mean lower end of the 95% intervals of the runs' scores. `None` for a loss."""
     high: float | None = None
     usd: Decimal | None = None
     """Average bill of the runs. `None` while any bill is unknown."""
@@ -80,7 +80,7 @@ def one_seed(search: Search) -> list[str]:
     """Return a warning if the comparison has only one seed."""
     if "seed" in search.choices:
         return []
-    return ["only one seed, so the intervals exclude run-to-run variation (--seeds 3)"]
+    return ["the intervals do not include run-to-run variation, because only one seed is used (--seeds 3)"]
 
 
 def curve(searching: Searching, rows: int, more: int) -> LearningCurve:

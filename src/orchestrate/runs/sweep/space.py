@@ -52,8 +52,8 @@ def of(search: Search) -> Space:
 
 
 def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
-    """Parse a search space such as `["learning_rate=1e-4,2e-4"]` and `["learning_rate=1e-5:1e-3:log"]`.
-    Values are parsed as YAML. Raises `UsageError`."""
+    """Parse a search space from grids such as `["learning_rate=1e-4,2e-4"]` and ranges such as
+    `["learning_rate=1e-5:1e-3:log"]`. Values are parsed as YAML. Raises `UsageError`."""
     each_choice, each_range = [_choice(pair) for pair in grid], [_range(pair) for pair in ranges]
     choices, bounds = dict(each_choice), dict(each_range)
     if both := choices.keys() & bounds.keys():

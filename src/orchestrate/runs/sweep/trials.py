@@ -41,7 +41,7 @@ class Searching:
     ft: Workspace
     search: Search
     stopped: str | None = None
-    """Reason why no more trials are started, if some have not been started."""
+    """Reason why the remaining trials will not be started. `None` if there is no such reason."""
     waits: str | None = None
     """Reason why the next trial could not be started yet. Every turn tries again."""
     _later: float = 0.0
@@ -67,7 +67,7 @@ class Searching:
         return sorted(scored, key=lambda trial: (-trial.share, sign * (trial.score or 0.0), trial.number))
 
     def best_spec(self) -> tuple[str, str] | None:
-        """Return the backend of the best trial and its spec as YAML, on all rows."""
+        """Return the best trial's backend and, as YAML, its spec for training on all rows."""
         for trial in self.ranked()[:1]:
             values = space.applied(self.search.spec, trial.settings)
             text = specfile.yaml_text(values, sort_keys=False, allow_unicode=True)
@@ -253,7 +253,7 @@ class Searching:
         return [other for other in going if other.number != trial.number]
 
     def spent_usd(self, *, but: int | None = None) -> Decimal:
-        """Return the known cost of the sweep's runs plus the cost that they may still cause."""
+        """Return the known cost of the sweep's runs plus the maximum that they may still cost."""
         return self.ft.store.searches.spent_usd(self.search.id, but=but)
 
     def _provider(self, trial: Trial) -> str:

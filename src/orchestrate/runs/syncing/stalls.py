@@ -2,9 +2,9 @@
 
 Hosted jobs can stay `running` and be billed without an error. Silence is measured by this machine's uptime
 since it first saw the run in its current state, so a wrong clock changes nothing. The usual durations come
-from the hosts' own times of earlier runs. Runs that are queued, paused or being canceled don't count. A stall
-is never canceled by the check that finds it, because this machine may have slept overnight, but only by a
-later check that finds the run unchanged.
+from the hosts' own times of earlier runs. Runs that are queued, paused or being canceled don't count. The
+check that finds a stall never cancels the run, because this machine may have slept overnight. Only a later
+check that finds the run unchanged cancels it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ EVENT = "stalled"
 FACTOR = 5
 """Multiple of the usual gap after which a run counts as stalled."""
 LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
-"""Minimum silence that counts as a stall, and the minimum when there are too few earlier runs. These are our
-choice, not a host's."""
+"""Minimum time without updates that counts as a stall, and the minimum if there are too few earlier runs.
+Both are our own choice, because no host publishes such a limit."""
 ENOUGH, _MOST = 3, 20
-"""Number of earlier runs needed to know what is usual, and the maximum number of runs to read and of stalls
-to check in a sync."""
+"""Number of earlier runs needed to know the usual durations, and the maximum number of earlier runs to read.
+The maximum also limits how many possible stalls a sync checks."""
 _PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
 _LATER_S = 600.0
 _ASLEEP_S = 60.0
@@ -154,8 +154,8 @@ class Stalls:
         )
 
     def end(self, stall: Stall, timing: Timing = DEFAULT_TIMING) -> Stall:
-        """Cancel a confirmed stall, unless its host now reports progress or that the job is ending. Raises
-        `ProviderError`."""
+        """Cancel a run whose stall is confirmed, unless its host now reports progress or the job is ending.
+        Raises `ProviderError` if the host cannot be reached."""
         able = Feature.CANCEL in self.provider.features and stall.status is not JobStatus.FINALIZING
         if not (stall.confirmed and able):
             return stall
@@ -186,8 +186,8 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     known = f"no earlier run on {provider.profile.title} to compare with"
     if usual.silent_s is not None and usual.phase_s is not None:
         known = (
-            f"usually {duration(usual.silent_s)} between two updates and {duration(usual.phase_s)} "
-            f"in this phase, medians of {count(usual.runs, 'run')}"
+            f"usual: {duration(usual.silent_s)} between updates and {duration(usual.phase_s)} in this phase, "
+            f"the medians of {count(usual.runs, 'earlier run')}"
         )
     cost = cost_so_far(run)
     billed = f" Cost so far: about {money(cost)}." if cost else ""

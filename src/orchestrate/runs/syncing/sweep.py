@@ -119,7 +119,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
     hosting: list[str] = []
     """Messages about deployments, one sentence each."""
     ending: list[str] = []
-    """Ids of runs whose deployment was asked to end but is still listed by the host."""
+    """Ids of runs whose deployment is being shut down but is still listed by the host."""
     failures: list[Failure] = []
     asked: int = 0
     """Approximate number of requests to hosts: list pages and individual requests."""
@@ -144,9 +144,9 @@ class SyncReport(msgspec.Struct, kw_only=True):
             parts.append(f"{stall.run} {'canceled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
-            parts.append(f"resolved: {count(self.settled, 'answer')} from finished commands")
+            parts.append(f"resolved: {count(self.settled, 'pending answer')} of commands that have ended")
         if self.ending:
-            parts.append(f"asked to shut down but still up: {', '.join(self.ending)}")
+            parts.append(f"shutdown requested but still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
         parts += [f"could not reach {failure.provider}: {failure.message}" for failure in self.failures]
         return "\n".join(parts)

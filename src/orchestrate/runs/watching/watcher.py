@@ -1,8 +1,9 @@
 """The watcher: syncs runs from the hosts' lists as often as changes are expected.
 
-One or more processes can watch a store. A lease per account lets one of them sync it, and all take their
-requests from one token bucket per account. The details of single runs are claimed one by one, and each ended
-run is reported once. The process itself only holds the times of its next checks.
+One or more processes can watch a store. A lease lets only one of them sync an account at a time, and all of
+them share one token bucket per account, which limits their requests. Before a process fetches the details of
+a run, it claims that run in the store. The end of a run is reported once. A process itself only keeps the
+times of its next checks.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _TURN_S = 1.0
 _GONE_S = 60.0
 """Time without a response after which a sandbox counts as shut down."""
 _UNTOLD_S = 3600.0
-"""Time after the last run for which undeliverable notifications keep a watcher running."""
+"""How long undeliverable notifications keep a watcher running when it has nothing else to do."""
 _TELL_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
 _LOOKED_AT = (2.0, 30.0)
@@ -156,7 +157,7 @@ class Watcher:
 
     def idle(self) -> bool:
         """Return whether nothing is left to watch on the hosts that this watcher can reach: no run is in
-        progress, no deployment has a limit or is about to end, and all ends are reported."""
+        progress, no deployment has a limit or is about to end, and the end of every run has been reported."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
         if self.feed is not None and self.feed.waiting():

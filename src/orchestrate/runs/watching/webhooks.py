@@ -1,7 +1,8 @@
 """Receive the hosts' webhooks and use them as hints. A hint marks a run as due, and its state is then queried
 from the host.
 
-A delivery with a wrong signature, an old timestamp or an unknown job, or a repeated one, changes nothing.
+Repeated deliveries and deliveries with an invalid signature, an old timestamp or an unknown job change
+nothing.
 """
 
 from __future__ import annotations
