@@ -128,7 +128,7 @@ def test_a_plan_for_a_gpu_elsewhere_tells_that_gpus_engine() -> None:
 
 def test_compiling_is_for_a_gpu() -> None:
     assert choose("compile", "cuda").name == "compile"
-    with pytest.raises(EngineMissing, match="is for GPUs"):
+    with pytest.raises(EngineMissing, match="requires a GPU"):
         choose("compile", "cpu")
 
 
