@@ -299,8 +299,8 @@ class Jobs:
             until, most = f"{limits.max_hours.normalize():f} hours", limit(limits.max_cost_usd)
             return [
                 f"{provider.profile.title} serves a tuned model only while it is deployed, and the "
-                f"deployment is billed. A chat request deploys it for up to {until}, as long as all "
-                f"deployments of {found[0]} together cost less than {most}"
+                f"deployment is billed. A chat request deploys it for up to {until}, as long as the "
+                f"total cost of all deployments of {found[0]} is below {most}"
             ]
         return [
             f"{provider.profile.title} serves a tuned model only while it is deployed, and the deployment "
