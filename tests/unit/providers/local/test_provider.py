@@ -133,7 +133,12 @@ def test_reinforcement_by_default() -> None:
             {},
             "evaluators only exist on hosted backends. Use a grader",
         ),
-        ("method.grader", rft(grader={"type": "score_model", "model": "o3"}), {}, "on this machine does not"),
+        (
+            "method.grader",
+            rft(grader={"type": "score_model", "model": "o3"}),
+            {},
+            "calls a model API per answer",
+        ),
         ("method.grader", rft(grader=CODE), {}, "--allow-grader-code"),
         ("method.samples_per_prompt", rft(samples_per_prompt=1), {}, "at least 2"),
         ("method.kl_beta", rft(kl_beta=0.1), {"adapter": "full"}, "second copy"),
