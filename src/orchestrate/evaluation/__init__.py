@@ -40,10 +40,10 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """One answer's mark in one metric."""
+    """The value of one metric for one answer."""
 
     value: float | None
-    """The mark's value, or `None` if unknown. The metric excludes items without a value."""
+    """The value, or `None` if unknown. The metric excludes items without a value."""
     note: str = ""
     """Reason for the mark: a judge's explanation, or a grader's error."""
 

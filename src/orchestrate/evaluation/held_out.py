@@ -95,7 +95,8 @@ def held_out(
             items.append(replace(one, id=id, cluster=cluster_id))
     if not items:
         raise DataError(
-            f"{dataset.path}: no row ends with an assistant message or a completion to compare answers with",
+            f"{dataset.path}: no row ends with an assistant message or a completion, so there is nothing to "
+            "compare answers with",
             fix="use chat rows that end with the expected answer, prompt/completion "
             "rows, desirable unpaired rows, or rows for a grader",
         )

@@ -60,9 +60,9 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Bound the distance between the true mean and `count` identical values, using the maximum probability of
-    an event that never occurred in `count` trials. Without a range, returns 0 if `count` values can be
-    significant at 5%."""
+    """Bound the distance between the true mean and `count` identical values, based on the highest
+    plausible probability of an event that never occurred in `count` trials. Without a range, returns 0 if
+    that many identical values can be significant at 5%."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -186,8 +186,8 @@ def mcnemar(gained: int, lost: int) -> float:
 REACH = 2.8
 """Effect size in standard errors that is significant at 5% with a power of 80%: 1.96 + 0.84."""
 DISCORDANT = 0.16
-"""Assumed share of items for which exactly one of two models is right, used before it is measured. Typical
-for a tuned model and its base (simulated with 16%)."""
+"""Assumed share of items for which exactly one of two models is right, until the share is measured. 16% is
+typical of a tuned model and its base."""
 
 
 def detectable(n: int, discordant: float = DISCORDANT) -> float:

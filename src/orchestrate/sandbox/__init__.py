@@ -47,7 +47,7 @@ def running(  # noqa: PLR0913  each is a setting of its own
                      same folder resumes its jobs.
     speed            factor that shortens waits, such as file checks and all job states except training.
     model            folder of the model that replaces every base model. Default: the tiny model.
-    train            False: jobs pass through their states without training, and say so.
+    train            False: jobs pass through their states without training, and are marked as untrained.
     slots, threads   number of concurrent training runs (other jobs stay queued), and threads per run.
     ports            ports of OpenAI, Together, Fireworks, Tinker. 0 or none: any free port.
     waits            duration of each state at speed 1 (`orchestrate.sandbox.jobs.Durations`).

@@ -1,4 +1,4 @@
-"""Code shared by the hosts: responses, the job table, and the front that handles every request."""
+"""Code shared by the hosts: the base class, responses and routes."""
 
 from __future__ import annotations
 

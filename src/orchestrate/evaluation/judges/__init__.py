@@ -1,5 +1,4 @@
-"""Judges: models that rate answers instead of people, and the measured agreement of their ratings with
-people's."""
+"""Judges: models that rate answers in place of human raters, and the measured agreement between the two."""
 
 from __future__ import annotations
 

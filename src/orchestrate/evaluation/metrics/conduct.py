@@ -39,8 +39,8 @@ _REFUSAL = re.compile(
       )(?![^.!?\n]*\b(?:until|unless|before|once|yet)\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""Pattern of a refusal. Its last line excludes answers that only wait for input: "I can't create the invoice
-until I have the amount." """
+"""Pattern of a refusal. Its last line excludes answers that only ask for missing input: "I can't create the
+invoice until I have the amount." """
 _HEAD = 300
 """Number of characters to search for a refusal, from the start of an answer."""
 
