@@ -248,7 +248,9 @@ def _sandbox(comparison: ComparedRuns) -> str:
     if not labels:
         return ""
     who = "all runs were" if len(labels) == len(comparison.runs) else f"{text.joined(labels)}:"
-    message = f"{who} trained by a local sandbox on a tiny model, not by the named host. Nothing was billed."
+    message = (
+        f"{who} trained in a local sandbox with a tiny model, not on the named host. Nothing was billed."
+    )
     return f'<p class="sandbox" role="note"><strong>SANDBOX</strong> {escape(message)}</p>'
 
 

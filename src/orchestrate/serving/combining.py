@@ -173,7 +173,8 @@ def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[
         for name in sorted(shapes.keys() | theirs.keys()):
             if (mine := shapes.get(name)) != (its := theirs.get(name)):
                 raise UsageError(
-                    f"{first.name} and {other.name} have different architectures:  {name} is {mine} and {its}"
+                    f"{first.name} and {other.name} have different architectures: "
+                    f"{name} is {mine} in the first and {its} in the second"
                 )
         if vocabulary != _vocabulary(other):
             raise UsageError(f"{first.name} and {other.name} have different vocabularies")

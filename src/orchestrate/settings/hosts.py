@@ -41,8 +41,8 @@ from orchestrate.types import decoding
 
 _log = logging.getLogger(__name__)
 HOST_FIELDS: Mapping[str, str] = {
-    "type": "Backend type, if you chose the name yourself. Use `openai-compatible` for a host described by "
-    "a YAML file.",
+    "type": "Backend type. Required for a custom name. Use `openai-compatible` for a host described by a "
+    "YAML file.",
     "profile": "Name of the host's YAML file. Default: the host's name.",
     "base_url": "Address of the API. Needs `orchestrate keys trust` before a key is sent to it.",
     "key_variable": "Environment variable that holds the key. Default: `NAME_API_KEY`.",

@@ -346,7 +346,7 @@ def _conversations(file: str, given: ThreadOptions, ignored: Iterable[str]) -> G
 _THREADS = {
     "open": "dropped: nobody answered",
     "unanswered_ends": "written without the messages after the last answer",
-    "unasked": "written without the answers before the first question",
+    "unasked": "written without the answers that came before the first user message",
     "several_agents": "with answers from several agents, so styles are mixed",
     "empty": "dropped: only quotes or a signature",
     "unthreaded": "dropped: no thread id",

@@ -66,7 +66,8 @@ def score(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="Also compute loss, spread and prompt with this base model on this machine."
+            "--model",
+            help="Also compute the loss, spread and prompt scores, with this base model on this machine.",
         ),
     ] = None,
     after: Annotated[

@@ -622,7 +622,9 @@ def _data(rows: Rows, spec: JobSpec, options: Mapping[str, Any]) -> None:
         if spec.packing and device_of(spec, options) == "cpu":
             rows.annotate("packing", engines.NO_PACKING)
     if spec.suffix is not None:
-        rows.keep("suffix", None, rule="only stored with the run, because the trained model is a folder")
+        rows.keep(
+            "suffix", None, rule="stored with the run only. The trained model is a folder and has no suffix"
+        )
     if spec.batch_tokens is not None:
         rows.refuse("batch_tokens", "local training counts batches in examples. Use batch_size")
     if spec.wandb is not None:
