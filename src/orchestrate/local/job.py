@@ -92,7 +92,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
     dora: bool = False
     rslora: bool = False
     init_lora_weights: str | None = None
-    """Initialization of the matrices, by its name in peft. `None` is peft's default."""
+    """Name of the initialization method, as in peft. `None` is peft's default."""
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     layers_to_transform: tuple[int, ...] | None = None
@@ -124,7 +124,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Hyper(Record, frozen=True, kw_only=True):
-    """The settings of a training run, all resolved. No setting depends on the default of another library."""
+    """The settings of a training run, all resolved. No setting falls back to another library's default."""
 
     epochs: int | None = 3
     """Number of epochs. `None` trains for `max_steps`."""

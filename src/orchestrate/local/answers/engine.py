@@ -86,7 +86,7 @@ class Loading(Opening, frozen=True, kw_only=True):
     @property
     def whole(self) -> Path | None:
         """The folder of the full tuned model, or `None` if there are only adapters. Raises `UsageError` if a
-        full model is not the only model."""
+        full model is listed together with other models."""
         tuned = [folder for folder in self.folders if not is_adapter(folder)]
         if tuned and len(self.models) > 1:
             raise UsageError(
@@ -95,7 +95,7 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return a copy in which an unset precision is replaced by the one used in training."""
+        """Return a copy that uses the training precision if no precision is set."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False
@@ -172,7 +172,7 @@ class Engine(AdaptedModel):
         self.load_seconds: dict[str, float] = {}
         """Seconds to load each adapter."""
         self._untouched: Any = None
-        """The unmodified base model, loaded when needed because the tuned model changes or replaces its own
+        """A separate, unmodified base model. Loaded on demand if the tuned model changes or replaces its
         base."""
         self.fitting_rows: int | None = None
         """Number of prompts that fit in memory in one batch. `None` until memory runs out for the first
@@ -210,8 +210,8 @@ class Engine(AdaptedModel):
     # -- models --------------------------------------------------------------------------------------------
 
     def turn(self, loading: Loading) -> bool:
-        """Replace the adapters on the base model. Returns False if the base model must be reloaded: a
-        different one is requested, or an adapter changes more than its own layers."""
+        """Replace the adapters on the base model. Returns False if the base model must be reloaded, because a
+        different base is requested or an adapter changes more than its own layers."""
         other, mine = loading.in_precision(), self.loading
         if (fetch(other.base).path, pick_device(other.device)) != (self.folder.path, self.device):
             return False
@@ -301,7 +301,7 @@ class Engine(AdaptedModel):
 
     @contextmanager
     def weights_of(self, found: EngineModel, *, base: bool) -> Generator[Any]:
-        """Yield this model or its base, for use with all rows of a batch."""
+        """Yield the model, or its base, for batches in which all rows use the same model."""
         if base and found.replaced:
             if self._untouched is None:
                 self._untouched = self.loaded_base()
@@ -344,9 +344,9 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, request: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build the rows for a request, and an output for each answer. The first row lists the rows of the
-        other answers as its copies and is the only one returned, unless rows must be processed individually.
-        Raises `RequestRefused` for an invalid request."""
+        """Build one row and one output parser for each answer to a request. Returns only the first row, with
+        the others in its `copies`, so that the prompt is prefilled once. Returns all rows if they must be
+        processed individually. Raises `RequestRefused` for an invalid request."""
         model = self._model(request.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")

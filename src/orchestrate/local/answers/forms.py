@@ -58,14 +58,14 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CallFormat:
-    """The text that a template writes around a call: before the name, after the name, and at the end. The
-    arguments are one JSON object, or each is written separately as `opens` name `names` value `closes`."""
+    """The template's text around a tool call: before the name, after the name, and at the end. The arguments
+    are either one JSON object or written one by one, each as `opens` name `names` value `closes`."""
 
     before: str
     between: str
     behind: str
     apart: tuple[str, str, str] | None = None
-    """The texts `opens`, `names`, `closes` if arguments are written separately."""
+    """The strings `opens`, `names` and `closes` if arguments are written separately."""
 
 
 class Forms:
@@ -87,7 +87,7 @@ class Forms:
         ends = [id for id in stops if id < len(tokenizer)]
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=ends)
         self._compiled: dict[bytes, Any] = {}
-        """The compiled grammars of recently used forms."""
+        """Cache of compiled grammars for recently used answer forms."""
 
     def held(self, form: AnswerForm, prompt: Sequence[int]) -> ConstrainedAnswer:
         """Create the constraint for one answer to this prompt. Raises `UsageError` if the form cannot be
@@ -336,7 +336,7 @@ def _reason(told: str) -> str:
 
 @dataclass
 class ConstrainedAnswer:
-    """The constraint of one answer in progress, advanced token by token."""
+    """The constraint on one answer in progress. Advances with each token."""
 
     _matcher: Any
     _vocabulary: int

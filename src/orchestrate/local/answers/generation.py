@@ -30,10 +30,10 @@ class Generator:
     """Generates answers in a worker process that holds the model. The same process answers with the base
     model and with the tuned model, by switching the adapter off or on.
 
-    The process starts with the first prompt and ends when the context or the parent process does. Several
-    generators may share one `worker`, which its creator closes. A worker holds one base model and one of its
-    adapters at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` if the model is unavailable, and
-    `RunFailed` if the worker crashes."""
+    The process starts with the first prompt. It ends when the context exits or the parent process ends.
+    Several generators may share one `worker`, which its creator closes. A worker holds one base model and one
+    of its adapters at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` if the model is
+    unavailable, and `RunFailed` if the worker crashes."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Generator:
         rounding: Rounding = "left",
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
-        """Generate replies like `generate`, but return the reason in place of each reply that fails.
+        """Generate replies like `generate`, but return a `DataError` in place of each reply that fails.
         `rounding` applies to temperature 0: with `told`, a reply's notes say whether 16-bit rounding in a
         batch changed the reply. With `mended`, replies that rounding may have changed are generated again
         individually. With `schema`, each reply is constrained to JSON with this schema, or to a call of one
@@ -187,8 +187,8 @@ class Generator:
 
     def likelihoods(self, rows: Sequence[Mapping[str, Any]], *, base: bool = False) -> list[Likelihood]:
         """Compute the likelihood of each row. A row is a `text` (optionally after a `context`), an `answer`
-        to `messages` (with `tools`), or the trained part of a canonical `example`, without its prompt if
-        `alone` is set. Tokens beyond the model's context don't count."""
+        to `messages` (with `tools`), or the trained part of a canonical `example`. With `alone`, an example
+        is scored without its prompt. Tokens beyond the model's context don't count."""
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:

@@ -28,8 +28,8 @@ def likelihoods(
     most_tokens: int | None = None,
 ) -> list[Likelihood]:
     """Compute the likelihood of each row. A row is a `text` (optionally after a `context`), an `answer` to
-    `messages`, or the trained part of a canonical `example`, without its prompt if `alone` is set. Rows are
-    cut at `most_tokens`."""
+    `messages`, or the trained part of a canonical `example`. With `alone`, an example is scored without its
+    prompt. Rows are cut at `most_tokens`."""
     encoded = [_encoded(template, row, most_tokens) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
 

@@ -162,7 +162,8 @@ class AdaptedModel:
 
     @contextmanager
     def changing(self) -> Generator[None]:
-        """Prepare for adapters to be added or removed. Answers in progress continue afterwards."""
+        """Allow adapters to be added or removed within the context. Answers in progress continue
+        afterwards."""
         self.batching.changing()
         try:
             yield

@@ -21,7 +21,7 @@ def read_provenance(adapter: Path | None) -> dict[str, Any]:
 
 
 def table_in(provenance: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a table of a provenance record, or an empty table if the record lacks it."""
+    """Return the named table from a provenance record, or an empty table if there is none."""
     value = provenance.get(name)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
@@ -34,9 +34,9 @@ def trained_in_four_bit(provenance: Mapping[str, Any]) -> bool | None:
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Return whether to load the base of these tuned models in 4 bits. Returns `asked` if it is set.
-    Otherwise, returns whether all of them were trained on a 4-bit base, or `None` if no provenance record
-    says."""
+    """Decide whether to load the base of these tuned models in 4 bits. Returns `asked` if it is set.
+    Otherwise, returns True if all of them are known to have been trained on a 4-bit base, and `None` if no
+    provenance record says."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_provenance(one)) for one in tuned]

@@ -147,8 +147,8 @@ class RequestQueue:
         self._answer(asked, done=True)
 
     def work(self) -> None:
-        """Process requests until the input has ended and everything is answered. A step that fails ends the
-        process: its rows are lost, and the parent process starts a new one."""
+        """Process requests until the input has ended and everything is answered. If a step fails, the process
+        ends and its rows are lost. The parent process then starts a new one."""
         open_ = True
         while open_ or not self._idle:
             while open_ and (self._idle or not self._asked.empty()):

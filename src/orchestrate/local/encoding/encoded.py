@@ -56,12 +56,12 @@ class EncodedRows:
     labels: npt.NDArray[np.bool_] | None = None
     """True for each row with a desirable answer, if the method trains on unpaired answers."""
     mismatched: npt.NDArray[np.float32] | None = None
-    """Log-probability of another row's answer after each prompt under the initial model, as [epochs,
+    """For each prompt, the initial model's log-probability of an answer from another row, as [epochs,
     rows]."""
     before: npt.NDArray[np.int32] | None = None
     """Number of the row that each mismatched answer comes from, as [epochs, rows]."""
     prompts: Sequence[RLExample] = ()
-    """The rows as in the file, with the fields that graders read. Empty unless the method samples answers."""
+    """The unencoded rows, including the fields that graders read. Empty unless the method samples answers."""
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -93,10 +93,10 @@ class EncodedRows:
         return epoch_batches(self.lengths, batch_size, seed, epoch, window=window)
 
     def window(self, line: int) -> int:
-        """Return the sorting window for `batches`, in batches. If most rows have at most `line` tokens, they
-        need no padding, so the window is 1: sorting would save nothing, and training is slightly less
-        effective if all rows of a step are short or all are long. Prompts are always sorted, because their
-        answers are sampled in one batch."""
+        """Return the number of batches within which `batches` sorts rows by length. Returns 1, which means no
+        sorting, if most rows have at most `line` tokens. Such rows need no padding, and training is slightly
+        less effective if all rows of a step are short or all are long. Prompts are always sorted, because
+        their answers are sampled in one batch."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
@@ -372,7 +372,7 @@ _PLACES = "places.npy"
 
 
 class PromptFile(Sequence[RLExample]):
-    """The RL rows of a file. Each is read when it is needed."""
+    """The RL rows of a file, each read on demand."""
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
         """Open the file. `places` are the byte offsets of its lines."""

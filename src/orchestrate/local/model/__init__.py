@@ -107,8 +107,8 @@ def precision(
 
 
 def expected_device(wanted: str | None) -> str:
-    """Predict whether the worker will use `cuda` or `cpu`, without torch: the GPU driver's command-line tool
-    lists the GPUs."""
+    """Predict whether the worker will use `cuda` or `cpu`. Lists GPUs with the driver's command-line tool,
+    without torch."""
     return wanted or ("cuda" if machine.gpus() else "cpu")
 
 

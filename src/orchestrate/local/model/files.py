@@ -127,7 +127,7 @@ class Quantised:
 
 
 def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
-    """Return a description of the precision in which `load_base` loads a base model with this config.json."""
+    """Describe the precision in which `load_base` loads a base model with this config.json."""
     if held := Quantised.of(config):
         return held.method if held.bits is None else f"{held.method} ({held.bits} bits)"
     return NF4 if four_bit else dtype
@@ -344,8 +344,8 @@ def to_download(model: str) -> bool:
 
 
 def offline() -> str:
-    """Return a parenthesis with the reason why models cannot be downloaded, with a leading space. Returns an
-    empty string if downloads are allowed."""
+    """Return the reason why models cannot be downloaded, as a suffix for messages: a space and the reason in
+    parentheses. Returns an empty string if downloads are allowed."""
     return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
 
 

@@ -42,8 +42,8 @@ METHOD = "orchestrate_nf4"
 
 
 NARROW = 16
-"""Number of inputs or outputs below which a linear layer is not quantized. Such layers are gates and routers,
-and some models access their weights directly."""
+"""Number of inputs or outputs below which a linear layer is not quantized. Layers this small are usually
+gates and routers, and some models access their weights directly."""
 
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:

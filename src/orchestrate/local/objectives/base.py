@@ -163,7 +163,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Desirability:
-    """KTO (Ethayarajh et al. 2024, eq. 7 and 8)."""
+    """The KTO loss (Ethayarajh et al. 2024, eq. 7 and 8)."""
 
     beta: float = 0.1
     desirable_weight: float = 1.0
@@ -203,7 +203,7 @@ class TrainingBatch:
     targets: Tensor
     weights: Tensor
     row: Tensor
-    """Index in this batch of each trained token's row, as [trained]."""
+    """For each trained token, the index of its row in this batch, as [trained]."""
     tokens: int
     """Number of tokens in all rows, without padding."""
     real: Tensor
@@ -241,9 +241,10 @@ def collate(
     share: bool = False,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> TrainingBatch:
-    """Combine the rows with these numbers into one model input: unpacked, packed with `packing`, or in one
-    sequence with `line`. With `line` and `share`, a prefix that several rows have in common appears only
-    once. `layout_of` computes additional inputs for packed rows from their position ids."""
+    """Combine the rows with these numbers into one model input. With `packing`, several rows share a
+    sequence. With `line`, all rows are in one sequence. Otherwise, each row has its own. With `line` and
+    `share`, a prefix that several rows have in common appears only once. `layout_of` computes additional
+    inputs for packed rows from their position ids."""
     whole = [rows.row(i) for i in numbers]
     parts = [_TargetRow.of(*row) for row in whole]
     if line:

@@ -90,8 +90,8 @@ def with_reference(
 ) -> EncodedRows:
     """Add the current model's log-probabilities to the rows as the reference. Values that an earlier worker
     stored in `folder/reference.npy` are reused. `check_requests` is called before each micro-batch and may
-    raise. With a sharded model, all processes compute the micro-batches for which `agreed` returns True, and
-    only the process with `keeps` stores the results."""
+    raise. With a sharded model, `agreed` returns the first process's value in all processes, so that they
+    compute the same micro-batches. Only the process with `keeps` stores the results."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.evaluation_mode(), torch.no_grad(), objective.precision():
@@ -159,8 +159,8 @@ class Mismatch:
         return rows.batches(self.batch_size, self.seed, epoch)
 
     def before(self, rows: EncodedRows, batch: Sequence[int]) -> list[int]:
-        """Return for each prompt the number of the row that provides the mismatched answer. A single-row
-        batch uses the previous row in the file."""
+        """Choose the row that provides each prompt's mismatched answer, and return the row numbers. A
+        single-row batch uses the previous row in the file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
     def rows(self, rows: EncodedRows, batch: Sequence[int]) -> EncodedRows:

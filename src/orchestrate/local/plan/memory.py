@@ -244,8 +244,8 @@ class _Moment(NamedTuple):
 def plan(
     shape: ModelShape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """Estimate the peak memory of training. `available_bytes` is the device's memory. `None` detects this
-    machine's."""
+    """Estimate the peak memory of training. `available_bytes` is the device's memory. If it is `None`, this
+    machine's memory is detected."""
     gpus = machine.gpus()
     device = device or ("cuda" if gpus else "cpu")
     if available_bytes is None:
@@ -339,18 +339,18 @@ class _Layer(NamedTuple):
     """Bytes per token."""
 
     norm: float
-    """What one norm stores for the backward pass: its own inputs, and its output, which the linear layers
-    need."""
+    """Bytes that one norm stores for the backward pass: its own inputs, and its output, which the linear
+    layers need."""
     norm_output: float
     norm_work: float
-    """Temporary memory while a norm's gradient is computed."""
+    """Bytes of temporary memory while a norm's gradient is computed."""
     attention: float
-    """What attention stores for the backward pass: queries, keys, values, and the attention weights or their
-    sums."""
+    """Bytes that attention stores for the backward pass: queries, keys, values, and the attention weights or
+    their sums."""
     attention_forward: float
     attention_backward: float
     kept: float
-    """What the entire layer stores for the backward pass."""
+    """Bytes that the entire layer stores for the backward pass."""
 
 
 def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:

@@ -61,10 +61,10 @@ class MeasuredPace(Record, frozen=True, kw_only=True):
     seconds: float
     """Training time for these tokens in seconds."""
     besides_seconds: float
-    """Seconds that the worker spent on anything but training: loading libraries and the model, encoding and
-    saving."""
+    """Seconds that the worker spent on work other than training: loading libraries and the model, encoding,
+    and saving."""
     told: float | None = None
-    """Tokens per second that were estimated for this run from earlier data."""
+    """Speed estimated for this run from earlier data, in tokens per second."""
     told_by: str = ""
     """Source of that estimate: `model`, `bench` or `runs`."""
 
@@ -128,8 +128,8 @@ def _can_be(pace: MeasuredPace) -> bool:
 
 
 def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
-    """Estimate by how much two kinds of run may differ in operations per second, as a logarithm. Returns
-    `None` for different devices or precisions, which are not comparable."""
+    """Estimate how far apart the operations per second of two kinds of run may be, as the logarithm of their
+    ratio. Returns `None` for different devices or precisions, which are not comparable."""
     precisions = {kind.precision, other.precision} - {None}
     if kind.device != other.device or len(precisions) > 1:
         return None
@@ -211,8 +211,8 @@ UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
 """Speed of a CPU in fp32 as a fraction of its speed in 16 bits."""
 UNMEASURED = 0.8
-"""Expected error, in logarithms, for an unmeasured machine: a factor of 2.2. In one of ten cases, the factor
-exceeds 3.7."""
+"""Expected error, in logarithms, for an unmeasured machine: a factor of 2.2. The factor exceeds 3.7 in 10% of
+cases."""
 UNPROVED = 0.4
 """Minimum expected error, in logarithms, of an estimate that no later run has confirmed. Later runs have
 different rows and share the machine with other processes."""
@@ -309,8 +309,8 @@ def kind_of(
 
 def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str | None = None) -> Throughput:
     """Estimate throughput from finished runs, benchmarks, and the typical speed of this kind of machine.
-    `load` is the current load from other processes and lowers the bottom of the range. `place` names the
-    owner of the machine. `None` means this machine."""
+    `load` is the current load from other processes and lowers the bottom of the range. For a remote machine,
+    `place` is its name in messages. `None` means this machine."""
     ran = read_pace(file_of(home))
     runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"

@@ -53,7 +53,7 @@ WEATHER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ProbePrompt:
-    """A prompt: a conversation without its next answer, or a text to continue."""
+    """A prompt: a conversation without its next answer, or a string to continue."""
 
     messages: tuple[ChatMessage, ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
@@ -74,7 +74,7 @@ def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
 def probes(marks: Sequence[str]) -> list[ProbePrompt]:
     """Build the built-in prompts: conversations of kinds that servers often render differently. `marks` are
     the model's special tokens as text. One of the prompts contains a special token, because servers differ
-    most in this case."""
+    most in how they handle special tokens."""
     mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
     hello = ("user", "Name three rivers.")
     return [

@@ -57,8 +57,8 @@ def find(
     precision: str,
     context: int | None = None,
 ) -> Sheet:
-    """Build the fingerprint of a tuned model, with prompts on which it differs from its base (canaries).
-    `data` are prompts to search for canaries before the built-in ones. `context` is the model's maximum
+    """Build the fingerprint of a tuned model, with prompts on which it differs from its base (canaries). The
+    prompts in `data` are tried as canaries before the built-in prompts. `context` is the model's maximum
     context length in tokens."""
     template = models.template
     asked = probes(sorted(str(t) for t in template.tokenizer.all_special_tokens))

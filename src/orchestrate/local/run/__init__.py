@@ -205,8 +205,8 @@ class RunDir:
 
     @classmethod
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
-        """Create the folder `home/ref` with its job, atomically. The second value is False if the folder
-        already existed. If two callers use the same ref, only one of them creates the folder."""
+        """Create the folder `home/ref` with its job, atomically. Returns the folder, and True if this call
+        created it. If two callers use the same ref, only one of them creates the folder."""
         _require_plain(job.ref)
         private_folder(home)
         run = cls(home / job.ref)

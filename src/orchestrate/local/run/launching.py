@@ -94,9 +94,9 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
 
 
 def start_worker(run: RunDir, spawn: Callable[[RunDir, int], int] | None = None) -> None:
-    """Start a detached worker process. If two are started for the same job, the job's lock lets only one of
-    them work. `spawn` replaces the function that starts the process. It receives the log's file descriptor
-    and returns the process id."""
+    """Start a detached worker process. If two workers are started for the same job, the job's lock lets only
+    one of them run. `spawn` replaces the function that starts the process. It receives the log's file
+    descriptor and returns the process id."""
     state = run.written_state()
     if not state.terminal:
         run.write_state(msgspec.structs.replace(state, status="queued", updated_at=now()))

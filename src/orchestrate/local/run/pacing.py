@@ -17,8 +17,9 @@ from orchestrate.local.run.session import Session
 
 
 def of(session: Session, seconds: float) -> MeasuredPace | None:
-    """Return the speed of a run that took `seconds` in total. Returns `None` if this speed would not predict
-    that of other runs: the run used several processes, sampled answers, or has a model of unknown size."""
+    """Return the speed of a run that took `seconds` in total. Returns `None` if other runs' speed can't be
+    predicted from this run, because it used several processes, sampled answers, or trained a model of unknown
+    size."""
     method = session.job.method
     parameters = fitting.active_parameters(str(session.folder.path), None)
     told_little = session.group is not None or isinstance(method, Reinforcement)

@@ -220,7 +220,7 @@ def at_once(
     rank: int,
 ) -> Sums:
     """Compute one process's share of a step, and sum the gradients on the first process. If one process runs
-    out of memory, all processes raise this error and discard their gradients."""
+    out of memory, all processes raise that error and discard their gradients."""
     with torch.no_grad():
         _wait(dist.broadcast(parameter.data, 0, async_op=True) for parameter in parameters.values())
     if rank:

@@ -184,7 +184,7 @@ class Session:
         return Peers(met) if met else WorkerGroup(self.run, processes, self.job.threads, self.device)
 
     def go_on(self) -> None:
-        """Let the other processes continue after a pause request was withdrawn."""
+        """Let the other processes continue after a pause request is withdrawn."""
         if self.sharded is not None:
             self.sharded.agreed(True)
 

@@ -33,8 +33,8 @@ from orchestrate.types import Record
 
 _log = logging.getLogger(__name__)
 KEEPS_S, FETCHED_S = 3600.0, 300.0
-"""Seconds for which a result is kept if it is not fetched, and after it was fetched. Fetched results are kept
-because the response may have been lost."""
+"""Seconds to keep a result that has not been fetched, and seconds to keep it after it is fetched. Fetched
+results are kept because the client may not have received the response."""
 REST_S = 5.0
 """Minimum seconds between two attempts to start the training process."""
 GONE_S = 900.0
@@ -42,7 +42,7 @@ GONE_S = 900.0
 GAP_S = 60.0
 """Seconds to wait for a missing request before later requests to the same model are executed."""
 KEPT_SNAPSHOTS = 16
-"""Number of unnamed weights that are stored per session for sampling. Limited because a training loop may
+"""Number of unnamed sets of weights to store per session for sampling. Limited because a training loop may
 save new weights in each step."""
 LEFT_BEHIND = "left-behind"
 """Name under which the weights of a disconnected caller are saved."""
@@ -292,7 +292,7 @@ class SessionDesk:
         used: Callable[[dict[str, Any]], dict[str, int]],
         write: Callable[[dict[str, Any]], bytes],
     ) -> Callable[[dict[str, Any]], bytes]:
-        """Wrap `write`, an argument of `ask`, to also count the tokens that a model or sampler used."""
+        """Return a `write` callback for `ask` that also counts the tokens used by a model or sampler."""
 
         def counting(answer: dict[str, Any]) -> bytes:
             self.usage.add(of.partition(":")[0], owner, base, time.time(), used(answer))

@@ -120,7 +120,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] | None = None
-    """Tokens that end an answer. `None` uses the base model's."""
+    """Tokens that end an answer. `None` uses the base model's stop tokens."""
     tops: int = 0
     prompt_logprobs: bool = False
     prompt_tops: int = 0

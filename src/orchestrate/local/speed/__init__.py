@@ -26,7 +26,7 @@ def measure(
 ) -> Bench:
     """Train for about `seconds` in a separate process and save the measured speed for later quotes. Raises
     `MissingExtra` if the training packages are not installed, and `RunFailed` with the process's message if
-    the measurement fails. Earlier measurements are then kept."""
+    the measurement fails, in which case earlier measurements are kept."""
     require_packages("measuring this machine")
     request = {
         "model": str(model) if model else None,

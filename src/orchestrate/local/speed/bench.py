@@ -142,9 +142,9 @@ def memory(
     config: Mapping[str, Any], setup: Setup, device: torch.device, *, own_kernels: bool = True
 ) -> dict[str, int]:
     """Measure the memory of training steps with this setup and a random model of this configuration. Returns
-    bytes of weights, adapter, gradients and optimizer state. `in_work` is the additional peak in a forward
-    and backward pass. Without `own_kernels`, uses the same norms and attention as GPU training, even on a
-    CPU."""
+    the size in bytes of weights, adapter, gradients and optimizer state. `in_work` is the additional peak in
+    a forward and backward pass. Without `own_kernels`, uses the same norms and attention as GPU training,
+    even on a CPU."""
     from orchestrate.local.job import Hyper
     from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors

@@ -21,7 +21,7 @@ def ask(task: str, *, threads: int | None = None, module: str = "worker", **fiel
 def ask_all(
     tasks: Sequence[dict[str, Any]], *, threads: int | None = None, module: str = "worker"
 ) -> list[dict[str, Any]]:
-    """Run several tasks in order and in one process, like `ask` does for one task. Starting a process takes
+    """Run several tasks in order, like `ask`, but in a single process, because starting a process takes
     seconds."""
     require_packages("working with weights on this machine")
     command = child.python(f"orchestrate.local.weights.{module}")

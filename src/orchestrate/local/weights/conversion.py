@@ -157,8 +157,8 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None) -> dict[str, Any]:
-    """Query a GGUF file with llama.cpp's library and tokenizer, and the chat template in the file. Takes the
-    same rows as `worker.read`."""
+    """Query a GGUF file with llama.cpp's library and tokenizer and with the file's own chat template. Takes
+    the same rows as `worker.read`."""
     from orchestrate.local.weights.llama import LlamaReader
 
     reader = LlamaReader(file, adapter)

@@ -96,8 +96,8 @@ def combine(
     rank: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Merge `adapters`, each scaled by its value in `weights`, into one adapter. The result includes `error`,
-    the relative distance from the exact weighted sum over all adapted matrices."""
+    """Merge `adapters`, each scaled by its value in `weights`, into one adapter. The result's `error` is the
+    merged adapter's relative distance from the exact weighted sum, over all adapted matrices."""
     torch.manual_seed(seed)
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
     peft = _fitted(model, adapters[0])

@@ -57,7 +57,7 @@ class ModuleNames(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Misnamed:
-    """Names in one of an adapter's settings that match nothing in the model."""
+    """Names in an adapter setting that match nothing in the model."""
 
     field: str
     """The setting's name, as in the spec under `adapter`."""

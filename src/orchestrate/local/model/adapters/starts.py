@@ -215,7 +215,7 @@ ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
 """Names of layers that route tokens to experts. They get no adapter, so that the choice of experts stays the
 same."""
 _NEEDED = ("targets", "target_parameters", "modules_to_save")
-"""Settings for which it is an error if no name matches. Other settings are ignored in that case."""
+"""Settings that raise an error if their names match nothing in the model. Other settings are then ignored."""
 
 
 @dataclass(frozen=True)

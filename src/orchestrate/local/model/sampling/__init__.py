@@ -47,7 +47,7 @@ class Holds(Protocol):
 @dataclass
 class SamplingSettings:
     """Sampling settings for one row. Temperature 0 takes the most likely token. The same seed gives the same
-    tokens, whatever other rows are in the batch."""
+    tokens, regardless of the other rows in the batch."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -79,8 +79,8 @@ class SamplingSettings:
 
 
 def seeded(seed: int | None, place: int) -> torch.Generator:
-    """Return the random number generator for answer number `place` to a prompt. `None` for `seed` seeds it
-    randomly."""
+    """Return the random number generator for answer number `place` to a prompt. If `seed` is `None`, the
+    generator is seeded randomly."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -303,8 +303,7 @@ standard deviation."""
 
 
 def close(logits: Tensor) -> list[bool]:
-    """Return for each row of `logits` [rows, vocabulary] whether rounding could change the most likely
-    token."""
+    """Check each row of `logits` [rows, vocabulary]: True if rounding could change its most likely token."""
     scores = logits.float()
     two = scores.topk(2, dim=-1).values
     return ((two[:, 0] - two[:, 1]) / scores.std(dim=-1) < CLOSE).tolist()
@@ -318,8 +317,8 @@ def rounds(model: Any, device: torch.device) -> bool:
 def changed_by_batching(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, share: bool
 ) -> list[bool]:
-    """Return for each answer whether greedy decoding without a batch would have chosen a different token.
-    Each answer is recomputed individually in one pass. With `share`, the prefix that all prompts share is
+    """Check each greedy answer: True if decoding it without a batch would have given a different token.
+    Recomputes each answer individually, in one pass. With `share`, the prefix that all prompts share is
     computed once."""
     begins = in_common(prompts) if share else 0
     cache = read_once(model, prompts[0][:begins]) if begins else None

@@ -195,7 +195,7 @@ class PromptReader(Protocol):
         ...
 
     def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
-        """Return how many rows, counted from the first, can be prefilled in one forward pass."""
+        """Return how many of the rows, starting with the first, can be prefilled in one forward pass."""
         ...
 
     def read(self, model: Any, rows: Sequence[DecodingRow]) -> Read: ...
@@ -289,7 +289,8 @@ class Batching:
         return model
 
     def changing(self) -> None:
-        """Prepare for adapters to be added or removed. Call `use` when they have changed."""
+        """Remove the per-row adapter hooks, so that adapters can be added or removed. Call `use`
+        afterwards."""
         if self._mixing is not None:
             self._mixing.end()
             self._mixing = None

@@ -116,8 +116,8 @@ class Sampler:
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Strip the tokens that end an answer. Also returns whether there were any, which means that the
-        model itself ended the answer."""
+        """Strip the tokens that end an answer. Also returns True if there were any, which means that the
+        model ended the answer itself."""
         if ids and ids[-1] in self.stops:
             return ids[:-1], True
         for other in self.others:
@@ -126,8 +126,8 @@ class Sampler:
         return ids, False
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """Return the maximum number of tokens in the answer: the requested number, or what is left of the
-        context after the prompt if that is less."""
+        """Return the maximum number of tokens in the answer: the requested number, or the remaining context
+        after the prompt if that is smaller."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
     # -- reading, as `batching.Reader` has it --------------------------------------------------------------

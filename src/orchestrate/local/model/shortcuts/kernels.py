@@ -110,7 +110,7 @@ class AttentionGroup:
     real: Tensor
     """1 for tokens and 0 for padding, as [pieces * longest, 1]."""
     back: Tensor
-    """Index in `queries` of each own token, as [last - first]."""
+    """For each own token, its index in `queries`, as [last - first]."""
     keys: Tensor
     """Positions of the keys in the packed sequence, as [pieces * (before + longest)]."""
     before: int
