@@ -1,7 +1,7 @@
 """Interface of backends that accept adapters trained elsewhere.
 
-An uploaded adapter is addressed like a job's tuned model, by a `JobHandle` with the adapter's id and the kind
-`ADAPTER_JOB`. `deploy`, `undeploy`, `deployed`, `endpoint` and `generate` accept this handle like a job's."""
+An uploaded adapter is identified by a `JobHandle` with the adapter's id and the kind `ADAPTER_JOB`. `deploy`,
+`undeploy`, `deployed`, `endpoint` and `generate` accept this handle in place of a job's handle."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapters(ABC):
-    """Uploads adapters to one backend, which serves them."""
+    """Uploads adapters that were trained elsewhere to a backend that serves them."""
 
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the hourly price of `deploy` with these options in US dollars, or `None` if it is unknown.
-        Nothing is uploaded or changed. Raises `UsageError` for a base model or rank that the host does not
+        """Return the hourly price, in US dollars, of `deploy` with these options, or `None` if it is unknown.
+        Uploads and changes nothing. Raises `UsageError` for a base model or rank that the host does not
         serve."""
 
     @abstractmethod
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
         """Upload the adapter and wait until the host can serve it. Uploads are free, and an interrupted
-        upload resumes. Raises `ProviderError`."""
+        upload resumes. Raises `ProviderError` if the upload fails."""
 
 
 def handle(provider: str, adapter: Adapter) -> JobHandle:
@@ -67,7 +67,7 @@ DEPLOY_FIX = (
     "to deploy it: orchestrate deploy RUN (shows the hourly price first). To run its adapter on "
     "this machine, add --on here"
 )
-"""Fix for errors about a tuned model that is not deployed yet."""
+"""Suggested fix in errors about a tuned model that is not deployed yet."""
 
 
 class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,6 +88,6 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return wanted
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:
-        """Raise `OverBudget` if the price exceeds `max_usd_per_hour` or is unknown."""
+        """Raise `OverBudget` if `max_usd_per_hour` is set and the price exceeds it or is unknown."""
         limit, figure = self.max_usd_per_hour, "the hourly price"
         require_within(provider, per_hour, limit, what="max_usd_per_hour", figure=figure)

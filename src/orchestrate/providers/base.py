@@ -88,7 +88,8 @@ class Provider(ABC):
     def __init__(self, config: HostConfig) -> None:
         self.config = config
         self.name = config.name
-        """The profile's kind, or the configured name if the user configured another instance of the host."""
+        """Name of this instance: the profile's kind, unless the user configured another instance of the host
+        under its own name."""
 
     def __init_subclass__(cls, **more: object) -> None:
         """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from, if it
@@ -113,12 +114,12 @@ class Provider(ABC):
 
     @abstractmethod
     def translate(self, spec: JobSpec) -> Translation:
-        """Translate each setting of the spec for this backend, offline. The result lists rejected settings.
-        They don't raise an error."""
+        """Translate each setting of the spec for this backend, offline. Rejected settings are listed in the
+        result and don't raise an error."""
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
-        """List every reason why the host would reject the job, with row and field. Works offline. The default
-        implementation uses the translation and the profile."""
+        """List every reason why the host would reject the job, with the row and field. Works offline. The
+        default implementation uses the translation and the profile."""
         from orchestrate.providers import offline
 
         return offline.problems(self, spec, data, translation, renders=isinstance(self, PlansTraining))
@@ -142,7 +143,7 @@ class Provider(ABC):
         return offline.quote(self, spec, data, translation, prices, gpu_hours)
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Find the spec's model on this backend. Raises `SpecError`."""
+        """Find the spec's model on this backend. Raises `SpecError` if the backend does not offer it."""
         from orchestrate import catalog
 
         return catalog.resolve(spec.model_for(self.name), self.profile)
@@ -177,7 +178,8 @@ class Provider(ABC):
 
     @abstractmethod
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """Yield the account's jobs page by page, newest first if the host sorts them, and stop at `since`."""
+        """Yield the account's jobs page by page, newest first if the host sorts them. If `since` is given,
+        skip older jobs."""
 
     @abstractmethod
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
@@ -207,7 +209,8 @@ class Provider(ABC):
 class Cancels(Provider):
     @abstractmethod
     def cancel(self, job: JobHandle) -> None:
-        """Request cancellation of the job. Does nothing when the job has already ended. May be repeated."""
+        """Request cancellation of the job. Does nothing if the job has already ended, so it is safe to call
+        more than once."""
 
 
 class Measures(Provider):
@@ -223,7 +226,7 @@ class KeepsCheckpoints(Provider):
 class ShowsRows(Provider):
     @abstractmethod
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
-        """Return the tokenized rows that the job trains on, as far as the host has stored them."""
+        """Return the job's tokenized training rows, or as many of them as the host has stored."""
 
 
 class Pauses(Provider):
@@ -268,8 +271,8 @@ class ListsStored(Provider):
 class StopsWorkers(Provider):
     @abstractmethod
     def stop_workers(self, ref: str) -> None:
-        """Stop a job's rented machines, which are found by their label. The job may belong to another
-        store."""
+        """Find a job's rented machines by their label and stop them. Works even if the job is recorded in
+        another store."""
 
 
 class Limited(StopsWorkers):
@@ -282,12 +285,12 @@ class Limited(StopsWorkers):
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:
-        """Return the job's limits and its usage so far. Raises `ProviderError`."""
+        """Return the job's limits and its usage so far. Raises `ProviderError` if they can't be read."""
 
     @abstractmethod
     def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
         """Change the limits for workers that start after this call. Setting the same limits again has no
-        effect. Raises `ProviderError`."""
+        effect. Raises `ProviderError` if the limits can't be changed."""
 
 
 # -- what the account has ----------------------------------------------------------------------------------
@@ -323,11 +326,12 @@ class Recalls(Provider):
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
         """List jobs like `list`, with everything needed to rebuild a lost store. Includes jobs that no file
-        on this machine mentions. If an error interrupts the list, the jobs yielded before remain valid."""
+        on this machine mentions. If an error interrupts the iteration, the jobs that were already yielded are
+        still valid."""
         yield from self.list(since=since)
 
     def taken_over(self, job: Job) -> Job:
-        """Return a recoverable job after storing what this machine needs to continue it."""
+        """Store what this machine needs to continue a recoverable job, and return the job."""
         return job
 
 
@@ -341,8 +345,8 @@ class HoldsFiles(Provider):
 class HandsOutFiles(Provider):
     @abstractmethod
     def fetch_file(self, id: str, file: Path) -> None:
-        """Download a data file from the account. `id` is the file's id in the job's record. Raises
-        `NotFound`."""
+        """Download a data file from the account. `id` is the file's id in the job's record. Raises `NotFound`
+        if the account has no such file."""
 
 
 class ListsModels(Provider):
@@ -384,7 +388,8 @@ class Downloads(Provider):
         self, job: JobHandle, dest: Path, *, checkpoint: str | None = None, progress: Progress | None = None
     ) -> Artifact:
         """Download the model into `dest`. Interrupted downloads resume, files are hashed, archives are
-        unpacked safely, and only safetensors weights are accepted. Raises `ArtifactRefused`."""
+        unpacked safely, and only safetensors weights are accepted. Raises `ArtifactRefused` if the artifact
+        is unsafe, damaged or has no such weights."""
 
 
 class KeepsFingerprint(Provider):
@@ -415,8 +420,8 @@ class Deploys(Serves):
 
     @abstractmethod
     def undeploy(self, job: JobHandle) -> None:
-        """Request removal of the job's deployment. May be repeated, and works even if the host no longer has
-        the job. Call `deployed` to check that the deployment has ended."""
+        """Request removal of the job's deployment. Safe to call more than once, and works even if the host no
+        longer has the job. Call `deployed` to check that the deployment has ended."""
 
     @abstractmethod
     def deployments(self) -> Iterator[Standing]:
@@ -432,7 +437,7 @@ class Deploys(Serves):
 class TakesAdapters(Provider):
     @abstractmethod
     def adapters(self) -> Adapters:
-        """Return the interface for adapters that were trained elsewhere."""
+        """Return the interface for uploading adapters that were trained elsewhere."""
 
 
 class Chats(Provider):
@@ -463,8 +468,8 @@ class AnswersHere(Provider):
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Load the tuned model and its base in a process on this machine: in `worker`, or in a new
-        process."""
+        """Load the tuned model and its base in `worker` or, if it is `None`, in new processes on this
+        machine."""
 
 
 class Sessions(Provider):
@@ -472,8 +477,8 @@ class Sessions(Provider):
     directory."""
 
     child: Callable[[], tuple[Path | None, dict[str, str]]] | None = None
-    """Function that returns the working folder and the environment variables for a process that runs a
-    submitted job's session with the same settings."""
+    """Function that returns the working folder and the environment variables for the process that runs a
+    submitted job. They make the process use the caller's settings."""
 
     @abstractmethod
     def session_dir(self, order: SessionOrder) -> RunDir:
@@ -485,7 +490,8 @@ class Sessions(Provider):
 
     @abstractmethod
     def open_session(self, order: SessionOrder) -> SessionBackend:
-        """Open the session's model. Raises `ProviderError`. Errors from loading the base model propagate."""
+        """Open the session's model. Raises `ProviderError` if that fails. Errors from loading the base model
+        propagate."""
 
     @abstractmethod
     def pause(self, job: JobHandle) -> None:
@@ -519,12 +525,12 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     Sessions: ("training sessions", 'no built-in client supports them. Use ft.session(provider="local")'),
     TakesAdapters: ("uploaded adapters", "{title} only serves models that were trained there"),
 }
-"""Capabilities that are not features, with the name and the reason for the error message."""
+"""Maps each capability that is not a feature to its name and the reason in the error message."""
 _WITH_FALLBACK: Mapping[type[Provider], str] = {
     NamesAccount: "account",
     ListsBilled: "billing",
 }
-"""Optional capabilities with a fallback for backends that lack them, and the method of each."""
+"""Maps each optional capability to its method. Backends without the capability use a fallback."""
 P = TypeVar("P", bound=Provider)
 
 

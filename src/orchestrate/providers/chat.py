@@ -31,7 +31,7 @@ OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "
 """The two names of the parameter for the maximum answer length. Older servers use the first, reasoning models
 the second."""
 FREE = "temperature"
-"""Option that may be omitted. The model then uses its default."""
+"""Option that is omitted if the model rejects it. The model then uses its default value."""
 
 
 @dataclass
@@ -44,7 +44,8 @@ class RejectedOptions:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options without those that the model is known to reject, or with their replacements."""
+        """Return a copy of the options in which each option that the model is known to reject is renamed or
+        omitted."""
         instead = {name: self._replacements.get(name, name) for name in options}
         return {new: options[name] for name, new in instead.items() if new is not None}
 
@@ -95,7 +96,8 @@ class Timed:
 
     @property
     def first_seconds(self) -> float | None:
-        """Seconds until the first text of this thread's last answer, or `None` if the answer had no text."""
+        """Seconds until the first text of the last answer in the current thread, or `None` if it had no
+        text."""
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
@@ -296,7 +298,7 @@ class Chat:
     def replies(
         self, prompts: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[Reply]:
-        """Return one reply for each conversation. Sends `threads` requests at a time."""
+        """Send up to `threads` requests at a time and return one reply for each conversation."""
 
         def ask(messages: Sequence[Message]) -> Reply:
             return self.ask(messages, tools)

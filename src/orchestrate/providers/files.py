@@ -58,7 +58,7 @@ WANTED = (
 """Patterns of the file names in a model folder, in lower case. Other files in an archive are not unpacked."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
-"""Maximum total size of the headers before a file, and of the read-ahead, in bytes."""
+"""Maximum total size, in bytes, of the archive headers before a file and of the read-ahead."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
@@ -105,8 +105,8 @@ def too_large(limit: int) -> ArtifactRefused:
 
 @contextmanager
 def staged(dest: Path) -> Generator[Path]:
-    """Create a folder next to `dest`. It is renamed to `dest` if the block succeeds, and removed otherwise.
-    Raises `UsageError` if `dest` exists and is not empty."""
+    """Create a temporary folder next to `dest`. Rename it to `dest` if the `with` block succeeds, and remove
+    it otherwise. Raises `UsageError` if `dest` exists and is not empty."""
     require_empty(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(dest, replace=False) as folder:
@@ -296,13 +296,14 @@ MOST_BYTES = 200 * 10**9
 MOST_FILE_BYTES = 60 * 10**9
 """Size limit for a training data file, larger than any host accepts."""
 _BESIDE_WEIGHTS = 10**9
-"""Bytes allowed for tokenizers, configurations and archive overhead."""
+"""Bytes allowed in addition to the weights, for tokenizers, configurations and archive overhead."""
 _STALLS = 5
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class DownloadStream(Protocol):
-    """A streaming response of httpx or of an SDK. An `Opener` raises an error for status 400 and above."""
+    """Streaming response from httpx or an SDK. Its status is below 400, because an `Opener` raises an error
+    otherwise."""
 
     @property
     def status_code(self) -> int: ...
@@ -324,8 +325,8 @@ def fetch(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Download into `file`. Only this user may have write access to its folder, because others might replace
-    the partial file.
+    """Download into `file`. Its folder must be writable only by the current user, because others might
+    replace the partial file.
 
     Partial content is stored in `file` + `.part`. A later call continues the download if the host supports
     `Range` and its `ETag` shows that the file is unchanged. Gives up after five consecutive attempts without
@@ -352,7 +353,7 @@ def fetch(
 def fetch_by_id(
     wire: Wire, files: Any, id: str, file: Path, limit_bytes: int, progress: Progress | None = None
 ) -> None:
-    """Download one of the account's files like `fetch`. `files` is the files API of an SDK's client."""
+    """Download one of the account's files with `fetch`. `files` is the `files` resource of an SDK client."""
     content = files.with_streaming_response.content
     fetch(
         wire,
@@ -365,15 +366,15 @@ def fetch_by_id(
 
 def limit_bytes(config: HostConfig, params_b: float | None) -> int:
     """Return the maximum size of a download in bytes: the user's limit, or the size of a base model with
-    `params_b` billion parameters in 32 bits. Hosts send at most half of that."""
+    `params_b` billion parameters in 32 bits. Hosts send weights of at most half this size."""
     if config.max_download_bytes is not None:
         return config.max_download_bytes
     return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
 
 
 def work_folder(config: HostConfig) -> Path:
-    """Return the folder for data files before their upload: inside `home` from the host's options, otherwise
-    inside the cache folder."""
+    """Return the folder that holds data files until they are uploaded. It is inside the host's `home` option
+    if set, otherwise inside the cache folder."""
     if home := config.options.get("home"):
         return private_folder(Path(str(home)).expanduser() / "data")
     import platformdirs

@@ -214,8 +214,8 @@ class HostedChats(HostedProvider, Chats):
 
 
 class HostedDeployments(Protocol[_Made]):
-    """Deployments of tuned models, each named after its job's id. `_Made` is the type of the model to
-    deploy."""
+    """Deployments of tuned models, each named after its job's id. `_Made` is the type that identifies the
+    model to deploy."""
 
     def price(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Decimal | None: ...
     def deploy(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Endpoint: ...
@@ -315,7 +315,7 @@ def refused(
 
 
 def file_of(provider: str, raw: Mapping[str, Any]) -> StoredItem:
-    """Parse an entry of a list of files in the format of OpenAI and Together."""
+    """Parse one entry of a file list in the format that OpenAI and Together use."""
     return StoredItem(
         provider=provider,
         kind="file",

@@ -71,7 +71,7 @@ def usable(settings: Settings) -> list[str]:
 
 def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
     """Return the selected names from a comma-separated string or a list. `all` selects all usable backends.
-    Raises `UsageError`."""
+    Raises `UsageError` if a name is unknown or none is given."""
     if wanted == "all":
         return usable(settings)
     there = known(settings)
@@ -87,7 +87,8 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
 
 
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
-    """Return the usable backends that need a key. `also` lists additional ones."""
+    """Return the configurations of the usable backends that need a key. `also` names more backends to include
+    if they need one."""
     hosts = {name: settings.host(name) for name in [*usable(settings), *also]}
     return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 
@@ -117,7 +118,7 @@ def make(name: str, settings: Settings) -> Provider:
 
 def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
     """Return the data rules of the backends with these comma-separated names. `all` selects all usable
-    backends that have rules. Raises `UsageError`."""
+    backends that have rules. Raises `UsageError` for an unknown name."""
     from orchestrate.data.dialects import target
 
     if wanted == "all":
@@ -128,7 +129,8 @@ def targets(settings: Settings, wanted: str = "all") -> tuple[RowTarget, ...]:
 
 
 def format_of(settings: Settings, name: str) -> RowTarget:
-    """Return the row format with the name of a tool or a backend, for conversion. Raises `UsageError`."""
+    """Return the row format of the tool or backend with this name, for converting rows. Raises `UsageError`
+    if Orchestrate can't write this format."""
     from orchestrate.data.shapes.known import BY_NAME
     from orchestrate.data.tools import FORMATS, tool
 

@@ -25,13 +25,14 @@ from orchestrate.types import Record, Standing
 
 SEARCH_S, READY_S, POLL_S = 60.0, 3600.0, 2.0
 """In seconds: how long to look for a machine if the response to its create request was lost, how long to wait
-until a machine is ready, and the polling interval."""
+for a machine to become ready, and the polling interval."""
 EXTEND_S = 60.0
 JOURNAL = "machines.jsonl"
 
 
 class RequestedMachine(Record, frozen=True, kw_only=True):
-    """A journal line about a requested machine. The last line with the same number counts."""
+    """A journal line about a requested machine. If several lines have the same number, the last one
+    counts."""
 
     number: int
     base_model: str
@@ -95,8 +96,8 @@ class RentedMachines(ABC):
 
     @abstractmethod
     def stop(self, id: str) -> dict[str, Any]:
-        """Stop a machine and return the host's record of it. May be repeated. Raises `ProviderError` if it is
-        still up."""
+        """Stop a machine and return the host's record of it. Safe to call more than once. Raises
+        `ProviderError` if the machine is still up."""
 
     @abstractmethod
     def _raw(self, id: str) -> dict[str, Any]: ...
@@ -127,8 +128,8 @@ class RentedMachines(ABC):
         return list({one.number: one for one in self.journal(run).entries}.values())
 
     def pending(self) -> list[tuple[str, RequestedMachine]]:
-        """List the requested machines that have not ended, with the refs of their runs, from the run
-        directories on this computer."""
+        """Search the run directories on this machine for requested machines that have not ended. Return these
+        machines with the refs of their runs."""
         return [(run.ref, one) for run in runs(self._home) for one in self.of(run) if not one.ended]
 
     def wait(self, run: RunDir, machine: RequestedMachine) -> None:
@@ -175,7 +176,7 @@ class RentedMachines(ABC):
         return total
 
     def end_by_ref(self, ref: str) -> None:
-        """Stop the machines of a run, which may belong to another store."""
+        """Stop the machines of a run, even if the run is recorded in another store."""
         run = RunDir(self._home / ref)
         if run.exists():
             self.end(run)

@@ -140,8 +140,8 @@ def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) 
 
 
 def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:
-    """Build the handle of a run directory. `session` is True if the run is a session. By default, the run
-    directory determines this, and a directory that does not exist here counts as a job's."""
+    """Build the handle of a run directory. `session` is True if the run is a session. By default, this is
+    read from the run directory. If the directory does not exist on this machine, the run counts as a job."""
     if session is None:
         session = run.exists() and run.job().session is not None
     return JobHandle(provider=provider, job_id=run.ref, ref=run.ref, kind=SESSION if session else None)

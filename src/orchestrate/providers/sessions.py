@@ -28,9 +28,9 @@ LORA: Mapping[str, Any] = {
     "train_attn": True,
     "train_unembed": True,
 }
-"""Names and default values of the settings of a session's adapter."""
+"""Adapter settings of a session, with their default values."""
 TOKEN_KINDS = ("train", "prefill", "sample")
-"""Kinds of billed tokens. Each is a component of a quote."""
+"""Kinds of billed tokens. A quote has one component for each kind."""
 MTOK = Decimal(1_000_000)
 MOST_TOKENS = 2048
 """Default maximum number of tokens in a sample, as in the local engine."""
@@ -57,7 +57,7 @@ class SessionOrder(Record, frozen=True, kw_only=True):
     lora: dict[str, Any]
     """LoRA settings: rank, seed, train_mlp, train_attn, train_unembed."""
     options: dict[str, Any] = {}  # noqa: RUF012  msgspec copies an empty default
-    """The options of this backend."""
+    """Options for this backend."""
     spec: dict[str, Any] = {}  # noqa: RUF012
     ends_in_s: float | None = None
     """Seconds until the session reaches its limit, on a host that bills hourly."""
@@ -80,20 +80,20 @@ class TokenUse(Record, frozen=True, kw_only=True):
 
 
 CONTINUES = "continue from the last save with: ft.session(resume=RUN)"
-"""The fix for errors that end a session."""
+"""Suggested fix in errors that end a session."""
 JOURNAL = "requests.jsonl"
 
 
 class PaidRequest(Record, frozen=True, kw_only=True):
-    """A line in the journal of a session that is billed by the token. One line with the
-    request's maximum cost is written before it is sent, and another with its actual cost after the response
-    arrives. Without the second line, the maximum counts."""
+    """A line in the journal of a session that is billed per token. Each request has two lines: one with its
+    maximum cost, written before the request is sent, and one with its actual cost, written after the response
+    arrives. If the second line is missing, the maximum counts."""
 
     number: int
     settled: bool = False
     use: TokenUse = TokenUse()
     total_usd: Decimal | None = None
-    """Cost of the session so far in US dollars. Unanswered requests count with their maximum."""
+    """Cost of the session so far in US dollars. Requests without a response count at their maximum cost."""
 
 
 def journal_usd(folder: Path) -> Decimal | None:
@@ -104,7 +104,7 @@ def journal_usd(folder: Path) -> Decimal | None:
 
 
 class SessionPrice(Record, frozen=True, kw_only=True):
-    """The price of a session, which is billed hourly, by the token, or not at all."""
+    """The price of a session, which is billed hourly, per token, or not at all."""
 
     hourly: HourlyRate | None = None
     train_usd_per_mtok: Decimal = Decimal(0)
@@ -155,8 +155,8 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
     "cispo": _CLIPS,
     "dro": {"beta": DRO_BETA},
 }
-"""Losses that hosts compute with the same formula as the local engine, and their settings with defaults.
-Requests always contain all settings."""
+"""Maps each loss that hosts compute with the same formula as the local engine to its settings and their
+default values. Requests always contain all settings."""
 OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
 """Losses for sampled answers. A backend may support only some of them."""
 
@@ -165,7 +165,7 @@ def loss_settings(
     title: str, others: Mapping[str, str], loss: str, config: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return the settings of a loss that a host computes. `others` maps losses that the host does not support
-    to the reasons. Raises `UsageError`."""
+    to the reasons. Raises `UsageError` for an unsupported loss or an unknown setting."""
     if loss not in LOSSES:
         why = others.get(loss, "unknown loss")
         raise UsageError(f"{title} has no loss {loss!r}: {why}", fix=f"use one of {', '.join(LOSSES)}")
@@ -262,7 +262,7 @@ class ClientSession(SessionBackend):
         )
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save at the host. Nothing is written to `folder`."""
+        """Save the current weights at the host. Nothing is written to `folder`."""
         name = f"{folder.parent.name.lstrip('.').partition('.')[0]}-{secrets.token_hex(4)}"
         ask = self._training.save_state if optimizer else self._training.save_weights_for_sampler
         return self._submit(lambda: ask(name), lambda result: str(result.path))

@@ -66,8 +66,8 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.modules_to_save": ("cannot train entire modules alongside the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
-"""Settings of training engines that no published API has. Each maps to what hosts do instead, and to the
-value that requests this behavior."""
+"""Maps training-engine settings that no published API has to what hosts do instead, and to the setting's
+value that matches this behavior, if there is one."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def body(translation: Translation) -> dict[str, Any]:
 
 
 class Rows:
-    """Rows and body of one translation. `requested` contains the user's settings by dotted name."""
+    """Rows and body of one translation. `requested` contains the user's settings, keyed by dotted name."""
 
     def __init__(
         self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None
@@ -352,7 +352,7 @@ rejection of another."""
 def overrides(
     spec: JobSpec, translation: Translation, translate: Callable[[JobSpec], Translation]
 ) -> dict[str, Any] | None:
-    """Return `overrides:` for this backend that make it accept the spec.
+    """Return the `overrides:` section that makes this backend accept the spec.
 
     Each rejected field is omitted (`None`) or set to the nearest accepted value. Returns `None` if no setting
     is rejected, or if a rejected setting is essential to the run."""

@@ -47,7 +47,7 @@ def suffix_tag(suffix: str | None, ref: str, most: int) -> str:
 
 def tagged(ref: str, *names: Any) -> bool:
     """Return True if one of the names contains `ref` as a separate word, delimited by `-`, `_`, `.`, `/`, `:`
-    or the ends."""
+    or the start or end of the name."""
     word = re.compile(rf"(?:^|[-_./:]){re.escape(ref.lower())}(?:$|[-_./:])")
     return any(isinstance(name, str) and word.search(name.lower()) is not None for name in names)
 
@@ -176,7 +176,7 @@ _SECRET_NAME = re.compile(
 
 
 class Unreadable(ValueError):
-    """Error for a response that has the wrong form. Users see its message after `could not parse the
+    """Error for a response with an unexpected structure. Users see its message after `could not parse the
     response:`."""
 
 

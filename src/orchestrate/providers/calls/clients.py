@@ -38,8 +38,8 @@ _C = TypeVar("_C", bound=Closeable)
 
 
 class CachedClient(Generic[_C]):
-    """Client that is created on first use and shared by all threads. A second client would never be
-    closed."""
+    """Client that is created on first use and shared by all threads. Because only one is ever open, `close`
+    leaves none behind."""
 
     def __init__(self, make: Callable[[], _C]) -> None:
         self._make, self._made, self._lock = make, list[_C](), threading.Lock()
@@ -89,8 +89,9 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 
 
 def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
-    """Return the SDK's method for chat completions. Requests to a sandbox get a long timeout, because its
-    first request loads the model, which may take minutes. Requests to hosts get their usual timeout."""
+    """Return the SDK's method for chat completions. Requests to a sandbox get a long timeout, because the
+    first request loads the model, which may take minutes. Requests to hosts use the client's usual
+    timeout."""
     patient = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
     return patient.chat.completions.create
 

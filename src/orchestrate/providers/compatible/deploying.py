@@ -82,8 +82,8 @@ class Deploying:
         return self._hourly(self._tier(self._wanted(options)))
 
     def deploy(self, job: Job, options: Mapping[str, Any] | None, checkpoint: Callable[[], str]) -> Endpoint:
-        """Deploy the job's model. `checkpoint` returns the id of the last checkpoint. Raises `OutcomeUnknown`
-        if the response to the billed request was lost."""
+        """Deploy the job's model. `checkpoint` is a function that returns the id of the last checkpoint.
+        Raises `OutcomeUnknown` if the response to the billed request was lost."""
         wanted = self._wanted(options)
         there = self._find(job.handle.job_id)
         if there is None:
@@ -322,7 +322,7 @@ class DescribedAdapters(adapters.Adapters):
         return self._deploying.price(options)
 
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:
-        """Upload an adapter. The host serves it immediately and bills it by the token."""
+        """Upload an adapter. The host serves it immediately and bills it per token."""
         if self._deploying.find(adapter.id) is not None:
             return
         packed = io.BytesIO()

@@ -35,7 +35,7 @@ READY_WITHIN_S = 1800.0
 
 class CompatibleFiles:
     """Uploads files through one client. `multipart_bytes` and `part_bytes` are the host's limits. `ready` and
-    `refused` are the host's statuses for files that are ready for training and for files that it rejected."""
+    `refused` list the host's statuses for usable and for rejected files."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class CompatibleFiles:
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
         """Upload the file and return the host's record once the file is ready for training.
 
-        Reuses a file with the digest in its name. An interrupted multipart upload resumes with the next part.
-        Raises `DataError` if the host rejects the file."""
+        Reuses an earlier upload if its name contains the dataset's digest. An interrupted multipart upload
+        resumes with the next part. Raises `DataError` if the host rejects the file."""
         path = dataset.write(self._target, folder)
         found = self._known(path)
         if found is None:

@@ -26,7 +26,7 @@ from orchestrate.types import (
 )
 
 REF_KEY = "orchestrate_ref"
-"""Metadata key for a job's ref, at hosts that store metadata."""
+"""Metadata key for a job's ref, on hosts that store metadata."""
 LEVELS = {"warn": "warning"}
 NAMES = {
     "train_mean_token_accuracy": "train_accuracy",
@@ -115,7 +115,7 @@ def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
 
 
 def points_of_file(content: bytes) -> list[MetricPoint]:
-    """Parse the result file: CSV, or base64 of CSV. Hosts send either."""
+    """Parse the result file, which hosts send as plain or base64-encoded CSV."""
     table_text = (_from_base64(content) or content).decode("utf-8-sig", errors="replace")
     return [
         MetricPoint(step=step, values=values)

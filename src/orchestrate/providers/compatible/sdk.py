@@ -131,17 +131,17 @@ class SdkProvider(HostedProvider):
         return JobHandle(provider=self.name, job_id=job.id, ref=ref)
 
     def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
-        """Return the fields of the create request by which the job can be found again."""
+        """Return the create request fields that hold the ref, so the job can be found again."""
         del spec
         return {"metadata": {reading.REF_KEY: ref}}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the request body in the form in which it is sent."""
+        """Complete the request body before it is sent. By default, the body is not changed."""
         return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
-        """Return the parameters that limit the list of jobs to those with this ref, or an empty dict if the
-        host has no such filter."""
+        """Return the query parameters that filter the list of jobs by this ref, or an empty dict if the host
+        has no such filter."""
         return {"metadata": {reading.REF_KEY: ref}}
 
     def find(self, ref: str) -> list[JobHandle]:
@@ -299,7 +299,7 @@ class SdkChats(SdkProvider, HostedChats):
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
     ) -> Chat:
-        """Open a chat with the job's model. Raises `UsageError` while the job has no model yet."""
+        """Open a chat with the job's model. Raises `UsageError` if the job has no model yet."""
         from orchestrate.providers.chat import Chat
 
         known = self.get(job)

@@ -62,8 +62,8 @@ RULES = HostRules(
 def billed_tokens(
     train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
 ) -> int:
-    """Count tokens of the dataset times epochs. Multi-turn rows with thinking are unrolled into one row per
-    turn, which multiplies their tokens by half the average number of turns (at least one).
+    """Return the dataset's token count times the number of epochs. Multi-turn rows with thinking are unrolled
+    into one row per turn, which multiplies their tokens by half the average number of turns (at least one).
 
     Source: docs.fireworks.ai fine-tuning pricing."""
     factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)
@@ -111,11 +111,11 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Return True if a job is an SFT job that failed before training. Such a job reports no progress, and
-    Fireworks bills SFT jobs only by tokens.
+    """Return True if a failed job is an SFT job that reports no progress, so it failed before training.
+    Fireworks bills SFT jobs only per token.
 
-    The API's records of DPO and RFT jobs have no progress, so this is unknown for them. No source says that
-    failed jobs are free."""
+    Returns False for DPO and RFT jobs, because the API never reports their progress. Fireworks does not
+    document that failed jobs are free."""
     worked = job.percent or job.epoch or job.trained_tokens or job.accelerator_seconds
     return job.handle.kind == "supervised" and not worked
 

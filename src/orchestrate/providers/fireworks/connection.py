@@ -140,7 +140,7 @@ class FireworksDatasetFiles:
         files.fetch(self._wire, opened, file, limit_bytes=files.MOST_FILE_BYTES)
 
     def examples(self, name: str) -> int | None:
-        """Return the number of rows in a dataset, by its resource name or id."""
+        """Return the number of rows in the dataset with this resource name or id."""
         return integer((self.get(name.rsplit("/", 1)[-1]) or {}).get("exampleCount"))
 
     def _create(self, dataset_id: str, path: Path) -> None:
@@ -343,8 +343,8 @@ class Connection:
         return f"{base}/inference" if base == PROFILE.url else base
 
     def account(self) -> str:
-        """Return the configured account, otherwise the key's only account. Raises `UsageError` if there are
-        several."""
+        """Return the configured account or, if none is configured, the key's only account. Raises
+        `UsageError` if the key does not belong to exactly one account."""
         if self._found_account is None:
             client = self.client()
             names = [
@@ -372,7 +372,7 @@ class Connection:
         return f"/v1/accounts/{self.account()}/{KINDS[kind]}/{job_id}"
 
     def job(self, kind: str, job_id: str) -> dict[str, Any]:
-        """Return the host's record of a job, including values that Orchestrate does not know."""
+        """Return the host's raw record of a job, including values that Orchestrate does not recognize."""
         path, client = self.path(kind, job_id), self.client()
 
         def named() -> dict[str, Any]:

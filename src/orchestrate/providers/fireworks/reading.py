@@ -55,7 +55,7 @@ _NUMBERED = (
     "WRITING_RESULTS",
     "VALIDATING",
 )
-"""Names of the host's state enum, by number. Higher numbers are unknown."""
+"""Names of the host's job states, indexed by their enum number. Higher numbers are unknown."""
 METRIC_NAMES = {
     "train/loss": "train_loss",
     "loss": "train_loss",
@@ -140,7 +140,8 @@ def tuned_model(raw: Mapping[str, Any]) -> str:
 
 
 def usd_of(value: Any) -> Decimal | None:
-    """Convert a `Money` to US dollars: whole units as a string, billionths as a number."""
+    """Convert a `Money` object to US dollars. It holds the whole units as a string and the billionths as a
+    number."""
     amount = table(value)
     if not amount or amount.get("currencyCode", "USD") != "USD":
         return None

@@ -67,7 +67,7 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
 
 
 class TunedPair(NamedTuple):
-    """A tuned model and its base model, by the host's names."""
+    """The host's names of a tuned model and its base model."""
 
     model: str
     base: str
@@ -98,7 +98,7 @@ class FireworksDeployments:
         return _per_hour(there)
 
     def deploy(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Endpoint:
-        """Create the deployment, and in the mode `addons` load the adapter on it. Steps that an earlier call
+        """Create the deployment. In `addons` mode, also load the adapter onto it. Steps that an earlier call
         completed are skipped."""
         wanted = FireworksDeployOptions.of(options)
         there = self._get(id)

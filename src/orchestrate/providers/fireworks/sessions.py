@@ -1,11 +1,11 @@
 """Training sessions at Fireworks, using its training SDK. A session is either serverless and billed by the
 token, or runs on a trainer that is rented for it and billed hourly.
 
-The SDK's client numbers a model's requests, so the host runs a resent request only once. Sampling requests
-have no number and are sent once. A trainer's id is derived from the run's ref. If the response to a request
-was lost, the request is repeated with the same id, which never creates a second trainer. A trainer is stopped
-when its session ends. While the program runs, the client's heartbeat keeps the trainer up. If the program is
-killed, the host's inactivity timeout stops the trainer."""
+The SDK's client numbers the requests to a model, so the host runs a request only once even if it is sent
+again. Sampling requests have no number and are sent only once. A trainer's id is derived from the run's ref.
+If the response to a request was lost, the request is repeated with the same id, which never creates a second
+trainer. A trainer is stopped when its session ends. While the program runs, the client's heartbeat keeps the
+trainer up. If the program is killed, the host's inactivity timeout stops the trainer."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ INACTIVE_S, GRACE_S = 300, 120
 TAIL_S = float(INACTIVE_S + GRACE_S)
 UP = ("CREATING", "PENDING", "RUNNING", "VALIDATING", "RESUMING", "CANCELLING")
 TRIES, END_S = 3, 120.0
-"""Number of attempts to create a trainer under its id, and the longest wait in seconds for a trainer to
-end."""
+"""Maximum number of attempts to create a trainer with the same id, and maximum time in seconds to wait for a
+trainer to end."""
 TRAINER_RATES = ("training_api_dedicated", "rft", "deployment")
-"""Methods in the rate table that may give the price of a trainer's GPU-hour. The price page has one price
+"""Methods in the rate table whose price per GPU-hour also applies to a trainer. The price page has one price
 for all of Fireworks' own GPUs."""
 
 
@@ -314,9 +314,9 @@ def _with_id(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 SCHEME = "fireworks://"
-"""Prefix of the locations of saved states. The host's own path follows."""
+"""Prefix of a saved state's location, followed by the host's own path."""
 CROSS_JOB = "cross_job://"
-"""Prefix of the path of a state that was saved on another trainer."""
+"""Path prefix for a state that was saved on another trainer."""
 SERVERLESS = "/training/v1/serverless"
 RATES = tuple(f"training_api_serverless_{kind}" for kind in ("train", "prefill", "sample"))
 OPERATION_S = 1800.0
@@ -418,7 +418,8 @@ class FireworksSession(ClientSession):
         return {"logprobs": outputs, "metrics": metrics}
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample from the current weights. They are saved once after each change."""
+        """Sample from the current weights. If they changed since the last sample, first save them for
+        sampling."""
         if self._trainer is not None:
             raise UsageError(
                 "trainers at Fireworks cannot sample without a separate deployment",
@@ -464,7 +465,7 @@ class FireworksSession(ClientSession):
         return sampling
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save at the host. Nothing is written to `folder`."""
+        """Save the current weights at the host. Nothing is written to `folder`."""
         name = f"{slug(folder.parent.name.lstrip('.').partition('.')[0])[:40]}-{secrets.token_hex(4)}"
         if optimizer:
             return self._submit(lambda: self._training.save_state(name), self._place)

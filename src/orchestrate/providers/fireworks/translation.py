@@ -83,8 +83,7 @@ def output_model(suffix: str, ref: str) -> str:
 
 
 def fill_steps(body: dict[str, Any], spec: JobSpec, examples: int) -> None:
-    """Add the settings that are counted in steps to the request body: warm-up steps and steps between
-    checkpoints."""
+    """Add the number of warm-up steps and the number of steps between checkpoints to the request body."""
     batch = spec.batch_size if isinstance(spec.batch_size, int) else DEFAULT_BATCH[spec.method.type]
     total = ceil(examples / (batch or 1)) * (spec.epochs or 1)
     place = body if spec.method.type == "sft" else body.setdefault("trainingConfig", {})

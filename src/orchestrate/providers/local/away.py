@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 STARTUP = KnownLog(log=5.7, off=0.7)
-"""Time in seconds (log-normal) to start a machine, install packages and load the model's weights: about five
-minutes."""
+"""Log-normal distribution of the seconds it takes to start a machine, install packages and load the model's
+weights. The median is about five minutes."""
 
 
 def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
@@ -78,8 +78,8 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 
 class AwayProvider(LocalProvider, Recalls, Limited):
-    """Trains at a remote place. `config.options` contains `home` and the options of the place, which its
-    module documents."""
+    """Trains at a remote place. `config.options` contains `home` and the place's own options, which are
+    documented in the place's module."""
 
     place: AwayPlace
 
@@ -410,8 +410,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- what another machine started ----------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs whose label is found at the place, and the jobs with a marker in the storage. The
-        storage also has jobs that the place no longer lists."""
+        """List the jobs whose label is found at the place and the jobs with a marker in the storage. Markers
+        also cover jobs that the place no longer lists."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []

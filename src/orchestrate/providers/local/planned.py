@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 
 def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
-    """Return the folder of the tuned model, or of a checkpoint by its name or step. Raises `NotFound`."""
+    """Return the folder of the tuned model or, if `checkpoint` is given, of the checkpoint with this name or
+    step. Raises `NotFound` if it does not exist."""
     if checkpoint is not None:
         for kept in checkpoints.listed(run.checkpoints):
             if checkpoint in (kept.path.name, str(kept.progress.step)):
@@ -90,7 +91,7 @@ NO_PRICE = "the hourly price of this machine is unknown"
 
 
 class PlannedProvider(PlansTraining):
-    """Base class of backends that train with Orchestrate's engine. It plans jobs and starts nothing."""
+    """Base class of backends that train with Orchestrate's engine. It plans jobs but does not start them."""
 
     @property
     def home(self) -> Path:

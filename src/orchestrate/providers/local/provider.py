@@ -78,7 +78,7 @@ MOST_RESTARTS = 5
 """Maximum number of automatic restarts. A worker that has crashed this often after the same checkpoint would
 crash again."""
 STATUS_AFTER: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""Maps requests to the status of a run that has no worker."""
+"""Maps each request to the status that a run without a worker gets from it."""
 
 
 class LocalProvider(
@@ -243,9 +243,9 @@ class LocalProvider(
         self._restart(self._run(job))
 
     def recover(self, job: JobHandle) -> bool:
-        """Restart the worker of a run if it was killed or the power failed. Returns True if a worker was
-        started. A paused job stays paused, and a canceled one is not restarted. After `MOST_RESTARTS` crashes
-        without a newer checkpoint, the job fails."""
+        """Restart a run's worker if the worker was killed or the machine lost power. Returns True if a worker
+        was started. A paused job stays paused, and a canceled one is not restarted. After `MOST_RESTARTS`
+        crashes without a newer checkpoint, the job fails."""
         run = self._run(job)
         state = run.state()
         if run.job().session is not None or state.status != "interrupted" or not self.place.lost(run):

@@ -21,7 +21,7 @@ from orchestrate.text import count, money, size
 from orchestrate.types import MemoryPlan, Outcome, Setting
 
 MOST_HOURS = 24.0
-"""Default time limit in hours. It gives every run a maximum cost."""
+"""Default time limit in hours. It ensures that every run has a maximum cost."""
 
 
 DEVICE = "device"
@@ -37,7 +37,7 @@ class Fit(NamedTuple):
     machine: Machine
     plan: MemoryPlan | None
     operations: float
-    """Operations per second of the machine in a training step of this job."""
+    """Operations per second that this machine performs during a training step of the job."""
     shared: MemoryPlan | None = None
     """Memory plan for each of the machine's GPUs with sharded weights, if the job does not fit on a single
     GPU."""
@@ -52,7 +52,7 @@ class Fit(NamedTuple):
 
     @property
     def usd_per_work(self) -> Decimal:
-        """Price for comparing machines: US dollars per hour divided by work per hour."""
+        """Price for comparing machines: US dollars per hour divided by operations per second."""
         hourly = self.machine.hourly
         return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(self.operations)
 
@@ -64,8 +64,8 @@ def fits(
     billions: float | None,
     operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Plan the job on each machine and sort the machines by the cost of the work, cheapest first.
-    `operations` returns the operations per second of a type of GPU."""
+    """Plan the job on each machine and sort the machines by their cost for the same work, cheapest first.
+    `operations` is a function that returns a GPU type's operations per second."""
     found: list[Fit] = []
     for machine in machines:
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
@@ -81,8 +81,8 @@ def fits(
 
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
-    """Return the selected machine and the reason for the choice. Without a list of machines, returns `None`.
-    Raises `UsageError`."""
+    """Return the selected machine and the reason for the choice. If there is no list of machines, the machine
+    is `None`. Raises `UsageError` if no machine meets the request."""
     wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
         return None, "the place decides"

@@ -240,7 +240,8 @@ def settled(translation: Translation, plan: Callable[[Translation], MemoryPlan |
 
 
 def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """Return the request body with `processes` processes, each of which holds a shard of every weight."""
+    """Return a copy of the request body that uses `processes` processes, each with a shard of every
+    weight."""
     return {**body, "hyper": {**body.get("hyper", {}), "processes": processes, "sharded": True}}
 
 

@@ -60,15 +60,15 @@ _RULES: dict[str, _Tiles | _Patches] = {
     "gpt-4.1": _Tiles(85, 170),
     "gpt-4.5": _Tiles(85, 170),
 }
-"""Rules by prefix of the model's name. Longer prefixes come first."""
+"""Maps model name prefixes to rules. Longer prefixes come first."""
 _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
 """Small, typical and largest size, for images of unknown size."""
 
 
 def tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
-    """Return the minimum, likely and maximum number of tokens of an image for a model, or `None` if no rule
-    is published for the model. The three differ if the image's size is unknown or the host chooses the detail
-    (`auto`)."""
+    """Return the minimum, typical and maximum token count of an image for a model, or `None` if OpenAI
+    publishes no rule for the model. The three counts differ if the image's size is unknown or the host
+    chooses the detail (`auto`)."""
     rule = next((found for name, found in _RULES.items() if model.startswith(name)), None)
     if rule is None:
         return None

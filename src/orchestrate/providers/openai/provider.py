@@ -256,8 +256,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Resolve the model's name. For hosts other than OpenAI, the name is sent as written, except that on
-        Azure the name of an OpenAI model is replaced by OpenAI's id."""
+        """Resolve the model's name. Hosts other than OpenAI receive the name unchanged, except that Azure
+        receives the host's own id for a model in the catalog."""
         if self.name == self.profile.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)

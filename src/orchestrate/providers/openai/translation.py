@@ -1,7 +1,7 @@
 """Translation of a spec into OpenAI's create request.
 
-Field names and ranges are those of the SDK's `openai.types.fine_tuning.JobCreateParams` and of the guides.
-Only requested settings are sent. For all others, the host's `auto` applies."""
+Field names and ranges come from the SDK's `openai.types.fine_tuning.JobCreateParams` and from OpenAI's
+guides. Only requested settings are sent. For all others, the host's `auto` applies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ BATCH = 256
 CONTEXT = 65_536
 """Maximum number of tokens in a row for all models, from the guide to supervised fine-tuning."""
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
-"""Request fields that Orchestrate fills in. The last one is the retired form of the fields in `method`."""
+"""Request fields that Orchestrate fills in. `hyperparameters` is the deprecated form of the fields in
+`method`."""
 
 HOST_DECIDES = "not sent, because OpenAI chooses the adapter settings and does not publish them"
 _NO_RATE = (

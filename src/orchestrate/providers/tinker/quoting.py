@@ -1,4 +1,4 @@
-"""Price of a recipe, from its trained, prefilled and sampled tokens."""
+"""Price of a recipe, computed from the number of tokens it trains, prefills and samples."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class _Tokens(NamedTuple):
 
 
 def quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
-    """Build a quote from the rates `session_train`, `session_prefill` and `session_sample`. With `None` as a
-    rate, nothing is billed."""
+    """Build a quote from the rates `session_train`, `session_prefill` and `session_sample`. If a rate is
+    `None`, its tokens are not billed."""
     size = measure(work)
     tokens = _tokens(work, size)
     lines = [

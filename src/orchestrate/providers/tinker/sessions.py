@@ -35,7 +35,8 @@ class TinkerSession(ClientSession):
         return sent.future()
 
     def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Sample from the current weights. They are saved once after each change."""
+        """Sample from the current weights. If they changed since the last sample, first save them for
+        sampling."""
         if self._sampling is None:
             self._sampling = self._done(self._training.save_weights_and_get_sampling_client())
         stop: list[Any] = [*request["stop"], *(request["stop_ids"] or [])]

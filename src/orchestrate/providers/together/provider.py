@@ -105,8 +105,8 @@ class TogetherUploads:
     def bring(self, dataset: Dataset, folder: Path, progress: Progress | None) -> dict[str, Any]:
         """Upload the file and return the host's record once the file is ready for training.
 
-        Reuses a file with the digest in its name. If the host rejects the file, raises `DataError` with the
-        host's report."""
+        Reuses an earlier upload if its name contains the dataset's digest. If the host rejects the file,
+        raises `DataError` with the host's report."""
         path = dataset.write(self._target, folder)
         found = self._known(path) or self._send(path, progress)
         return self._ready(found, dataset)

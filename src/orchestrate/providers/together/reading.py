@@ -64,7 +64,7 @@ _ERROR_EVENTS = ("job_error", "job_user_error", "billing_limit")
 
 
 def job_of(raw: Mapping[str, Any], ref: str | None, provider: str = "together") -> Job:
-    """Parse one job. The payload excludes `events`, because they are read separately."""
+    """Parse one job. The stored payload excludes the job's `events`, because they are read separately."""
     status = text(raw.get("status")) or ""
     known = PROFILE.status(status)
     updated = when(raw.get("updated_at"))

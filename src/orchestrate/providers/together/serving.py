@@ -48,7 +48,8 @@ class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_
     shape: str | None = None
     """Configuration (`cr_...`) or hardware (`1xnvidia-h100-80gb`). Default: the cheapest that fits."""
     idle_minutes: int = IDLE_MINUTES
-    """Minutes without a request after which the deployment stops (30 to 1440). 0: never."""
+    """Minutes without a request after which the deployment stops (30 to 1440). If 0, it never stops when
+    idle."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> TogetherDeployOptions:

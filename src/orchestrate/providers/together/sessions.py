@@ -1,11 +1,12 @@
 """Training sessions at Together, using its official client, on machines that are billed hourly.
 
 Machines (model resources) are created with the client's own methods, without retries. A model resource has no
-name, and its creation takes no idempotency key. If the response was lost, the machine is recognized as a new
-machine with the run's own `inactive_timeout`. The request is written to the run directory before it is sent,
-and is never sent twice. The machine is stopped when the session ends, or by the host's timeout if the program
-was killed. Operations use the client's `SessionClient`, which adds an idempotency key to each, so the host
-runs an operation only once even if it is resent. One thread per session sends them in order."""
+name, and its creation takes no idempotency key. If the response was lost, Orchestrate looks for a new machine
+with the `inactive_timeout` that was derived from the run's ref. The request is written to the run directory
+before it is sent, and is never sent twice. The machine is stopped when the session ends, or by the host's
+timeout if the program was killed. Operations use the client's `SessionClient`, which adds an idempotency key
+to each, so the host runs an operation only once even if it is resent. One thread per session sends them in
+order."""
 
 from __future__ import annotations
 
@@ -78,8 +79,8 @@ if TYPE_CHECKING:
 
 
 LEAST_S, MARKS = 300, 120
-"""Shortest inactivity timeout that the host accepts, in seconds, and the range of the seconds that are added
-to it to mark a run's machines."""
+"""In seconds: the shortest inactivity timeout that the host accepts, and the range of the extra time that
+distinguishes a run's machines."""
 TAIL_S = float(LEAST_S + MARKS)
 """Maximum time in seconds for which a machine is billed after its program was killed."""
 UP = ("PENDING", "CREATING", "READY")
@@ -87,7 +88,7 @@ OPTIONS = frozenset({"gpu_type", "generators"})
 
 
 def inactive_s(ref: str) -> int:
-    """Return the inactivity timeout in seconds by which a run's machines are recognized."""
+    """Return the inactivity timeout, in seconds, that identifies a run's machines."""
     return LEAST_S + int(hashlib.sha256(ref.encode()).hexdigest(), 16) % MARKS
 
 
@@ -212,7 +213,7 @@ class Machines(RentedMachines):
         self._wire.once(lambda: self._api.extend_expiry(str(machine.id), seconds=machine.inactive_s))
 
     def stop(self, id: str) -> dict[str, Any]:
-        """Stop a machine with its sessions."""
+        """Stop a machine and its sessions."""
         try:
             raw = plain(self._wire.read(lambda: self._api.stop(id, force=True)))
         except NotFound:
@@ -333,7 +334,7 @@ def billed_s(raw: Mapping[str, Any]) -> float:
 
 
 SCHEME = "together://"
-"""Prefix of the locations of saved states. The host's checkpoint id follows."""
+"""Prefix of a saved state's location, followed by the host's checkpoint id."""
 ALPHA = 32
 """LoRA alpha, as in local and Tinker sessions."""
 OPERATION_S, INTERVAL_S = 1800.0, 0.25
@@ -528,7 +529,7 @@ class TogetherSession(SessionBackend):
         return self._submit(ask)
 
     def save(self, folder: Path, *, optimizer: bool) -> Future[str]:
-        """Save at the host. Nothing is written to `folder`."""
+        """Save the current weights at the host. Nothing is written to `folder`."""
 
         def ask() -> str:
             client = self._client

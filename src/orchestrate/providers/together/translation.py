@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 SUFFIX_LIMIT = 40
 """Maximum length of a suffix. The user's suffix comes before Orchestrate's ref and is shortened to fit."""
 BASE_LEARNING_RATE = 1e-5
-"""The SDK's default learning rate, because Together does not publish rates by model."""
+"""The SDK's default learning rate. Used for all models, because Together does not publish a learning rate for
+each model."""
 DEFAULT_RANK = "the model's default rank"
 RESERVED = (
     "training_file",
