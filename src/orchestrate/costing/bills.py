@@ -40,11 +40,17 @@ def bill(
     For an hourly job that has not ended, pass `now` to get its cost so far, which is not final. It includes
     paused time unless the job's workers report their working time.
 
-    The status is checked first. A failure that the host does not bill costs nothing, and a job that ended
-    early costs the share that its host bills. The cost of a complete job comes from the first available of:
-    measured hours x `hourly`, the host's own figure (`job.cost_usd`), its GPU-seconds or `trained_tokens` x
-    the rate of the day on which the job was created (raised to the host's minimum per job), and the job's
-    quote. If a host reports prices (`profile.reports_price`), only its own last figure is `final`.
+    A failed job costs nothing if its host does not bill this kind of failure. A job that ended early costs
+    the share that its host bills. The cost of a complete job comes from the first of these sources that is
+    available:
+
+    - the measured hours x `hourly`
+    - the cost that the host reports (`job.cost_usd`)
+    - the job's GPU-seconds or `trained_tokens` x the rate on the day the job was created, or the host's
+      minimum per job if that is higher
+    - the job's quote
+
+    If a host reports prices (`profile.reports_price`), only the last cost that it reports is `final`.
     """
     ended = job.status.terminal
     if hourly is not None:
@@ -135,8 +141,8 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the bill of a tracked run, using its own quote. A machine billed hourly costs its quoted
-    rate."""
+    """Compute the bill of a tracked run from its own quote. If its machine is billed hourly, the quoted rate
+    applies."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
 
@@ -259,8 +265,8 @@ class Reconciliation(Record, frozen=True, kw_only=True):
 
 
 def reconcile(run: Run) -> Reconciliation | None:
-    """Compare a run's final bill with its quote. Returns `None` if the run lacks either, or if the quote had
-    no expected price. Compares components only if the bill has lines."""
+    """Compare a run's final bill with its quote. Returns `None` if the run has no final bill or no quote, or
+    if the quote had no expected price. Compares individual components only if the bill is itemized."""
     quote, paid = run.quote, run.bill
     named = quote.price if quote is not None else None
     if quote is None or named is None or paid is None or quote.recalled or not paid.final:
@@ -297,7 +303,7 @@ def _difference(name: str, quoted: Decimal, billed: Decimal, low: Decimal, high:
 
 
 class Accuracy(Record, frozen=True, kw_only=True):
-    """Accuracy of the quotes of one backend, over runs that ended with a bill."""
+    """Accuracy of one backend's quotes, measured on runs that ended with a bill."""
 
     provider: str
     sandbox: bool
@@ -313,8 +319,8 @@ class Accuracy(Record, frozen=True, kw_only=True):
 
 
 def accuracy(runs: Iterable[Run]) -> list[Accuracy]:
-    """Return the accuracy of quotes for each backend, sandbox runs separately. Leaves out canceled and failed
-    runs, because they did not do all of the quoted work."""
+    """Return the accuracy of quotes for each backend, with sandbox runs counted separately. Leaves out
+    canceled and failed runs, because they did not do all of the quoted work."""
     groups: dict[tuple[str, bool], list[Reconciliation]] = {}
     for run in runs:
         if run.status is JobStatus.SUCCEEDED and not run.early_stopped and (found := reconcile(run)):

@@ -1,6 +1,6 @@
-"""Expenses, spent and committed, by user and purpose. Each run is one expense. Each deployment is one expense
-per month in which it was up. Answers are one expense per purpose, backend, month and user. Sums of expenses
-are exact."""
+"""Expenses of a store: amounts spent and committed, by user and purpose. Each run is one expense. Each
+deployment is one expense per month in which it was up. Answers with the same purpose, backend, month and user
+are one expense. Sums of expenses are exact."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """Return the cost of a sweep's trial, or its possible cost while the trial is open. Sandbox prices count
+    """Return the cost of a sweep's trial, or its maximum cost while the trial is open. Sandbox prices count
     like real money."""
     orphan = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
@@ -151,7 +151,7 @@ def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
 
 
 def billed_by_month(deployment: Deployment, since: datetime, until: datetime) -> dict[str, float]:
-    """Return the deployment's billed seconds by month, plus the seconds from `since` to `until`."""
+    """Return the deployment's billed seconds by month, with the time from `since` to `until` added."""
     found = dict(deployment.billed_by_month)
     for month, seconds in seconds_by_month(since, until).items():
         found[month] = found.get(month, 0.0) + seconds
@@ -218,7 +218,7 @@ class Expense(Record, frozen=True, kw_only=True):
     open ones."""
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     project: str | None = None
-    """The run's tag `project`, or else its project in Weights & Biases."""
+    """Value of the run's `project` tag, or else the name of its Weights & Biases project."""
     person: str | None = None
     sandbox: bool = False
     """True if the cost is simulated by a sandbox."""

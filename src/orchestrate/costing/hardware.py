@@ -20,7 +20,7 @@ class Hardware(msgspec.Struct, frozen=True):
     tflops: dict[str, float]
     """Dense 16-bit compute in TFLOPS of each GPU."""
     eight_bit: tuple[str, ...]
-    """GPUs whose compute doubles for 8-bit numbers."""
+    """GPUs that compute twice as fast with 8-bit numbers."""
 
 
 @cache

@@ -16,13 +16,13 @@ from orchestrate.costing.ways import BYTES_PER_PARAM, gpus_for
 from orchestrate.types import Record
 
 BANDWIDTH_SHARE = (0.70, 0.57)
-"""Share of the memory bandwidth that is achieved, for one GPU and for several GPUs that split the model.
-Fitted to LMDeploy 0.1.0a1 on A100 80GB with 16 bits and one request: Llama-2-7B generates 102 tokens per
-second on one GPU, Llama-2-70B 34 on four (InternLM/lmdeploy, docs/en/benchmark/a100_fp16.md, of 2023-12).
-Newer engines are at least as fast."""
+"""Achieved fraction of the memory bandwidth, for one GPU and for several GPUs that split the model. Fitted to
+LMDeploy 0.1.0a1 on A100 80GB with 16-bit weights and one request at a time: Llama-2-7B generates 102 tokens
+per second on one GPU, and Llama-2-70B 34 on four (InternLM/lmdeploy, docs/en/benchmark/a100_fp16.md,
+2023-12). Newer engines are at least as fast."""
 COMPUTE_SHARE = (0.68, 0.58)
-"""Share of the compute that is achieved, in the same order. According to the same page, the first token after
-a prompt of 2,048 tokens takes 139 ms and 402 ms."""
+"""Achieved fraction of the compute, for one GPU and for several. According to the same page, the first token
+after a prompt of 2,048 tokens takes 139 ms on one GPU and 402 ms on four."""
 SOURCE = "bandwidth and compute from the data sheet, times the efficiency of LMDeploy on A100 (2023-12)"
 BAND = 1.4
 """Factor by which the true latency may be higher or lower. It covers measurements that were not used for the
@@ -31,7 +31,7 @@ fit: Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100 and Llama
 DEVICES = ("L4", "L40S", "A100 80GB", "H100")
 """GPUs for which latencies are predicted by default."""
 LARGER = "llama-3.3-70b"
-"""Model with which a tuned small model is compared by default."""
+"""Default larger model to compare a small tuned model with."""
 
 
 class Device(Record, frozen=True, kw_only=True):
@@ -42,9 +42,9 @@ class Device(Record, frozen=True, kw_only=True):
     bytes_per_s: float
     flops: float
     token_overhead_s: float = 0.0
-    """Time added to each token, independent of the weights."""
+    """Extra time per generated token in seconds, independent of the model's weights."""
     prompt_overhead_s: float = 0.0
-    """Time added to the prompt, on top of the overhead of the first token."""
+    """Extra time for processing the prompt in seconds, in addition to the first token's overhead."""
 
 
 class Latency(Record, frozen=True, kw_only=True):
@@ -99,8 +99,8 @@ def predict(
 
 
 def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
-    """Return a device with `count` GPUs of one type and the efficiency measured on A100, or `None` if the
-    table does not list the GPU."""
+    """Return a device with `count` GPUs of one type, assuming the efficiency measured on A100s. Returns
+    `None` if the table does not list the GPU."""
     known = hardware.table()
     found = hardware.closest(name, known.tflops)
     if found is None:
@@ -130,8 +130,8 @@ def of_model(model: Model, tokens: tuple[int, int], devices: Iterable[str] = DEV
 
 
 def faster_by(small: Sequence[Latency], large: Sequence[Latency]) -> tuple[float, float] | None:
-    """Return how many times as fast the small model answers as the large one: the minimum and maximum over
-    the devices. Returns `None` if the lists have no device in common."""
+    """Return the speedup of the small model over the large one, as the minimum and maximum factor across
+    devices. Returns `None` if the lists have no device in common."""
     of = {one.device: one for one in large}
     ratios = [of[one.device].answer_ms / one.answer_ms for one in small if one.device in of]
     return (min(ratios), max(ratios)) if ratios else None

@@ -161,8 +161,8 @@ class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
     """A host that serves adapters uploaded by users, billed per token."""
 
     provider: str
-    """Provider name in the rates. The rates' methods are inference_adapter_input and
-    inference_adapter_output."""
+    """Provider name in the rate files, which list its prices as `inference_adapter_input` and
+    `inference_adapter_output`."""
     title: str
     models: tuple[str, ...]
     """Base models whose adapters the host accepts, by their names in the catalog."""
@@ -219,11 +219,10 @@ def rents(rate: Rate) -> bool:
 
 
 class ServingTotal(Record, frozen=True, kw_only=True):
-    """Total cost of one option for serving, over the period. If the total is missing, `unavailable` states
-    why."""
+    """Total cost of one serving option over the period. If the total is missing, `unavailable` states why."""
 
     server: str = ""
-    """Host that serves the model, or an empty string if it is the one that trained the model."""
+    """Host that serves the model, or an empty string if the model is served where it was trained."""
     monthly: tuple[QuoteLine, ...] = ()
     monthly_usd: Decimal | None = None
     """Monthly cost. This and the next three fields are `None` if the total is `unavailable`."""
@@ -231,16 +230,16 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     """Low end of the total cost: training, and serving until the end of the period or the model's
     shutdown."""
     expected_usd: Decimal | None = None
-    """Expected total cost. Also `None` if the price of the training is undecided."""
+    """Expected total cost. Also `None` if the training quote is `undecided`."""
     high_usd: Decimal | None = None
     serving: str = ""
     """Description of how the tuned model is served."""
     utilisation: float | None = None
     """Average load of the GPUs as a fraction of their capacity while they are up."""
     base_monthly_usd: Decimal | None = None
-    """Average monthly cost of prompting the base model over the same time."""
+    """Average monthly cost of prompting the base model over the same period."""
     base_usd: Decimal | None = None
-    """Total cost of prompting the base model over the same time."""
+    """Total cost of prompting the base model over the same period."""
     break_even_months: Decimal | None = None
     """Months until the training has paid for itself compared with the base model, or `None` if it never
     does."""
@@ -254,12 +253,12 @@ class ServingTotal(Record, frozen=True, kw_only=True):
 
 
 class Paid(NamedTuple):
-    """Total cost, with the bounds that are used to show and compare it."""
+    """Total cost of a serving option, with the amounts used to show and compare it."""
 
     least_usd: Decimal
-    """Like `counted_usd`, but with the low end of the training price if that is undecided."""
+    """Like `counted_usd`, but uses the low end of the training price if the quote is `undecided`."""
     counted_usd: Decimal
-    """Expected total, or the total with the high end of the training price if that is undecided."""
+    """Expected total. If the training quote is `undecided`, uses the high end of its price."""
     low_usd: Decimal
     high_usd: Decimal
 
@@ -285,7 +284,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def options(self) -> tuple[Ownership, ...]:
-        """Return the option on the training backend, followed by those of `elsewhere`."""
+        """Return the serving option on the training backend, followed by the options in `elsewhere`."""
         names = ServingTotal.__struct_fields__
         others = (
             msgspec.structs.replace(self, elsewhere=(), **{name: getattr(way, name) for name in names})
@@ -510,8 +509,8 @@ def serving_terms(
 
 
 def cheapest(totals: Sequence[Ownership]) -> Ownership | None:
-    """Return the option for serving with the lowest expected total. Only counts jobs that would be accepted,
-    and models that are served for the entire period."""
+    """Return the option for serving with the lowest expected total. Only considers jobs that would be
+    accepted and models that are served for the entire period."""
     complete = [
         way
         for total in totals

@@ -32,10 +32,10 @@ MOST_USD = Decimal(1_000_000_000)
 """Upper limit for the price of one unit. A higher price is a typo, and including it would make sums
 inexact."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
-"""Relative half-width of the range around an uncertain rate. Old: the last known changes of published prices
-were -30% (Together's training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same month). Inferred:
-the rule that infers Together's size bands is off by 18% for gpt-oss, the one model family that does not
-follow it."""
+"""Relative half-width of the range around a rate, by how certain the rate is. Old: the last known changes of
+published prices were -30% (Together's training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same
+month). Inferred: the rule that infers Together's size bands is off by 18% for gpt-oss, the one model family
+that does not follow it."""
 
 
 class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,7 +45,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     method: str | tuple[str, ...]
     """Method, such as sft_lora, dpo_full, rft, minimum, deployment, gpu_rental or inference_tuned_input."""
     model: str | tuple[str, ...] | None = None
-    """Host's id, hub id or canonical name of the model, or several of them. `None` means any model."""
+    """One or more names of the model: its id on the host, its Hub id or its canonical name. `None` means any
+    model."""
     over_b: Decimal | None = None
     """Lower end of the size band, in billions of parameters (exclusive)."""
     upto_b: Decimal | None = None
@@ -65,7 +66,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     end: date | None = None
     """Last day on which the price is offered."""
     checked: date | None = None
-    """Day on which the source was last read, or `None` for `start`."""
+    """Day on which the source was last read. If `None`, it was last read on the day `start`."""
     undated: bool = False
     """True if the source is a copy that has no date."""
     confidence: Confidence

@@ -103,7 +103,7 @@ def epochs_of(translation: Translation, profile: Profile, rows: int) -> int:
 
 def batch_of(translation: Translation) -> int | None:
     """Return the effective batch size in rows, or `None` if the host chooses it. The value sent to the host
-    may be smaller, for example per device."""
+    may be smaller, for example if it applies to each device."""
     for setting in translation.settings:
         if setting.name == "batch_size" and setting.outcome is Outcome.MAPPED and setting.exact:
             return _whole(setting.asked)

@@ -29,12 +29,12 @@ from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
 
 
 EVAL_SHARE = Decimal(1) / 3
-"""Time for an evaluated token relative to a trained one. An evaluation has no backward pass, which takes
-twice as long as the forward pass."""
+"""Time to evaluate a token, relative to the time to train on one. An evaluation has no backward pass, which
+takes twice as long as the forward pass."""
 
 DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
-"""Time for a sampled token relative to a trained one: low, expected and high. Measured on a CPU: 2.9 with 128
-concurrent answers, 7.3 with 16."""
+"""Time to sample a token, relative to the time to train on one: low, expected and high. Measured on a CPU:
+2.9 with 128 concurrent answers, 7.3 with 16."""
 ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
 """Length of an answer relative to its maximum length: low, expected and high. The actual length is not known
 in advance."""
@@ -108,9 +108,9 @@ def local_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """Return the hourly rate of a machine whose rates are listed under `prices`. If the user set
-    `local:owned` (US dollars per hour of the entire machine) or `local:gpu_rental` (per GPU-hour), this is
-    the rate. Otherwise, it is the price of the electricity that the devices use at full load."""
+    """Return the hourly rate of a machine whose rates are listed under `prices`. Uses `local:owned` (US
+    dollars per hour for the entire machine) or `local:gpu_rental` (per GPU-hour) if the user set one of them.
+    Otherwise, the rate is the price of the electricity that the devices use at full load."""
     book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
         return _hourly("owned", owned, Decimal(1), "your hourly price for this machine")
@@ -299,8 +299,8 @@ STALE_DAYS = 60
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
-    """Return the rate of a training token: for the method and adapter, or else for the method. If there is no
-    DPO rate, derives one from the SFT rate."""
+    """Return the rate per training token for this method and adapter, or else for the method alone. If there
+    is no DPO rate, derives one from the SFT rate."""
     found = prices.of(training_methods(spec), resolved)
     derived = found is None and spec.method.type == "dpo"
     sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
@@ -327,8 +327,8 @@ def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str
 
 
 def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
-    """Return the rates that a quote of this spec needs from a host. With `gpu` (a name, or `cpu`), returns
-    those of a machine that is billed hourly."""
+    """Return which of a host's rates are needed to quote this spec. With `gpu` (the name of a GPU, or `cpu`),
+    returns the rates needed for a machine that is billed hourly."""
     if gpu is not None:
         return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
     if spec.method.type == "rft":
@@ -552,8 +552,8 @@ BYTES_PER_TOKEN = 4
 """Assumed bytes per token in JSON lines. English prose has 4 to 5 bytes per token, and more as JSON. Scripts
 whose characters take three bytes in UTF-8 have 3, and escaped characters 6."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
-"""Relative half-width of token counts: of counts estimated from bytes (up to one token per 2 bytes), and of
-counts that hosts report."""
+"""Relative half-width of token counts: `bytes` for counts estimated from bytes (up to one token per 2 bytes),
+and `tokens` for counts reported by hosts."""
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:

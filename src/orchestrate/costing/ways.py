@@ -77,8 +77,8 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return self.until is not None and (self.until - on).days < days
 
     def mean_usd(self, on: date, days: int) -> Decimal:
-        """Return the average price of a request over `days`. After the shutdown, the successor's price
-        counts."""
+        """Return the average price of a request over `days`. After the base model's shutdown, the successor's
+        price applies."""
         if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
             return self.usd_per_request
         alive = max((self.until - on).days, 0)
@@ -163,7 +163,7 @@ class Replica(Record, frozen=True, kw_only=True):
     gpus: int
     bytes_per_param: float
     tokens_per_second: tuple[float, float, float]
-    """Output tokens per second, without the time for input: low, expected and high."""
+    """Output tokens per second, not counting the time to process input: low, expected and high."""
 
 
 def effective_b(params_b: float, active_b: float | None) -> float:
@@ -220,7 +220,7 @@ def replicas(traffic: Traffic, carried: int) -> int:
 
 
 UNLIMITED = 2**53
-"""Stands for an unknown limit of requests per day. No real traffic reaches this number."""
+"""Number of requests per day to use if the limit is unknown. It exceeds any real traffic."""
 FORWARD_SPEEDUP = 3
 """Speed of a forward pass relative to a training step. A training step also has a backward pass, which takes
 twice as long."""

@@ -104,10 +104,10 @@ FRESH_S = 30.0
 """Age in seconds up to which a worker's last report counts as current, so the place need not be queried."""
 
 LEAST_S = 10.0
-"""Remaining seconds of a run's limit below which no machine is started."""
+"""Minimum remaining time of a run with a limit, in seconds. With less, no machine is started."""
 RESPONSE_S = 300.0
-"""Seconds after which a worker that still reports but has not paused is stopped: twice the time allowed for
-saving a checkpoint."""
+"""Seconds that a reporting worker has to pause before it is stopped: twice the time allowed for saving a
+checkpoint."""
 
 ENDED_THERE = "ended_there"
 """Error code of a run whose worker was stopped in the place's own console."""
@@ -141,7 +141,7 @@ class AwayPlace(Place):
     """
 
     by_hand: ClassVar[frozenset[str]] = frozenset()
-    """The place's statuses which mean that a user stopped the worker, as opposed to a crash."""
+    """Statuses that this place reports if a user stopped the worker, as opposed to a crash."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -195,8 +195,8 @@ class AwayPlace(Place):
         environment variables. Called only if the run has no worker. Raises the same errors as `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the actual hourly price of the newest worker's machine, or `None` if only the price before
-        the start is known."""
+        """Return the hourly price of the machine that the newest worker actually got, or `None` if only the
+        price read before the start is known."""
         del ref
         return None
 
@@ -318,8 +318,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def allowance(self, run: RunDir) -> Allowance:
-        """Return the run's limits and usage, at the hourly price read after the newest start, or else before
-        it. Raises `HostUnavailable`."""
+        """Return the run's limits and usage. Uses the hourly price read after the newest start, or else the
+        one read before it. Raises `HostUnavailable`."""
         limits, hourly = read_order(self.depot.run(run.ref)).limits, self.price_read(run.ref)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -338,7 +338,7 @@ class AwayPlace(Place):
         )
 
     def worked_s(self, ref: str) -> float:
-        """Return the total seconds that the run's workers have worked, by their own clocks."""
+        """Return the total working time of the run's workers in seconds, measured by their own clocks."""
         return claim.used_s(self.depot.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
@@ -358,8 +358,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage by the workers' own clocks, for places that don't measure it or no longer list the
-        run."""
+        """Return the usage as measured by the workers' own clocks. Used if the place does not measure usage
+        or no longer lists the run."""
         seconds = self.worked_s(ref)
         # One that never reported may have been paid for all the same.
         return Usage.at(self.price_of(ref) if seconds else None, seconds, "time measured by the worker")
@@ -471,15 +471,16 @@ class AwayPlace(Place):
         )
 
     def settle(self, run: RunDir) -> None:
-        """Copy the run's state to the storage after this machine changed it for a run without a worker."""
+        """Upload the state of a run without a worker to the storage, after this machine changed it."""
         self.depot.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:
         depot.bring(run, self.depot.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
-        """Return True if no worker can still be running. A worker that the place does not list may be
-        running, but it stops itself when it cannot report. Until then, this returns False."""
+        """Return True if no worker can still be running. A worker that the place does not list may still be
+        running, but it stops itself once it has been unable to report for too long. Until then, this returns
+        False."""
         placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"

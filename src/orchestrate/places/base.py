@@ -27,7 +27,8 @@ start."""
 
 
 class WorkerLimits(Record, frozen=True, kw_only=True):
-    """Limits at which a remote worker stops itself without contacting anything. `None` means no limit."""
+    """Limits at which a remote worker stops on its own, even if it can't reach any other machine. `None`
+    means no limit."""
 
     max_hours: float | None = None
     """Maximum hours of all the run's attempts together."""
@@ -63,7 +64,7 @@ class Resources(Record, frozen=True, kw_only=True):
     machine: str | None = None
     """The place's own name for the chosen machine."""
     spot: bool = False
-    """Whether to use a spot machine, which is cheaper but may be reclaimed anytime."""
+    """True to use a spot machine, which is cheaper but may be reclaimed anytime."""
     min_processes: int | None = None
     """Minimum number of processes with which the run may train if not all are available. `None` requires all
     of them."""
@@ -114,7 +115,7 @@ class Placed(Record, frozen=True, kw_only=True):
     finished_at: datetime | None = None
     message: str | None = None
     machine: str | None = None
-    """The place's own name for the worker's machine, if its list shows the machine."""
+    """The place's own name for the worker's machine, if the place's list of workers includes it."""
     owner: str | None = None
     """Owner of the worker, if known to be someone other than the owner of the API key."""
 
@@ -178,7 +179,7 @@ class Place(ABC):
 
     def machines(self) -> tuple[Machine, ...]:
         """List the machines that users can choose from, without network access. If the list is empty, the
-        place receives the name of any requested machine unchecked."""
+        name of the requested machine is passed to the place unchecked."""
         return ()
 
     @abstractmethod
@@ -199,11 +200,11 @@ class Place(ABC):
         """Send the pause or cancel request that this run directory contains to the worker."""
 
     def settle(self, run: RunDir) -> None:  # noqa: B027
-        """Publish a state that this machine wrote for a run without a worker."""
+        """Upload the state of a run without a worker, after this machine changed it."""
 
     def starts(self, run: RunDir) -> int:
-        """Return how often a worker was started, for places whose worker may end before it records its
-        attempt."""
+        """Return how many times a worker was started. Needed for places where a worker may end before it
+        records its attempt."""
         del run
         return 0
 
@@ -237,8 +238,8 @@ def newest_first(found: Iterable[Placed]) -> list[Placed]:
 
 
 def ran_s(found: Iterable[Placed]) -> float:
-    """Return the total running time of all workers in seconds, by the place's clock. If a worker is still
-    running, its time ends now by this machine's clock, which may differ from the place's."""
+    """Return the total running time of all workers in seconds, by the place's clock. The time of a running
+    worker counts up to the current time of this machine, whose clock may differ from the place's."""
     now = datetime.now(UTC)
     times = [(one.started_at, one.finished_at or now) for one in found]
     return sum(max(0.0, (end - begun).total_seconds()) for begun, end in times if begun is not None)

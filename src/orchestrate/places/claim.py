@@ -1,4 +1,4 @@
-"""Ownership of runs, which decides between several workers that may have been started for the same run."""
+"""Ownership of runs. If several workers were started for the same run, ownership decides which one trains."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Switch:
         self.reported_at = self.clock()
 
     def due(self) -> tuple[Literal["silence", "limit"], str] | None:
-        """Return why the worker must stop now, or `None`. After `silence`, the worker can no longer report.
-        After `limit`, it can."""
+        """Return why the worker must stop now, or `None`. If the reason is `silence`, the worker can't send a
+        last report. If it is `limit`, it can."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
             return "silence", f"could not report for {duration(silent)}"
@@ -71,14 +71,14 @@ class Switch:
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """Contents of `attempts/00000001.json` and the like, each written by the worker of that attempt."""
+    """Contents of an attempt's file, such as `attempts/00000001.json`, which the attempt's worker writes."""
 
     token: str
     used_s: float = 0.0
     """Seconds used until the latest report."""
     under: str | None = None
-    """Token of the parent attempt, whose time includes this attempt's, if one job starts the run several
-    times."""
+    """Token of the parent attempt, if one job starts the run several times. The parent's time includes the
+    time of this attempt."""
 
 
 class Claim:

@@ -457,7 +457,7 @@ def state_of(stored: StoredRun) -> JobState:
 
 
 def say(stored: StoredRun, state: JobState, status: str, error: JobError | None) -> None:
-    """Write the run's state for a worker that can no longer report it."""
+    """Write the run's state on behalf of a worker that can no longer report it."""
     at = now()
     ended = None if status == "paused" else at
     state = msgspec.structs.replace(
@@ -467,7 +467,7 @@ def say(stored: StoredRun, state: JobState, status: str, error: JobError | None)
 
 
 def add_event(stored: StoredRun, message: str, *, level: str, type: str) -> None:
-    """Add an event for the process that starts workers, while no worker reports."""
+    """Add an event on behalf of the process that starts workers. Only used while no worker reports."""
     event = Event(id="", at=now(), level=level, message=message, type=type)
     parts = stored.parts("events.jsonl")
     edition, number = parts[-1] if parts else (1, 0)

@@ -47,7 +47,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
 
 
 def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = "") -> WorkerOrder:
-    """Upload everything that is not stored yet, the manifest last.
+    """Upload everything that is not stored yet, with the manifest last.
 
     If the run already has a manifest, its job stays unchanged, because its checkpoints belong to that job.
     The limits and Orchestrate's code are updated. Raises `RunFailed` if a file of the job no longer exists.
@@ -107,8 +107,8 @@ def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -
 
 
 def allowed(stored: StoredRun, resources: Resources) -> Resources:
-    """Return the resources with the time and cost limits in the run's manifest, or unchanged if there is no
-    manifest."""
+    """Return the resources with the time and cost limits from the run's manifest. Without a manifest, returns
+    them unchanged."""
     if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
         return resources
     had = decoding.convert(given, Resources).limits
@@ -226,8 +226,8 @@ def environment(depot: Depot, order: WorkerOrder) -> dict[str, str]:
 
 
 def unexpanded(env: Mapping[str, str]) -> dict[str, str]:
-    """Encode the environment variables whose values Ray would change. Ray replaces text after a `$` in a
-    value, for example in a password, and has no way to escape it. `FETCH` decodes them."""
+    """Encode environment variables whose values Ray would change. Ray replaces text after a `$` in a value,
+    for example in a password, and has no way to escape it. `FETCH` decodes them."""
     odd = {name: value for name, value in env.items() if "$" in value}
     if not odd:
         return dict(env)

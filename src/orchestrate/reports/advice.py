@@ -311,7 +311,7 @@ class Advice(Record, frozen=True, kw_only=True):
     volume: Volume
     """Recommended number of rows for the goal, compared with the number in the file."""
     latency: tuple[Latency, ...] = ()
-    """Predicted latencies, first of the model to tune and then of the larger one."""
+    """Predicted latencies: those of the model to tune, followed by those of the larger model."""
     totals: tuple[Ownership, ...] = ()
     """Total costs of the models that can be tuned, if the traffic is known."""
     rule: EightyPercent | None = None

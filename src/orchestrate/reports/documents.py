@@ -134,7 +134,7 @@ _KEPT = ("contender", "score (95%)", "n")
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
-    """Return a table of cells of any length. Omits columns that are empty in every row."""
+    """Return a table whose cells may have any length. Omits columns that are empty in every row."""
     shown = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
     table = TextTable(*(head[at] for at in shown), fold=_FOLDED, keep=_KEPT)
     for row in rows:

@@ -64,7 +64,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
-    """Render all of one evaluation: verdicts, scores, broken items, plots, slices and confusion matrices."""
+    """Render a complete evaluation: verdicts, scores, broken items, plots, slices and confusion matrices."""
     drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
         f'<p class="when">{escape(evaluation_basis(one))}</p>',
@@ -145,8 +145,8 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
 
 
 def flipped(found: Flips) -> str:
-    """Render the broken items, then the fixed ones collapsed: the prompt, the expected answer, and both
-    models' answers side by side with their differences highlighted."""
+    """Render the broken items, followed by the fixed items in a collapsed section. Each item shows the
+    prompt, the expected answer, and both models' answers side by side with their differences highlighted."""
     who, against = escape(found.contender), escape(found.against)
     if not found.broken and not found.fixed:
         return f"<p>No row changed between {against} and {who}.</p>"

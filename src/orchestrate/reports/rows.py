@@ -49,8 +49,8 @@ def probability(difference: Difference) -> str:
 
 
 def score_rows(evaluation: Evaluation, *, sliced: bool = False) -> list[tuple[str, ...]]:
-    """Return the table rows for `SCORE_HEAD`, one per contender and metric. With `sliced`, returns those of
-    the slices instead."""
+    """Return the table rows for `SCORE_HEAD`, one per contender and metric. With `sliced`, returns the rows
+    for slices instead."""
     used = {metric.name: metric for metric in evaluation.metrics}
     return [
         _score_row(evaluation, used[m.metric], m)

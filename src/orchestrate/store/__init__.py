@@ -64,12 +64,12 @@ def stamp(at: datetime) -> str:
 
 
 def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
-    """Return `created_at` plus the age of a deployment. Hourly charges and limits use this time.
+    """Return the current time on a deployment's own clock: `created_at` plus its age. Hourly charges and
+    limits use this time.
 
-    The time since the last reading is measured by uptime. After a reboot, or on another machine, only the
-    wall clock is available. The returned time never goes backward. If the wall clock disagrees with the
-    creation time that the host reports (`made_at`), the last reading used a wrong clock, and the host's time
-    is used.
+    Uptime measures the time since the last reading. After a reboot, or on another machine, only the wall
+    clock is available. The returned time never goes backward. If the creation time that the host reports
+    (`made_at`) shows that the last reading used a wrong wall clock, the host's time is used instead.
     """
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version

@@ -103,7 +103,7 @@ _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
 """Longest pause that a host can request."""
 _SHARE = 10
-"""Divisor: a run is polled again after the time since its last change, divided by this number."""
+"""Divisor of the polling interval, which is the time since the run's last change divided by this number."""
 _VIEWER_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
@@ -131,10 +131,12 @@ class Agenda:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim_due(self, provider: str, host: str, *, limit: int, soonest: timedelta = _SOONEST) -> list[Run]:
-        """Take up to `limit` active runs whose events and metrics are due, longest overdue first.
+        """Claim up to `limit` active runs whose events and metrics are due to be polled, longest overdue
+        first.
 
-        Sets the next due time of each, at least `soonest` from now. Processes that claim at the same time get
-        different runs: on Postgres, each skips rows locked by another, and on SQLite they take turns.
+        Sets the next due time of each run to at least `soonest` from now. Processes that claim at the same
+        time get different runs: on Postgres, each skips rows locked by another, and on SQLite they take
+        turns.
         """
         table, now = schema.runs, self._db.clock.now()
         query = (

@@ -94,7 +94,7 @@ def place_of(engine: Engine) -> str:
 
 @contextmanager
 def translated(place: str) -> Generator[None]:
-    """Convert database errors to `StoreError`. Error codes decide which one, not error messages."""
+    """Convert database errors to `StoreError`. Errors are identified by their code, not by their message."""
     try:
         yield
     except DBAPIError as error:
@@ -456,9 +456,9 @@ class Database:
             yield connection
 
     def waited(self, table: Table, id: str) -> float:
-        """Return the seconds of uptime since this machine sent the current attempt of a run or a deployment.
-        If another machine sent the attempt, or if this one was rebooted since, counts from when this machine
-        first saw the attempt."""
+        """Return the seconds since this machine sent the current attempt of a run or deployment, measured by
+        uptime. If another machine sent the attempt, or if this machine was rebooted since then, returns the
+        seconds since this machine first saw the attempt."""
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:
             attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()

@@ -188,7 +188,8 @@ class DeploymentTransition(Record, frozen=True, kw_only=True):
 
 
 class Deployments:
-    """Deployments in the store. Raises `StoreError` with a fix. Writes are durable once a call returns."""
+    """Deployments in the store. Methods raise `StoreError`, which says how to fix the problem. Writes are
+    durable once a call returns."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -281,8 +282,8 @@ class Deployments:
             return after
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
-        """Return the total cost limit of an entry in the gateway's model map, for the transaction that
-        deploys. `but` is the id of the deployment being changed, which is not counted."""
+        """Return the total cost limit of an entry in the gateway's model map, to be checked in the
+        transaction that deploys. `but` is the id of the deployment being changed, which is not counted."""
         description = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the maximum cost of this deployment",

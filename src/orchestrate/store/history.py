@@ -70,7 +70,7 @@ def columns(run: Run, clock: Clock) -> dict[str, Any]:
 def beside(
     clock: Clock, run_id: str, kind: str, record: msgspec.Struct | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the database row of a JSON record that is stored with a run."""
+    """Return the database row for a JSON record of a run."""
     text = msgspec.json.encode(record).decode()
     return {"run_id": run_id, "kind": kind, "at": stamp(clock.now()), "record": text}
 
@@ -309,7 +309,7 @@ class History:
         return [Proof.from_dict(r.data) for r in self.records("proof", run_ids or None)]
 
     def records(self, kind: str, run_ids: Sequence[str] | None = None) -> list[StoredRecord]:
-        """List the records of one kind, of these runs or of all runs by default, oldest first."""
+        """List the records of one kind, oldest first, for these runs or (by default) for all runs."""
         table = schema.records
         query = select(table).where(table.c.kind == kind).order_by(table.c.id)
         if run_ids is not None:

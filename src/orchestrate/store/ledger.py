@@ -1,9 +1,10 @@
 """The ledger: the total cost of everything in a store, and the check that further costs fit the budget and
 limits.
 
-Before anything that may cost money is sent, its maximum cost is reserved here, in the transaction that
-records it: a run or its higher limit, a deployment or its change, one request for an answer. The actual bill
-replaces the reservation. A reservation is released only if it is proven that nothing was billed.
+Before Orchestrate sends anything that may cost money, it reserves the maximum cost here. This applies to new
+runs, raised limits, new or changed deployments, and requests for answers. The transaction that records them
+also makes the reservation, and the actual bill replaces it. A reservation is released only if it is proven
+that nothing was billed.
 """
 
 from __future__ import annotations
@@ -184,8 +185,8 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
 def gateway_spending(
     connection: Connection, clock: Clock, *, but: str | None = None, **named: str
 ) -> Decimal:
-    """Return the cost so far, plus the possible further cost, of the gateway's deployments with these field
-    values. `but` is the id of the deployment being changed, which counts only if it has ended."""
+    """Return the cost so far plus the possible further cost of the gateway's deployments whose fields have
+    these values. `but` is the id of the deployment being changed, which counts only if it has ended."""
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -383,8 +384,8 @@ class Ledger:
             return _answers(connection)
 
     def left(self) -> dict[Path, dict[str, Decimal]]:
-        """Map each journal on this machine to the amounts reserved for its answers in progress, by
-        reservation id."""
+        """Map each journal on this machine to the amounts reserved for its answers in progress, which are
+        keyed by reservation id."""
         found: dict[Path, dict[str, Decimal]] = {}
         here, holds = f"{platform.node()}:", schema.answer_holds
         with self._db.reading() as connection:
@@ -465,8 +466,9 @@ class AnswerAccount:
             self._end(connection, id)
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
-        """Settle requests that are recorded in this log but not in the store: those of a killed process, and
-        those made after the backup from which this store was restored. The caller must hold the log's lock.
+        """Settle requests that are recorded in this log but not in the store, because their process was
+        killed or because they were made after the backup from which this store was restored. The caller must
+        hold the log's lock.
 
         A reservation that is missing from the log is released if the log was `found`, is the same file and is
         complete, because then the request was never sent. Otherwise, the reservation counts in full. So does

@@ -35,8 +35,9 @@ class Queue:
         first: bool = False,
         guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
     ) -> QueueEntry:
-        """Add the entry that `make` returns for its position. `first` puts it before all others instead of
-        after. `guard` receives the new entry and all others, and raises an error to prevent adding."""
+        """Add an entry at the end of the queue, or at the start if `first` is set. `make` receives the
+        position and returns the entry. `guard` receives the new entry and the existing entries, and raises an
+        error to prevent the addition."""
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max
@@ -58,8 +59,8 @@ class Queue:
             return [QueueEntry.from_json(row) for row in connection.execute(query).scalars()]
 
     def get(self, name: str) -> QueueEntry:
-        """Get an entry by its id, or by at least `_LEAST` characters at its start or end. Raises `UsageError`
-        if none or several match."""
+        """Get an entry by its id, or by at least `_LEAST` of the id's first or last characters. Raises
+        `UsageError` if none or several match."""
         bare = name.strip().removeprefix(PREFIX)
         found = {entry.id.removeprefix(PREFIX): entry for entry in (self.matching() if bare else [])}
         if bare not in found:

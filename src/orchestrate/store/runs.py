@@ -115,7 +115,7 @@ class _StoredRun(NamedTuple):
 
 
 class Equal(TypedDict, total=False):
-    """Field values that runs must have to match. `None` matches any value."""
+    """Field values that a run must have to match the filter. `None` matches any value."""
 
     provider: str | None
     host: str | None
@@ -143,7 +143,8 @@ class Intent(RunRequest):
 
 
 class Runs:
-    """Runs in the store. Raises `StoreError` with a fix. Writes are durable once a call returns."""
+    """Runs in the store. Methods raise `StoreError`, which says how to fix the problem. Writes are durable
+    once a call returns."""
 
     def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db
@@ -211,7 +212,7 @@ class Runs:
         return run
 
     def restore(self, run: Run) -> None:
-        """Add a run as recovered from its host, to rebuild a store. Raises `UsageError` if it already
+        """Add a run that was recovered from its host, to rebuild a store. Raises `UsageError` if it already
         exists."""
         try:
             with self._db.writing() as connection:

@@ -68,7 +68,8 @@ class Searches:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **description: str) -> Limit | None:
-        """Return the cost limit of a sweep, for the transaction that creates or changes a trial's run."""
+        """Return the cost limit of a sweep, to be checked in the transaction that creates or changes a
+        trial's run."""
         if search.max_cost_usd is None:
             return None
         description = {"what": "what remains of the sweep's limit,", **description}

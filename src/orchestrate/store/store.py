@@ -91,7 +91,7 @@ CrashPoint = Callable[[str], None]
 """A function that is called with the name of each point of `POINTS` that the protocol reaches."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""Tolerated difference between this machine's clock and the host's in searches by time."""
+"""Tolerated difference between this machine's clock and the host's when searching for jobs by time."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Timing:
     """Maximum total time to wait for a busy host."""
 
     def settle_s(self, provider: Provider) -> float:
-        """Return the seconds after which a create request can no longer be on its way, and the host's list
-        shows the job if one was created."""
+        """Return the settle time in seconds. After this time, a create request can no longer be in flight,
+        and the host's list shows the job if one was created."""
         return self.send_limit_s + self.requests * provider.config.timeout_s + self.margin_s
 
 
@@ -121,12 +121,12 @@ DEFAULT_TIMING = Timing()
 def settle_left_s(
     store: Store, provider: Provider, run: Run, timing: Timing = DEFAULT_TIMING
 ) -> float | None:
-    """Return the seconds after which a job that is still missing was never created. Returns `None` if it is
-    already known whether the host has the job."""
+    """Return the remaining settle time in seconds. A job that is still missing after this time was never
+    created. Returns `None` if it is already known whether the host has the job."""
     if run.phase not in UNSETTLED:
         return None
     return max(timing.settle_s(provider) - store.runs.waited(run.id), 0.0)
 
 
 def pass_by(_point: str) -> None:
-    """Do nothing. This is the crash point outside of fault tests."""
+    """Do nothing. This is the `CrashPoint` that is used outside of fault tests."""

@@ -49,7 +49,7 @@ def completion_price(model: str, base_url: str | None = None) -> Callable[[int, 
 
 
 class RateBook(msgspec.Struct, frozen=True):
-    """Rates in layers. Rates of later layers take precedence."""
+    """Rates in layers. Rates in later layers take precedence."""
 
     layers: tuple[tuple[Rate, ...], ...]
 
@@ -108,7 +108,8 @@ def _in_force(rates: list[Rate], on: date) -> Rate:
 
 
 def built_in() -> RateBook:
-    """Return the rates in the package, and those of hosts described by a file."""
+    """Return the rates included in this package, plus the rates of hosts that are defined by a description
+    file."""
     return _built_in(description.entries())
 
 
@@ -253,7 +254,7 @@ def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date
 
 @dataclass(frozen=True)
 class Prices:
-    """Rates of one host on one day. `name` is the host's kind, or the name of another host of that kind."""
+    """Rates of one host on one day. `name` is a provider name in the rate files, such as the host's kind."""
 
     name: str
     book: RateBook = field(default_factory=built_in)
@@ -262,7 +263,7 @@ class Prices:
     def of(
         self, method: str | tuple[str, ...], model: ModelOnHost | None = None, *, gpu: str | None = None
     ) -> Rate | None:
-        """Return the rate on this day. `method` is as in `RateBook.find`."""
+        """Return the rate on this day. See `RateBook.find` for `method`."""
         ids, params_b = (names(model), model.params_b) if model else ((), None)
         return self.book.find(self.name, method, ids=ids, params_b=params_b, gpu=gpu, on=self.on)
 

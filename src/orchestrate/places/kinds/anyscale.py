@@ -1,12 +1,18 @@
 """Anyscale jobs: each runs one worker on one cloud machine.
 
-A job has its run's ref as its name and as a tag. Anyscale accepts the same name and tag twice, so Orchestrate
-searches for existing jobs first, and ends the younger of two jobs with the same ref.
+Each job uses its run's ref as its name and as a tag. Anyscale doesn't require names or tags to be unique, so
+Orchestrate searches for existing jobs first. If two jobs have the same ref, Orchestrate stops the newer one.
 
-Options of `[hosts.anyscale.options]`: `depot`; `instance`, the cloud's name for the machine type; its
-hardware (`gpu`, `gpu_memory_gib`) and hourly price, including Anyscale's fee (`usd_per_hour`); `cloud` and
-`project`, by their names at Anyscale; `image` (a URI). Set the token with ANYSCALE_CLI_TOKEN or `orchestrate
-keys set anyscale`.
+Options in `[hosts.anyscale.options]`:
+
+- `depot`: URL of the storage folder
+- `instance`: the cloud's name for the machine type
+- `gpu`, `gpu_memory_gib`: hardware of this machine type
+- `usd_per_hour`: hourly price of the machine, including Anyscale's fee
+- `cloud`, `project`: their names on Anyscale
+- `image`: URI of the container image
+
+Set the token with ANYSCALE_CLI_TOKEN or `orchestrate keys set anyscale`.
 """
 
 from __future__ import annotations
@@ -225,7 +231,8 @@ class AnyscaleJobs(AwayPlace):
         return next((one for one in found if one.state != "ended"), next(iter(found), None))
 
     def stop(self, ref: str) -> None:
-        """Stop each of the run's jobs, even if stopping another one fails."""
+        """Try to stop all of the run's jobs. If one can't be stopped, continue with the others, then raise
+        the error."""
         failed: ProviderError | None = None
         for one in self.find(ref):
             if one.state != "ended":
@@ -253,8 +260,8 @@ class AnyscaleJobs(AwayPlace):
         return Usage.at(self._hourly(), ran_s(found), source)
 
     def output(self, ref: str) -> str:
-        """Read the log from the cloud's bucket. Runs don't depend on it, so this machine need not have access
-        to the bucket."""
+        """Read the log from the cloud's bucket. Runs don't depend on the log, so this machine doesn't need
+        access to the bucket."""
         runs = [job.last_job_run for job in self._jobs(ref) if job.last_job_run is not None]
         if not runs:
             return ""

@@ -1,9 +1,13 @@
 """Hugging Face Jobs: containers with a GPU, billed per minute. Orchestrate labels each job with its run's ref
 and finds it by this label.
 
-Options of `[hosts.hf-jobs.options]`: `depot`; `namespace` (an organization; default: the user's own); `image`
-(must contain `uv`). The token comes from `hf auth login` or HF_TOKEN. To use a hub other than the public one,
-set HF_ENDPOINT.
+Options in `[hosts.hf-jobs.options]`:
+
+- `depot`: URL of the storage folder
+- `namespace`: an organization (default: the user's own namespace)
+- `image`: container image, which must contain `uv`
+
+The token comes from `hf auth login` or HF_TOKEN. To use a hub other than the public one, set HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -182,8 +186,8 @@ class HfJobs(AwayPlace):
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage that the host measured. The cost is each job's running time in full minutes at its
-        machine's price."""
+        """Return the usage that the host measured. The cost of each job is its running time, rounded up to
+        full minutes, at the price of its machine."""
         if not (jobs := self._jobs(ref)):
             return super().usage(ref)
         prices = {machine.name: machine.hourly for machine in self.machines()}

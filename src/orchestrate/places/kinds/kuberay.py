@@ -2,10 +2,19 @@
 with the job. The job's name is the run's ref, which a namespace accepts only once. The names of later
 attempts end with the attempt's number.
 
-Options of `[hosts.kuberay.options]`: `depot`; `context` of the kubeconfig; `namespace`; `image`, and
-`ray_version` for the version of Ray in it; `gpu`, `gpu_memory_gib` and `usd_per_hour` as for `ray`; `cpus`
-and `memory` of the machine; `node_selector`; `secret`, a Secret of the namespace whose keys become the
-worker's environment, for the storage and the hub; `packages`: `pinned` (default) or `image`.
+Options in `[hosts.kuberay.options]`:
+
+- `depot`: URL of the storage folder
+- `context`: context in the kubeconfig (default: the current one)
+- `namespace`: Kubernetes namespace (default: `default`)
+- `image`: container image
+- `ray_version`: version of Ray in the image
+- `gpu`, `gpu_memory_gib`, `usd_per_hour`: same as for `ray`
+- `cpus`, `memory`: size of the machine
+- `node_selector`: labels of the nodes to use
+- `secret`: a Secret in the namespace. Its keys become environment variables of the worker, for access to the
+  storage and the Hub.
+- `packages`: `pinned` (default) or `image`, same as for `ray`
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
 """A Ray cluster, used through its Jobs API. The submission id is the run's ref, and a cluster accepts each id
 only once. The ids of later attempts end with the attempt's number.
 
-Options of `[hosts.ray.options]`: `address` (default: `http://127.0.0.1:8265`); `depot`; the hardware of each
-worker (`gpu`, `gpu_memory_gib`) and its hourly price (`usd_per_hour`, 0 if nothing is billed); `packages`:
-`pinned` (default: the versions installed here) or `image` (the cluster has all packages).
+Options in `[hosts.ray.options]`:
+
+- `address`: URL of the cluster (default: `http://127.0.0.1:8265`)
+- `depot`: URL of the storage folder
+- `gpu`, `gpu_memory_gib`: hardware of each worker
+- `usd_per_hour`: hourly price of a worker, 0 if nothing is billed
+- `packages`: `pinned` (default) to install the same versions as on this machine, or `image` if the cluster
+  already has all packages
 
 If a run has several processes, each is a Ray Train worker with its share of the run's resources, on any node
 with free resources (`_ray`). The job itself only drives them and needs no resources.
@@ -186,9 +191,9 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage. Jobs that have ended count by the cluster's clock, because this machine's may
-        differ. Jobs that are running, or unknown to a new head node, count by what their workers have
-        reported."""
+        """Return the usage. Ended jobs are timed by the cluster's clock, because this machine's clock may
+        differ. For jobs that are running, or that a new head node doesn't know, the time is what their
+        workers reported."""
         seen = sum(
             (one.finished_at - one.started_at).total_seconds()
             for one in self.find(ref)

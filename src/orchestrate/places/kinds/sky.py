@@ -1,13 +1,18 @@
 """SkyPilot managed jobs: RunPod, Vast.ai, Lambda, the large clouds, Kubernetes, Slurm and machines over SSH.
 
-A job's name is the run's ref. The names of later attempts end with the attempt's number. SkyPilot accepts the
-same name twice, so Orchestrate first searches for existing jobs, and for requests that have not created their
-job yet.
+A job's name is the run's ref. The names of later attempts end with the attempt's number. SkyPilot doesn't
+require names to be unique, so Orchestrate first searches for existing jobs and for requests that have not
+created their job yet.
 
-Options of `[hosts.sky.options]`: `depot`; `python`, the Python of SkyPilot's environment (default: that of
-the command `sky`); `server`, the address of an API server; `infra`, in SkyPilot's notation (`runpod`,
-`vast/*/US`, `k8s/my-context`, `slurm/cluster`); `image` (`docker:...`); `disk_gb`; `cpus`; for your own
-machines `gpu`, `gpu_memory_gib` and `usd_per_hour`.
+Options in `[hosts.sky.options]`:
+
+- `depot`: URL of the storage folder
+- `python`: Python interpreter of SkyPilot's environment (default: the one that runs the command `sky`)
+- `server`: address of an API server
+- `infra`: where to run, in SkyPilot's notation (`runpod`, `vast/*/US`, `k8s/my-context`, `slurm/cluster`)
+- `image`: container image (`docker:...`)
+- `disk_gb`, `cpus`: size of the machine
+- `gpu`, `gpu_memory_gib`, `usd_per_hour`: hardware and hourly price of your own machines
 """
 
 from __future__ import annotations

@@ -237,8 +237,7 @@ class CreateKey:
 
 @dataclass(frozen=True)
 class KeyUse:
-    """A key's usage: the cost of its jobs and of the deployments it requested, and its number of open
-    jobs."""
+    """Usage of a key: the cost of its jobs and requested deployments, and the number of its open jobs."""
 
     usd: Decimal
     open: int
@@ -321,8 +320,8 @@ class GatewayJobs:
         connection.execute(fewer.values(fewest_retries=retries))
 
     def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
-        """Return the cost limit of a key, for the transaction that deploys for it. `but` is the id of the
-        deployment being changed, which is not counted."""
+        """Return the cost limit of a key, to be checked in the transaction that deploys for this key. `but`
+        is the id of the deployment being changed, which is not counted."""
         if key.budget_usd is None:
             return None
         description = {
@@ -479,9 +478,9 @@ class GatewayKeys:
         self._db = db
 
     def add(self, key: GatewayKey, *, by: str, again: bool = False) -> str:
-        """Create a key and return it. It can't be shown again. `by` names its creator in the log. With
-        `again`, it replaces the key with this name for the same kind of server. Raises `UsageError` if the
-        name is taken."""
+        """Create a key and return it. It can't be shown again. `by` is the creator's name in the log. With
+        `again`, the new key replaces the key with the same name for the same kind of server. Raises
+        `UsageError` if the name is taken."""
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name must have 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
@@ -507,8 +506,8 @@ class GatewayKeys:
         connection.execute(insert.on_conflict_do_update(index_elements=[table.c.name], set_=new))
 
     def bring_in(self, keys: Mapping[str, GatewayKey], *, by: str) -> None:
-        """Import keys that were created elsewhere, by their hashes. Existing keys stay unchanged. If a name
-        is taken, a number is appended."""
+        """Import keys that were created elsewhere. `keys` maps their hashes to their records. Existing keys
+        stay unchanged. If a name is taken, a number is appended."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             one_at_a_time(connection)
@@ -536,7 +535,8 @@ class GatewayKeys:
         return None if row is None else GatewayKey.from_json(row)
 
     def by_hash(self, opens: str) -> dict[str, GatewayKey]:
-        """Return the keys for one kind of server by their hashes, including revoked keys."""
+        """Return the keys for one kind of server, including revoked keys, as a mapping from hash to
+        record."""
         table = schema.gateway_keys
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.hash, table.c.record)).all()
@@ -550,8 +550,8 @@ class GatewayKeys:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
-        """Revoke a key. `by` names the user in the log. `opens` is the kind of server that the key must be
-        for. Raises `UsageError` for an unknown key."""
+        """Revoke a key. `by` is the name of the user in the log. `opens` is the kind of server that the key
+        must grant access to. Raises `UsageError` for an unknown key."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             known = self._named(connection, name)

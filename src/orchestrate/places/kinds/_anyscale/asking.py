@@ -19,8 +19,8 @@ HARMLESS = (
 """URL suffixes of requests that create no job. Any other request is assumed to create a billed job, because
 other client versions may use other URLs."""
 TRIES = 2
-"""Maximum number of attempts of a read request if the connection breaks. Requests that create something are
-never resent."""
+"""Maximum number of attempts to send a read request if the connection breaks. Requests that create something
+are never resent."""
 CONNECT_S = 30
 
 
