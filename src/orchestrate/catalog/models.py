@@ -19,7 +19,7 @@ from orchestrate.profile import this_machine
 from orchestrate.types import Record, decoding
 
 WARN_DAYS = 90
-"""Days before a shutdown from which a warning is shown."""
+"""Number of days before a shutdown at which warnings start."""
 
 _DISK_METHODS = ("sft", "dpo")
 _DISK_ADAPTERS = ("lora", "qlora", "full")
@@ -40,7 +40,7 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     shutdown: date | None = None
     """Last day of service. Afterwards, the base model and all models tuned from it are unavailable."""
     successor: str | None = None
-    """Replacement recommended by the host, if the shutdown is announced."""
+    """Replacement that the host recommends, if it has announced a shutdown."""
     successor_note: str | None = None
     """Note on the replacement's price."""
     deployable: Literal["yes", "no"] = "yes"
@@ -76,7 +76,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     template: str | None = None
     """Name of the chat template's family in LLaMA-Factory. `None` if unknown."""
     precision: Literal["bf16", "fp8", "mxfp4"] = "bf16"
-    """The precision in which the makers published the weights."""
+    """Precision of the published weights."""
     note: str | None = None
     sources: tuple[str, ...] = ()
     """Sources for facts about the model that do not depend on a host."""
@@ -86,7 +86,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ids(self) -> dict[str, str]:
-        """The model's id, by backend. For this machine, the id is the Hub id or the bundled folder."""
+        """The model's id on each backend. On this machine, the id is the Hub id or the bundled folder."""
         ids = {name: host.id for name, host in self.hosts.items()}
         if local := self.local_id:
             ids[this_machine().kind] = local
@@ -126,7 +126,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     by_name: dict[str, Model]
     host_names: frozenset[str]
     described: dict[str, dict[str, HostModel]]
-    """Models of the hosts that YAML files describe, by host and then by model name."""
+    """Models of hosts that are described by YAML files, keyed by host and then by model name."""
     comparison: str
     starters: tuple[str, ...]
 
@@ -207,7 +207,7 @@ def lookup(name: str) -> Model | None:
 
 
 def find(name: str) -> Model:
-    """Find a model by canonical name, alias, Hub id or host's id, ignoring case. Raises `UsageError` with
+    """Find a model by canonical name, alias, Hub id or host id, ignoring case. Raises `UsageError` with
     suggestions."""
     if model := lookup(name):
         return model
@@ -284,8 +284,8 @@ def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Explain that a host no longer offers a method, because all models that it could tune with the method
-    were shut down. Returns `None` if a model remains, or if the catalog does not list the host's models."""
+    """Return an explanation if all models that a host could tune with this method have been shut down.
+    Returns `None` if at least one is left, or if the catalog does not list the host's models."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
@@ -306,8 +306,8 @@ def comparison() -> Model:
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the closed model that is most similar to an open one and that the host can tune. Returns `None`
-    if no such model lists the open one as an alternative."""
+    """Return the closed model most similar to an open model, among the closed models that the host can tune.
+    Returns `None` if none of these lists the open model as an alternative."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()

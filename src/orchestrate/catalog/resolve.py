@@ -30,7 +30,7 @@ class CatalogChange(Record, frozen=True, kw_only=True):
     model: str
     """Id of the model at the host."""
     field: str
-    """Changed field, or `model` if one side does not have the model at all."""
+    """Name of the changed field, or `model` if only the host or only the catalog has the model."""
     ours: str | None = None
     theirs: str | None = None
 
@@ -122,8 +122,8 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
 
 def resolve(name: str, backend: Profile | str, today: date | None = None) -> ModelOnHost:
-    """Resolve `name` to a model on a backend, given by its profile or kind. `today` determines shutdown
-    warnings (default: the local date).
+    """Resolve `name` to a model on a backend. `backend` is a profile or the backend's name. Shutdown warnings
+    are based on `today` (default: the local date).
 
     Raises `SpecError` if the backend does not offer the model, or if the name is not in the catalog and does
     not look like an id of that backend."""

@@ -29,7 +29,7 @@ def needed(extra: str, what: str, package: str) -> Generator[None]:
 
 
 def installed(package: str) -> str:
-    """Return the installed version of a package. Raises `PackageNotFoundError`."""
+    """Return the installed version of a package. Raises `PackageNotFoundError` if it is not installed."""
     return next(iter(_header(package, "Version")))
 
 

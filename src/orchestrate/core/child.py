@@ -29,12 +29,12 @@ from orchestrate import errors
 from orchestrate.errors import OrchestrateError, RunFailed
 
 PATIENCE_S = 5
-"""Seconds that a child has to exit after its input was closed."""
+"""Time in seconds for a child to exit after its input is closed."""
 AHEAD = 64
 """Maximum number of lines to buffer in memory. Further output stays in the pipe."""
 TAIL_BYTES = 2000
 LOOK_S = 0.5
-"""Seconds between two checks of whether the parent process is alive."""
+"""Seconds between checks that the parent process is still alive."""
 _KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupError)
 
 
@@ -57,9 +57,9 @@ def python(module: str) -> list[str]:
 
 
 class Child:
-    """A child process in its own process group, started with this object. Ctrl-C only reaches the parent.
-    Processes that the child started end with the child. Use one thread to read and one to write. Raises
-    `OSError` if the command does not exist."""
+    """A child process in its own process group. Creating the object starts the process. Ctrl-C only reaches
+    the parent. Processes that the child started end with the child. Use one thread to read and one to write.
+    Raises `OSError` if the command does not exist."""
 
     def __init__(
         self,
@@ -134,14 +134,15 @@ class Child:
         return line
 
     def exchange(self, message: Any, seconds: float) -> bytes:
-        """Send a message and return the next line, which is its answer. Never blocks on sending, even if the
-        process does not read. Raises `Ended`, `TooLate`."""
+        """Send a message and return the next line, which is its answer. Sending never blocks, even if the
+        process does not read. Raises `Ended` if the process ends first, and `TooLate` if no line arrives in
+        time."""
         threading.Thread(target=self._send_quietly, args=(message,), daemon=True).start()
         return self.receive(seconds)
 
     def ask(self, message: Any, seconds: float | None = None) -> dict[str, Any]:
-        """Send a message and return its answer. Raises `Ended`, `TooLate`, and errors that the process sent
-        with `failure`."""
+        """Send a message and return its answer. Raises `Ended` if the process ends first, `TooLate` if no
+        answer arrives in time, and any error that the process sent with `failure`."""
         if seconds is not None:
             return decoded(self.exchange(message, seconds))
         self.send(message)
@@ -281,7 +282,7 @@ class LineWorker(Protocol):
 
 def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
     """Run a worker that answers many questions at the same time, and return the process's exit code. `made`
-    creates the worker from a function that sends an answer."""
+    takes a function that sends an answer, and returns the worker."""
     send = answering()
     try:
         desk = made(send)

@@ -31,7 +31,7 @@ def require_bounded(node: yaml.Node | None) -> None:
 
 
 def documents(text: str) -> list[Any]:
-    """Parse all documents in a YAML text. Raises `yaml.YAMLError` for invalid YAML, and the same errors as
+    """Parse all documents in a YAML string. Raises `yaml.YAMLError` for invalid YAML, and the same errors as
     `require_bounded`."""
     with _loader(text) as loader:
         found: list[Any] = []
@@ -41,15 +41,15 @@ def documents(text: str) -> list[Any]:
 
 
 def document(text: str) -> Any:
-    """Parse a YAML text with a single document. Raises the same errors as `documents`."""
+    """Parse a YAML string that contains a single document. Raises the same errors as `documents`."""
     with _loader(text) as loader:
         node = loader.get_single_node()
         return None if node is None else _constructed(loader, node)
 
 
 def read_document(path: Path, called: str) -> Any:
-    """Read a YAML file with a single document. `called` is the name of the file in error messages. Raises
-    `UsageError`."""
+    """Read a YAML file that contains a single document. `called` describes the file in error messages. Raises
+    `UsageError` if the file cannot be read or is not valid YAML."""
     try:
         return document(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +59,8 @@ def read_document(path: Path, called: str) -> Any:
 
 
 def read_record(path: Path, kind: type[T], called: str, fields: str) -> T:
-    """Read a record from a YAML file. Its name defaults to the name of the file. Raises `UsageError`."""
+    """Read a record from a YAML file. The record's `name` defaults to the file name without its extension.
+    Raises `UsageError` if the file cannot be read or is not a valid record."""
     given = read_document(path, f"the {called.split()[-1]}")
     if isinstance(given, dict):
         given = {"name": path.stem, **cast("dict[str, Any]", given)}

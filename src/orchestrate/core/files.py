@@ -42,7 +42,7 @@ PRIVATE_UMASK = 0o077
 
 def private_folder(path: Path) -> Path:
     """Create a folder and its missing parents so that only their owner can access them. Existing folders are
-    not changed. Raises `OSError`."""
+    not changed. Raises `OSError` if a folder cannot be created."""
     for folder in (*reversed(path.parents), path):
         folder.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -236,8 +236,8 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
     holds the lock after `wait_s` seconds (`None` waits without a limit). The kernel releases the lock when
     the process ends.
 
-    The file is emptied, so never use one that has content. It is deleted only if `keep` is false and no other
-    process waits for it.
+    Locking truncates the file, so use a file without content. It is deleted only if `keep` is false and no
+    other process is waiting for the lock.
     """
     from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
 

@@ -32,8 +32,8 @@ def step_of(run: Run, metrics: Sequence[MetricPoint] = ()) -> int:
 
 
 def share_done(run: Run, metrics: Sequence[MetricPoint] = ()) -> float:
-    """Return the completed share of the work, from 0 to 1: by steps if the host reports them, else by the
-    host's percentage, else by the expected steps."""
+    """Return the completed share of the work, from 0 to 1. It is based on the steps that the host reports,
+    otherwise on the host's percentage, otherwise on the expected number of steps."""
     if run.status is JobStatus.SUCCEEDED:
         return 1.0
     total = run.total_steps or (run.expected_steps if run.percent is None else None)

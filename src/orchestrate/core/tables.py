@@ -13,7 +13,8 @@ from rich.text import Text
 
 _GAP = 2
 _PROSE, _LEGIBLE = 40, 30
-"""Minimum width of a cell that is treated as prose, and minimum width at which prose is readable."""
+"""Minimum width of cells that are treated as prose, and minimum width of a column with prose, in
+characters."""
 
 
 class TextTable:

@@ -138,7 +138,7 @@ class OnDemand:
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
         self._up: set[str] = set()
-        """Ids of runs whose deployment is known to answer."""
+        """Ids of runs whose deployment is known to be up."""
 
     def chat(self, key: GatewayKey, job: GatewayJob, run: Run, asked: str) -> Chat:
         """Return the chat client for a tuned model. Raises `HostError`: 422 if the model is not deployed,
@@ -170,7 +170,7 @@ class OnDemand:
         return host
 
     def look_again(self, run: Run) -> None:
-        """Forget that a run's deployment answered, after a request to it failed."""
+        """Clear the cached result that a run's deployment is up. Call this after a request to it fails."""
         self._up.discard(run.id)
 
     def _deploy(

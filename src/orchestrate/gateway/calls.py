@@ -63,7 +63,7 @@ def refusal_of(error: OrchestrateError) -> HostError:
 
 
 def sentence(error: OrchestrateError) -> str:
-    """Format an error as one text: what is wrong, where, and what to do."""
+    """Format an error as a single string: what is wrong, where, and what to do."""
     if not isinstance(error, DataError):
         return error.message if error.fix is None else f"{error.message}\n{error.fix}"
     wrong = [problem for problem in error.problems if problem.severity is Severity.ERROR]
@@ -166,7 +166,7 @@ class GatewayRequest:
         return str(self.request.path_params[name])
 
     def query(self, name: str) -> str | None:
-        """Return a query parameter. An empty one counts as missing."""
+        """Return a query parameter. An empty parameter counts as missing."""
         return self.request.query_params.get(name) or None
 
     def about(self, id: str) -> None:

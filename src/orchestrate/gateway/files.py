@@ -60,7 +60,8 @@ class Contents:
     @contextmanager
     def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[UploadedContent]:
         """Write the sources, in order, to a temporary file. It is deleted at the end of the block unless
-        `keep` was called. Raises `HostError` 413, 503."""
+        `keep` was called. Raises `HostError` 413 if the sources exceed `most` bytes, and 503 if they cannot
+        be written to disk."""
         path = private_folder(self.folder) / f".{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         try:
@@ -138,7 +139,8 @@ class MultipartForm:
 
 
 def bytes_of(value: Any, param: str) -> IO[bytes]:
-    """Return the bytes of an uploaded file, or of text sent instead of a file. Raises `HostError` 422."""
+    """Return the bytes of an uploaded file, or of text sent instead of a file. Raises `HostError` 422 if the
+    field is missing."""
     if isinstance(value, UploadFile):
         return value.file
     if isinstance(value, str):

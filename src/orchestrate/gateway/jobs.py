@@ -75,7 +75,8 @@ class _JobCache:
 
 
 def until(clock: Clock, begun_s: float) -> float:
-    """Return the uptime, in seconds, until which data counts as fresh if reading it started at `begun_s`."""
+    """Return when data expires, on the uptime clock in seconds, given that reading it started at
+    `begun_s`."""
     now = clock.uptime().seconds
     return now + max(_FRESH_S, _SHARE * (now - begun_s))
 
@@ -211,8 +212,8 @@ def _asked(run: Run, files: Mapping[str, Any]) -> dict[str, Any]:
 _JOBS = "/v1/fine_tuning/jobs"
 _LONGEST_KEY = 200
 _A_JOB_LATER_S = "30"
-"""Seconds after which a client may try to create the job again, as a Retry-After header. Official clients
-wait at most a minute."""
+"""Value of the Retry-After header, in seconds, for a key that already has too many open jobs. Official
+clients wait at most a minute."""
 _CREATE_S, _LOOK_S = 15.0, 0.1
 """Seconds that a cancellation waits for a create request in progress, and seconds between two checks."""
 _LONGEST_NAME = 100
@@ -401,7 +402,8 @@ class Jobs:
     # -- reading -------------------------------------------------------------------------------------------
 
     def found(self, call: GatewayRequest) -> tuple[GatewayJob, Run | None]:
-        """Return the requested job and its run. Raises `HostError` 404."""
+        """Return the requested job and its run. Raises `HostError` 404 if the key's project has no such
+        job."""
         id = call.path("id")
         job = self._jobs.get(id, call.project)
         if job is not None:

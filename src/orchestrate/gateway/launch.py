@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def read(ft: Workspace, **more: Any) -> GatewaySettings:
-    """Read the gateway's settings from the configuration. `more` are fields of `GatewaySettings` that flags
-    set. Raises `ConfigError`."""
+    """Read the gateway's settings from the configuration. `more` contains fields of `GatewaySettings` set by
+    command-line flags. Raises `ConfigError` if the configuration is invalid."""
     settings = ft.settings
     secret = config.secret(config.GATEWAY_SECRET, "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET")
     where = str(settings.config_file or config.CONFIG_NAME)
@@ -51,7 +51,8 @@ def add_key(  # noqa: PLR0913  each is a limit of its own
     expires_at: datetime | None = None,
 ) -> tuple[str, GatewayKey]:
     """Create a key. Returns the key, which can't be shown again, and its record. Entries of `map` have the
-    form `NAME=BACKEND:MODEL`. Raises `UsageError`, `ConfigError`."""
+    form `NAME=BACKEND:MODEL`. Raises `UsageError` if the name is taken or an option is invalid, and
+    `ConfigError` if an entry is not in this form."""
     own: dict[str, str] = {}
     for entry in map:
         asked, sign, target = entry.partition("=")

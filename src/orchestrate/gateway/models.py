@@ -199,8 +199,8 @@ class ModelRoutes:
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
     def deploys(self, key: GatewayKey, asked: str, job: GatewayJob) -> tuple[str, terms.DeployLimits] | None:
-        """Return the configuration entry that allows requests with this key to deploy a tuned model, and its
-        limits. Returns `None` if there is none."""
+        """Return the name and the limits of the configuration entry that allows requests with this key to
+        deploy a tuned model. Returns `None` if no entry allows it."""
         found = terms.of_tuned(asked, job.base, job.backend, self._terms.models)
         limits = found[1].deploy if found else None
         if found is None or limits is None or (limits.keys and key.name not in limits.keys):
@@ -272,8 +272,8 @@ class ModelRoutes:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: GatewayRequest) -> Any:
-        """Run a grader on this machine. The result is a failure, with reward 0 and the error's name, for
-        graders that query a model, and for code graders unless code is allowed here."""
+        """Run a grader on this machine. Graders that query a model fail with reward 0 and the error's name,
+        as do code graders unless code is allowed here."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}

@@ -56,7 +56,7 @@ class _Alike:
 
 
 class Audit:
-    """The audit log. Combines similar rejections into one entry per minute with their number. Thread-safe."""
+    """The audit log. Combines similar rejections into one entry per minute with a count. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -77,7 +77,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     organization: str = Field(default="orchestrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """The third part of tuned models' names."""
+    """Organization in the names of tuned models, where it is the third part."""
     files: str | None = None
     """The folder of uploaded files. Default: `gateway/` in the home folder."""
     webhook_url: str | None = None
@@ -112,7 +112,7 @@ class GatewaySettings:
 
 
 def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> GatewaySettings:
-    """Read the table `gateway` of an `orchestrate.toml`. Raises `ConfigError`."""
+    """Read the `gateway` table of an `orchestrate.toml`. Raises `ConfigError` if a setting is invalid."""
     try:
         table = _Table.model_validate(dict(values))
     except ValidationError as error:
@@ -185,7 +185,7 @@ def _named(asked: str, known: Mapping[str, MappedModel]) -> MappedModel | None:
 
 
 def parse_target(given: str) -> MappedModel:
-    """Parse `backend:model`. Raises `ConfigError`."""
+    """Parse `backend:model`. Raises `ConfigError` if the text is not in this form."""
     backend, colon, model = given.partition(":")
     if not colon or not backend or not model:
         raise ConfigError(

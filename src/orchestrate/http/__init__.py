@@ -1,4 +1,4 @@
-"""The basis of every server.
+"""Code that all servers share.
 
-web/ has the guard, limits and pages. wire/ has the request and response bodies of OpenAI's API.
+web/ contains the guard, limits and pages. wire/ contains the request and response bodies of OpenAI's API.
 """

@@ -1,1 +1,2 @@
-"""Requests that cost money. They all share one journal, cost limit, retry policy and count."""
+"""Send requests that cost money. They all share the same journal, cost limit, retry policy and request
+count."""

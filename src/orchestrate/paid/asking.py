@@ -52,8 +52,8 @@ from orchestrate.types import Message, Record, Reply
 Price = Callable[[int, int], Decimal]
 """Function from (prompt tokens, completion tokens) to US dollars."""
 HOPELESS = 3
-"""Number of consecutive questions without an answer after which the host, not the questions, is assumed to be
-the cause."""
+"""Number of consecutive unanswered questions after which the cause is assumed to be the host, not the
+questions."""
 TOOLS_TOKENS = 512
 """Allowance for tokens that a host adds to describe tools to its model."""
 
@@ -90,8 +90,8 @@ class Respondent:
     name: str
     identity: Mapping[str, Any]
     ask: Callable[[Sequence[Question]], list[Answer]]
-    """Function that returns one answer per question, in order. `parallel` threads call it with at most
-    `batch` questions."""
+    """Function that returns one answer per question, in order. It is called from `parallel` threads, with at
+    most `batch` questions per call."""
     batch: int = 1
     parallel: int = 1
     max_tokens: int = 512
@@ -187,7 +187,7 @@ class Requests:
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
-        """Ids of holds in the ledger, by question in progress."""
+        """Ids of the holds in the ledger, keyed by question in progress."""
         self._account = None if respondent.sandbox else purse.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
@@ -209,8 +209,9 @@ class Requests:
 
         `receive` is called in this thread with the answers or the error of each batch. If it returns an
         error, no more questions are sent, and the error is raised once all requests in progress have ended.
-        Raises `OverBudget` or `NoMoreRequests` if the next request could exceed a limit, and no request in
-        progress can lower the cost any more.
+        If the next request could exceed a limit, first waits for the requests in progress, because they may
+        cost less than reserved. Raises `OverBudget` or `NoMoreRequests` if the request could still exceed the
+        limit.
         """
         running: dict[Future[list[Answer]], Batch] = {}
         put_off: list[Batch] = []
@@ -336,15 +337,14 @@ class Asking:
     fresh: bool = False
     """True to ignore stored answers and request each one again, once."""
     skip_failed: bool = False
-    """True to treat a question that its host never answers as refused, if the host answers other
-    questions."""
+    """True to treat a question as refused if its host never answers it but does answer other questions."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set to stop sending requests. Requests in progress are still received."""
     telling: threading.Lock = field(default_factory=threading.Lock)
     _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
-        """Return the stored answers, by digest of the question."""
+        """Return the stored answers, keyed by the question's digest."""
         path = self._path(respondent)
         if not path.exists():
             return {}
@@ -353,8 +353,8 @@ class Asking:
         return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
     def lost_before(self, respondent: Respondent, question: Question) -> Decimal:
-        """Return the maximum that may have been billed for earlier requests of this question that got no
-        answer."""
+        """Return the maximum amount that may have been billed for earlier requests with this question that
+        got no answer."""
         path = self._path(respondent)
         if not path.exists():
             return Decimal(0)
@@ -415,9 +415,9 @@ class Asking:
         return self.purse.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
-        """Query each respondent like `ask`. Different places are queried in parallel, and respondents of one
-        place one after another. With a limit, all are queried one after another, so that the costs of earlier
-        ones count. If one fails, no more questions are sent."""
+        """Query each respondent as in `ask`. Respondents at different places are queried in parallel, and
+        those at the same place one after another. With a limit, all are queried one after another, so that
+        the costs of earlier ones count. If one fails, no more questions are sent."""
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)

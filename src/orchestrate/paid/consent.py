@@ -1,4 +1,4 @@
-"""Ask the user to agree to a price. All checks for consent are in this module, and all errors about missing
+"""Ask the user to agree to a price. This module contains all consent checks and all errors about missing
 consent."""
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class AnswerLog:
         return self._journal.entries
 
     def begin(self) -> None:
-        """Create the file before the first request is reserved for it."""
+        """Create the file. Call this before the first reservation of a request."""
         if not self.found:
             with open(self.path, "ab", opener=opener):
                 pass
@@ -193,7 +193,7 @@ class AnswerLog:
         }
 
     def came_to(self, hold: str) -> Decimal | None:
-        """Return the cost so far of the request that a hold was made for. Questions without an answer count
+        """Return the cost so far of the request that a hold was placed for. Questions without an answer count
         at their maximum. Returns `None` if the request is not recorded."""
         found = self._holds.get(hold)
         return None if found is None else sum(found.values(), Decimal(0))

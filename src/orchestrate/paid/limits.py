@@ -1,4 +1,4 @@
-"""Compare amounts with limits. Only this module compares them, and reports limits that cannot be enforced."""
+"""Compare amounts with limits, and report limits that cannot be enforced. No other module does this."""
 
 from __future__ import annotations
 

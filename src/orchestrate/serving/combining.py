@@ -48,7 +48,8 @@ def combine(
     rank: int | None,
     work: Work = ask_all,
 ) -> Merged:
-    """Merge adapters or models into `folder`, which must be new or empty. Raises `UsageError`."""
+    """Merge adapters or models into `folder`, which must be new or empty. Raises `UsageError` if they cannot
+    be merged with these options."""
     models = not any(p.adapter for p in parts)
     used = method or (MODEL_METHODS if models else METHODS)[0]
     given = _require(parts, used, weights, density, rank)

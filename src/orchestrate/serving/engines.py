@@ -101,9 +101,9 @@ def _module(name: str, folder: Path) -> str:
 
 
 def load_into(url: str, name: str, folder: Path) -> float:
-    """Add an adapter to a running vLLM, and return the seconds it took. The server must be able to read
-    the folder, and must have been started with VLLM_ALLOW_RUNTIME_LORA_UPDATING. Raises
-    `HostUnavailable`, `SetupError`."""
+    """Add an adapter to a running vLLM, and return the seconds it took. The server must be able to read the
+    folder, and must have been started with VLLM_ALLOW_RUNTIME_LORA_UPDATING. Raises `HostUnavailable` if it
+    does not answer, and `SetupError` if it cannot load the adapter."""
     begun = time.perf_counter()
     body = {"lora_name": name, "lora_path": str(folder)}
     try:

@@ -44,8 +44,8 @@ _USER = "***"
 
 
 class Secret:
-    """A string that can't be printed by accident. Its repr and str are masked, only `reveal()` returns the
-    value, and `hide` removes it from texts."""
+    """A string that can't be printed by accident. Its repr and str are masked. Only `reveal()` returns the
+    value. `hide` removes the value from other strings."""
 
     __slots__ = ("_value",)
 
@@ -310,7 +310,8 @@ VARIABLE = "ORCHESTRATE_MAX_DOWNLOAD_GB"
 
 
 def download_limit(env: Mapping[str, str] | None = None) -> int | None:
-    """Return the download limit set by the user, in bytes, or `None`. Raises `ConfigError`."""
+    """Return the download limit set by the user, in bytes, or `None` if none is set. Raises `ConfigError` if
+    the limit is invalid."""
     value = (os.environ if env is None else env).get(VARIABLE)
     try:
         size = float(value) if value else None
@@ -326,7 +327,8 @@ NF4_PRODUCTS = "ORCHESTRATE_NF4"
 
 
 def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
-    """Return whether small models use bitsandbytes' own kernels too. Raises `ConfigError`."""
+    """Return whether small models use bitsandbytes' own kernels too. Raises `ConfigError` if
+    `ORCHESTRATE_NF4` has an invalid value."""
     value = (os.environ if env is None else env).get(NF4_PRODUCTS) or "unpacked"
     if value not in ("unpacked", "bitsandbytes"):
         raise ConfigError(f"{NF4_PRODUCTS} must be unpacked or bitsandbytes, got {value!r}")

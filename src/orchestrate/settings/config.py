@@ -135,8 +135,8 @@ class Settings:
         return self.home
 
     def require_to_spend(self, *backends: BillingBackend) -> None:
-        """Require trust in the project before sending anything that one of these backends may bill. Sandboxes
-        and this machine require no trust. Raises `ProjectNotTrusted`."""
+        """Raise `ProjectNotTrusted` if one of these backends may bill and the project is not trusted.
+        Sandboxes and this machine require no trust. Call this before sending anything that may be billed."""
         path = self.config_file
         if path is None or self.config_named:
             return

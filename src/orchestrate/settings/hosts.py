@@ -392,7 +392,7 @@ def seconds(value: Any, path: Path | None, name: str) -> float:
 class _PinFile(msgspec.Struct):
     salt: str
     pins: dict[str, list[str]] = {}
-    """The hosts of each key, by the key's fingerprint."""
+    """Hosts that each key may be sent to, keyed by the key's fingerprint."""
 
 
 class Pins:
@@ -403,7 +403,7 @@ class Pins:
         self.path = path
 
     def hosts(self, key: str) -> tuple[str, ...]:
-        """Return the hosts to which the key may be sent. An unused key has none."""
+        """Return the hosts to which the key may be sent. Empty for a key that has not been used yet."""
         kept = self._read()
         return tuple(kept.pins.get(_fingerprint(kept, key), ())) if kept else ()
 
@@ -423,7 +423,7 @@ class Pins:
         return False
 
     def allow(self, key: str, url: str) -> None:
-        """Add the URL's host to the hosts of the key. Raises `OSError` if the file cannot be written."""
+        """Allow the key to be sent to the URL's host. Raises `OSError` if the file cannot be written."""
         with self._locked():
             kept = self._read() or _PinFile(salt=secrets.token_hex(32))
             mark = _fingerprint(kept, key)

@@ -84,7 +84,7 @@ class Trusted:
 
 
 class Project:
-    """A project's file and its settings, by dotted name."""
+    """A project's file and its settings, keyed by dotted name."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path

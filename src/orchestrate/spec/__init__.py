@@ -59,8 +59,8 @@ SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Convert a spec's `columns` to a mapping from fields to columns for readers of files. A field without a
-    column is not read."""
+    """Convert a spec's `columns` to a mapping from fields to columns, for use by file readers. A field
+    without a column is not read."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 
@@ -274,8 +274,8 @@ class JobSpec(SpecPart):
         return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
 
     def asked(self) -> dict[str, Any]:
-        """Return the settings that were explicitly set, in a form that is ready for JSON. `parse` converts
-        them back to an equal spec."""
+        """Return the settings that were explicitly set, as JSON-serializable values. `parse` converts them
+        back to an equal spec."""
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
             # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
@@ -293,8 +293,8 @@ class JobSpec(SpecPart):
         return notebook.spec(self.asked())
 
     def canonical(self) -> dict[str, Any]:
-        """Return all fields in a form that is ready for JSON. Unset fields that later versions added are
-        omitted, so that the form of an older spec doesn't change."""
+        """Return all fields as JSON-serializable values. Fields added by later versions are omitted if they
+        are unset, so that the result for an older spec doesn't change."""
         values = self.model_dump(mode="json")
         tables = (values, values["method"], values["adapter"])
         for table, names in zip(tables, (_LATER, _LATER_METHOD, _LATER_ADAPTER), strict=True):
@@ -311,7 +311,7 @@ class JobSpec(SpecPart):
 
     @property
     def train_files(self) -> tuple[TrainFile, ...]:
-        """The files of the training data, even if there is only one."""
+        """The training data files, as a tuple even if there is only one."""
         return (TrainFile(path=self.train),) if isinstance(self.train, str) else self.train
 
     @property
@@ -334,7 +334,8 @@ class JobSpec(SpecPart):
 
     @classmethod
     def of(cls, given: SpecGiven) -> JobSpec:
-        """Return a spec unchanged, or build one from a file or plain values. Raises `SpecError`."""
+        """Return a spec unchanged, or build one from a file or plain values. Raises `SpecError` if a value is
+        invalid."""
         if isinstance(given, JobSpec):
             return given
         if isinstance(given, (str, PathLike)):

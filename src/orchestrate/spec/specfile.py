@@ -55,7 +55,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
 
 
 def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str = "the spec") -> JobSpec:
-    """Build a `JobSpec` from parsed YAML or JSON. Raises `SpecError`."""
+    """Build a `JobSpec` from parsed YAML or JSON. Raises `SpecError` if a value is invalid."""
     try:
         spec = JobSpec.model_validate(dict(values))
     except ValidationError as error:

@@ -37,7 +37,8 @@ class Allowance(Record, frozen=True, kw_only=True):
 
     @property
     def most_usd(self) -> Decimal | None:
-        """The lower of both limits in dollars, or `None` if unknown."""
+        """The lower of the cost limit and the cost of the maximum hours, in US dollars. `None` if neither is
+        known."""
         found = [] if self.max_usd is None else [self.max_usd]
         if self.max_hours is not None and self.usd_per_hour is not None:
             found.append(self.usd_per_hour * Decimal(str(self.max_hours)))
@@ -52,7 +53,8 @@ class Allowance(Record, frozen=True, kw_only=True):
         return not (self._below(seconds) or self._dear(seconds))
 
     def least(self) -> str:
-        """Return the limits that `resume` needs to finish the run, if they are known."""
+        """Return the command-line options that raise the limits of `resume` far enough to finish the run.
+        Empty if the current limits suffice."""
         work = _START_S + (self.remaining_s or _START_S)
         seconds = self.used_s + min(work * 3 / 2, work + ENDING_S)
         hours, words = Decimal(str(seconds)) / 3600, list[str]()

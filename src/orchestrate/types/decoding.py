@@ -23,7 +23,8 @@ def convert(value: Any, type: type[T], *, strict: bool = True) -> T: ...
 @overload
 def convert(value: Any, type: Any, *, strict: bool = True) -> Any: ...
 def convert(value: Any, type: Any, *, strict: bool = True) -> Any:
-    """Convert a value as `msgspec.convert` does. Raises `msgspec.ValidationError`."""
+    """Convert a value as `msgspec.convert` does. Raises `msgspec.ValidationError` if it does not match the
+    type."""
     _learn(type)
     return msgspec.convert(value, type, strict=strict)
 
@@ -33,7 +34,8 @@ def decode(data: bytes | str, *, type: type[T]) -> T: ...
 @overload
 def decode(data: bytes | str, *, type: Any) -> Any: ...
 def decode(data: bytes | str, *, type: Any) -> Any:
-    """Decode JSON as `msgspec.json.decode` does. Raises `msgspec.DecodeError`, `msgspec.ValidationError`."""
+    """Decode JSON as `msgspec.json.decode` does. Raises `msgspec.DecodeError` for invalid JSON, and
+    `msgspec.ValidationError` if the value does not match the type."""
     _learn(type)
     return msgspec.json.decode(data, type=type)
 

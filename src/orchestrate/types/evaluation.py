@@ -75,7 +75,7 @@ class Sampling(Record, frozen=True, kw_only=True):
     """The sampling settings of an evaluation's answers."""
 
     samples: int = 1
-    """Answers per item. Several answers form one cluster."""
+    """Number of answers per item. Answers to the same item form one cluster."""
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int = 0
@@ -119,7 +119,7 @@ class Contender(Record, frozen=True, kw_only=True):
     usd_per_hour: Decimal | None = None
     """Hourly price of the answering deployment, if hours are billed instead of tokens."""
     hours: Decimal | None = None
-    """Hours of that deployment used by the answers, at the given concurrency."""
+    """Hours that this deployment needed for the answers, at the given concurrency."""
     answers_per_hour: Decimal | None = None
     """Expected traffic of this deployment in answers per hour, if it was set."""
     seconds: float | None = None
@@ -140,8 +140,9 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """The average cost per answer in USD. If hours are billed, the hourly price divided by the answers
-        per hour: the expected traffic if it is set, otherwise the speed of this evaluation."""
+        """The average cost per answer in USD. If hours are billed, this is the hourly price divided by the
+        answers per hour, which is the expected traffic if it is set and the speed of this evaluation
+        otherwise."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came
@@ -292,8 +293,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a row for each contender, metric and slice, with its difference from its rival. Raises
-        `MissingExtra`."""
+        """Return a row for each contender, metric and slice, with its difference from the contender it is
+        compared with. Raises `MissingExtra` if pandas is not installed."""
         from orchestrate import notebook
 
         return notebook.frame(notebook.scores(self))

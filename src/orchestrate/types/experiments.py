@@ -13,7 +13,7 @@ Verb = Literal["hold", "ramp", "ship", "roll back", "stop"]
 
 
 class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A metric recorded per user. Each user counts once in a phase."""
+    """A metric recorded per user. Each user counts once per phase."""
 
     name: str
     role: Literal["primary", "guardrail", "told"] = "told"
@@ -35,7 +35,7 @@ class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The rule for moving to the next share. It is set before any data is collected."""
 
     stages: tuple[float, ...] = (10, 25, 50, 100)
-    """Percentages of users that get the tuned model, one after the other. The last is 100."""
+    """Percentage of users that get the tuned model in each stage, in order. The last is 100."""
     goal: Literal["better", "not worse"] = "better"
     """Goal of the primary metric for the last stage. `not worse` uses the metric's margin."""
     min_users: int = 100
@@ -47,7 +47,7 @@ class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
     reached."""
     alpha: float = 0.05
     """Probability of a false claim on the primary metric, no matter how often you check. The guardrails share
-    a separate one."""
+    a separate alpha."""
 
 
 class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,9 +60,11 @@ class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metrics: tuple[PlannedMetric, ...]
     rule: DecisionRule = DecisionRule()
     key_variables: dict[str, str] = {}
-    """Environment variables with the key for an address, by arm."""
+    """Names of the environment variables that contain the API keys of the arms given as addresses, keyed by
+    arm."""
     usd_per_mtok: dict[str, tuple[Decimal, Decimal]] = {}
-    """Prices of a million prompt and answer tokens, by arm, for the metric `cost_usd`."""
+    """Prices per million prompt tokens and per million answer tokens, keyed by arm. Used for the metric
+    `cost_usd`."""
 
     def metric(self, name: str) -> PlannedMetric | None:
         return next((m for m in self.metrics if m.name == name), None)
@@ -115,7 +117,8 @@ class EvidencePoint(Record, frozen=True, kw_only=True):
 
     users: int
     log10_e: float
-    """Logarithm of the e-value. 0 means no evidence, and at log10(1 / alpha) a difference is shown."""
+    """Logarithm of the e-value. 0 means no evidence. A difference is shown once it reaches log10(1 /
+    alpha)."""
 
 
 class Evidence(Record, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from orchestrate.types.jobs import JobError
 from orchestrate.types.record import Record
 
 Opens = Literal["gateway", "serve", "sessions"]
-"""Kind of server that a key opens."""
+"""Kind of server that a key grants access to."""
 
 
 class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -20,8 +20,8 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     created_at: datetime
     opens: Opens = "gateway"
-    """Kind of server that the key opens. `serve` means models of `serve` and `ab serve` but not the gateway,
-    and `sessions` means training sessions."""
+    """Kind of server that the key grants access to. `gateway` is the gateway, `serve` covers the model
+    servers of `serve` and `ab serve`, and `sessions` covers training sessions."""
     project: str = "default"
     """Project of the key. Keys of one project see the same files, jobs and models."""
     backends: tuple[str, ...] = ()
@@ -57,7 +57,8 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     uptime_s: float = 0.0
     """Creation time on the machine's uptime clock, which is unaffected by changes of the date."""
     untuned: str = ""
-    """Requested model name. If a tuned model is trained again, the name in the first request."""
+    """Model name in the request. If the job trains a tuned model again, the model name in the request that
+    first trained it."""
     files: tuple[str, ...] = ()
     """Hashes (sha256) of the training files' contents."""
     file_names: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ class Standing(Record, frozen=True, kw_only=True):
     id: str
     """The host's own id."""
     name: str | None = None
-    """Its display name there."""
+    """Display name at the host."""
     state: str
     """The host's own status, in lower case and without a prefix."""
     bills: bool | None
@@ -34,7 +34,7 @@ class Standing(Record, frozen=True, kw_only=True):
     session: bool = False
     """True for the machine of a training session, which `recover` can't rebuild without its run directory."""
     job_id: str | None = None
-    """Id of the job, or of the job that the name contains. Only the store knows who owns that job."""
+    """Id of the job, or the job id in the resource's name. Only the store knows who owns that job."""
     created_at: datetime | None = None
     owner: str | None = None
     """The creator, if known to be someone other than the key's owner."""
@@ -79,7 +79,7 @@ class StoredItem(Record, frozen=True, kw_only=True):
 
 
 class Storage(Record, frozen=True, kw_only=True):
-    """The files and models that one account stores, and the lists that are missing."""
+    """The files and models that one account stores, and notes on what could not be listed."""
 
     items: tuple[StoredItem, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -185,7 +185,7 @@ class Deployment(Record, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     used_at: datetime | None = None
-    """Time of this store's last request to the model through the deployment."""
+    """Time of the last request that this store sent to the deployment."""
     missing_since: datetime | None = None
     """Time at which the host stopped listing the deployment, although this store did not end it."""
     ended_at: datetime | None = None
@@ -218,7 +218,7 @@ class DeploymentOffer(Record, frozen=True, kw_only=True):
     sandbox: bool
     model: str
     deployment: str | None = None
-    """Id of the existing deployment that is completed, started or changed."""
+    """Id of the existing deployment that `deploy` would complete, start or change."""
     options: dict[str, Any] = {}
     usd_per_hour: Decimal | None = None
     """Hourly price with all replicas, idle or not. `None` if unknown."""

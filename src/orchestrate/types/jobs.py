@@ -85,7 +85,8 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
 
 
 SESSION = "session"
-"""Kind of a job that a training loop drives step by step: the caller's own loop, or a recipe."""
+"""Kind of job that is driven step by step by a training loop, which is either the caller's own loop or a
+recipe."""
 OWN_LOOP = "(your own loop)"
 """Placeholder for the training data in the spec of a session that the caller's own loop trains."""
 
@@ -142,8 +143,8 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Recalled(Record, frozen=True, kw_only=True):
-    """A host's report on a job in addition to its state. With the report, a job can be priced without its
-    spec and data."""
+    """Details that a host reports about a job in addition to its state. They allow pricing the job without
+    its spec and data."""
 
     method: Literal["sft", "dpo", "rft"] = "sft"
     adapter: Literal["lora", "full"] = "lora"

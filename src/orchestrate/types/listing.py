@@ -24,7 +24,7 @@ class Listing(list[T]):
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a row for each entry, with money as numbers in US dollars and times in UTC. Raises
-        `MissingExtra`."""
+        `MissingExtra` if pandas is not installed."""
         from orchestrate import notebook
 
         return notebook.frame([cells(one) for one in self])

@@ -109,7 +109,7 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     device: str
     fits: bool | None
     rows: int
-    """Number of rows in one forward pass. Both answers of a pair count."""
+    """Number of rows in one forward pass. Each answer of a pair counts as a row."""
     longest: int
     """Number of tokens in the longest of these rows."""
     advice: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ class Translation(Record, frozen=True, kw_only=True):
     """The backend's own id of the base model."""
     settings: tuple[Setting, ...]
     body: dict[str, Any]
-    """Body of the create request, without the ref and the file ids, which are known after the upload."""
+    """Body of the create request, without the ref and the file ids, which are only known after the upload."""
     memory: MemoryPlan | None = None
     """Memory plan, for a backend that trains on the user's hardware."""
     overrides: dict[str, Any] | None = None
@@ -149,7 +149,7 @@ class Translation(Record, frozen=True, kw_only=True):
         return {"provider": self.provider, "model": self.model, **of_outcomes}
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a row for each setting. Raises `MissingExtra`."""
+        """Return a row for each setting. Raises `MissingExtra` if pandas is not installed."""
         return Listing(self.settings).to_pandas()
 
     @property
@@ -229,8 +229,8 @@ class Quote(Record, frozen=True, kw_only=True):
     lines: tuple[QuoteLine, ...] = ()
     assumptions: tuple[str, ...] = ()
     low_usd: Decimal | None = None
-    """Low end. Like the next two fields, `None` if there is no price because it is `unavailable` or the job
-    would be `refused`."""
+    """Low end of the price range. This field and the next two are `None` if there is no price because it is
+    `unavailable` or the job would be `refused`."""
     expected_usd: Decimal | None = None
     """Expected price. Also `None` if the price is `undecided`."""
     high_usd: Decimal | None = None
@@ -304,7 +304,7 @@ class Quote(Record, frozen=True, kw_only=True):
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a row for each line of the quote. Raises `MissingExtra`."""
+        """Return a row for each line of the quote. Raises `MissingExtra` if pandas is not installed."""
         return Listing(self.lines).to_pandas()
 
     @property
@@ -321,8 +321,8 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def ranked(self) -> bool:
-        """Return whether the quote can be the cheapest, because it has a price and, as far as known, the job
-        can run."""
+        """Return whether the quote may rank as the cheapest. It must have a price, and there must be no known
+        reason why the job can't run."""
         return self.why_none is None and self.unlisted is None
 
     @property

@@ -61,7 +61,8 @@ class Sheet(Record, frozen=True, kw_only=True):
     precision: str
     """Precision of these numbers: bf16 or fp32, with nf4 if the base model was in four bits."""
     noise: float
-    """Difference of the base model's log-probabilities between single rows and batches, in nats per token."""
+    """Difference between the base model's log-probabilities for single rows and for batches, in nats per
+    token."""
     probes: tuple[Probe, ...]
     refused: dict[str, str] = {}
     """Kinds of prompts that the chat template rejects, each with the template's reason."""

@@ -67,7 +67,7 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
     number: int
     """Number of the trial, unique within the search."""
     settings: dict[str, Any]
-    """Differences from the search's spec, by dotted names. `provider` is the backend."""
+    """Settings that differ from the search's spec, keyed by dotted name. `provider` is the backend."""
     share: float = 1.0
     """Share of the training rows."""
     parent: int | None = None
@@ -91,9 +91,9 @@ class Search(Record, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     providers: tuple[str, ...]
     choices: dict[str, tuple[Any, ...]]
-    """Values to choose from, by dotted names."""
+    """Values to choose from, keyed by the setting's dotted name."""
     ranges: dict[str, tuple[float, float, bool]]
-    """Ranges as low, high, and whether on a log scale."""
+    """Ranges as (low, high, log scale), keyed by the setting's dotted name."""
     sampler: str
     trials: int
     """Maximum number of trials on the first share of the data."""

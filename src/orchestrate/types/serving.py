@@ -30,7 +30,7 @@ class AdapterCost(Record, frozen=True, kw_only=True):
 
     model: str
     load_s: float
-    """Seconds to load the adapter, once."""
+    """Time to load the adapter, in seconds. Loading happens once."""
     token_s: float
     """Seconds per token."""
     base_token_s: float

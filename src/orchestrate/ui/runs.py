@@ -154,7 +154,8 @@ def _archive(site: Site) -> list[Route]:
 
 
 def since_of(request: Request) -> datetime:
-    """Parse the time from which a stream reports changes. Raises `UsageError`."""
+    """Parse the time from which a stream reports changes. Raises `UsageError` if it is not in ISO 8601
+    format."""
     try:
         at = datetime.fromisoformat(request.query_params.get("since", ""))
     except ValueError as error:

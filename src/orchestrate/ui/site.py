@@ -142,7 +142,7 @@ class Site:
     ft: Orchestrator
     read_only: bool = False
     word: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """The token that every form must contain, against cross-site requests."""
+    """The token that every form must contain, to prevent cross-site request forgery."""
     work: SiteWork = field(default_factory=SiteWork, repr=False)
     closing: threading.Event = field(default_factory=threading.Event, repr=False)
     """Set when open streams should end."""

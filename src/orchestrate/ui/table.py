@@ -65,7 +65,8 @@ DEFAULT = ("status", "step", "left", "cost", "loss", "created")
 
 
 def column(name: str) -> TableColumn:
-    """Return the column with this name: a built-in one, `spec.NAME` or `tag.NAME`. Raises `UsageError`."""
+    """Return the column with this name: a built-in one, `spec.NAME` or `tag.NAME`. Raises `UsageError` for
+    any other name."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     RunQuery(sort=name)
@@ -173,7 +174,7 @@ class RunTableQuery:
         return replace(self, after="").query
 
     def behind(self, run_id: str) -> str:
-        """Return the query for the rows after this run."""
+        """Return the query for the rows that follow this run."""
         return replace(self, after=run_id).query
 
     @property
@@ -254,7 +255,7 @@ class RowGroup:
 def headings(
     runs: Sequence[Run], group: str, numbers: Sequence[tuple[str | None, int]], before: Run | None = None
 ) -> dict[str, RowGroup]:
-    """Return the group headings, each by the id of the first run below it."""
+    """Return the group headings, keyed by the id of the first run below each heading."""
     if not group:
         return {}
     counted, found = dict(numbers), dict[str, RowGroup]()

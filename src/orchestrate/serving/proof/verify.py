@@ -30,8 +30,8 @@ BF16_STEP = 0.0625
 correct engines may differ by one such step for a single token, but over many tokens the differences average
 out."""
 AGREEMENT = 0.9
-"""Minimum share of matching answers if log-probabilities are not reported. The high end of the interval must
-reach it."""
+"""Minimum share of matching answers if log-probabilities are not reported. The upper end of the share's
+confidence interval must reach this value."""
 
 
 def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:

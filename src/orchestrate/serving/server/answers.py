@@ -33,7 +33,8 @@ class Answering:
         self._engine, self._load = engine, load
 
     async def chat(self, request: Request, asked: ChatRequest, options: dict[str, Any]) -> ApiAnswer:
-        """Answer a chat request. Raises `HostError`."""
+        """Answer a chat request. Raises `HostError` if the request is invalid or the engine cannot answer
+        it."""
         if options["form"] is not None:
             await run_in_threadpool(grammars.require, options["form"])
         form = ChatForm(asked)
@@ -44,7 +45,8 @@ class Answering:
     async def completions(
         self, request: Request, asked: CompletionRequest, requests: Sequence[dict[str, Any]]
     ) -> ApiAnswer:
-        """Answer a completion request. Raises `HostError`."""
+        """Answer a completion request. Raises `HostError` if the request is invalid or the engine cannot
+        answer it."""
         form = TextForm(asked)
         return await (self._stream(form, requests) if asked.stream else self._whole(request, form, requests))
 

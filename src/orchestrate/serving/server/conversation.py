@@ -20,7 +20,8 @@ REFUSED = {
 
 
 def chat_options(asked: ChatRequest) -> dict[str, Any]:
-    """Convert a chat request to the engine's format. Raises `HostError` 400."""
+    """Convert a chat request to the engine's format. Raises `HostError` 400 if a field is invalid or not
+    supported."""
     for name, why in REFUSED.items():
         value: Any = getattr(asked, name)
         if value not in (None, ["text"]) and value != {"type": "text"}:
@@ -94,7 +95,8 @@ def _required(
 
 
 def completion_options(asked: CompletionRequest) -> list[dict[str, Any]]:
-    """Convert a completion request to the engine's format, one entry per prompt. Raises `HostError` 400."""
+    """Convert a completion request to the engine's format, one entry per prompt. Raises `HostError` 400 if a
+    field is invalid or not supported."""
     for name in ("echo", "suffix", "best_of"):
         if getattr(asked, name) not in (None, False, 1):
             raise HostError(400, f"{name} is not supported", param=name, code="unsupported_parameter")

@@ -120,13 +120,14 @@ class EngineClient:
     # -- asking --------------------------------------------------------------------------------------------
 
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Send a request and return its single response. Raises `EngineRefused`, `EngineLost`."""
+        """Send a request and return its single response. Raises `EngineRefused` if the engine rejects the
+        request, and `EngineLost` if its process crashes."""
         async with aclosing(self.messages(op, **fields)) as messages:
             return await anext(messages)
 
     async def messages(self, op: str, **fields: Any) -> AsyncGenerator[dict[str, Any]]:
         """Yield all messages in response to a request. Closing the generator cancels the request. Raises
-        `EngineRefused`, `EngineLost`."""
+        `EngineRefused` if the engine rejects the request, and `EngineLost` if its process crashes."""
         loop, worker = asyncio.get_running_loop(), self._worker
         arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 

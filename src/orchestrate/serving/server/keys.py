@@ -96,7 +96,7 @@ class Clients:
 
 def make(store: Store, name: str, *, by: str, opens: Opens = "serve") -> str:
     """Create a key for one kind of server, replacing an older key of the same name. The key cannot be shown
-    again. Raises `UsageError`."""
+    again. Raises `UsageError` if the name is invalid or taken by a key for another kind of server."""
     return store.gateway_keys.add(
         GatewayKey(name=name, created_at=store.clock.now(), opens=opens), by=by, again=True
     )
@@ -109,7 +109,8 @@ def revoke(store: Store, name: str, *, by: str, opens: Opens = "serve") -> None:
 
 
 def bring_in(home: Path, store: Store, *, by: str) -> None:
-    """Move keys from the file of an earlier version into the store. Raises `ConfigError`."""
+    """Move keys from an earlier version's key file into the store. Raises `ConfigError` if the file cannot be
+    read."""
     path = home / "serve-keys.json"
     try:
         made = datetime.fromtimestamp(path.stat().st_mtime, UTC)

@@ -47,10 +47,10 @@ class ServerSettings:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """True to load the base model in 4 bits. `None` uses the adapters' setting in training, or decides by
-    size."""
+    """True to load the base model in 4 bits. `None` uses the setting that the adapters were trained with, or
+    else decides by the model's size."""
     precision: str | None = None
-    """Data type of computation, and of weights that are not in 4 bits. `None` selects a type for the
+    """Data type for computation and for weights that are not in 4 bits. `None` selects a type for the
     device."""
     batch_invariant: bool = False
     """True to answer requests at temperature 0 one at a time, as with `eval --batch 1`."""
@@ -179,8 +179,8 @@ def notes(home: Path) -> list[RunningServer]:
 
 
 def add(home: Path, tuned: TunedModel, url: str) -> float:
-    """Add an adapter to a server of this home folder, and return the loading time in seconds. Raises
-    `UsageError`, `HostUnavailable`, and `SetupError` with the server's message."""
+    """Add an adapter to a server that was started from this home folder, and return the loading time in
+    seconds. Raises `UsageError`, `HostUnavailable`, and `SetupError` with the server's message."""
     note = next((n for n in notes(home) if n.url == url), None)
     if note is None:
         raise UsageError(f"no server from this home folder is running at {url}")

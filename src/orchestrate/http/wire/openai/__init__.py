@@ -32,8 +32,8 @@ def page_with_ends(data: Sequence[Mapping[str, Any]], *, more: bool) -> dict[str
 
 
 def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int) -> dict[str, Any]:
-    """Return the page of a list that the request's `limit` and `after` select. Raises `HostError` 400,
-    404."""
+    """Return the page of a list that the request's `limit` and `after` select. Raises `HostError` 400 for an
+    invalid `limit`, and 404 if the `after` id is not in the list."""
     limit = number(request, "limit", default, 1, 100)
     after = request.query_params.get("after")
     if after:
@@ -51,7 +51,7 @@ def no_place(after: str) -> HostError:
 
 
 def metadata_filter(request: Request) -> dict[str, str]:
-    """Return the `metadata[name]=value` filters of a request for jobs."""
+    """Parse the `metadata[name]=value` filters of a request that lists jobs."""
     found = request.query_params.items()
     return {n[9:-1]: value for n, value in found if n.startswith("metadata[") and n.endswith("]")}
 

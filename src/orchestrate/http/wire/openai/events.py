@@ -36,8 +36,8 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 
 class Spoken(msgspec.Struct, frozen=True, kw_only=True):
-    """Event with a choice's new text, reasoning, calls and tokens since its last event. `reason` is set at
-    its end. An answer that is not streamed has one event per choice."""
+    """Event with the text, reasoning, tool calls and tokens that a choice gained since its previous event.
+    `reason` is set in the last event of a choice. An answer that is not streamed has one event per choice."""
 
     choice: int
     content: str = ""

@@ -33,8 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Build the result of a grader. `errors` maps names in `ERRORS` to their values, and may include details
-    about them."""
+    """Build the response for a grader's result. `errors` contains the values of error flags in `ERRORS` that
+    are not false, and optional error details."""
     return {
         "reward": reward,
         "sub_rewards": {},
