@@ -27,7 +27,7 @@ class Dataset(Facts):
         names. The same pass counts tokens with each of `tokenizers`. `memory` is the cache folder for token
         counts.
 
-        Raises `DataError` if the file has no known format. Problems in single rows are collected in
+        Raises `DataError` if the format of the file is unknown. Problems in single rows are collected in
         `problems`. `examples` skips rows with errors."""
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
 
@@ -42,7 +42,7 @@ class Dataset(Facts):
         return opening.count_tokens(self, tokenizer)
 
     def write(self, target: RowTarget, folder: Path, *, allow_loss: bool = False) -> Path:
-        """Write the rows in a backend's format and return the file.
+        """Write the rows to `folder` in the target's format and return the file's path.
 
         The file name contains the digest and the target, and an existing complete file is reused. Otherwise,
         the source file is read once more. Raises `DataError` if the rows no longer match the digest, if the
@@ -59,7 +59,7 @@ class Dataset(Facts):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training and validation data of one spec."""
+    """The training and validation data that a spec names."""
 
     train: Dataset
     validation: Dataset | None = None

@@ -31,7 +31,7 @@ class Dialect:
     """Format of one host's chat rows."""
 
     developer: str = "developer"
-    """Role used for developer messages."""
+    """The host's role name for developer messages."""
     reasoning: str | None = None
     """Name of the field for an assistant's reasoning. `None` omits the reasoning."""
     names: bool = True

@@ -61,8 +61,8 @@ class TokenCount:
     """Number of tokens in each sequence, in row order: one sequence per row, two per preference pair (the
     prompt with each answer). If the counter splits rows, the additional sequences come last."""
     remarks: Sequence[Remark] = ()
-    """Unexpected effects of the model's chat template, with row numbers in the file. Empty for a substitute
-    tokenizer. Rows that the template rejects are not counted."""
+    """Warnings about the model's chat template, with the numbers of the affected rows. Empty for a substitute
+    tokenizer. Token counts exclude rows that the template rejects."""
 
     def truncated(self, limit: int | None) -> int:
         """Return the total number of tokens after truncating every sequence to `limit` tokens."""
@@ -73,8 +73,8 @@ class TokenCount:
         return sum(min(n, limit) for n in self.lengths)
 
     def within(self, limit: int, *, pairs: bool = False) -> TokenCount:
-        """Return the count without sequences longer than `limit` tokens. With `pairs`, a pair is left out if
-        either side is too long."""
+        """Return a copy without the sequences that are longer than `limit` tokens. With `pairs`, drop a pair
+        if either side is too long."""
         sides = 2 if pairs else 1
         kept = [
             n
@@ -133,11 +133,11 @@ class Facts:
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """Row numbers of the first rows with each trait."""
     rowless: Sequence[int] = ()
-    """Line numbers without a valid row, in ascending order."""
+    """Numbers of the lines that contain no valid row, in ascending order."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
-    """Number of images in all valid rows by size and detail, for cost estimates. The prompt of a preference
-    pair counts once. Up to `rows.traits.MOST_SIZES` sizes are exact, and others are rounded up to multiples
-    of 32 pixels."""
+    """Number of images in all valid rows, keyed by size and detail, for cost estimates. Images in the prompt
+    of a preference pair count once. Up to `rows.traits.MOST_SIZES` sizes are exact, and others are rounded up
+    to multiples of 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
     """Renamed columns, as (field, column) pairs."""
     memory: Path | None = field(default=None, compare=False)
@@ -155,7 +155,7 @@ class Facts:
         return ((number, row.example) for number, row in self.read() if row.example is not None)
 
     def number(self, place: int) -> int:
-        """Return a valid row's number in the file. `place` is the index among valid rows, from 0."""
+        """Convert an index among the valid rows, starting at 0, to the row number in the file."""
         number = place + 1
         for line in self.rowless:
             if line > number:
@@ -175,7 +175,7 @@ class Facts:
 
 
 def require_same(digest: str, data: Facts) -> None:
-    """Verify that the rows just read have the digest of `data`. Raises `DataError` otherwise."""
+    """Raise `DataError` if the rows just read do not match the digest of `data`."""
     if digest != data.digest:
         raise changed(data)
 

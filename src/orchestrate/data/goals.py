@@ -2,7 +2,8 @@
 
 The numbers for format, domain and capability come from widely cited guides: 300-500, 1,000-5,000 and
 5,000-50,000 rows. Yandex recommends 1,000 rows for a classifier, with 100 per class (yandex.cloud, tuning
-classification models). No guide gives a number for tool calls or style, so both use the number for a format.
+classification models). No guide gives a number for tool calls or style, so both use the recommendation for
+format.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class OpenedFile:
     total: Total
     source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
-    """Number of lines before each of the joined files."""
+    """For each joined file: the number of lines before it, and its path."""
     mix: OpenedFile | None = None
     """Training rows of the joined files, mixed by the files' weights."""
     mixed: str | None = None
@@ -73,7 +73,7 @@ class OpenedFile:
         return path, number - before
 
     def named(self, number: int) -> str:
-        """Return the name of a row for use in messages."""
+        """Describe a row in messages: its number and, if files are joined, its file."""
         path, row = self.place(number)
         return f"{row} of {path}" if self.begins else str(row)
 
@@ -170,8 +170,8 @@ def open_counted(
 
 
 def require_rows(data: Facts) -> None:
-    """Check that rows can be written. Raises `DataError` if every row has errors. Also raises it if a column
-    holds rows out for test or validation, because the output would lose that column."""
+    """Check that rows can be written. Raises `DataError` if every row has errors, or if a column marks rows
+    as test or validation data, because the output would lose that column."""
     for found in data.problems:
         if found.code == "held-out":
             raise DataError(f"{data.path}: {found.message}", problems=data.problems, fix=found.fix)
@@ -301,7 +301,8 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
 
 
 def worker_count(workers: int | None, size: int) -> int | None:
-    """Return the number of workers for a file of `size` bytes. A `workers` above one is always used."""
+    """Return the number of workers for a file of `size` bytes. A value of `workers` above one is always
+    used."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
@@ -332,8 +333,8 @@ def first_lines(path: str) -> Iterator[bytes]:
 
 
 def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) -> known.RowFormat:
-    """Detect the most common format of the first rows. Raises `DataError` if no row matches a known format,
-    and `UsageError` if no row has a mapped column."""
+    """Detect the most common format among the first rows. Raises `DataError` if no row matches a known
+    format, and `UsageError` if a mapped column is missing from all of these rows."""
     votes: Counter[str] = Counter()
     given: Counter[str] = Counter()
     fields: Counter[str] = Counter()
@@ -370,8 +371,8 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
 
 
 def applicable_columns(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the part of a spec's column mapping that applies to one of its files. Ignored columns may be
-    missing from the file."""
+    """Return the entries of a spec's column mapping that apply to one of its files. Columns that the mapping
+    ignores may be missing from the file."""
     given = dict(columns or {})
     if all(given.values()):
         return given
@@ -380,8 +381,8 @@ def applicable_columns(path: str, columns: Mapping[str, str] | None) -> dict[str
 
 
 def columns_if_matching(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the same as `applicable_columns` for a file that the spec doesn't name. Returns an empty mapping
-    if the columns don't match."""
+    """Do the same as `applicable_columns` for a file that the spec doesn't name, but return an empty mapping
+    if the file lacks a mapped column."""
     if not columns or not {column for column in columns.values() if column} <= _names_in(path):
         return {}
     return applicable_columns(path, columns)

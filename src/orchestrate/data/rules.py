@@ -25,8 +25,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Rule:
-    """A host's rule for rows with one trait. Severity `error` rejects the row. If `lossy` is set, the trait
-    can be dropped instead, if the user allows it."""
+    """A host's rule for rows with one trait. With severity `error`, the row is rejected. If `lossy` is set
+    and the user allows loss, the trait is dropped instead."""
 
     code: str
     severity: Severity
@@ -99,7 +99,7 @@ EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
 @dataclass(frozen=True)
 class HostRules:
     kinds: Mapping[Kind, str | None]
-    """Reason for rejecting each kind of row, or `None` if the host accepts it."""
+    """Why the host rejects each kind of row, or `None` for kinds that it accepts."""
     traits: Mapping[Trait, Rule]
     least_rows: int = 1
     most_rows: int | None = None
@@ -136,7 +136,7 @@ METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True)
 class RowTarget:
-    """The destination of rows: a backend, identified by name, or the format of another tool."""
+    """Where rows are written: a backend's format or the format of another tool."""
 
     name: str
     rules: HostRules

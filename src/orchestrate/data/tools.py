@@ -1,5 +1,5 @@
-"""Convert rows to formats of other tools: ShareGPT, Alpaca, TRL, TRL's unpaired rows (two per pair) and
-Parquet. Rules like those of hosts declare which kinds and traits each format supports.
+"""Convert rows to the formats of other tools: ShareGPT, Alpaca, TRL, TRL's unpaired rows (two per pair) and
+Parquet. As for hosts, rules declare which kinds of rows and which traits each format supports.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Row = dict[str, Any]
 
 
 def gemini(example: Example) -> Row:
-    """Encode a row for Vertex AI: `systemInstruction`, `contents` and `tools`. A pair is written as
-    `completions` with scores."""
+    """Encode a row for Vertex AI, with the fields `systemInstruction`, `contents` and `tools`. A pair is
+    written as `completions` with scores."""
     if isinstance(example, PreferenceExample):
         sides = ((1.0, example.preferred), (0.0, example.rejected))
         row = _gemini(example.prompt, example.tools)
@@ -194,8 +194,8 @@ _HELD = ("name", "description", "parameters")
 
 
 def not_for_bedrock(example: Example) -> bool:
-    """Return whether a row has an image that Bedrock can't read from its location, an image with a `detail`
-    setting, or a function with unsupported fields."""
+    """Return whether Bedrock's format can't represent a row: it has an image at a URL that Bedrock can't
+    read, an image with a `detail` setting, or a function with unsupported fields."""
     return _unheld(example, "s3://")
 
 
@@ -318,8 +318,8 @@ def tool(name: str) -> RowTarget:
 
 
 def encoder(name: str) -> Encode:
-    """Return a function that encodes an example as a row of a format in `FORMATS`, or of `trl-completion`,
-    for conversations in which only the last answer is trained on."""
+    """Return a function that encodes an example as a row of a format in `FORMATS` or of `trl-completion`. The
+    latter is for conversations in which only the last answer is trained on."""
     return {
         "sharegpt": _sharegpt,
         "alpaca": _alpaca,
@@ -355,8 +355,8 @@ UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
     "trl": ("a grader field named prompt in a row with messages", _has_prompt_field),
 }
-"""Content that a format cannot represent and that no trait covers. Rows are checked for it while they are
-written."""
+"""For each format, content that it cannot represent and that no trait covers. Each row is checked for this
+content while it is written."""
 
 
 def _canonical(example: Example) -> dict[str, Any]:

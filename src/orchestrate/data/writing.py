@@ -42,9 +42,9 @@ def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
 
 
 def target_for(data: Facts, target: RowTarget) -> RowTarget:
-    """Return the target for writing the rows. In the TRL format, conversations in which only the last answer
-    is trained on become prompts with completions. A file of prompts with completions can't contain other
-    conversations."""
+    """Return the target for writing the rows. In TRL's format, conversations in which only the last answer is
+    trained on are written as prompts with completions. A file of prompts with completions can't contain any
+    other conversations."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
         return target
     if not _has(data, Trait.SEVERAL_TRAINED):
@@ -68,8 +68,9 @@ def write_rows(
     as_chat: bool = False,
     workers: int | None = None,
 ) -> tuple[int, list[Problem]]:
-    """Write the rows to `path` in one pass over the file. `path` appears only when it is complete, and only
-    if the file still has the rows of `data`. Returns the number of rows written and what was lost.
+    """Write the rows to `path` in one pass over the file. `path` is created after all rows have been written,
+    and only if the source file still contains the rows of `data`. Returns the number of rows written and a
+    list of what was lost.
 
     `as_chat` turns prompt/completion rows into conversations if the target accepts only those. Raises the
     same errors as `convert`, and `DataError` if the rows have changed.

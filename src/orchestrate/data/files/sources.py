@@ -45,7 +45,7 @@ _CHECK_INTERVAL = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
 _FREE_BYTES = 512 << 20
 _FREE_SHARE = 20
-"""Reciprocal of the fraction of the disk that must stay free. At most `_FREE_BYTES` must stay free."""
+"""Keep 1/`_FREE_SHARE` of the disk free, but at most `_FREE_BYTES`."""
 
 
 class Spool:
@@ -128,7 +128,7 @@ _TAKEN = frozenset(
 """Allowed protocols. Specs are untrusted, so protocols that follow references in a file, run programs or
 query notebook servers are excluded."""
 _HOSTED = frozenset({"http", "https", "ftp", "sftp", "webdav"})
-"""Protocols whose URL begins with a host."""
+"""Protocols whose URLs start with a host name."""
 _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError"})
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
 """Errors that HTTP clients raise for a response that ended early."""
@@ -515,7 +515,7 @@ def _fetch(url: str) -> Path:
 
 
 def arrow_or_parts(files: list[Path], python_cells: Counter[str]) -> Iterator[bytes]:
-    """Yield the rows of each file in turn."""
+    """Yield the rows of all files, one file after another."""
     for file in files:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)

@@ -51,7 +51,7 @@ class FileFacts(Record, frozen=True, kw_only=True):
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
-    """Training rows that one host accepts. `rows` includes rows with errors."""
+    """How many training rows a host accepts. `rows` counts all rows, including those with errors."""
 
     host: str
     rows: int
@@ -97,8 +97,8 @@ def check(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Check the files of `paths`, which maps splits (`train`, and optionally `validation` and `test`) to
-    files.
+    """Check the files in `paths`, a mapping from split (`train`, and optionally `validation` and `test`) to
+    file.
 
     Raises `DataError` when a file cannot be read and `UsageError` for an unknown host.
     """

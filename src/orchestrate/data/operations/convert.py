@@ -143,8 +143,8 @@ class BatchReport(Record, frozen=True, kw_only=True):
 
 
 def join_batch(results: str, requests: str, output: Path) -> BatchReport:
-    """Write each result together with its request. Raises `DataError` for lines without a `custom_id` and for
-    requests that share one."""
+    """Write each result together with its request. Raises `DataError` if a line has no `custom_id` or if two
+    requests have the same one."""
     by_id: dict[str, Row] = {}
     for n, id, row in _lines(requests):
         request = batch_request(row)

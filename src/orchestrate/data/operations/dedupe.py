@@ -33,7 +33,7 @@ class DedupeReport(Record, frozen=True, kw_only=True):
     exact: int
     near: int
     left_out: int
-    """Number of rows with errors, which are not in the output."""
+    """Number of rows with errors. They are not part of the output."""
     source_format: str
     format: str
     """The format of the output."""

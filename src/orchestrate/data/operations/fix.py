@@ -82,8 +82,8 @@ def fix(
     """Write the repaired copy to `output`, as canonical JSONL, and the log next to it.
 
     Adjacent messages with the same role are merged if one of the `hosts` requires alternating turns. Raises
-    `DataError` if the file has no known format, if the copy would be empty, or if rows are held out for test
-    or validation, because the copy would lose this information."""
+    `DataError` if the file has no known format, if the copy would be empty, or if a column marks rows as test
+    or validation data, because the copy would lose that column."""
     require_writable(output, path)
     log = log_beside(output, "changes", path)
     lines = source(path)

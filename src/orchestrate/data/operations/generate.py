@@ -95,7 +95,7 @@ class Screened:
 
 
 class Screening:
-    """Filter for generated rows. It rejects rows that repeat an accepted row."""
+    """Filter for generated rows. It rejects invalid rows and rows that repeat a seed or an accepted row."""
 
     def __init__(
         self,
@@ -196,8 +196,8 @@ def _own_text(example: Example) -> str:
 
 
 def objects(text: str) -> Iterator[bytes]:
-    """Yield the outermost JSON objects in a text. An object that only wraps a list of rows yields the rows.
-    Text that starts like an object but is not valid JSON is yielded up to the end of its line."""
+    """Yield the outermost JSON objects in the text. If an object only wraps a list of rows, yield the rows
+    instead. If text starts like an object but isn't valid JSON, yield it up to the end of the line."""
     decode = json.JSONDecoder().raw_decode
     at = text.find("{")
     while at >= 0:
@@ -270,8 +270,8 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """The screening result of one answer. If the run was interrupted before screening, the answer is screened
-    on resume."""
+    """The screening result of one answer. If a run stops before an answer is screened, the next run screens
+    it."""
 
     question: str
     rows: list[msgspec.Raw]
@@ -279,7 +279,8 @@ class KeptQuestion(msgspec.Struct, tag="kept"):
 
 
 class OldSentEntry(msgspec.Struct, tag="asked"):
-    """A request in logs of earlier versions, which also wrote `OldAnswerEntry` and `Failed`."""
+    """A log entry for a request, as written by earlier versions together with `OldAnswerEntry` and
+    `Failed`."""
 
     number: int
     worst_usd: Decimal
@@ -334,8 +335,8 @@ class GenerateOrder:
 
 
 class GenerateReport(Record, frozen=True, kw_only=True):
-    """The result of `data generate`. The counts and the cost cover all runs on this output. `stopped` is
-    `rows`, `max-requests`, `max-cost`, `budget` or `repeating`."""
+    """The result of `data generate`. The counts and the cost cover all runs on this output. `stopped` says
+    why generation stopped: `rows`, `max-requests`, `max-cost`, `budget` or `repeating`."""
 
     output: str
     log: str
@@ -416,7 +417,7 @@ class _State:
 
 
 def log_of(output: Path) -> Path:
-    """Return the path of an output's generation log. Hold the log's lock while writing to it."""
+    """Return the path of an output file's generation log. Hold the log's lock while you write to the log."""
     return output.with_name(output.name + ".generation")
 
 

@@ -39,7 +39,7 @@ GUIDANCE = (
 
 
 class Bin(Record, frozen=True, kw_only=True):
-    """Histogram bin with the number of sequences of `low` to `high` tokens, inclusive."""
+    """Histogram bin: the number of sequences with `low` to `high` tokens, both inclusive."""
 
     low: int
     high: int
@@ -68,7 +68,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     digest: str
     """The digest of the rows."""
     data_digest: str
-    """Data digest of a run that trains on this file alone, as in `show`."""
+    """Data digest, as `show` prints it, of a run that trains on this file alone."""
     tokenizer: str
     tokens_exact: bool
     tokens: int
@@ -82,7 +82,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     turns: dict[str, int]
     """Number of rows by number of user messages."""
     tools: dict[str, int]
-    """Number of tool calls by tool."""
+    """Number of tool calls, keyed by tool name."""
     labels: dict[str, int]
     """Number of desirable and undesirable answers, for unpaired rows. Empty for other rows."""
     languages: dict[str, int]
@@ -101,7 +101,8 @@ def inspect(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> InspectReport:
-    """Summarize a file. Raises `DataError` when it cannot be read as any known format."""
+    """Compute statistics of a file. Raises `DataError` if the file cannot be read or its format is
+    unknown."""
     opened = open_dataset(
         path, columns=columns, tokenizers=(tokenizer,), compare=True, workers=workers, progress=progress
     )

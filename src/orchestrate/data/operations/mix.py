@@ -43,8 +43,8 @@ class MixedFile(Record, frozen=True, kw_only=True):
     taken: int
     """Rows in the mix that come from the file."""
     sample: list[int]
-    """Row numbers, in the file, of the rows that occur one extra time. Other rows occur `weight` times,
-    rounded down."""
+    """Numbers, within the file, of the rows that were added one extra time. All other rows occur `weight`
+    times, rounded down."""
 
     @property
     def description(self) -> str:
@@ -59,7 +59,7 @@ class Mix(Record, frozen=True, kw_only=True):
     """The recipe to reproduce a mixed file, stored next to the file."""
 
     digest: str
-    """Digest of the mixed rows, as for any file."""
+    """Digest of the mixed rows, computed as for any other file."""
     rows: int
     files: list[MixedFile]
 
@@ -75,7 +75,7 @@ class _MixedFile:
     offsets: array[int]
     """Offset of each valid row in the spool file, followed by the end offset."""
     places: Sequence[int]
-    """The sampled rows, as indices among the valid rows."""
+    """Indices of the sampled rows among the valid rows."""
     spool: Path
 
     def rows(self, number: int) -> Iterator[tuple[float, int, int]]:

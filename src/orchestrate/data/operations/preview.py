@@ -11,8 +11,8 @@ from orchestrate.types import Record
 
 
 class Token(Record, frozen=True, kw_only=True):
-    """A token and its `weight` in the loss. 0 means context only. `special` tokens are control tokens, such
-    as the end of a turn."""
+    """A token and its `weight` in the loss (0 for context only). `special` marks control tokens, such as the
+    end of a turn."""
 
     id: int
     text: str

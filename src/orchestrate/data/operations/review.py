@@ -31,7 +31,7 @@ State = Literal["pending", "accepted", "edited", "rejected"]
 
 
 class Required(msgspec.Struct, tag="required"):
-    """Journal entry that requires a review, because no person wrote the file's rows."""
+    """Journal entry that marks the file for review, because its rows weren't written by a person."""
 
     at: datetime
 
@@ -62,8 +62,8 @@ class ReviewCounts(Record, frozen=True, kw_only=True):
 
 
 class ReviewRow(Record, frozen=True, kw_only=True):
-    """A row for the page. `index` counts from 0. `text` is the row's line, edited or not, and `pretty` is the
-    same text, indented."""
+    """A row as shown on the page. `index` starts at 0. `text` is the row's line, including any edits, and
+    `pretty` is the same JSON with indentation."""
 
     index: int
     state: State

@@ -71,8 +71,8 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     contradiction: float | None = None
     """Share of the rows with a near-identical question that have a different answer."""
     label: float | None = None
-    """Probability of the most likely other label minus that of the row's own label, from -1 to 1, by models
-    that were not trained on the row."""
+    """Probability of the most likely other label minus the probability of the row's own label, from -1 to 1.
+    The models that estimate both were not trained on the row."""
     likely_label: str | None = None
     """Label that confident learning suggests instead."""
     judge: float | None = None
@@ -135,7 +135,7 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     left_out: int
     """Number of rows with errors, which have no scores."""
     signals: dict[str, int]
-    """Number of rows with a value, by signal."""
+    """Number of rows that have a value, keyed by signal."""
     duplicates: int
     long_or_short: int
     """Number of rows with an unusually long or short answer."""
@@ -355,9 +355,9 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
     """Find likely label errors with confident learning (Northcutt, Jiang and Chuang, Confident Learning,
     2021).
 
-    For each row, return the probability of the most likely other label minus that of its own label, and the
-    other label if the row is off the diagonal of the confident joint. A label counts for a row if its
-    probability is at least the average among rows with that label."""
+    For each row, return the probability of the most likely other label minus the probability of its own
+    label. If the row is off the diagonal of the confident joint, also return the other label. The joint only
+    uses labels whose probability is at least the average for rows with that label."""
     np = compare.numpy()
     values, given = np.asarray(probabilities, dtype=float), np.asarray(labels)
     bars = np.array([values[given == k, k].mean() for k in range(values.shape[1])])
@@ -377,8 +377,8 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
 
 
 def kept(path: str, data: Facts, file: Path | None = None) -> Scores | None:
-    """Load the stored scores of exactly these rows. Returns `None` if there are none or the rows have
-    changed. Raises `UsageError` if the file is not a scores file."""
+    """Load the stored scores. Returns `None` if there are none or if the rows have changed since. Raises
+    `UsageError` if the file is not a scores file."""
     where = file or place(path)
     if not where.exists():
         return None
@@ -432,7 +432,7 @@ def report(read: OpenedFile, scores: Scores, output: Path, missing: Sequence[str
 
 
 class LeftOut(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One line in the log of rows that `data select` left out: the unchanged row and the reason."""
+    """A line in the log of `data select`: a row that was left out, unchanged, and the reason."""
 
     row: int
     why: str
@@ -454,14 +454,15 @@ class SelectReport(Record, frozen=True, kw_only=True):
     errors: int
     """Number of rows with errors. `left_out` includes them."""
     cut: float | None
-    """Score of the last selected row. All rows with a higher score were left out."""
+    """Score of the last selected row. Every row with a higher (worse) score was left out."""
     tied: int
-    """Number of rows left out although their score equals `cut`, because earlier rows take precedence."""
+    """Number of rows whose score equals `cut` but that were left out, because earlier rows take
+    precedence."""
 
 
 def ranked(scores: Scores, by: str) -> list[RowScore]:
-    """Sort the rows by a signal, best first. Rows without the signal come last. Raises `UsageError` if the
-    signal is unknown or no row has it."""
+    """Sort the rows by a signal, best first. Rows without a value for the signal come last. Raises
+    `UsageError` if the signal is unknown or no row has a value for it."""
     if by not in SIGNALS:
         raise UsageError(f"--by takes {', '.join(SIGNALS)}; got {by!r}")
     signal = SIGNALS[by]

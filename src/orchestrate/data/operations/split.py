@@ -71,7 +71,7 @@ class SplitReport(Record, frozen=True, kw_only=True):
     rows: int
     groups: int
     left_out: int
-    """Number of rows with errors, which are in no split."""
+    """Number of rows with errors. They are not part of any split."""
     source_format: str
     format: str
     """The format of the files."""
@@ -80,8 +80,8 @@ class SplitReport(Record, frozen=True, kw_only=True):
     fields."""
     seed: int = 0
     pooled: int = 0
-    """Number of groups with answers too rare to appear in every split. `stratify` splits these groups
-    together."""
+    """Number of groups whose answers are too rare to appear in every split. `stratify` treats these groups as
+    one stratum."""
     ungrouped: int = 0
     """Number of rows without a value in the `group_by` column. Each forms its own group."""
 
@@ -101,7 +101,7 @@ class Division:
     """True to put near duplicates into the same split."""
     stratify: bool = False
     """True to give each answer (a label, or a range of answer lengths) the same share in every split. Answers
-    too rare for that are split together. A row at a boundary may move when rows are added."""
+    that are too rare for that form one stratum. A row at a boundary may move when rows are added."""
     fill: bool = False
     """True to choose a seed that fills every split and comes close to the shares, for small files. Rows may
     then move when rows are added."""
@@ -149,8 +149,8 @@ def group_key(example: Example) -> bytes:
 
 
 def place(key: bytes, shares: Sequence[float], seed: int) -> int:
-    """Return the index of the split that a key belongs to, by comparing a uniform hash with the
-    cumulative shares."""
+    """Return the index of the split for a key, by comparing a uniform hash of the key with the cumulative
+    shares."""
     at = _uniform(key, seed)
     for i, share in enumerate(shares):
         at -= share

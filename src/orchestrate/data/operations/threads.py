@@ -142,8 +142,8 @@ def _plain(name: Any) -> str:
 
 
 class InternalNotes:
-    """Detector of internal notes. `columns` lists the columns that it interprets, which don't count as
-    unused."""
+    """Detects internal notes. `columns` lists the columns that were used for this, so they are not reported
+    as unused."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -151,8 +151,7 @@ class InternalNotes:
         self.columns: set[str] = set()
 
     def is_internal(self, row: Mapping[str, Any], n: int) -> bool:
-        """Return whether row `n` is an internal note. Raises `DataError` if the value of its column is
-        ambiguous."""
+        """Return whether row `n` is an internal note. Raises `DataError` if a column's value is ambiguous."""
         return any([self._says_so(name, value, n) for name, value in row.items()])
 
     def _says_so(self, column: str, value: Any, n: int) -> bool:
@@ -198,44 +197,45 @@ class Columns:
     text: str | None = None
     time: str | None = None
     ignored: frozenset[str] = frozenset()
-    """Columns that are neither used nor reported."""
+    """Columns that are not used and not reported as unused."""
     user: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     """Senders of messages to leave out of all conversations."""
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
-    """Report on converting threads to conversations. `shown` has the ids of some example threads of each
-    kind."""
+    """The result of converting threads to conversations. `shown` lists the ids of some example threads for
+    each kind of finding."""
 
     path: str
     messages: int
     threads: int
     written: int
     open: int
-    """Threads left out because nobody answered."""
+    """Number of threads left out because nobody answered."""
     unanswered_ends: int
-    """Threads written without the messages after the last answer."""
+    """Number of threads written without the messages after the last answer."""
     several_agents: int
-    """Threads written although several of the `assistant` senders answered. Training mixes their styles."""
+    """Number of written threads with answers from several `assistant` senders. Training mixes the styles of
+    these senders."""
     unasked: int
-    """Threads written without the messages before the first question."""
+    """Number of threads written without the messages before the first question."""
     empty: int
-    """Messages that were empty after removing quotes and signature."""
+    """Number of messages that were empty after quotes and the signature were removed."""
     unthreaded: int
-    """Messages left out because they belong to no thread."""
+    """Number of messages left out because they belong to no thread."""
     aside: int
-    """Messages left out because they are not on the best path of their tree."""
+    """Number of messages left out because they are not on the best path through their message tree."""
     internal: int
-    """Messages left out because the columns in `internal_by` mark them as internal notes."""
+    """Number of messages left out because the columns in `internal_by` mark them as internal notes."""
     internal_by: tuple[str, ...]
     shown: dict[str, tuple[str, ...]]
     speakers: dict[str, tuple[str, ...]]
     """Most common senders by role: assistant, user or left out."""
     other_speakers: int
-    """Messages left out because their sender is in `Columns.left_out`."""
+    """Number of messages left out because their sender is in `Columns.left_out`."""
     time: str | None
-    """Column by which the messages are ordered. `None` for file order."""
+    """Column used to sort the messages, or `None` for file order."""
     unread: tuple[str, ...]
     """Unused columns that have values."""
 
@@ -252,9 +252,9 @@ def columns_of(  # noqa: PLR0913  independent options
     user: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> Columns | None:
-    """Return the columns that identify threads, roles and text. An mbox has defaults for its own columns.
-    Returns `None` if no such column was given, which means that a row is not a single message. Raises
-    `UsageError` if the options are incomplete."""
+    """Return the columns that identify threads, roles and text. For an mbox file, the thread and role columns
+    have defaults. Returns `None` if none of these options was given, in which case a row is not a single
+    message. Raises `UsageError` if the options are incomplete."""
     if is_mbox(path):
         thread, role = thread or "thread", role or "sender"
     if thread is None and role is None and not assistant:
@@ -272,8 +272,8 @@ def columns_of(  # noqa: PLR0913  independent options
 def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     """Write conversations in OpenAI's format. The messages are sorted on disk, not in memory.
 
-    Raises `UsageError` for a missing column, and `DataError` for an invalid time, for speakers with an
-    unknown role, and if no thread has an answer.
+    Raises `UsageError` if a column is missing, and `DataError` if a time is invalid, if the role of a speaker
+    is unknown, or if no thread has an answer.
     """
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 3
-"""Maximum number of unread results per worker, to limit memory."""
+"""Maximum number of results per worker that wait to be read. Limits memory use."""
 
 _START = (
     "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
@@ -71,12 +71,12 @@ def ordered(
     workers: int | None = None,
     ready: Callable[[T], object] | None = None,
 ) -> Iterator[R]:
-    """Yield `function(task)` for each task, in order. A single task, or a single worker, runs in this
-    process.
+    """Yield `function(task)` for each task, in order. If there is only one task or one worker, everything
+    runs in this process.
 
     `function` must be a module-level function, and its exceptions are raised here. `ready` loads data that
-    workers can share. It is called with the first task if sharing saves time. Exceptions of `ready` are
-    ignored, because `function` raises them again."""
+    workers can share. It is called with the first task if sharing saves time. If `ready` raises an exception,
+    it is ignored, because `function` will raise it again."""
     engine = _engine.get()
     if engine is not None:
         yield from engine(function, tasks)

@@ -49,7 +49,8 @@ def numpy() -> Any:
 
 
 def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Return the indices of repeated elements, in order, and the index of the first occurrence of each."""
+    """Return the index of every element that equals an earlier one, in order, and the index of the first
+    occurrence of each."""
     if len(hashes) <= FEW:
         return _repeats_plainly(hashes)
     try:
@@ -120,7 +121,8 @@ BANDS = 16
 WORDS = 5
 SEED = 42
 AVOIDED = 0x5851F42D4C957F2D
-"""Value mixed into the keys of undesirable answers, so that they differ from desirable ones."""
+"""Value mixed into the keys of undesirable answers, so that their keys differ from the keys of desirable
+answers."""
 SAMPLED = 512
 """Number of rows used to recognize the file's form: those with the smallest hashes, so the order of rows has
 no effect."""
@@ -160,7 +162,7 @@ def signatures(task: ScanTask, size: int, workers: int | None = None, form: Any 
 
 
 def sign(task: ScanTask, form: Any) -> Signatures:
-    """Compute the signatures of one range. Pure function."""
+    """Compute the signatures of the rows in one byte range. This is a pure function."""
     part = Signatures()
     hashes: list[Any] = []
     avoided: list[bool] = []
@@ -259,8 +261,8 @@ class SeenTexts:
         self._by_band: dict[tuple[int, int], list[int]] = {}
 
     def add(self, texts: Sequence[str]) -> list[bool]:
-        """Return, for each text, whether it is a near duplicate of an earlier text, from this or a
-        previous call. Stores the other texts."""
+        """Return whether each text is a near duplicate of a text stored earlier in this call or in a previous
+        one. Texts without a near duplicate are stored."""
         if not texts:
             return []
         found: list[bool] = []

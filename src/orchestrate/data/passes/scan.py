@@ -110,14 +110,14 @@ class Tally:
     answered: array[int] = field(default_factory=lambda: array("Q"))
     """A 64-bit hash of `canonical_answered`, for each valid row that has one."""
     labels: Counter[str] = field(default_factory=Counter[str])
-    """Labels of unpaired rows, and short answers of others. They are labels only if there are at most
-    `MOST_LABELS` distinct values."""
+    """Labels of unpaired rows, or short answers of other rows. Short answers count as labels only if there
+    are at most `MOST_LABELS` distinct ones."""
     turns: Counter[int] = field(default_factory=Counter[int])
-    """Number of rows by number of user messages."""
+    """Number of rows, keyed by number of user messages."""
     tools: Counter[str] = field(default_factory=Counter[str])
-    """Number of tool calls by tool."""
+    """Number of tool calls, keyed by tool name."""
     formats: Counter[str] = field(default_factory=Counter[str])
-    """Number of rows in each format other than the file's."""
+    """Number of rows in each format that differs from the file's format."""
     masks: Counter[int] = field(default_factory=Counter[int])
     first_rows: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     roles: Counter[str] = field(default_factory=Counter[str])
@@ -147,7 +147,8 @@ class ScannedRange(Tally):
                 self.problems.append(msgspec.structs.replace(p, row=row))
 
     def notice(self, marked: list[tuple[int, int]]) -> None:
-        """Count the traits of more rows, given as (traits, row number) in row order."""
+        """Add rows to the trait counts. `marked` has a pair (trait bits, row number) for each row, in row
+        order."""
         for mask, number in marked:
             self.masks[mask] += 1
             if mask and self.masks[mask] <= FIRST_ROWS:
@@ -255,7 +256,7 @@ def _rows(task: ScanTask, lines: list[bytes]) -> list[ReadRow]:
 
 
 def ready(task: ScanTask) -> None:
-    """Load the data that `scan` needs and that several processes can share."""
+    """Load the data that `scan` needs and that worker processes can share."""
     for name in task.tokenizers:
         if not name.startswith("hf:"):  # tokenizers may start threads
             counter(name).count([])
@@ -360,7 +361,7 @@ class Total(Tally):
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     """The first 64 bits of each valid row's sha256."""
     rowless: array[int] = field(default_factory=lambda: array("I"))
-    """Line numbers without a valid row."""
+    """Numbers of the lines that contain no valid row."""
     sha256: hashlib._Hash = field(default_factory=hashlib.sha256)  # pyright: ignore[reportPrivateUsage]
 
     def add(self, part: ScannedRange) -> None:
@@ -399,7 +400,8 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems, and for each code with more problems, one that summarizes the rest."""
+        """Return all stored problems. For each code with additional problems, add one problem that summarizes
+        them."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():
@@ -459,7 +461,7 @@ class Sample:
     weights: array[float] = field(default_factory=lambda: array("d"))
     """Number of sequences in the file that each entry of `lengths` represents."""
     remarks: tuple[Remark, ...] = ()
-    """Remarks, with an estimate of the number of affected rows in the file."""
+    """Remarks on the chat template, each with the estimated number of affected rows in the file."""
 
 
 def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:
@@ -508,7 +510,7 @@ def _line_at(file: IO[bytes], place: int, size: int) -> tuple[int, bytes]:
 
 @lru_cache(maxsize=16)
 def sampled_once(task: ScanTask, name: str, digest: str) -> Sample:
-    """Return the result of `sampled`, computed once for all callers. `digest` is the digest of the rows,
+    """Return the cached result of `sampled`, or compute it. The cache key includes the `digest` of the rows,
     because the file may change."""
     return sampled(task, name)
 

@@ -362,7 +362,7 @@ _MORE = " more like this"
 
 
 def more_of(code: str, count: int) -> Problem:
-    """Return one problem that summarizes the remaining rows with the same code."""
+    """Create one problem that summarizes `count` more rows with the same code."""
     return problem(code, f"{count:,}{_MORE}")
 
 
@@ -399,7 +399,7 @@ def file_of(problem: Problem) -> str:
 
 
 class Digits(float):
-    """A number that a double cannot represent exactly, with its original digits."""
+    """A number that a double cannot represent exactly. `text` keeps the original digits."""
 
     text: str
 
@@ -413,7 +413,8 @@ class Digits(float):
 
 
 def number(text: str) -> float:
-    """Parse a literal with a decimal point or an exponent."""
+    """Parse a number literal with a decimal point or an exponent. Returns `Digits` if a float would lose
+    digits."""
     rounded = float(text)
     return rounded if Decimal(repr(rounded)) == Decimal(text) else Digits(text)
 

@@ -76,8 +76,8 @@ def _decoded(run: re.Match[str]) -> str:
 
 
 def holds_both(text: str) -> bool:
-    """Return whether the text also contains a damaged word in its correct form. Such a text is probably about
-    encoding errors."""
+    """Return whether the text contains the same word both damaged and correctly spelled. Such a text is
+    probably about encoding errors."""
     words = {word for word in re.findall(r"\w*[^\x00-\x7f\s]+\w*", text) if "\xc3" in word or "\xe2" in word}
     right = {repaired(word) for word in words} - words
     return any(word in text for word in right if any(map(str.isalpha, word)))
@@ -335,7 +335,7 @@ def _matches(text: bytes, number: int) -> Iterator[bytes]:
 
 
 def shown(found: bytes, code: str) -> str:
-    """Return enough of a match to locate it without revealing a secret."""
+    """Return enough of the match for a user to find it, without revealing a secret."""
     text = found.decode("utf-8", "replace")
     if code in ("secret", "personal-data"):
         return f"{text[:4]}... {len(text)} characters"
@@ -357,8 +357,9 @@ def _sieve(pattern: Pattern) -> bytes:
 
 
 def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """Return the (text, pattern) pairs that may match, a superset of those that do. `block` contains the
-    texts separated by one byte, and `starts` their offsets. `folder` caches the compiled patterns."""
+    """Return all (text index, pattern index) pairs that may match, including false positives. `block`
+    contains the texts, separated by one byte, and `starts` contains the offset of each text. `folder` caches
+    the compiled patterns."""
     found: set[tuple[int, int]] = set()
     database = _database(folder)
     if database is not None:
@@ -379,8 +380,8 @@ searching about twice as many bytes without it."""
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """Return the same pairs as `candidates`. Until hyperscan is ready, each thread searches its first
-    `_FEW_BYTES` without it."""
+    """Return candidate pairs like `candidates`. Until the automaton is loaded, each thread searches its first
+    `_FEW_BYTES` without hyperscan."""
     seen = getattr(_own, "seen", 0) + len(block)
     if _loaded or seen > _FEW_BYTES or _kept(folder):
         return candidates(block, starts, folder)
@@ -398,7 +399,7 @@ def _scratch(database: Any) -> Any:
 
 
 def plain_candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
-    """Return the same pairs as `candidates`, without using hyperscan."""
+    """Return candidate pairs like `candidates`, but without hyperscan."""
     found: set[tuple[int, int]] = set()
     for number, pattern in enumerate(PATTERNS):
         for position in _positions(block, pattern):

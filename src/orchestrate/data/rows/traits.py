@@ -48,7 +48,8 @@ def tool_name(tool: dict[str, Any]) -> str | None:
 
 
 def tool_problems(tools: list[dict[str, Any]]) -> list[Problem]:
-    """Return the problems in tool definitions. A tool's parameters give at most one error and one warning."""
+    """Return the problems in tool definitions. At most one error and one warning are returned for each tool's
+    parameters."""
     found: list[Problem] = []
     seen: set[str] = set()
     for i, tool in enumerate(tools):
@@ -127,7 +128,7 @@ class Trait(IntFlag):
     """The first message is neither system, developer nor user."""
     NOT_ALTERNATING = 4096
     SEVERAL_ANSWERS = 8192
-    """One side of a preference pair, or an unpaired answer, does not have exactly one message."""
+    """A side of a preference pair or an unpaired answer has no message or more than one."""
     PARALLEL_TOOL_CALLS = 16384
     NAMES = 32768
     MULTI_TURN = 65536
@@ -145,7 +146,8 @@ class Trait(IntFlag):
     LAST_TRAINED = 8388608
     """Weights select only the last of several assistant messages for training."""
     PARTLY_TRAINED = 16777216
-    """Weights exclude some assistant messages from training, in a way other than `LAST_TRAINED`."""
+    """Weights exclude some assistant messages from training, but not all except the last (see
+    `LAST_TRAINED`)."""
     LOSS_SPANS = 33554432
     """Only parts of an answer or a text contribute to the loss."""
     LOCAL_IMAGES = 67108864
@@ -507,7 +509,7 @@ class Picture(NamedTuple):
     width: int | None
     height: int | None
     detail: str | None
-    """`low`, `high` or `auto`, as in the row. Hosts treat a missing one as `auto`."""
+    """The row's `detail` setting: `low`, `high` or `auto`. Hosts use `auto` if it is missing."""
 
 
 def pictures(messages: Iterable[ChatMessage], folder: Path) -> Counter[Picture]:

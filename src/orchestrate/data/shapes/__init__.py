@@ -28,7 +28,7 @@ Spans = list[tuple[int, int]]
 
 @dataclass
 class Loss:
-    """A message's loss settings. `used` has the names of the fields that were used."""
+    """A message's loss settings. `used` contains the names of the fields that were read."""
 
     weight: int | float | None = None
     spans: Spans | None = None
@@ -39,8 +39,8 @@ class Loss:
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
-    """Return which parts of a message to train on. `text` is the message's own text. Training uses only
-    answers, so selecting any other message is an error, and excluding one has no effect."""
+    """Return which parts of a message to train on. `text` is the message's own text. Only answers are trained
+    on. Selecting another message is an error, and excluding another message has no effect."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")
@@ -112,7 +112,7 @@ def joined(spans: Iterable[tuple[int, int]]) -> Spans:
 
 
 def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
-    """Join the pieces. Returns the joined text and its spans to train on."""
+    """Join (text, trained) pieces. Returns the joined text and the spans of it to train on."""
     text, spans = "", Spans()
     for piece, trained in pieces:
         if trained:
@@ -239,15 +239,15 @@ _NOTES = frozenset(
 
 
 def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
-    """Return the unknown fields of an object, with `place` prefixed to their names. The caller adds them to
-    the message, whose reader reports them."""
+    """Return the unknown fields of an object, with `place` as a prefix of their names. The caller adds these
+    fields to the message, and the message reader reports them."""
     unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
     return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
 
 
 def unfolded(item: Any) -> list[Any]:
-    """Convert a message into one or more messages in OpenAI's format. Unknown fields are left for the
-    reader to report."""
+    """Convert a message into one or more messages in OpenAI's format. Unknown fields are preserved, so that
+    the message reader can report them."""
     content: Any = cast("Item", item).get("content") if isinstance(item, dict) else None
     parts = cast("list[Any]", content) if isinstance(content, list) else []
     if not parts or not all(isinstance(part, dict) for part in parts):
@@ -354,7 +354,7 @@ def image(url: Any, detail: Any = None) -> Item:
 
 
 def call(id: Any, name: Any, arguments: Any) -> Item:
-    """Build a tool call from arguments given as an object, as text, or not at all."""
+    """Build a tool call. Arguments can be an object, a JSON string, or missing."""
     text = arguments if isinstance(arguments, str) else rows.spaced(arguments or {})
     return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
 
@@ -371,7 +371,8 @@ def _written(value: Any) -> Item | None:
 
 
 def text_of(content: Any) -> str | None:
-    """Return a string or a list of text parts as one text, or `None` for anything else."""
+    """Return a string, or the text of a list of text parts, as one string. Returns `None` for any other
+    value."""
     if isinstance(content, str):
         return content
     parts = cast("list[Any]", content) if isinstance(content, list) else [None]
@@ -395,7 +396,8 @@ class RowFormat:
     name: str
     kind: Kind
     fields: frozenset[str]
-    """Fields that `read` uses. Other fields are reported as unused. `None` means that all are used."""
+    """Fields that `read` uses. Other fields are reported as unused. An empty set means that all fields are
+    used."""
     fits: Callable[[Row], bool]
     read: Callable[[Row], Read]
     notes: frozenset[str] = frozenset()

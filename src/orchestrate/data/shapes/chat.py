@@ -174,7 +174,7 @@ them."""
 
 
 def alias(role: Any) -> str | None:
-    """Return the known role for an alias, ignoring case, or `None` if there is none."""
+    """Return the known role for an alias (case-insensitive), or `None` if the alias is unknown."""
     if not isinstance(role, str):
         return None
     role = role.strip().lower()
@@ -291,8 +291,8 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
 
 
 def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Problem]:
-    """Report the fields of a message or turn that are not used. A field that would change what the row
-    teaches is an error."""
+    """Report the unused fields of a message or turn. A field that changes what the model learns is reported
+    as an error."""
     left = strays(item, known, "")
     for call in (item.get("function_call"), *_items(item.get("tool_calls"))):
         if isinstance(call, dict):

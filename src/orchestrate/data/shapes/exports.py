@@ -113,7 +113,7 @@ def _ended_response(response: Row) -> list[Problem]:
 
 
 def read_stored(row: Row) -> Read:
-    """Read a stored completion with the messages of its request, which are next to the completion or in
+    """Read a stored completion and its request's messages, which are either next to the completion or in
     `request`."""
     request, found = _within(row, "request", {"messages", "tools"})
     response, wrong = _within(row, "response", {"choices"})
@@ -363,8 +363,8 @@ def _ended_message(value: Any) -> list[Problem]:
 
 
 class ExportedMessages:
-    """Reader for the messages of an input or an output. `found` collects problems with contents that are not
-    messages."""
+    """Reader for the messages in a recorded input or output. `found` collects the problems with content that
+    isn't a message."""
 
     def __init__(self, role: str, names: tuple[str, ...], used: Iterable[str] = ()) -> None:
         self._role, self._names, self._used = role, names, used
@@ -580,7 +580,7 @@ BATCH_REQUESTS = "batch_request"
 
 
 def batch_answer(row: Row) -> Row | None:
-    """Return the answer in a line of batch results, or `None` for a request that failed."""
+    """Return the answer from a line of batch results, or `None` if the request failed."""
     if (result := as_row(row.get("result"))) and result.get("type") == "succeeded":
         return as_row(result.get("message")) or None
     response = as_row(row.get("response"))
@@ -588,7 +588,7 @@ def batch_answer(row: Row) -> Row | None:
 
 
 def batch_request(row: Row) -> Row:
-    """Return the request in a line of a batch input file."""
+    """Return the request from a line of a batch input file."""
     return as_row(row.get("body")) or as_row(row.get("params"))
 
 

@@ -163,7 +163,7 @@ _NOTES = frozenset(
 
 
 def reference(fields: Row) -> Row:
-    """Return the fields of an RL row that a grader may use for comparison."""
+    """Return the fields of an RL row that a grader may compare an answer with."""
     return {name: value for name, value in fields.items() if name.lower() not in _NOTES}
 
 
@@ -346,14 +346,14 @@ def recognize(row: Row) -> RowFormat | None:
 
 
 class RecognizedRow(NamedTuple):
-    """The parts of a row that a format uses."""
+    """A row as read in a format: the example, problems and unused columns."""
 
     example: Example | None
     problems: list[Problem]
     unread: Mapping[str, Any] = MappingProxyType({})
     """Unused columns and their values."""
     other: str | None = None
-    """Name of the row's actual format, if it differs."""
+    """Name of the row's actual format, if it differs from the file's format."""
 
 
 def _is_meant(row: Row, shape: RowFormat) -> bool:
@@ -428,7 +428,7 @@ _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "ch
 
 
 def advice(path: str, row: Mapping[str, Any]) -> str:
-    """Suggest how to read a file of unknown format, given one of its rows."""
+    """Suggest how to read a file whose format is unknown, based on one of its rows."""
     for name, value in row.items():
         rows = cast("list[Any]", value) if isinstance(value, list) else []
         if rows and isinstance(rows[0], dict) and recognize(cast("dict[str, Any]", rows[0])) is not None:

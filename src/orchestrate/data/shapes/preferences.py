@@ -153,7 +153,7 @@ Pair = tuple[PreferenceExample | None, list[Problem]]
 
 
 def explicit(row: dict[str, Any]) -> Pair:
-    """Read a pair whose `prompt` is stored next to both answers."""
+    """Read a pair that has its own `prompt` column next to the two answers."""
     prompt, found = side(row["prompt"], "user", "prompt")
     return _answered(row, prompt, found)
 
@@ -403,8 +403,8 @@ _SYSTEM = frozenset({"system", "instructions", "system_prompt"})
 
 
 def prompt_of(row: Row) -> RLExample | list[Problem]:
-    """Read the prompt of a row, or return the problems that prevent it. An empty list means that the row
-    contains no prompt in a known format."""
+    """Read the prompt of a row. If it can't be read, return the problems found. The list of problems is empty
+    if the row contains no prompt in a known format."""
     held = next((found for name in _WRAPPED if (found := as_row(parsed(row.get(name))))), None)
     source = held or logged_request(row) or row
     for read in (_columns, _turns):

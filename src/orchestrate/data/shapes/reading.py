@@ -122,8 +122,8 @@ def _row(example: Example, traits: int, found: list[Problem], unread: Mapping[st
 
 
 def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Rename each mapped column to the field it is mapped to. Other columns keep their names. A field mapped
-    to no column is dropped and therefore not used."""
+    """Rename each mapped column to the field it is mapped to. Other columns keep their names. If a field is
+    mapped to an empty column name, it is dropped."""
     if not columns:
         return row
     taken = {column or wanted for wanted, column in columns}
@@ -132,7 +132,7 @@ def renamed(row: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> dict[s
 
 
 def parse(line: bytes) -> tuple[Any, Problem | None]:
-    """Parse the JSON value of a line, or return the problem that prevents it."""
+    """Parse a line as JSON. Returns the value, or the problem if the line can't be parsed."""
     try:
         return rows.decode(line), None
     except RecursionError:
@@ -196,8 +196,8 @@ def _fields(row: dict[str, Any]) -> int:
 
 
 def repeated_keys(line: bytes) -> list[Problem]:
-    """Return a problem if an object in the line contains a field twice. The check is slow, so call it only
-    for suspicious lines."""
+    """Return a problem if an object in the line contains the same key twice. This check is slow, so call it
+    only for suspicious lines."""
     names: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> None:
@@ -238,7 +238,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def json_bytes(example: Example) -> int:
-    """Return the length of the row as a line of compact JSON, in bytes."""
+    """Return the size of the row in bytes, as a line of compact JSON."""
     return len(rows.encode_sorted(example)) + 1
 
 
@@ -273,7 +273,8 @@ def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample)
 
 
 def last_answer(example: Example) -> str:
-    """Return the target text. If there are several messages, use the last one."""
+    """Return the text of the answer to learn. If there are several messages, it's the text of the last
+    one."""
     match example:
         case ChatExample():
             return example.messages[-1].text

@@ -60,7 +60,7 @@ _JUDGES = frozenset(
         "preferred", "chosen", "rejected", "liked", "upvoted", "downvoted",
     }
 )  # fmt: skip
-"""Columns that rate an answer if they contain a verdict. Other values have a different meaning."""
+"""Columns that rate an answer if they contain a verdict. With other values, they mean something else."""
 _GRADES = frozenset({"rating", "score", "reward", "quality", "grade"})
 """Rating columns with points on a scale."""
 _VERDICTS = {
@@ -128,7 +128,8 @@ def _sign_of(name: str, value: Any) -> str | None:
 
 
 def meaning_of(name: str, value: Any) -> str | None:
-    """Return what would be lost without a column or a field, or `None` if training does not need it."""
+    """Return what training would lose if a column or field were ignored, or `None` if training does not need
+    it."""
     name = name.rpartition(".")[2].lower()
     if (sign := _sign_of(name, value)) is not None:
         return sign
@@ -186,7 +187,7 @@ def _is_answer(value: Any, row: Mapping[str, Any]) -> bool:
 
 
 def texts_in(value: Any) -> list[str]:
-    """List all texts in a value, at any depth. The value must not contain itself."""
+    """List all strings in a value, at any depth. The value must not contain itself."""
     found: list[str] = []
     left: list[Any] = [value]
     while left:
@@ -227,7 +228,8 @@ _KEPT = {"is_test": "test", "is_eval": "test", "is_validation": "validation"}
 
 
 def kept_for(name: str, value: Any) -> str | None:
-    """Return the split (test or validation) for which a column holds a row out."""
+    """Return the split, test or validation, to which a column assigns a row. Returns `None` for a training
+    row."""
     if name == "metadata" and isinstance(value, dict):
         held = cast("dict[str, Any]", value)
         return next((split for n in sorted(held) if (split := kept_for(n, held[n]))), None)
@@ -253,10 +255,10 @@ class UnreadColumn:
     """Hashes of some of the values. If there is only one, every row has the same value."""
 
     held_out: Counter[str] = field(default_factory=Counter[str])
-    """Number of rows for test and for validation, if the column is in `SPLITS`."""
+    """Number of rows that the column assigns to test and to validation, if it is in `SPLITS`."""
 
     def note(self, name: str, value: Any, seen: str) -> None:
-        """Record a value of the column. `seen` is the text of the row that is used."""
+        """Record a value of the column. `seen` is all text of the row that training uses."""
         if (split := kept_for(name, value)) is not None:
             self.held_out[split] += 1
         texts = [text.strip() for text in texts_in(value)]
@@ -273,21 +275,21 @@ class UnreadColumn:
 
 
 def note(columns: dict[str, UnreadColumn], unread: Mapping[str, Any], seen: str) -> None:
-    """Record the unused columns of one row. `seen` is the text of the row that is used."""
+    """Record the unused columns of one row. `seen` is all text of the row that training uses."""
     for name, value in unread.items():
         known = name if name in columns or len(columns) < MOST_COLUMNS else "(others)"
         columns.setdefault(known, UnreadColumn()).note(name, value, seen)
 
 
 def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, UnreadColumn]:
-    """Return the columns that have their own text in most rows."""
+    """Return the unused columns whose text, in most rows, appears in no used column."""
     own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
     return dict(sorted(own.items()))
 
 
 def unused_column_warnings(columns: dict[str, UnreadColumn], rows: int) -> Iterator[Problem]:
-    """Yield a warning for each unused column with its own text in most rows, and one warning for all other
-    unused columns."""
+    """Yield a warning for each column that `with_own_text` returns, and a single warning for all other unused
+    columns."""
     own = with_own_text(columns, rows)
     for name, column in own.items():
         message = (
@@ -312,6 +314,6 @@ def held_out_rows(columns: Mapping[str, UnreadColumn]) -> tuple[str, Counter[str
 
 
 def strict(found: Problem) -> Problem:
-    """Return the problem with the severity that `data check --strict` gives it."""
+    """Return the problem with the severity that it has under `data check --strict`."""
     unread = found.code in ("unread-column", "extra-fields", "hidden-column")
     return replace(found, severity=Severity.ERROR) if unread else found

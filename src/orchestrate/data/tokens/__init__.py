@@ -36,7 +36,7 @@ _PAYS = 1 / 20
 counting."""
 
 Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
-"""Token ids and the position of each in the text."""
+"""Token ids and the (start, end) position of each token in the text."""
 
 
 _Kept: TypeAlias = "tuple[array[int], array[int], array[int]] | tuple[()]"
@@ -102,8 +102,8 @@ class Counts:
 
 
 class PieceEncoder:
-    """Encoder that processes texts piece by piece. `marks` (text -> id) separate the pieces, so that each
-    piece is encoded independently."""
+    """Encoder that splits each text at `marks` (a mapping from marker text to token id) and encodes the
+    pieces independently."""
 
     def __init__(self, encode: Callable[[str], Encoded], marks: Mapping[str, int]) -> None:
         self._encode, self._marks = encode, marks
@@ -146,12 +146,11 @@ class PieceEncoder:
 FIRST_ROWS = 5
 """Number of rows listed in a remark."""
 COVERAGE = 99
-"""Minimum coverage of a sample's interval, in percent: the share of samples whose interval contains the true
-count."""
+"""Minimum coverage, in percent: how often a sample's interval must contain the true count."""
 
 
 class Remark(msgspec.Struct, frozen=True):
-    """Unexpected effect of a model's chat template on rows."""
+    """A warning about how a model's chat template renders rows."""
 
     text: str
     refused: bool
@@ -163,8 +162,8 @@ class Remark(msgspec.Struct, frozen=True):
 
 
 class Lengths:
-    """The number of tokens of each sequence, and how many of them contribute to the loss. A preference row
-    has two sequences, the prompt with each of its answers, as in training."""
+    """The number of tokens in each sequence, and how many of them contribute to the loss. As in training, a
+    preference row has two sequences: the prompt with each of the two answers."""
 
     __slots__ = ("further", "remarks", "tokens", "trained")
 
@@ -176,7 +175,8 @@ class Lengths:
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
-        """Append the lengths of `other`. `number` maps its row numbers to those of this object."""
+        """Append the lengths of `other`. `number` converts row numbers in `other` to row numbers in this
+        object."""
         self.tokens.extend(other.tokens)
         self.further.extend(other.further)
         self.trained.extend(other.trained)

@@ -87,13 +87,15 @@ class AnswerShape:
     header: str = ""
     """Text that precedes an answer. A model may repeat it."""
     around: tuple[str, str] = ("", "")
-    """Text before and after the answer's content, without the reasoning."""
+    """Text that the template puts before and after the content of an answer without reasoning."""
     ends: frozenset[str] = frozenset()
     """Special tokens that end an answer."""
     others: frozenset[str] = frozenset()
-    """Tokens that begin another speaker's turn, if the token before them may also occur within an answer."""
+    """Tokens that begin another speaker's turn. They are only needed if the token before them can also occur
+    within an answer."""
     special: frozenset[str] = frozenset()
-    """All special tokens. Special tokens that are not part of the format are dropped."""
+    """All special tokens of the tokenizer. If one is not part of the answer format, it is removed from the
+    output."""
 
 
 def shape_of(chats: Conversations) -> AnswerShape:

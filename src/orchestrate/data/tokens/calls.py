@@ -1,7 +1,8 @@
 """Parse tool calls as models write them in their answers.
 
 A chat template only shows how earlier calls of a conversation were written, so a table here lists the markers
-that open and close a block of calls in each model family. Blocks that cannot be parsed stay text.
+that open and close a block of calls in each model family. A block that cannot be parsed remains part of the
+text.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _NAME = r"[A-Za-z_][\w.\-]*"
 class ParsedCall(NamedTuple):
     name: str
     arguments: Any
-    """Arguments as an object, or as its JSON text."""
+    """Arguments as an object or as a JSON string."""
     id: str | None = None
 
 
 def read(inside: str, tools: Tools) -> list[ParsedCall]:
-    """Parse the calls in a block with the first notation that can parse all of it."""
+    """Parse the calls in a block, using the first notation that can parse the entire block."""
     inside = inside.strip()
     for notation in (of_json, _sections, _gemma, _mistral):
         if calls := notation(inside):
@@ -39,8 +40,8 @@ def read(inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def of_json(text: str) -> list[ParsedCall]:
-    """Parse calls written as JSON: `{"name": ..., "arguments": {...}}`, several of them, or a list. Field
-    names differ between models."""
+    """Parse calls written as JSON: one or more objects such as `{"name": ..., "arguments": {...}}`, or a list
+    of them. Field names differ between models."""
     if fenced := re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL):
         text = fenced[1].strip()
     if text[:1] not in ("{", "["):
@@ -344,9 +345,9 @@ _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS
 
 
 def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
-    """Return the text without its tool calls, and the parsed calls. `tools` determines which values
-    are text in a notation without quotes, and allows calls without markers. With `cut`, the text may end in
-    the middle of a call."""
+    """Return the text without its tool calls, and the parsed calls. The parameter types in `tools` determine
+    which values are strings in notations without quotes. With `tools`, calls without markers are parsed too.
+    With `cut`, the text may end in the middle of a call."""
     found: list[ParsedCall] = []
     kept: list[str] = []
     at = 0
@@ -381,8 +382,8 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
-    """Return the part of an unfinished text that can't become part of a call or of one of the `marks`. With
-    tools `offered`, the entire text may be a call."""
+    """Return the start of an unfinished text that later text can't turn into a call or into one of the
+    `marks`. If tools were `offered`, the entire text may be a call."""
     if offered and text.lstrip().startswith(("{", "[")):
         return ""
     if opening := _OPENINGS.search(text):

@@ -47,8 +47,9 @@ def is_marked(template: str) -> bool:
 
 
 def chosen(templates: object, *, tools: bool = False) -> str | None:
-    """Choose the template for training from a tokenizer's `chat_template`, which is one text, several named
-    texts, or none. As in transformers, the template named `tool_use` is for conversations with tools."""
+    """Choose the template for training from a tokenizer's `chat_template`, which is a string, several named
+    templates, or `None`. As in transformers, the template named `tool_use` is for conversations with
+    tools."""
     if isinstance(templates, dict):
         named = cast("dict[str, str]", templates)
         default = named.get("default") or next(iter(named.values()), None)
@@ -84,7 +85,7 @@ def reads(templates: object, name: str) -> bool:
 
 
 def message(of: ChatMessage) -> dict[str, Any]:
-    """Convert a message to the form that chat templates expect: arguments of tool calls as an object,
+    """Convert a message to the format that chat templates expect, with tool call arguments as an object and
     reasoning as `reasoning_content`."""
     out: dict[str, Any] = {"role": _ROLES.get(of.role, of.role), "content": of.text}
     if of.name:
@@ -140,7 +141,7 @@ def render(
 
 def carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
     """Return whether a token contributes to the loss. It does if it overlaps a span, or if it ends the turn
-    right after one. `spans` are relative to `said`, which starts at `at` in `text`."""
+    directly after a span. `spans` are positions in `said`, which starts at position `at` of `text`."""
     begin, end = token
     if begin >= at + len(said):
         return spans[-1][1] == len(said)

@@ -52,14 +52,15 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
 
 TOOL_BAND = 0.05
-"""Half-width for rows with tools, because the host does not publish how it renders them."""
+"""Relative half-width of the error band for rows with tools, because the host does not publish how it renders
+tools."""
 
 STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
-"""Half-widths for families counted with o200k, from the ratio of tokens in the family's own vocabulary to
-tokens in o200k (Llama 3: 0.98-1.02, Qwen 3: 0.91-1.12). Measured on English prose, Python code, short orders
-with numbers, and Chinese, Japanese and Korean text."""
+"""Relative half-widths of the error band for families counted with o200k, based on the ratio of the family's
+own token counts to o200k counts (Llama 3: 0.98-1.02, Qwen 3: 0.91-1.12). Measured on English prose, Python
+code, short orders with numbers, and Chinese, Japanese and Korean text."""
 OTHER_BAND = 0.25
-"""Half-width for families that were not measured."""
+"""Relative half-width of the error band for families that were not measured."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class ChatOverhead:
     message: int
     lead: Callable[[str], str] | None = None
     trained: int = 0
-    """Correction for a trained message: marker tokens that contribute to the loss, minus the tokens of a
-    prefix that does not."""
+    """Added to the trained-token count of each trained message: the number of its marker tokens that
+    contribute to the loss, minus the number of its prefix tokens that do not."""
 
 
 PRIMING = 3
@@ -91,7 +92,7 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
 
 
 def row_doubt(name: str) -> int:
-    """Return the maximum number of tokens by which each conversation may be overcounted."""
+    """Return the maximum number of tokens by which the counter may overcount each conversation."""
     return PRIMING if name in ("o200k", "cl100k") else 0
 
 
@@ -131,7 +132,7 @@ def error_band(name: str) -> float:
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder of a counter `hf:FOLDER`."""
+    """Return the folder in a counter name such as `hf:FOLDER`."""
     return Path(display_name(name)[3:])
 
 
@@ -190,7 +191,8 @@ def _cached_tokenizer(hub: str) -> Path | None:
 
 @lru_cache(maxsize=8)
 def batch_counter(vocabulary: str) -> Callable[[list[str]], list[int]]:
-    """Return a function from texts to token counts. Special-token strings count as ordinary text."""
+    """Return a function that counts the tokens of each text in a list. The strings of special tokens count as
+    ordinary text."""
     try:
         import toktok  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
@@ -395,7 +397,7 @@ class StoredRange(msgspec.Struct, frozen=True, array_like=True):
 
 
 Ranges = dict[str, StoredRange]
-"""Counts by the hash of a range's bytes."""
+"""Token counts of ranges, keyed by the hash of the range's bytes."""
 
 
 def find_ranges(path: str, read_as: object, counter: str, folder: Path) -> Ranges:
@@ -414,8 +416,8 @@ def _ranges_file(folder: Path, path: str, read_as: object, counter: str) -> Path
 
 
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
-    """Return the digest that a file had when it last had this size and modification time. The file may have
-    changed since, so a match only suggests that recounting is unnecessary."""
+    """Return the digest that was stored for a file with this path, size and modification time. The content
+    can differ nevertheless, so the digest only suggests that cached counts still apply."""
     if folder is None:
         return None
     with suppress(OSError, ValueError):  # or an invalid path

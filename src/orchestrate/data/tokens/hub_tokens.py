@@ -1,5 +1,5 @@
-"""Count with a Hugging Face tokenizer and its own chat template. Only this module imports transformers, and
-only when a tokenizer's files are not sufficient."""
+"""Count tokens with a Hugging Face tokenizer and its own chat template. Only this module imports
+transformers, and only for tokenizers that can't be loaded from their files alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Load a hub tokenizer from its files, with `tokenizers` alone.
 
 Importing transformers takes 3 s and 320 MB. It is only needed for tokenizers that transformers changes when
-it loads them. For those, `read` returns `None`.
+it loads them. `read` returns `None` for such a tokenizer.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ REBUILT: Mapping[str, Json] = {
         },
     },
 }
-"""Classes that read only the vocabulary and merges from the file, with the components that they add. A file
-that already contains these components is used unchanged."""
+"""Tokenizer classes that read only the vocabulary and merges from the file, mapped to the components that
+each class adds. If a file already contains these components, it is used unchanged."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +83,21 @@ class HubTokenizer:
     """The part of a tokenizer that counting and encoding need."""
 
     encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
-    """Function that encodes a text. Returns the ids, without added special tokens, and the position of each
-    in the text."""
+    """Function that encodes a string. Returns the token ids, without added special tokens, and the position
+    of each token in the string."""
     decode: Callable[[Sequence[int]], str]
-    """Function that decodes ids into unchanged text, including special tokens."""
+    """Function that decodes token ids, including special tokens, without any cleanup."""
     bos: int | None
     """Id of the token that starts a text, if there is one."""
     eos: int | None
     names: Mapping[str, str]
-    """Special tokens by name: `bos_token` ..."""
+    """Special tokens, keyed by name such as `bos_token`."""
     special: frozenset[int]
     """Ids of control tokens, such as the end of a turn."""
     marks: frozenset[str]
-    """Texts of the special ids."""
+    """Strings of the control tokens."""
     template: object
-    """Chat template as in transformers: a text, several by name, or `None`."""
+    """Chat template in transformers' format: a string, a dict of named templates, or `None`."""
 
 
 def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
@@ -231,7 +231,7 @@ def _agree(config: Json, folder: Path, added: Mapping[str, Json]) -> bool:
 
 
 def chat_templates(folder: Path) -> object:
-    """Return the chat templates as transformers does: a text, several by name, or `None`."""
+    """Return the chat template in transformers' format: a string, a dict of named templates, or `None`."""
     try:
         config = _json(folder / "tokenizer_config.json")
     except (OSError, msgspec.DecodeError):

@@ -83,13 +83,13 @@ class Rendered:
     messages: Sequence[ChatMessage] = field(repr=False)
     tools: Tools = field(default=None, repr=False)
     odd: tuple[str, ...] = ()
-    """Unusual properties of the turns."""
+    """Warnings about how the template renders the turns."""
     others: Mapping[int, AssistantTurn] = field(default_factory=dict[int, AssistantTurn])
-    """Spans of trained messages with other roles, by their index."""
+    """Spans of trained messages with other roles, keyed by message index."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
-        """Return effects of the template that the conversation's author may not expect. `has_end` means that
-        the model has an end token, which is appended to an `unended` text."""
+        """Describe effects of the template that the conversation's author may not expect. `has_end` is true
+        if the model has an end token. That token is appended if the text is `unended`."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns
@@ -117,9 +117,9 @@ class Rendered:
         row: float = 1.0,
         inputs: bool = False,
     ) -> list[float]:
-        """Return the loss weight of each token at its place in the text. With `inputs`, text that the
-        assistant didn't write is trained on too. Raises `DataError` if the template changed part of an answer
-        to train on."""
+        """Return the loss weight of each token, given the position of each token in the text. With `inputs`,
+        also train on text that the assistant didn't write. Raises `DataError` if the template changed part of
+        an answer to train on."""
         weights = [row if inputs else 0.0] * len(offsets)
         ends = [end for _, end in offsets]
         answers = [m for m in self.messages if m.role == "assistant"]
@@ -535,7 +535,8 @@ def _common_prefix(a: str, b: str) -> int:
 
 
 def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Return a conversation in which only `answer` contributes to the loss, as in a preference pair."""
+    """Return the conversation with `answer` appended, in which only `answer` contributes to the loss. Used
+    for preference pairs."""
     silent = [msgspec.structs.replace(m, weight=0.0) if m.role == "assistant" else m for m in prompt]
     return [*silent, *answer]
 
@@ -546,14 +547,14 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
 # answers would teach the model to answer without reasoning.
 
 Earlier = Literal["train", "split", "untrained"]
-"""Treatment of answers that are rendered without their reasoning: train on them anyway, train on each at the
-end of a separate row, or use them only as context."""
+"""How to treat earlier answers that the template renders without their reasoning: train on them anyway, train
+on each one at the end of its own row, or use them only as context."""
 
 
 def rows_of(
     chats: Conversations, messages: Sequence[ChatMessage], tools: Tools, earlier: Earlier
 ) -> list[Sequence[ChatMessage]]:
-    """Return the conversations to train on for one row, in order. Raises `DataError` if the template rejects
+    """Split a row into the conversations to train on, in order. Raises `DataError` if the template rejects
     the row."""
     if earlier == "train" or not any(thought_of(m) for m in messages):
         return [messages]

@@ -28,14 +28,15 @@ _CHOICE = "to choose how to train on such answers, set method.earlier_thinking"
 
 
 class Cut(NamedTuple):
-    """A rendered text split into the template's pieces, and the owners of the texts between them."""
+    """A rendered text, split into the template's own pieces and the message texts between them. `owners` says
+    which message each of these texts comes from."""
 
     texts: list[str]
     owners: list[tuple[int, int]]
-    """For each gap between pieces: index of the message, and index of the text within it. A text may occur
-    several times."""
+    """For each gap between pieces: the index of the message, and the index of the text within that message. A
+    text may fill several gaps."""
     starts: list[int]
-    """The start of each piece."""
+    """Position of each piece in the rendered text."""
 
 
 def values(of: Mapping[str, Any]) -> Iterator[str]:
@@ -108,7 +109,8 @@ def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
 
 
 def around(text: str, word: str) -> str:
-    """Return `word` with the whitespace that surrounds `text`, because some templates depend on it."""
+    """Replace everything in `text` except its leading and trailing whitespace with `word`. Some templates
+    depend on this whitespace."""
     core = text.strip()
     return text if not core else text.replace(core, word, 1)
 
@@ -127,7 +129,8 @@ def cut_by_words(text: str) -> Cut:
 
 
 def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]] | None = None) -> Cut:
-    """Split a text at the messages' texts, searched one after another, in `order` if it is known."""
+    """Split a rendered text at the messages' texts. The texts are searched one after another, in the given
+    `order` or else in message order."""
     words = {(i, k): value.strip() for i, m in enumerate(messages) for k, value in enumerate(values(m))}
     texts: list[str] = []
     owners: list[tuple[int, int]] = []
@@ -146,7 +149,7 @@ def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]
 
 
 def spelt(core: str) -> tuple[str, ...]:
-    """Return the possible spellings of a text: unchanged, and escaped as in JSON."""
+    """Return the forms in which a template may render a text: unchanged or escaped as in JSON."""
     return tuple(dict.fromkeys((core, json.dumps(core, ensure_ascii=False)[1:-1], json.dumps(core)[1:-1])))
 
 
@@ -180,8 +183,8 @@ def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
 
 
 def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools, said: Sequence[str]) -> Iterator[str]:
-    """Yield a description of everything that the template does not show. `said` contains the parts of `text`
-    that come from the assistant, one for each of its messages."""
+    """Yield a description of each kind of content that the template does not render. `said` contains one part
+    of `text` for each assistant message."""
     answers = [of for of in messages if of.role == "assistant"]
     for of, mine in zip(answers, said, strict=True):
         nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)
@@ -242,9 +245,9 @@ class MessageFormat(NamedTuple):
     """Format in which messages are passed to a template. Templates expect different formats."""
 
     text_arguments: bool = False
-    """True if the arguments of a call are JSON text instead of an object."""
+    """True if the arguments of a call are a JSON string instead of an object."""
     no_content: bool = False
-    """True if the content next to tool calls is `None` instead of an empty text."""
+    """True if the content next to tool calls is `None` instead of an empty string."""
     short_ids: bool = False
     """True if ids consist of nine letters and digits."""
     parts: bool = False
@@ -286,8 +289,7 @@ def _short(id: str) -> str:
 
 
 def signature(of: ChatMessage) -> tuple[object, ...]:
-    """Return the signature of a message. A template writes the same text around messages with the same
-    signature."""
+    """Return a key for the form of a message. A template adds the same text to messages with equal keys."""
     calls = tuple(
         (call.function.name, re.sub(r'(?<=")(?:[^"\\]|\\.)*(?=")', "", call.function.arguments))
         for call in of.tool_calls or ()
