@@ -252,7 +252,7 @@ class BillDifference(Record, frozen=True, kw_only=True):
     relative: float | None
     """Error as a fraction of the bill, or `None` if the bill is zero and the quote is not."""
     within_band: bool
-    """True if the bill is between the quote's low and high end."""
+    """True if the bill is between the low and high ends of the quote."""
 
 
 class Reconciliation(Record, frozen=True, kw_only=True):

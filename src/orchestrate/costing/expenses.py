@@ -214,8 +214,8 @@ class Expense(Record, frozen=True, kw_only=True):
     backend: str
     account: str | None = None
     month: str
-    """Month in UTC, such as `2026-11`: when a run ended, when a deployment was up, or the current month for
-    open ones."""
+    """UTC month, such as `2026-11`, in which the run ended or the deployment was up. An open run counts
+    toward the current month."""
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     project: str | None = None
     """Value of the run's `project` tag, or else the name of its Weights & Biases project."""

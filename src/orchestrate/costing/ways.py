@@ -243,7 +243,7 @@ class ServingWay(Record, frozen=True, kw_only=True):
     words: str
     assumptions: tuple[str, ...]
     units: tuple[ServingUnit, ...] = ()
-    """Units that can be added for more traffic, one per type of GPU. Empty if billed per token."""
+    """Types of units that can be added for more traffic, one per type of GPU. Empty if billed per token."""
     single: bool = False
     """True if no units can be added."""
     utilisation: float | None = None

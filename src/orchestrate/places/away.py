@@ -101,13 +101,14 @@ MARGIN_S = 60.0
 """Seconds added to the worker's silence limit, because the worker and this machine check with a delay."""
 
 FRESH_S = 30.0
-"""Age in seconds up to which a worker's last report counts as current, so the place need not be queried."""
+"""Maximum age, in seconds, of a worker's report that counts as current. With a current report, the place
+isn't queried."""
 
 LEAST_S = 10.0
 """Minimum remaining time of a run with a limit, in seconds. With less, no machine is started."""
 RESPONSE_S = 300.0
-"""Seconds that a reporting worker has to pause before it is stopped: twice the time allowed for saving a
-checkpoint."""
+"""Time in seconds within which a worker must pause when requested. Otherwise, it is stopped even if it still
+reports. This is twice the time allowed for saving a checkpoint."""
 
 ENDED_THERE = "ended_there"
 """Error code of a run whose worker was stopped in the place's own console."""

@@ -22,7 +22,7 @@ SILENCE_S = 600.0
 
 
 PRICE = "price.json"
-"""Name of the file in a run's storage that holds the machine's price (an `Hourly`), as read after the
+"""Name of the file in a run's storage that holds the machine's price (an `Hourly`), which is read after the
 start."""
 
 
@@ -66,8 +66,8 @@ class Resources(Record, frozen=True, kw_only=True):
     spot: bool = False
     """True to use a spot machine, which is cheaper but may be reclaimed anytime."""
     min_processes: int | None = None
-    """Minimum number of processes with which the run may train if not all are available. `None` requires all
-    of them."""
+    """Minimum number of processes to train with if not all of them are available. `None` requires all of
+    them."""
     limits: WorkerLimits = WorkerLimits()
 
     @property

@@ -35,9 +35,10 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
 
     job: LocalJob
     files: dict[str, ArtifactFile]
-    """Uploaded files, keyed by `train` and `validation`."""
+    """Uploaded files, under the keys `train` and `validation`."""
     folders: dict[str, tuple[ArtifactFile, ...]]
-    """Uploaded folders, keyed by `model` and `continue_from`. Other models are downloaded from their hub."""
+    """Uploaded folders, under the keys `model` and `continue_from`. Other models are downloaded from their
+    hub."""
     code: str
     """Hash of the blob that contains this exact version of Orchestrate."""
     limits: WorkerLimits

@@ -1,4 +1,4 @@
-"""Render an experiment as a terminal table, HTML with a curve of the evidence, and JSON."""
+"""Render an experiment as a terminal table, as HTML with a chart of the evidence, and as JSON."""
 
 from __future__ import annotations
 

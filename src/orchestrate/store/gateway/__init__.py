@@ -36,7 +36,7 @@ def unstorable(id: str) -> bool:
 
 
 class NoSuchPlace(LookupError):
-    """Raised if a list should start after an id that it does not contain."""
+    """Raised if the id after which a list should start is not in the list."""
 
 
 @dataclass(frozen=True)
