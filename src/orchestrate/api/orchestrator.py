@@ -128,8 +128,8 @@ class Orchestrator(Workspace):
         """Show how each setting is translated for each backend. Unsupported settings are marked as refused.
         Works offline.
 
-        Reads no files by default. With `measured`, reads the data if possible and plans memory for its
-        longest row on backends that plan memory.
+        Reads no files by default. With `measured`, also reads the data if possible, and on backends that plan
+        memory, plans it for the longest row.
         """
         from orchestrate.runs.preparing import prepared
 
@@ -181,11 +181,11 @@ class Orchestrator(Workspace):
         raises `DataError`. `strict` rejects every setting that the backend would not keep or map exactly.
 
         You choose `idempotency_key`. A key identifies one run in every process that uses this store, and a
-        second call with it returns the existing run in any state. If an identical run is open or succeeded
-        within the last day, the call raises `AlreadySubmitted`, unless `again` is set. With `patient`, a job
-        that a busy host did not accept stays pending, and the next call with the same key retries it. `agree`
-        is called if the host's own estimate is above the quote's high end and no limit allows it. Without
-        `agree`, such a job is rejected.
+        second call with the same key returns the existing run, whatever its state. If an identical run is
+        open or succeeded within the last day, the call raises `AlreadySubmitted`, unless `again` is set. With
+        `patient`, a job that a busy host did not accept stays pending, and the next call with the same key
+        retries it. `agree` is called if the host's own estimate is above the quote's high end and the run has
+        no cost limit. The job is created only if `agree` returns True. Without `agree`, it is rejected.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget` or `KeyTaken` before anything is sent. Raises
         `OutcomeUnknown` if the response to the create request was lost (the run stays in the store, and
@@ -224,9 +224,9 @@ class Orchestrator(Workspace):
 
         `lora` is a rank, or a mapping with rank, seed, train_mlp, train_attn and train_unembed. The session
         is saved and ended at `max_cost_usd` or after `idle_minutes` without a request. `resume=RUN` continues
-        an earlier session from its last save, even after a crash. `options` are specific to the backend. On
-        this machine: threads, device, precision and four_bit. Raises `OverBudget` before anything is sent.
-        Errors while loading the model propagate.
+        an earlier session from its last save, even after a crash. `options` are specific to the backend. The
+        local backend accepts threads, device, precision and four_bit. Raises `OverBudget` before anything is
+        sent. Errors while loading the model propagate.
         """
         from orchestrate.sessions.session import open_session
 
@@ -253,8 +253,8 @@ class Orchestrator(Workspace):
     ) -> RunHandle:
         """Repeat a finished run from its stored spec, on its backend or another one. `settings` override
         fields of the spec, by dotted name. A sandbox run is repeated in its sandbox. If the data's digest
-        doesn't match the run's, the call raises `DataError`, unless `other_data` is set. `terms` and all
-        other errors are the same as for `submit`."""
+        doesn't match the run's, the call raises `DataError`, unless `other_data` is set. Otherwise, `terms`
+        and the errors raised are the same as for `submit`."""
         from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record
@@ -264,8 +264,8 @@ class Orchestrator(Workspace):
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
-        """Find runs in the store that match a submit to each of these backends. Raises `KeyTaken` if
-        `idempotency_key` belongs to a different run."""
+        """Find, for each of these backends, the run with this idempotency key and any identical run that
+        would block a submit. Raises `KeyTaken` if `idempotency_key` belongs to a different run."""
         from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)
@@ -323,12 +323,13 @@ class Orchestrator(Workspace):
     ) -> Listing[RunHandle]:
         """List runs, newest first. The database filters and sorts them.
 
-        `sandbox` selects only sandbox runs or only real ones. By default, sandbox runs are left out unless
-        the current keys are a sandbox's. `search` matches words in a run's id, name, note or tags. `model`
-        matches part of the model's name. `tag` is `NAME` or `NAME=VALUE`. `archived` selects only archived
-        runs or only the others. `sort` is created, name, backend, model, status, cost, updated, loss,
-        spec.NAME or tag.NAME. A leading `-` sorts in descending order. `after` is the id of the last run of
-        the previous page. Raises `UsageError` for an unknown status or order.
+        `sandbox` selects only sandbox runs (`True`) or only real runs (`False`). By default, sandbox runs are
+        listed only if the current API keys belong to a sandbox. `search` matches words in a run's id, name,
+        note or tags. `model` matches part of the model's name. `tag` is `NAME` or `NAME=VALUE`. `archived`
+        selects only archived runs (`True`) or only the rest (`False`). `sort` is created, name, backend,
+        model, status, cost, updated, loss, spec.NAME or tag.NAME. A leading `-` sorts in descending order.
+        `after` is the id of the last run of the previous page. Raises `UsageError` for an unknown status or
+        order.
         """
         from orchestrate.store.listing import RunQuery
 
@@ -346,8 +347,8 @@ class Orchestrator(Workspace):
         return Listing(self._handle(record) for record in found)
 
     def active_runs(self) -> Listing[RunHandle]:
-        """Return the runs that have not ended, newest first. Includes sandbox runs only if the current keys
-        are a sandbox's."""
+        """Return the runs that have not ended, newest first. Includes sandbox runs only if the current API
+        keys belong to a sandbox."""
         return Listing(
             map(self._handle, self.store.runs.matching(active=True, sandbox=scope_of(self.settings)))
         )
@@ -395,9 +396,8 @@ class Orchestrator(Workspace):
         return Orphans(self.store, self.ready).end(report, tell)
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
-        """List deployments as last seen, newest first. With `over=True`, list only deployments that have
-        ended, with `False` only those that have not, and with `None` all of them. Call `sync` first to update
-        them."""
+        """List deployments in their last known state, newest first. `over=True` lists only ended deployments,
+        `False` only the rest, and `None` all of them. Call `sync` first to update them."""
         return Listing(
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )
@@ -419,8 +419,8 @@ class Orchestrator(Workspace):
     # -- what it is worth -----------------------------------------------------------------------------------
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
-        """Compare runs side by side. `.save("report.html")` writes the comparison as html, md, csv or
-        json, by the file's extension."""
+        """Compare runs side by side. `.save("report.html")` writes the comparison as HTML, Markdown, CSV or
+        JSON, depending on the file's extension."""
         from orchestrate.runs.evaluation.comparison import compare
 
         return compare(self, [run if isinstance(run, Run | str) else run.record for run in runs])
@@ -499,8 +499,8 @@ class Orchestrator(Workspace):
         return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
-        """Import ratings into a review, all or none, and return how many were added. Raises `UsageError` for
-        a rating that does not belong to the review."""
+        """Import ratings into a review and return how many were added. If any rating does not belong to the
+        review, raises `UsageError` and imports none."""
         from orchestrate.runs.evaluation import reviewing
 
         return reviewing.record(self, reviewing.opened(self, [review]), ratings)

@@ -82,8 +82,8 @@ class RunHandle(TrackedRun):
     def evaluate(
         self, test: str | Path | None = None, *, metrics: Sequence[str] = ("auto",), **order: Any
     ) -> Evaluation:
-        """Evaluate the base and the tuned model on held-out rows (`test`, by default the spec's), and store
-        the result with the run. `order` contains the fields of
+        """Evaluate the base and the tuned model on held-out rows (`test`, by default the spec's test file),
+        and store the result with the run. `order` contains the fields of
         `orchestrate.runs.evaluation.held_out.EvaluationOrder`, such as `limit` or `on`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 

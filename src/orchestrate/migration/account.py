@@ -54,9 +54,9 @@ class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     run: str
     to: str
     model: str | None = None
-    """Model to train. With `None`, the proposed model is trained."""
+    """Model to train. `None` means the proposed model."""
     test: str | None = None
-    """Held-out rows. With `None`, uses those of the run or of its recording."""
+    """File with held-out rows. `None` means the held-out rows of the run or its recording."""
     proof: bool = True
 
     @property
@@ -213,8 +213,8 @@ def proposed(
     ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
     """Propose a migration for every successful run whose model has an announced shutdown date, earliest
-    shutdown first. Of runs with the same settings and data, only the newest is migrated. `priced` receives
-    each prepared spec. Works offline. Raises `ConfigError` for a backend that isn't configured."""
+    shutdown first. If several runs have the same settings and data, only the newest is migrated. `priced`
+    receives each prepared spec. Works offline. Raises `ConfigError` for a backend that isn't configured."""
     for name in ft.backends(list(order.to)):
         ft.provider(name)  # it would be the reason to skip every run
     found: list[PlannedMove] = []
@@ -291,8 +291,8 @@ class PreparedPlan:
             raise UsageError(f"{path} names {joined(twice)} twice", fix="write one entry per run")
         made = {step.known.id for step in self.steps if step.known is not None}
         self.strays = [run for run in moved if run.id not in made]
-        """Runs created by earlier versions of the plan: on a backend that was later replaced, before a retry,
-        or for an entry that is now skipped or deleted."""
+        """Runs left from earlier versions of the plan: runs on a backend that was later replaced, runs that
+        were retried, and runs whose entry is now skipped or deleted."""
 
     def _step(self, entry: MovePlanEntry, order: MigrationOrder) -> _Step:
         wanted = replace(
@@ -324,8 +324,8 @@ class PreparedPlan:
 
     @property
     def high_usd(self) -> Decimal:
-        """The maximum cost of the entire plan, including runs of its earlier versions. An existing run
-        counts with its bill or, if it has none, its quote."""
+        """The maximum cost of the entire plan, including runs of its earlier versions. An existing run counts
+        at its billed cost or, if it has no bill yet, at its quoted cost."""
         return sum((_high_usd(step) for step in self.steps), sum(map(cost_usd, self.strays), Decimal(0)))
 
     def require_budget(self) -> None:

@@ -383,7 +383,7 @@ def take(
     today: date | None = None,
 ) -> AccountImport:
     """Import a host's past jobs as runs. Models with a shutdown date before `today` count as shut down.
-    Raises `MissingKey`, and `ProviderError` if the host's list cannot be read."""
+    Raises `MissingKey` if the host's API key is missing, and `ProviderError` if its list cannot be read."""
     provider = ft.ready(name)
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)

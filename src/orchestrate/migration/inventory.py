@@ -67,7 +67,7 @@ class InventoryRun(Record, frozen=True, kw_only=True):
     `unknown`."""
     data_path: str | None = None
     rebuild: str
-    """Description of the options for retraining the model, with base models."""
+    """How the model can be retrained: the same base model on other hosts, or similar open models."""
 
 
 class Inventory(Record, frozen=True, kw_only=True):
@@ -76,7 +76,7 @@ class Inventory(Record, frozen=True, kw_only=True):
     """Total cost of the runs with a known cost."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """Pairs of a last day and the number of models shut down after it, earliest first."""
+    """Pairs of (last day, number of models that are shut down after that day), earliest first."""
     data_here: int
     data_gone: int
 

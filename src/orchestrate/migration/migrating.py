@@ -66,7 +66,7 @@ class MigrationOrder:
     models: Mapping[str, str] = field(default_factory=dict[str, str])
     """Maps backends to models that replace the proposed ones. `default` applies to all other backends."""
     train: str | None = None
-    """Training rows to use instead of the old run's, for example if those are lost."""
+    """Training rows to use instead of the old run's, for example if the old rows are lost."""
     use: ServingUse | None = None
     """Expected traffic, used to price serving. Default: `REQUESTS` per day with the data's average
     lengths."""
@@ -75,12 +75,13 @@ class MigrationOrder:
     old: Literal["auto", "live", "recorded"] = "auto"
     metrics: Sequence[str] = ("auto",)
     margin: float = MARGIN
-    """Accepted drop in the first metric."""
+    """Non-inferiority margin: the largest acceptable drop in the first metric."""
     limit: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     on: str = "auto"
     probes: Sequence[str] = ("all",)
-    """Probes for forgetting, as in `orchestrate.runs.evaluation.regression.RegressionOrder`."""
+    """Names of the probes that measure forgetting. See
+    `orchestrate.runs.evaluation.regression.RegressionOrder`."""
     proof: bool = True
     """False to skip the comparison. No held-out rows are needed then."""
     max_cost_usd: Decimal | None = None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 KIND = "migration"
-"""Kind of the store's records of migrations. They belong to the old run."""
+"""Record kind for the results of migrations. The store keeps them with the old run."""
 _FEW_LABELS = 2
 
 

@@ -89,7 +89,8 @@ def of_settings(
 def of_rows(
     content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
 ) -> list[SettingChange]:
-    """List the differences in chat template, tokenizer and roles when the same rows train the new model."""
+    """List how the chat template, tokenizer and roles change when the new model is trained on the same
+    rows."""
     (host, base), (there, model) = old, new
     found = [
         _changed(
@@ -198,11 +199,11 @@ class Suited(Record, frozen=True, kw_only=True):
     reasoning: bool = False
     reasons: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
-    """Objections to this model."""
+    """Reasons against choosing this model."""
 
 
 def base_of(model: str, profile: Profile) -> catalog.Model | None:
-    """Return the catalog's entry of a run's base model, even if the run continued from a tuned model."""
+    """Return the catalog entry for a run's base model, even if the run continued from a tuned model."""
     base = profile.tuned_base(model) if profile.tuned_base else None
     return catalog.lookup(base or model)
 
@@ -318,7 +319,7 @@ class PricedModel(Record, frozen=True, kw_only=True):
 
     @property
     def against(self) -> tuple[str, ...]:
-        """Return the objections, including prices."""
+        """Return all reasons against choosing this model, including those from its quote."""
         known = (self.quote.unavailable, self.quote.refused, self.quote.unlisted)
         return (*self.suited.against, *(reason for reason in known if reason))
 
@@ -353,7 +354,7 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
 
 
 class HeldOutRows(Record, frozen=True, kw_only=True):
-    """The prompts on which parity is judged."""
+    """Held-out prompts on which the old and the new model are compared."""
 
     path: str
     rows: int
@@ -374,7 +375,7 @@ class Proposal(Record, frozen=True, kw_only=True):
     traffic: str
     """Description of the traffic used to price serving."""
     months: int
-    """Number of months of serving that are included when backends are compared."""
+    """Number of months of serving costs to include when ranking backends."""
     held_out: HeldOutRows | None
     old: Old
     margin: float
@@ -405,7 +406,7 @@ class MovedModel(Record, frozen=True, kw_only=True):
     """Reason why nothing was compared."""
     metric: str = ""
     parts: tuple[ParitySlice, ...] = ()
-    """Parity per slice, all rows first."""
+    """Parity on all rows, followed by parity on each slice."""
     decision: str = ""
     """`ship`, `do not ship` or `not enough evidence`, as in the evaluation."""
     reasons: tuple[str, ...] = ()
@@ -429,5 +430,5 @@ class Migration(Record, frozen=True, kw_only=True):
 
     @property
     def parity(self) -> bool:
-        """Return whether every new model was shown to drop by less than the accepted margin."""
+        """Return True if parity was shown to hold on all rows for every new model."""
         return bool(self.moved) and all(m.parts and m.parts[0].parity == "holds" for m in self.moved)

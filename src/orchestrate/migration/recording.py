@@ -290,7 +290,7 @@ def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
 
 
 def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
-    """Return the known terms of the model's maker and host on training on its answers."""
+    """Return what is known about the terms of the model's host and license for training on its answers."""
     found: list[str] = []
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):

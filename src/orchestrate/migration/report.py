@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[ParitySlice]:
-    """Compare the old and new models on all rows, then on each slice, by the first metric. `margin` is the
-    accepted drop. On all rows, the result is the evaluation's own verdict. All intervals hold simultaneously
-    for all new models."""
+    """Compare the old and new models on all rows, then on each slice, using the first metric. `margin` is the
+    largest acceptable drop. On all rows, the result is the evaluation's own verdict. All intervals hold
+    simultaneously for all new models."""
     metric = evaluation.metrics[0]
     several = len(evaluation.verdicts)
     decision = next((v.decision for v in evaluation.verdicts if v.contender == new), None)
@@ -69,8 +69,8 @@ _DECIDED: dict[str, Word] = {
 
 
 def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
-    """Decide parity by the interval of the difference. Parity holds if the entire interval is above
-    `-margin`, does not hold if it is entirely below, and is not shown otherwise."""
+    """Decide parity from the confidence interval of the difference. Parity holds if the entire interval is
+    above `-margin`, does not hold if the entire interval is below, and is not shown otherwise."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low
@@ -123,8 +123,8 @@ class MigrationReport(Record, frozen=True, kw_only=True):
         raise UsageError(f"format must be table, md, html or json, got {format!r}")
 
     def save(self, path: str | Path) -> Path:
-        """Save the report in the format of the file's extension: .html, .md, .json or .txt. Raises
-        `UsageError`."""
+        """Save the report in the format that the file's extension selects: .html, .md, .json or .txt. Raises
+        `UsageError` for any other extension."""
         return save(path, _ENDINGS, self.render)
 
 

@@ -122,8 +122,9 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
 def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
     """Delete the files and models that `stored` lists from the host, and record each deletion as it happens.
     Call it again to complete an interrupted deletion. If a job or deployment on the host uses any of them,
-    raises `UsageError` and deletes nothing. Also raises `MissingKey`, `OtherAccount`, `Unsupported` and
-    `ProviderError`."""
+    raises `UsageError` and deletes nothing. Also raises `MissingKey` if the API key is missing,
+    `OtherAccount` if it is not known to belong to the run's account, `Unsupported` if the host can't delete
+    models, and `ProviderError` if the host fails."""
     store, done, found = ws.store, list[Stored](), stored(ws, run)
     provider = ws.ready(run.provider)
     accounts.require(store, provider, run)
@@ -202,9 +203,9 @@ def _require_unused(ws: Workspace, run: Run) -> None:
 
 
 def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
-    """List the files and models that each account stores. Skips accounts on your own machines. Lists no
-    sandboxes by default, and only sandboxes with `sandbox`. If a host fails, its entry contains the reason,
-    and the other hosts are still listed."""
+    """List the files and models that each account stores. Skips accounts on your own machines. Lists only
+    sandboxes with `sandbox`, and only real accounts without it. If a host fails, its entry contains the
+    reason, and the other hosts are still listed."""
     runs = _owners(ws, sandbox)
 
     def ask(name: str) -> AccountStorage | None:

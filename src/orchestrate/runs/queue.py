@@ -196,7 +196,7 @@ def _named(ft: Workspace, name: str) -> str:
 
 
 class QueueStep(NamedTuple):
-    """A change of a queue entry during one turn."""
+    """A change to a queue entry during one turn."""
 
     entry: QueueEntry
     told: str
@@ -212,7 +212,7 @@ class QueueServer:
     problems: list[str] = field(default_factory=list[str])
     """Errors of the last turn, one line each. Failed steps are retried."""
     moved: list[QueueStep] = field(default_factory=list[QueueStep])
-    """Changes of entries in the last turn."""
+    """Changes to entries in the last turn."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
     _tries: dict[str, int] = field(default_factory=dict[str, int])
     _told: dict[str, str] = field(default_factory=dict[str, str])
@@ -351,8 +351,8 @@ def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
 
 
 def crowded(ft: Workspace, run: Run) -> str | None:
-    """Explain how a resumed run delays the waiting entries for its backend. Returns `None` if the open runs
-    fit into the backend's slots, or nothing waits."""
+    """Explain how a resumed run delays the waiting entries for its backend. Returns `None` if the backend has
+    enough slots for all open runs, or if no entry is waiting."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
         return None
     going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)

@@ -1,4 +1,4 @@
-"""Resume a run, with the limits that were agreed to or with higher ones.
+"""Resume a run, with its previous limits or with new ones.
 
 Limits apply to the complete run. A higher limit is first reserved in the budget and stored, then sent to the
 run's workers, and then a worker is started. A lower limit is sent to the workers first. If the call is

@@ -175,7 +175,8 @@ class TrackedRun:
         return Listing(self._ws.store.history.checkpoints(self.id))
 
     def rendered(self) -> list[RowTokens]:
-        """Fetch the tokens of training rows as the host's trainer saw them. Raises `Unsupported`."""
+        """Fetch the tokens of training rows as the host's trainer saw them. Raises `Unsupported` if the host
+        does not show them."""
         return list(self._here(ShowsRows).rendered(self.record.handle))
 
     def cancel(self) -> Run:
@@ -221,8 +222,8 @@ class TrackedRun:
         return self.record
 
     def abandon(self, reason: str) -> Run:
-        """Give up the run and its deployments, with the reason. Their hosts are no longer polled, and only
-        their last known costs count against a budget.
+        """Give up the run and its deployments, and store the reason. Their hosts are no longer polled, and
+        only their last known costs count against a budget.
 
         Does not end anything on a host: the run may continue there and be billed. If the run has ended and
         its bill is known, only its deployments are given up. Raises `UsageError` without a reason, and for a
@@ -247,7 +248,7 @@ class TrackedRun:
         return self.record
 
     def annotate(self, *, note: str | None = None, archived: bool | None = None) -> Run:
-        """Set the run's note (an empty text removes it), or archive the run. Lists leave out archived runs
+        """Set the run's note (an empty string removes it), or archive the run. Lists leave out archived runs
         unless you ask for them. The host is not contacted, and the run's cost counts as before. Raises
         `UsageError` for a note of more than 2,000 characters."""
         if note is not None and len(note) > _NOTE:
@@ -306,14 +307,14 @@ class TrackedRun:
         return files.described(self._ws.settings.home / "models" / self.id)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
-        """Return the newest deployment on the backend `at`, or on any backend, as last seen. Returns `None`
-        if there is none."""
+        """Return the newest deployment on the backend `at` (default: on any backend) in its last known state.
+        Returns `None` if there is none."""
         record = self._ws.store.deployments.of_run(self.id, at)
         return None if record is None else DeploymentHandle(self._ws, record)
 
     def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
-        """List all deployments of this run as last seen, newest first. `over` selects those that have
-        ended (`True`) or have not (`False`)."""
+        """List the deployments of this run in their last known state, newest first. `over=True` lists only
+        ended deployments, `False` only the rest, and `None` all of them."""
         found = self._ws.store.deployments.matching(over=over)
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
@@ -321,9 +322,10 @@ class TrackedRun:
         """End the run's deployment, on the backend `at` or wherever it is up, and wait up to `patience_s`
         seconds until the host confirms that it has ended.
 
-        Check the returned state: `ending` is still billed, and each `sync` asks the host again. Returns
-        `None` if the account has no deployment of the run. Raises `OtherAccount`, and `ProviderError` if the
-        host cannot be reached.
+        Check the returned state: a deployment in state `ending` is still billed, and each `sync` asks the
+        host again to end it. Returns `None` if the account has no deployment of the run. Raises
+        `OtherAccount` if the key is not known to belong to the deployment's account, and `ProviderError` if
+        the host cannot be reached.
         """
         known = self.deployment(at)
         if known is None or known.record.state.over:
@@ -376,9 +378,10 @@ class TrackedRun:
         return reply
 
     def log_to(self, tracker: str, at: str | None = None, *, project: str | None = None) -> Logged:
-        """Log the run's settings, metrics, outcome and cost, as last seen, to mlflow, wandb or tensorboard.
-        `at` is a URL or folder. Values that the tracker already has are not logged again. Raises
-        `MissingExtra`, `ProviderError`."""
+        """Log the run's last known settings, metrics, outcome and cost to mlflow, wandb or tensorboard. `at`
+        is a URL or folder. Values that the tracker already has are not logged again. Raises `MissingExtra` if
+        the tracker's package is not installed, and `ProviderError` if the tracker rejects the data or cannot
+        be reached."""
         from orchestrate.runs import trackers as exporters
 
         with exporters.opened(tracker, at, project) as opened:

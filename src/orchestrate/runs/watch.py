@@ -39,7 +39,7 @@ def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
 
 def channels_of(settings: Settings) -> list[Messenger]:
     """Return the channels to notify when a run ends. Raises `UsageError` for an invalid address, and
-    `ConfigError` for a secret that cannot sign."""
+    `ConfigError` for a secret that can't be used for signing."""
     if settings.notify == config.Notify():
         return []
     from orchestrate.runs.watching.channels import channels

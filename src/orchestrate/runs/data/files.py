@@ -145,8 +145,8 @@ def check_options(
 
 def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
     """Return the tokenizer that counts a model's tokens, from the first backend that offers the model.
-    Searches backends of these `kinds` first. Without a model, returns o200k. Raises `SpecError` for a model
-    that no backend offers."""
+    Searches backends of these `kinds` first. Without a model, returns the o200k tokenizer. Raises `SpecError`
+    for a model that no backend offers."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting
 

@@ -48,7 +48,8 @@ class TeacherModel:
 
     def place(self, settings: Settings) -> HostConfig:
         """Return the host that runs the model. One host's key is never sent to another address. Raises
-        `UsageError`, `MissingKey`, `ConfigError`."""
+        `UsageError` for an unknown host or an invalid URL, `MissingKey` if the key's variable is not set, and
+        `ConfigError` if the key would be sent unencrypted."""
         if self.base_url is None:
             if self.key_variable is not None:
                 raise UsageError("--key-variable needs --base-url", fix="orchestrate keys set HOST")

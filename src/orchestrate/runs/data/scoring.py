@@ -145,8 +145,8 @@ class PreparedScoring:
 def prepared(
     ft: Workspace, path: str, order: ScoreOrder, output: Path | None = None
 ) -> Generator[PreparedScoring]:
-    """Read the rows, the rubric and the rated answers. Raises `DataError` and `UsageError`. Errors while
-    finding the judge propagate."""
+    """Read the rows, the rubric and the rated answers. Raises `DataError` for files that cannot be read, and
+    `UsageError` for options that can't be combined. Errors while finding the judge propagate."""
     if order.judge is None:
         yield PreparedScoring(ft, path, output, order, None)
         return

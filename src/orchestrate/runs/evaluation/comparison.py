@@ -61,7 +61,7 @@ def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
 
 
 def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
-    """Return the rows whose result differs between a run and the model that the run is compared with."""
+    """Return the rows on which a run and the model that it is compared with have different results."""
     names = {c.name for c in evaluation.contenders if c.run_id == run_id}
     return [found for found in flips(evaluation) if found.contender in names]
 
@@ -73,8 +73,9 @@ def _repeated_answers(found: Sequence[Evaluation], run_id: str) -> list[Pairing]
 
 
 def paired_with_earlier(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
-    """Pair a contender's results in the latest evaluation with its results in the most recent earlier one
-    that has the same items but separately requested answers."""
+    """Pair a contender's results in the newest evaluation with its earlier results on the same items. Uses
+    the most recent earlier evaluation whose answers were requested separately. Returns `None` if there is
+    none."""
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
-"""Values for where contenders run, in addition to the names of hosts on which a run's adapter was
-deployed."""
+"""Allowed values of `on`, the place where contenders run. Also allowed is the name of any host on which a
+run's adapter was deployed."""
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
 """Number of concurrent requests to a sandbox. Sandboxes batch waiting requests."""

@@ -112,7 +112,7 @@ class EvaluationOrder:
     skip_failed: bool = False
     """True to count questions that get no answer as failed, and continue."""
     parity: bool = False
-    """True if `against` is the model that is to be replaced."""
+    """True if `against` is the model to be replaced."""
 
 
 class PreparedEvaluation:

@@ -71,9 +71,9 @@ class Exported(Record, frozen=True, kw_only=True):
 
 
 def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession:
-    """Open a review by its id, or the latest review of the runs with the same kind, contenders and rubric, or
-    create one. Raises `UsageError` if there is nothing to rate, and `DataError` if its answers were
-    deleted."""
+    """Open a review by its id, or the runs' latest review with the same kind, contenders and rubric. If there
+    is none, create it. Raises `UsageError` if there is nothing to rate, and `DataError` if the review's
+    answers were deleted."""
     order = order or ReviewOrder()
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
 
@@ -186,7 +186,7 @@ def review_routes(
 
 
 def of_run(ft: Workspace, run_id: str) -> list[ReviewSession]:
-    """Return the reviews of a run's answers, newest first, without those whose answers were deleted."""
+    """Return the reviews of a run's answers, newest first. Skips reviews whose answers were deleted."""
     found: list[ReviewSession] = []
     for review in ft.store.reviews.matching(run_ids=[run_id]):
         with suppress(OrchestrateError):
@@ -199,8 +199,9 @@ def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
 
 
 def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
-    """Import ratings, all or none, and return how many were added. `left` and `right` are the contenders as
-    shown to the rater. Raises `UsageError` for a rating that does not belong to this review."""
+    """Import ratings and return how many were added. If any rating is invalid, none are imported. `left` and
+    `right` are the contenders as shown to the rater. Raises `UsageError` for a rating that does not belong to
+    this review."""
     known = {task.id: task for task in desk.tasks}
     checked: list[Rating] = []
     for one in ratings:
@@ -260,8 +261,8 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
 
 
 def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
-    """Import the ratings of a spreadsheet, all or none. Raises `DataError` with the position of the invalid
-    row."""
+    """Import the ratings from a spreadsheet. If a row is invalid, imports none and raises `DataError` with
+    its position."""
     if rater is None:
         raise UsageError("the spreadsheet does not say who gave the ratings", fix="--rater NAME")
     return sheets.take(desk, sheet, rater, ft.store.reviews.rate)

@@ -27,7 +27,7 @@ def evaluations(ws: Workspace, run_id: str) -> list[Evaluation]:
 
 
 def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
-    """Combine each verdict on a run with its regressions, parity, reviews and proof."""
+    """Combine each verdict on a run with the run's regression tests, parity tests, reviews and proofs."""
     known: dict[str, _RunFacts] = {}
     return [_joined(ws, one, known) for one in found]
 

@@ -32,9 +32,9 @@ SETTLER = "settler"
 
 @dataclass(frozen=True, kw_only=True)
 class WritingOrder:
-    """Options for a review in which people write rows. `guide` is a text (.md, .txt) or a rubric with a
-    guide. `overlap` is the fraction of rows that two people write. `new` starts over even if a review of the
-    same file exists."""
+    """Options for a review in which people write rows. `guide` is a text file (.md, .txt) or a rubric that
+    contains a guide. `overlap` is the fraction of rows that two people write. `new` starts over even if a
+    review of the same file exists."""
 
     file: str
     writers: Sequence[str]
@@ -53,8 +53,8 @@ class OpenedWriting:
 
 
 def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:
-    """Open the newest review of this file, or create one. Raises `UsageError`, and `DataError` for rows that
-    cannot be read."""
+    """Open the newest review of this file, or create one. Raises `UsageError` if the file is not on this
+    machine, and `DataError` if its rows cannot be read."""
     if not Path(order.file).is_file():
         raise UsageError(f"{order.file} is not a file on this machine.", fix="orchestrate data convert FILE")
     digest = sha256(Path(order.file))

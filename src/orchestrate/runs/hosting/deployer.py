@@ -97,8 +97,9 @@ class Deployer:
     # -- making --------------------------------------------------------------------------------------------
 
     def offer(self, run: Run, terms: DeployTerms) -> DeploymentOffer:
-        """Return the offer that `deploy` would accept. Sends and changes nothing. Raises `OverBudget`,
-        `UsageError`, `OtherAccount`."""
+        """Return the price and limits that `deploy` would apply. Sends and changes nothing. Raises
+        `OverBudget` for a price above the limits, `UsageError` for limits or options that can't be applied,
+        and `OtherAccount` if the key is not known to belong to the account."""
         before = self._open(run)
         price = self._price(run, before, terms)
         fresh = before is None
@@ -270,8 +271,9 @@ class Deployer:
     def undeploy(self, deployment: Deployment, cause: str, *, patience_s: float = 0.0) -> Deployment:
         """Ask the host to end the deployment, and wait up to `patience_s` seconds until the host confirms the
         end. The returned state says whether the deployment has ended. Uses only the stored record, so this
-        works even if the host no longer has the job. Raises `OtherAccount`, and `ProviderError` if the host
-        cannot be reached. Call it again to retry."""
+        works even if the host no longer has the job. Raises `OtherAccount` if the key is not known to belong
+        to the deployment's account, and `ProviderError` if the host cannot be reached. Call it again to
+        retry."""
         self.require_account(deployment)
         if deployment.state is DeploymentState.INTENT:
             return self._apply(deployment, lambda d, at: deployments.never_made(d, cause, at))
@@ -324,8 +326,8 @@ class Deployer:
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
-        """Raise `OtherAccount` unless the key is known to belong to the deployment's account: by the
-        account's id, or because the key can see the deployment, or the run's job or file."""
+        """Raise `OtherAccount` unless the key is known to belong to the deployment's account. This is known
+        if the account ids match, or if the key can see the deployment or the run's job or file."""
         self._require_host(deployment)
         here = accounts.is_here(self.store, self.provider, deployment.account)
         if here:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def offer(ws: Workspace, run: TrackedRun, to: str | None, terms: DeployTerms) -> DeploymentOffer:
-    """Return the offer to deploy a run. See `RunHandle.deployment_offer`."""
+    """Return the price and limits for deploying a run. See `RunHandle.deployment_offer`."""
     return _deployer(ws, run, to).offer(run.record, terms)
 
 

@@ -77,7 +77,7 @@ class DeploymentHandle:
 
     def answers(self, patience_s: float = 0.0) -> bool:
         """Return whether the deployment accepts requests. Polls its host for up to `patience_s` seconds.
-        Raises `ProviderError`."""
+        Raises `ProviderError` if the host cannot be reached."""
         provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
         until = clock.uptime().seconds + patience_s
         with work(f"waiting for the deployment on {provider.name}"):

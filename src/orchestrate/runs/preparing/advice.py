@@ -73,7 +73,7 @@ def totals(
     columns: Mapping[str, str] | None = None,
 ) -> list[Ownership]:
     """Compute the total cost of tuning an open model for three epochs. On a host without this model, the most
-    similar closed model is used. With `private`, only this machine counts. Works offline."""
+    similar closed model is used. With `private`, only this machine is considered. Works offline."""
     from orchestrate.spec import JobSpec
 
     chosen = {"default": model}
@@ -90,7 +90,7 @@ def totals(
 
 
 def given_score(value: float) -> Score:
-    """Build a score of the base model from a number. Raises `UsageError`."""
+    """Build a base-model score from a number. Raises `UsageError` unless it is between 0 and 1."""
     if not 0 <= value <= 1:
         raise UsageError(f"--base-score must be between 0 and 1, got {value:g}")
     return Score(value=value, low=value, high=value, n=0)

@@ -26,7 +26,8 @@ class Earlier(NamedTuple):
 
 
 def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:
-    """Find earlier runs of the same job, with one entry per backend. Raises `KeyTaken`."""
+    """Find earlier runs of the same job, with one entry per backend. Raises `KeyTaken` if the idempotency key
+    belongs to a different run."""
     from orchestrate.runs.submitting.repeats import already
 
     earlier: list[Earlier] = []

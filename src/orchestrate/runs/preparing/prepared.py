@@ -91,7 +91,7 @@ class Prepared:
     of_files: tuple[Problem, ...] = field(repr=False)
     """Problems with the files for any backend."""
     marks: Mapping[str, Mark | None] = field(repr=False)
-    """Fingerprint of each file on this machine when it was read."""
+    """Fingerprint of each local file, taken when the file was read."""
     checked: bool
     """True if everything that `submit` needs was checked. Preparing only quotes skips some checks."""
 

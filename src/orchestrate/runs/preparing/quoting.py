@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 _SERVING = ("inference_", "deployment", "hosting", "storage")
-"""Prefixes of the rate methods that price serving after training."""
+"""Prefixes of the billing methods for serving a model after training."""
 
 
 class LivePrice(Record, frozen=True, kw_only=True):
@@ -106,8 +106,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if one of the user's `rates`, which are already in the rate book, does not affect
-    any of these quotes. With `serving`, rates for serving count as used too."""
+    """Raise `UsageError` if one of the user's `rates` does not affect any of these quotes. The rates must
+    already be in the rate book. With `serving`, rates for serving always count as used."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):

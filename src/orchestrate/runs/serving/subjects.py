@@ -137,8 +137,9 @@ def serve(
     accept_licence: Sequence[str] = (),
 ) -> Generator[RunningModels]:
     """Serve these runs and adapter folders until the `with` block ends. `called` sets the models' names, in
-    order. Models without an entry keep their own names. Raises `LicenceAsks`, `UsageError` for models that
-    cannot be served together, and `SetupError` for an engine that is not installed."""
+    order. Models without an entry keep their own names. Raises `LicenceAsks` if a base model's license must
+    be accepted first, `UsageError` for models that cannot be served together, and `SetupError` for an engine
+    that is not installed."""
     choice = choice or EngineOptions()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine must be one of {', '.join(ENGINES)} (got {choice.engine!r})")
@@ -279,7 +280,9 @@ def add(
     called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
     """Add adapters to a running server, either one started from this home folder or a vLLM server. Returns
-    the name, URL and loading time in seconds of each. Raises `UsageError`, `HostUnavailable`."""
+    each adapter's name, URL and loading time in seconds. Raises `UsageError` for an adapter that doesn't fit
+    the server, `SetupError` if the server rejects it, and `HostUnavailable` if the server does not
+    respond."""
     root = url.rstrip("/").removesuffix("/v1")
     own = any(note.url == root for note in running.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 
 Subject = "TrackedRun | Path"
-"""A successful run, or a folder with an adapter or model and its passport file."""
+"""A successful run, or a folder that contains an adapter or model and its provenance file
+(`passport.json`)."""
 
 
 def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
@@ -171,8 +172,9 @@ def export(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Export:
     """Write the tuned model to `folder` in one of `forms.FORMS`. Then load the result and prove that it
-    matches the trained model, if this machine can. Raises `LicenceAsks`, `UsageError` for a form that the
-    model cannot be converted to, and `SetupError` if a tool is missing."""
+    matches the trained model, if this machine can. Raises `LicenceAsks` if the base model's license must be
+    accepted first, `UsageError` for a form that the model cannot be converted to, and `SetupError` if a tool
+    is missing."""
     tuned = of(ws, subject)
     agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):

@@ -125,8 +125,9 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     left_usd: Decimal | None = None
     """Remaining budget over all months, negative if it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
-    """Ids of items that may have cost an unknown amount, over all months. The remaining budget is lower by
-    these amounts. Includes rented machines without a run here, but no abandoned or ignored items."""
+    """Ids of items that may have cost an unknown amount, over all months. Their costs are not deducted from
+    the remaining budget. Includes rented machines that belong to no run in this store, but excludes abandoned
+    and ignored items."""
     stalled: tuple[str, ...] = ()
     """Runs in progress on their hosts that have sent no updates for too long. They may still be billed."""
     breakdown: tuple[Breakdown, ...] = ()
@@ -183,7 +184,7 @@ class _StoredRuns:
     def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:
         self._store = store
         self.time_of = store.deployments.time_of
-        """Function that returns the current time on the clock by which a deployment's age is measured."""
+        """Function that returns the current time on the clock that measures a deployment's age."""
         self.deployments = [one for one in store.deployments.matching() if one.sandbox is sandbox]
         self.backends: set[str] = set()
         self.open: list[Run] = []

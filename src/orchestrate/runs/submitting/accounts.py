@@ -79,7 +79,7 @@ def is_here(store: Store, provider: Provider, account: str | None) -> bool | Non
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Return the same as `is_here`, inside a transaction."""
+    """Do the same as `is_here`, in the transaction of `connection`."""
     if account is None:
         return None
     first = _first_id(connection, provider, host_account(provider).id)
@@ -124,7 +124,8 @@ def prove(store: Store, provider: Provider, run: Run) -> None:
 
 
 def placed(run: Run, account: str) -> Run:
-    """Return the run, with this account if none is recorded. Early versions did not store accounts."""
+    """Return the run. If it has no recorded account, set it to this one. Early versions did not store
+    accounts."""
     return run if run.account is not None else msgspec.structs.replace(run, account=account)
 
 

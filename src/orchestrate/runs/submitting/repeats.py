@@ -150,8 +150,8 @@ class Submission(RunRequest):
 
 
 def stored_spec(run: Run) -> JobSpec:
-    """Return the spec for sending a run that an earlier command started. Raises `UsageError` if a part of the
-    spec was a secret."""
+    """Return the stored spec of a run that an earlier command started, ready to be sent. Raises `UsageError`
+    if the spec contained a secret, because secrets are not stored."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
             f"run {run.id} cannot be sent again because the secrets in {' and '.join(names)} of "

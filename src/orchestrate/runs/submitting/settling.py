@@ -61,8 +61,8 @@ class Settler:
             return self.store.runs.get(run.id)  # its submit is under way
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
-        """Record the host's job of a run. If there are several, the run keeps the one it already has or takes
-        the first, and an alert is stored with the run."""
+        """Record the job that was found for a run. If several were found, the run keeps the job that it
+        already has or takes the first, and an alert about the others is stored."""
         known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
@@ -78,7 +78,8 @@ class Settler:
         return run
 
     def alarm(self, run: Run, others: set[str]) -> Event | None:
-        """Store an alert about additional jobs of a run, once. Returns the alert if it is new."""
+        """Store an alert that a run has additional jobs. Returns the alert, or `None` if it was stored
+        before."""
         names = ", ".join(sorted(others))
         return self._alert(
             run,

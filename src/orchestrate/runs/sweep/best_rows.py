@@ -33,7 +33,7 @@ class ChosenRows(Record, frozen=True, kw_only=True):
     score: float
     """Mean score of the selection's runs."""
     low: float | None = None
-    """Mean lower end of the 95% intervals of the runs' scores. `None` for a loss."""
+    """Lower end of the 95% interval, averaged over the runs. `None` if the score is a loss."""
     high: float | None = None
     runs: tuple[str, ...]
 
@@ -55,8 +55,9 @@ class BestRows(Record, frozen=True, kw_only=True):
 
 def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
     """Select the best rows of the spec's training file, write them to a file in the home folder, and return
-    its path. The file is named by its content and written once. Raises `UsageError` if the training file was
-    not scored, and `DataError` if it has changed since."""
+    its path. The file's name is a hash of the selection, so the same selection is written only once. Raises
+    `UsageError` if the training file was not scored, and `DataError` if it has changed since it was
+    scored."""
     path = spec.train
     if not isinstance(path, str):
         raise UsageError("the best rows are selected from a single file, but the spec trains on several")
@@ -76,7 +77,7 @@ def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
 
 def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Space:
     """Build the search space that compares the best rows with random rows, all rows or both. Raises
-    `UsageError`."""
+    `UsageError` for any other comparison."""
     if "best" not in kinds or len(set(kinds)) < 2 or set(kinds) - set(KINDS):
         raise UsageError(
             "--compare must include best and at least one of random and all", fix="--compare best,random"

@@ -1,4 +1,4 @@
-"""Learning curves: train on fractions of the rows, and project how much more rows would gain."""
+"""Learning curves: train on fractions of the rows, and project the gain from adding rows."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _Z = 1.96
 
 
 class Size(Record, frozen=True, kw_only=True):
-    """Scores and costs of the runs with the same number of rows."""
+    """Scores and costs of the runs that were trained on the same number of rows."""
 
     rows: int
     share: float
     score: float
     """Mean score of the runs."""
     low: float | None = None
-    """Mean lower end of the 95% intervals of the runs' scores. `None` for a loss."""
+    """Lower end of the 95% interval, averaged over the runs. `None` if the score is a loss."""
     high: float | None = None
     usd: Decimal | None = None
     """Average bill of the runs. `None` while any bill is unknown."""
@@ -61,7 +61,8 @@ class LearningCurve(Record, frozen=True, kw_only=True):
 
 
 def space_of(shares: Sequence[float], seeds: int) -> Space:
-    """Build the search space of a learning curve over these fractions of the rows. Raises `UsageError`."""
+    """Build the search space of a learning curve over these fractions of the rows. Raises `UsageError` unless
+    there are at least three, including 1."""
     kept = tuple(sorted(set(shares)))
     if len(kept) < 3 or kept[-1] != 1 or kept[0] <= 0:
         raise UsageError(
@@ -190,7 +191,8 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
 
 
 def summary(found: LearningCurve) -> list[str]:
-    """Summarize how much more rows would gain, and what training on half of the rows loses and saves."""
+    """Summarize the projected gain from adding rows, and the loss in score and savings in cost from training
+    on half of the rows."""
     more, half = found.more, found.half
     if more is None or half is None:
         return [f"no projection for other row counts: {found.why_none}"]

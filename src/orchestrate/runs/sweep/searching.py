@@ -68,7 +68,8 @@ class Price(NamedTuple):
 
 
 def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
-    """Store a sweep, or return the existing one if it is identical. Sends nothing. Raises `UsageError`."""
+    """Store a sweep, or return the existing one if it is identical. Sends nothing. Raises `UsageError` for
+    invalid options, and for a spec that contains a secret."""
     _require(order)
     values = specfile.anchored(spec).asked()
     if is_masked(masked(values)):

@@ -26,7 +26,7 @@ _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "pri
 
 @dataclass(frozen=True)
 class Space:
-    """A search space by dotted names. A range is (low, high, log scale)."""
+    """A search space, keyed by dotted setting names. Each range is a tuple (low, high, log scale)."""
 
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
@@ -53,7 +53,8 @@ def of(search: Search) -> Space:
 
 def parse(grid: Iterable[str], ranges: Iterable[str]) -> Space:
     """Parse a search space from grids such as `["learning_rate=1e-4,2e-4"]` and ranges such as
-    `["learning_rate=1e-5:1e-3:log"]`. Values are parsed as YAML. Raises `UsageError`."""
+    `["learning_rate=1e-5:1e-3:log"]`. Values are parsed as YAML. Raises `UsageError` for invalid or repeated
+    settings."""
     each_choice, each_range = [_choice(pair) for pair in grid], [_range(pair) for pair in ranges]
     choices, bounds = dict(each_choice), dict(each_range)
     if both := choices.keys() & bounds.keys():
@@ -112,8 +113,8 @@ def _range(pair: str) -> tuple[str, Range]:
 
 
 def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """Return the spec's plain values with a trial's settings. The trial trains on a seeded sample of the
-    rows, with `share` as the fraction. Raises `UsageError` for an invalid fraction."""
+    """Return the spec's values with a trial's settings applied. If `share` is below 1, the trial trains on
+    that fraction of the rows, sampled with a seed. Raises `UsageError` for an invalid fraction."""
     import copy
 
     values = copy.deepcopy(dict(spec))

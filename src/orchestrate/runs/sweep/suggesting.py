@@ -30,8 +30,8 @@ _RANKS = (16, 32, 64, 128)
 _BASE_RATE = 5e-5
 """Learning rate of full fine-tuning. LoRA's is ten times as high at any rank (tinker-cookbook)."""
 _POWERS = {"llama": 0.781, "qwen": 0.0775}
-"""Exponent by which the learning rate falls with the hidden size, by model family. Other families were not
-calibrated."""
+"""How fast the learning rate falls as the hidden size grows, as an exponent for each model family. Other
+families were not calibrated."""
 _LEAST_HIDDEN = 1024
 """Smallest hidden size for which the formula is used. The formula was fitted on sizes from 2,048 to 8,192.
 Far below these, it would suggest learning rates above 0.1%."""
@@ -64,8 +64,8 @@ class Suggestion(Record, frozen=True, kw_only=True):
 
     @property
     def choices(self) -> dict[str, tuple[int | float, ...]]:
-        """Return the suggested learning rate and rank, which matter most, with their neighbors, as the values
-        of a sweep."""
+        """Return the values for a small sweep: the suggested learning rate and rank, which matter most, and
+        their neighbors."""
         return {
             one.name: tuple(sorted({one.value, *one.neighbors}))
             for one in self.settings

@@ -20,7 +20,7 @@ from orchestrate.types import Run
 
 
 def unsent(store: Store) -> list[Run]:
-    """List runs that reserve part of the budget but were not sent, if no process is working on them."""
+    """List unsent runs that reserve part of the budget although no process is working on them."""
     return [
         run
         for run in store.runs.matching(active=True)

@@ -184,7 +184,7 @@ def recover(
     """Create a run for each job with our ref that is not in the store, or only for the selected ones. Changes
     nothing on a host.
 
-    Costs that the host does not report are computed at `rates`, by default the built-in ones. Values that
+    Costs that the host does not report are computed from `rates`, by default the built-in rates. Values that
     only the lost store contained stay empty: the quote and, if the host does not have them, the spec, the
     data's digest and the tags. Ids and refs stay the same, because each can be derived from the other. A
     later `sync` fetches events, metrics and bills.

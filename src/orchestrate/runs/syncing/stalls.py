@@ -1,10 +1,10 @@
 """Detects stalled runs: runs in progress without news for far longer than usual.
 
 Hosted jobs can stay `running` and be billed without an error. Silence is measured by this machine's uptime
-since it first saw the run in its current state, so a wrong clock changes nothing. The usual durations come
-from the hosts' own times of earlier runs. Runs that are queued, paused or being canceled don't count. The
-check that finds a stall never cancels the run, because this machine may have slept overnight. Only a later
-check that finds the run unchanged cancels it.
+since it first saw the run in its current state, so a wrong clock changes nothing. The usual durations are
+computed from the times that hosts reported for earlier runs. Runs that are queued, paused or being canceled
+don't count. The check that finds a stall never cancels the run, because this machine may have slept
+overnight. Only a later check that finds the run unchanged cancels it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Stalls:
     after_s: float | None = None
 
     def found(self, runs: Iterable[Run]) -> Iterator[Stall]:
-        """Report each stall once, as an event of its run. Raises `ProviderError`."""
+        """Yield the stalls, and store an event with the run for each new one. Raises `ProviderError` if the
+        host cannot be reached."""
         under_way = {run.id: run for run in runs if run.status in _PHASES}
         least = LEAST_S if self.after_s is None else self.after_s
         here = self.provider.profile.kind == this_machine().kind

@@ -101,7 +101,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
     released: list[str] = []
     """Runs that were not sent, and reserve no budget until they are."""
     settled: int = 0
-    """Number of pending answers of finished commands that are now counted or released."""
+    """Number of answers left pending by finished commands that this sync counted or released."""
     elsewhere: list[str] = []
     """Runs whose account differs from the key's, or that the key may not see. Their state is unchanged."""
     gone: list[str] = []
@@ -218,7 +218,8 @@ BillHook = Callable[[Run, Job], Bill | None]
 """A function that returns the cost of a run so far, or `None` while it is unknown."""
 
 OVER_CAP = "over_cap"
-"""Type of the event that reports the exceeded cap. Also the error code of the ended run."""
+"""Type of the event stored when a run exceeds its cost cap. Also the error code of a run that was ended for
+this reason."""
 
 _EVENT = "orchestrate-over-cap"
 _LEFT_ALONE = frozenset({JobStatus.SUBMITTING, JobStatus.PAUSED, JobStatus.CANCELLING})
@@ -305,7 +306,7 @@ _LOOKUPS = 20
 _REQUESTS = 150
 """Maximum number of requests of a sync on a host with ten thousand runs."""
 _PAGE = 100
-"""Number of jobs on the shortest page of any host."""
+"""Smallest page size of any host's job list."""
 DETAIL_REQUESTS = 5
 """Approximate number of requests of `fetch_details` for one run, on the host that needs the most requests."""
 _BILL_PATIENCE = timedelta(days=7)
@@ -326,7 +327,7 @@ def sync(
     """Resolve and update all open runs, or those of the backends in `only`. With `sandboxes=False`,
     backends that have only sandbox runs are not contacted.
 
-    `provider` returns the backend with a name. A backend that fails or cannot be created does not stop the
+    `provider` returns a backend by its name. A backend that fails or cannot be created does not stop the
     others and is listed in `failures`. Runs without news for `stalled_after_s` (default: far longer than
     earlier runs took) are listed in `stalled`. With `cancel_stalled`, the next check cancels them. Raises
     only `StoreError`.

@@ -27,8 +27,8 @@ _PATIENCE_S = 10.0
 
 def opened(at: str | None, project: str | None) -> MLflow:
     """Open an exporter to MLflow. `at` is a tracking URI, such as `http://host:5000` or
-    `sqlite:///mlflow.db`. By default it is MLFLOW_TRACKING_URI or MLflow's own default. Raises
-    `MissingExtra`, `HostUnavailable`."""
+    `sqlite:///mlflow.db`. The default is `MLFLOW_TRACKING_URI` or, if that is not set, MLflow's own default.
+    Raises `MissingExtra` if MLflow is not installed, and `HostUnavailable` if the server does not respond."""
     with needed("mlflow", "logging to MLflow", "mlflow-skinny"):
         client = _part("mlflow").MlflowClient(tracking_uri=at)
     _reachable(str(client.tracking_uri))

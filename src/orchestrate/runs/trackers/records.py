@@ -46,7 +46,7 @@ class Story(Record, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> dict[str, float]:
-        """Summary values of an ended run: cost, and the latest score in each metric."""
+        """Summary values of an ended run: cost, and the latest score for each metric."""
         run = self.run
         if not run.status.terminal:
             return {}

@@ -25,9 +25,10 @@ _SETTINGS = {
 
 
 def opened(at: str | None, project: str | None) -> WandBExporter:
-    """Open an exporter to Weights & Biases. `at` is the URL of a server, or a folder. Runs in a folder are
-    written without network or key, for `wandb sync`. By default, wandb's own settings and key apply. Raises
-    `MissingExtra`, `UsageError`."""
+    """Open an exporter to Weights & Biases. `at` is the URL of a server, or a folder. Writing to a folder
+    needs no network or key, and `wandb sync` uploads the runs later. By default, wandb's own settings and key
+    apply. Raises `MissingExtra` if wandb is not installed, and `UsageError` if `at` is neither a URL nor a
+    folder."""
     with needed("wandb", "logging to Weights & Biases", "wandb"):
         import_module("wandb")
     folder = None if at is None or at.startswith(("http://", "https://")) else Path(at).expanduser()

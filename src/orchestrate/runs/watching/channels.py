@@ -58,8 +58,8 @@ class Channel(Protocol):
     """True if the receiver recognizes and drops repeated messages."""
 
     def send(self, run: Run) -> None:
-        """Send the notification of a run's end. Raises `NotDelivered` and, unless `repeatable`,
-        `PerhapsDelivered`."""
+        """Send the notification that a run has ended. Raises `NotDelivered` if it can safely be sent again.
+        Raises `PerhapsDelivered` if it may have arrived and the channel is not `repeatable`."""
         ...
 
 
@@ -179,8 +179,8 @@ class Desktop(CommandChannel):
 
 
 class Webhook:
-    """POSTs the message by the Standard Webhooks convention: `webhook-id`, `webhook-timestamp`, and with a
-    secret `webhook-signature`."""
+    """POSTs the message with the headers of the Standard Webhooks specification: `webhook-id`,
+    `webhook-timestamp`, and, if a secret is set, `webhook-signature`."""
 
     repeatable = True
 
@@ -230,7 +230,8 @@ class Webhook:
 
 
 def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
-    """Return the configured channels. `secret` signs webhooks. Raises `UsageError`, `ConfigError`."""
+    """Return the configured channels. `secret` signs webhooks. Raises `UsageError` for an invalid command or
+    address, and `ConfigError` for an invalid secret."""
     found: list[Messenger] = []
     if notify.command is not None:
         try:
@@ -246,7 +247,7 @@ def channels(notify: Notify, secret: Secret | None = None) -> list[Messenger]:
 
 
 def notify(store: Store, channels: Sequence[Channel]) -> list[str]:
-    """Notify each channel about the runs that have ended since it was first used. Returns the failed
+    """Notify each channel about the runs that ended after the channel was first used. Returns the failed
     deliveries, one line each. The next call retries them unless the line says otherwise."""
     problems: list[str] = []
     for channel in channels:

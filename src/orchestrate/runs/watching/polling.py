@@ -50,7 +50,7 @@ class PollingPace:
         return answer
 
     def changed(self) -> None:
-        """Return to short intervals, because something has changed."""
+        """Reset to short intervals. Call this after something has changed."""
         self._next = self._first
 
     def sleep(self) -> None:

@@ -2,8 +2,8 @@
 
 One or more processes can watch a store. A lease lets only one of them sync an account at a time, and all of
 them share one token bucket per account, which limits their requests. Before a process fetches the details of
-a run, it claims that run in the store. The end of a run is reported once. A process itself only keeps the
-times of its next checks.
+a run, it claims that run in the store. The end of a run is reported once. Apart from the times of its next
+checks, a process keeps no state of its own.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class _Untold:
 
 @dataclass
 class Watcher:
-    """Watches the open runs of a store. `provider` returns the backend with a name. `only` limits the watch
-    to some backends. `per_minute` limits the requests to one account over all processes. Channels are
-    notified of each run that ends."""
+    """Watches the open runs of a store. `provider` returns a backend by its name. `only` limits the watch to
+    some backends. `per_minute` limits the requests to one account over all processes. Channels are notified
+    of each run that ends."""
 
     store: Store
     provider: Callable[[str], Provider]
