@@ -67,7 +67,7 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """A record that the host did nothing for the last request with these questions, so the request costs
+    """A record that the host did not process the last request with these questions, so the request costs
     nothing."""
 
     questions: list[str]

@@ -26,8 +26,8 @@ mixed up."""
 
 
 def is_sandbox_key(key: str) -> bool:
-    """Return whether a sandbox issued the key. Its prefix may follow one that the host's client requires,
-    such as `sk-`."""
+    """Return whether a sandbox issued the key. The sandbox prefix may come after a prefix that the host's
+    client requires, such as `sk-`."""
     return any(one.startswith(SANDBOX_KEY_PREFIX) for one in (key, key.partition("-")[2]))
 
 

@@ -74,9 +74,9 @@ class SFT(SpecPart):
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
-    """How to train on answers whose reasoning the chat template drops because other turns follow: `train` on
-    them without reasoning, `split` each into a row of its own that shows the reasoning, or leave them
-    `untrained` as context."""
+    """How to train on answers whose reasoning the chat template drops because other turns follow. `train`
+    trains on them without their reasoning, `split` moves each into a separate row that includes its
+    reasoning, and `untrained` only uses them as context."""
     ignore_empty_think: bool | None = None
     """True to exclude empty reasoning blocks from the loss. A chat template writes these before answers
     without reasoning, and training on them teaches the model to stop reasoning."""

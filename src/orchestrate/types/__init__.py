@@ -4,8 +4,8 @@ Records are `msgspec.Struct`: cheap to import, strictly decoded by `from_json`, 
 schemas for each command's `--json`. `JobSpec`, the only record that people write by hand, is in
 `orchestrate.spec`, because pydantic reports the field and the allowed values with each error.
 
-Times are timezone-aware UTC. Money is `Decimal` US dollars with the unit in the name. Tokens, rows, steps are
-counts.
+Times are timezone-aware UTC. Money is `Decimal` US dollars with the unit in the name. Tokens, rows and steps
+are counts.
 """
 
 from __future__ import annotations

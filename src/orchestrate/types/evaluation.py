@@ -87,7 +87,7 @@ class Sampling(Record, frozen=True, kw_only=True):
 
 
 class Contender(Record, frozen=True, kw_only=True):
-    """One model with one way of querying it."""
+    """A model and the way it is queried."""
 
     name: str
     """Name, unique within the evaluation and the same in later evaluations of the same model."""
@@ -192,8 +192,8 @@ class Difference(Record, frozen=True, kw_only=True):
     """Two-sided p-value: mid-p McNemar for a right-or-wrong metric, otherwise the test that matches the
     interval."""
     p_corrected: float | None = None
-    """P-value after Holm's correction. For the first metric on all items, the family is the contenders. For
-    everything else, the family is all other differences."""
+    """P-value after Holm's correction. In the first metric on all items, it corrects for the number of
+    contenders. All other differences are corrected together as a second family."""
     detectable: float | None = None
     """Smallest difference that this many items detect with 80% power."""
 
@@ -252,7 +252,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """Digest of the entire file."""
     items: int
     items_digest: str
-    """Digest of the items used, in any order. Equal digests mean equal questions."""
+    """Digest of the items used, regardless of their order. Equal digests mean equal questions."""
     contenders: tuple[Contender, ...]
     metrics: tuple[MetricUsed, ...]
     measures: tuple[Measure, ...]

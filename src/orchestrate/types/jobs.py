@@ -45,8 +45,8 @@ class SubmitPhase(StrEnum):
 
 
 class Feature(StrEnum):
-    """A feature that a backend may offer. Each backend lists its features, and for each missing one a reason
-    to show to the user."""
+    """A feature that a backend may offer. Each backend lists the features that it has. For each feature that
+    it lacks, it gives a reason to show to the user."""
 
     SFT = "sft"
     DPO = "dpo"
@@ -88,7 +88,7 @@ SESSION = "session"
 """Kind of job that is driven step by step by a training loop, which is either the caller's own loop or a
 recipe."""
 OWN_LOOP = "(your own loop)"
-"""Placeholder for the training data in the spec of a session that the caller's own loop trains."""
+"""Placeholder for the training data in the spec of a session that the caller's own loop drives."""
 
 
 class JobHandle(Record, frozen=True, kw_only=True):
@@ -208,9 +208,9 @@ class Event(Record, frozen=True, kw_only=True):
 
 class MetricPoint(Record, frozen=True, kw_only=True):
     """Values at one optimizer step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
-    tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far),
-    tokens_per_second. Also result_step and result_valid_loss if the resulting weights are those of an
-    earlier step. A host's other values keep the host's name."""
+    tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far), tokens_per_second.
+    Also result_step and result_valid_loss if the resulting weights are those of an earlier step. Other values
+    that a host reports keep the host's names."""
 
     step: int
     values: dict[str, float]
@@ -401,7 +401,7 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def own_loop(self) -> bool:
-        """True if it is a training session that the caller's own loop trains."""
+        """True if this is a training session that the caller's own loop drives."""
         return self.job_kind == SESSION and self.spec.get("train") == OWN_LOOP
 
     @property

@@ -1,7 +1,7 @@
 """Code shared by all pages: look, wording, protection, and error messages.
 
-Nothing here trusts a page: external text is escaped and inert, no page contains inline scripts or styles, and
-each form has a token that only this server's pages know.
+Security: external text is escaped and inert, no page contains inline scripts or styles, and each form has a
+token that only this server's pages know.
 """
 
 from __future__ import annotations

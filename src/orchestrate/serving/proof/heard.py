@@ -65,8 +65,8 @@ class TunedEndpoint(Protocol):
 
 
 def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
-    """Return the log-probabilities of the known answer's tokens up to the first difference. The value is
-    `None` for a token that the endpoint reports together with the next one."""
+    """Return the log-probabilities of the known answer's tokens up to the first token that differs from the
+    observed answer. The value is `None` for a token that the endpoint reports together with the next one."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:
