@@ -184,8 +184,8 @@ class Hyper(Record, frozen=True, kw_only=True):
     uninterrupted one, bit for bit."""
     neftune_alpha: float | None = None
     router_aux_loss: float | None = None
-    """Weight of the load-balancing loss in a mixture of experts. `None` means the value in the model's
-    configuration for full fine-tuning, and no such loss for adapters."""
+    """Weight of the load-balancing loss in a mixture of experts. `None` uses the value from the model's
+    configuration in full fine-tuning, and no load-balancing loss for adapters."""
     nan_policy: str = "stop"
     """Action if a step's loss or gradient is not finite: `stop` the run, or `skip` the step."""
     spike_factor: float | None = None

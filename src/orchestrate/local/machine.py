@@ -56,7 +56,7 @@ def visible() -> list[str] | None:
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """List the NVIDIA GPUs that this process may use, in CUDA's order. Returns an empty list if there are
-    none. A MIG slice counts with the memory of its profile."""
+    none. A MIG slice is listed with its profile's memory."""
     found: list[Gpu] = []
     for (name, mib), part in _cards("name,memory.total"):
         size = int(float(mib)) << 20 if part is None else part
@@ -75,7 +75,7 @@ def capability() -> float | None:
 
 
 def gpu_load(index: int = 0) -> GpuLoad | None:
-    """Measure the load of the GPU that has this index in this process."""
+    """Measure the load of a GPU. `index` is its position among the GPUs that this process can see."""
     rows = [cells for cells, _ in _cards("temperature.gpu,utilization.gpu,memory.used")]
     try:
         temperature, use, mib = (float(v) for v in rows[index])

@@ -173,7 +173,7 @@ class Rules:
 
     @property
     def roles(self) -> frozenset[str]:
-        """The roles whose messages are trained on."""
+        """Roles of the messages to train on."""
         return ASSISTANT if isinstance(self.train_on, str) else frozenset(self.train_on)
 
 
@@ -208,8 +208,8 @@ def _chosen(messages: Sequence[ChatMessage], rules: Rules) -> list[ChatMessage]:
 
 
 def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> Encoded:
-    """Encode one row for supervised training. Raises `DataError` for a preference pair, and if the template
-    rejects the row."""
+    """Encode one row for supervised training. Raises `DataError` if the row is a preference pair or the
+    template rejects it."""
     if isinstance(example, ChatExample):
         chat = msgspec.structs.replace(example, messages=_chosen(example.messages, rules))
         encoded = _encode_chat(chat, template, rules)
@@ -387,15 +387,15 @@ class TemplateCheck:
     trains: bool
     """True if any row has a token to train on."""
     lost: tuple[int, ...]
-    """The row numbers in `long` whose rows contain no token to train on."""
+    """Numbers of the rows in `long` that contain no token to train on."""
 
 
 def check_rows(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
-    """Check which rows have a token to train on. Checks all rows in `long`, and other rows until one has such
-    a token. `counter` is `hf:FOLDER`, and `chat` has `chat_template`, `chat_template_kwargs` and
-    `added_tokens`. Raises `DataError` for a row that cannot be encoded."""
+    """Check which rows have a token to train on. Checks every row in `long`. Checks the other rows only until
+    one with such a token is found. `counter` is `hf:FOLDER`, and `chat` has `chat_template`,
+    `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be encoded."""
     tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML
     template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))

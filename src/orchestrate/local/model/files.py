@@ -169,8 +169,8 @@ class ModelFolder:
 
     @property
     def expanded_bytes(self) -> float:
-        """Total size of the weights in bytes. MXFP4 and FP8 count at the 16 bits to which they are
-        expanded."""
+        """Total size of the weights in bytes. Weights in MXFP4 or FP8 are counted at their expanded size of
+        16 bits."""
         return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
 
     def modules(self) -> list[str]:

@@ -236,8 +236,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """Free memory after a pass ran out of it. Call this only after the exception has been dropped, because
-    its traceback references the tensors of the failed pass.
+    """Free memory after a forward or backward pass ran out of memory. Call this only after the exception has
+    been dropped, because its traceback references the tensors of the failed pass.
 
     Autograd's graph is a reference cycle, which only the garbage collector frees. Free memory in the C
     library's heap is not available to oneDNN, which allocates from the kernel directly. Without both steps, a
@@ -266,8 +266,8 @@ def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tup
 
 
 _FILE = "threads"
-"""File in a run's folder that stores the number of threads. A resumed run uses the same number, because
-results depend on it through rounding."""
+"""File in a run's folder that stores the number of threads. A resumed run uses the same number, because it
+affects rounding and therefore the results."""
 _ROUNDS = 20
 _WORTH = 0.9
 """More threads are used only if they cut the time to less than this fraction."""

@@ -105,11 +105,11 @@ def _log_complement(log_p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preference:
-    """DPO and related losses, with the formulas of their papers (Rafailov et al. 2023; Meng et al. 2024 for
-    the margin; Pang et al. 2024 for `rpo_alpha`; Hong et al. 2024 for `orpo`, where `beta` is their lambda;
-    Mitchell 2023 for `label_smoothing`, the probability that a pair's labels are flipped; Azar et al. 2023,
-    eq. 17, for `ipo`, where `beta` is their tau and log-ratios are means over tokens, as the authors
-    confirmed to TRL's developers)."""
+    """DPO (Rafailov et al. 2023) and related losses, with the formulas from their papers. The margin is from
+    Meng et al. 2024, and `rpo_alpha` from Pang et al. 2024. `orpo` is from Hong et al. 2024, where `beta` is
+    called lambda. `label_smoothing` is the probability that a pair's labels are flipped (Mitchell 2023).
+    `ipo` is from Azar et al. 2023, eq. 17, where `beta` is called tau. Its log-ratios are means over tokens,
+    as the authors confirmed to TRL's developers."""
 
     beta: float = 0.1
     normalize_by_length: bool = False
@@ -338,7 +338,7 @@ class Sums:
 
 
 class Objective:
-    """Supervised fine-tuning, and the base class for training on preferences and rewards."""
+    """The objective of supervised fine-tuning, and the base class for preference and reward objectives."""
 
     divisible: ClassVar[bool] = True
     """True if `run` can process a batch in parts."""

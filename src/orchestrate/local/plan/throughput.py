@@ -26,7 +26,7 @@ READ_SHARE = 1 / 3
 """Time for a token without loss as a fraction of the time for a trained token. Quotes use the same value
 (`costing`)."""
 LATEST = 200
-"""Number of most recent runs that are used."""
+"""Number of most recent runs to base estimates on."""
 ERRORS = 20
 """Number of most recent estimates from which the error band is computed."""
 NINETY_PERCENT = 1.645

@@ -39,8 +39,8 @@ class Progress(Record, frozen=True, kw_only=True):
     loss_mean: float | None = None
     max_tokens: int | None = None
     window: int = 16
-    """Sorting window for the order of the rows (`EncodedRows.batches`), fixed for the entire run. Checkpoints
-    without this field used the default."""
+    """Number of batches within which rows are sorted by length (see `EncodedRows.batches`). Fixed for the
+    entire run. Runs whose checkpoints lack this field use the default."""
     metrics: dict[str, float] = {}  # noqa: RUF012  msgspec copies an empty default
     """Results of the latest evaluation."""
     best_step: int | None = None

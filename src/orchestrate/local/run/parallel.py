@@ -93,7 +93,7 @@ class Peers:
         parameters: Mapping[str, torch.nn.Parameter],
         step: Step,
     ) -> Sums:
-        """Compute the gradient of a step on all processes. The shares of `step` are filled in here."""
+        """Compute the gradient of a step on all processes. Fills in the shares of `step`."""
         shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
         order = replace(step, shares=shares)
         try:

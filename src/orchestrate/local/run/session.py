@@ -63,8 +63,8 @@ recompile for each answer length."""
 def save_fingerprint(
     run: RunDir, job: LocalJob, loaded: Loaded, template: Template, folder: ModelFolder
 ) -> bool:
-    """Write the model's fingerprint to `proof.json`. Returns False if this is not possible now: the base
-    model is no longer loaded, or the engine is one of `PATCHED`."""
+    """Write the model's fingerprint to `proof.json`. Returns False if this is not possible now, because the
+    base model is no longer loaded or the engine is one of `PATCHED`."""
     if job.adapter.full or loaded.choice.name in PATCHED:
         return False
     files = [Path(file) for file in (job.validation, job.train) if file]
@@ -119,7 +119,7 @@ class Session:
         self.run, self.job, self.asked = run, job, asked
         self.memory_plan: MemoryPlan | None = None
         self.read_seconds: float | None = None
-        """Seconds spent on reference log-probabilities. `None` if the method needs none."""
+        """Seconds spent on computing reference log-probabilities. `None` if the method needs none."""
         self.device = pick_device(job.device)
         _set_torch(run, job, self.device)
         set_stage("downloading the model")

@@ -408,7 +408,7 @@ def rows_of(adapter: Path) -> int:
 
 def spare(model: Any) -> None:
     """Replace peft's forward pass for trainable tokens with one that handles only the trained rows. peft's
-    own copies the entire embedding table in each forward pass and computes a gradient for all of it."""
+    own forward pass copies the entire embedding table each time and computes a gradient for all of it."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for layer in model.modules():
