@@ -53,11 +53,11 @@ class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     item: Item
     answers: dict[str, tuple[Answer, ...]]
-    """Answers by contender, one per sample."""
+    """Each contender's answers, one per sample."""
     marks: dict[str, dict[str, tuple[Mark, ...]]] = msgspec.field(
         default_factory=dict[str, dict[str, tuple[Mark, ...]]]
     )
-    """Marks by contender and metric, one per sample."""
+    """Marks keyed by contender, then by metric, one per sample."""
 
 
 NO_ANSWER = "(no answer)"

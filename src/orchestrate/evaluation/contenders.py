@@ -54,8 +54,8 @@ class Candidate:
     likelihood: Likelihoods | None = None
     """Function that computes likelihoods. `None` if log-probabilities are unavailable."""
     adapter_cost: Callable[[str], AdapterCost | None] | None = None
-    """Function that measures an adapter's cost, such as `local.Generator.adapter_cost`. `None` unless the
-    model is an adapter on this machine."""
+    """Function that measures how long an adapter takes to load and how much it slows down each token, such as
+    `local.Generator.adapter_cost`. `None` unless the model is an adapter on this machine."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
         """Return all samples of the first item, then all samples of the second item, and so on."""
@@ -151,7 +151,7 @@ def by_chat(
 def by_generator(
     contender: Contender, generator: Generator, sampling: Sampling, weights: str, *, base: bool
 ) -> Candidate:
-    """Build a candidate that runs on this machine, in batches. `weights` identifies the model's files."""
+    """Build a candidate that answers in batches on this machine. `weights` identifies the model's files."""
     contender = replace(contender, precision=generator.expected_precision)
 
     def ask(questions: Sequence[Question]) -> list[Answer]:
@@ -193,8 +193,8 @@ def by_generator(
 
 
 def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:
-    """Return the likelihood in nats and the token count of each item's expected answer, or of the item's text
-    if it has no question."""
+    """Return the log-likelihood, in nats, and the token count of each item's expected answer. For an item
+    without a question, use its entire text."""
     assert candidate.likelihood is not None  # noqa: S101  asked before
     rows: list[dict[str, Any]] = []
     for item in items:

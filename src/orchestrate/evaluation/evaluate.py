@@ -55,7 +55,7 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
     detectable: float
     """Smallest difference in accuracy that this many items can detect with a power of 80%."""
     rows_for: tuple[tuple[float, int], ...]
-    """Smaller differences, each with the number of items needed to detect it."""
+    """Differences smaller than `detectable`, each with the number of items needed to detect it."""
     assumed: float
     """Assumed share of items on which two models differ."""
 
@@ -205,8 +205,8 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the names of the models that get a verdict and of the reference models. If there are tuned
-    models, every other model is a reference."""
+    """Return two lists of names: the models that get a verdict, and the reference models. If there are tuned
+    models, only they get a verdict. Base models and rivals are in neither list."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]

@@ -42,9 +42,9 @@ class HeldOut:
     items: tuple[Item, ...]
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     repeated: int = 0
-    """Number of items that equal an earlier item and share its cluster."""
+    """Number of items that are duplicates of an earlier item. They belong to that item's cluster."""
     unread: tuple[str, ...] = ()
-    """Columns that the questions don't include, although their text differs in most rows."""
+    """Columns that are left out of the questions, although their text differs between most rows."""
 
     @property
     def expects(self) -> bool:
@@ -60,14 +60,14 @@ def held_out(
     slices: Sequence[str] = (),
     turns: bool = False,
 ) -> HeldOut:
-    """Convert rows to items, up to `limit` rows. Rows that cannot be used as questions are skipped.
+    """Convert up to `limit` rows to items. Rows that cannot be used as questions are skipped.
 
     With `turns`, each earlier message that calls tools becomes a separate item in the same cluster as the
     row's other items.
 
-    `cluster` is the column whose values group rows. `slices` are columns, `length` (of the question) or
-    `label` (the expected answer). Raises `DataError` if no row can be used, and `UsageError` for a column
-    that no row has."""
+    `cluster` is the column whose values group rows. Each of the `slices` is a column name, `length` (of the
+    question) or `label` (the expected answer). Raises `DataError` if no row can be used, and `UsageError` if
+    no row has one of the columns."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     seen: Counter[str] = Counter()

@@ -2,9 +2,10 @@
 of the data.
 
 A score is converted to a loss, y = a + b (n/N)^-c: a is the irreducible loss, b the reducible loss at N rows,
-and c the exponent (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017, find c between
-0.07 and 0.35 over entire domains. A single task may have a steeper curve, so the range here is 0.05 to 1.5).
-The result averages over all curves that the points allow, so few or noisy points give wide intervals.
+and c the exponent. Hestness et al. (Deep Learning Scaling is Predictable, Empirically, 2017) find c between
+0.07 and 0.35 over entire domains. A single task may have a steeper curve, so the range here is 0.05 to 1.5.
+The result averages over all curves that are consistent with the points, so few or noisy points give wide
+intervals.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ _Z = 1.645
 """Half-width of an interval at this level, in standard errors."""
 _POWERS = [0.05 * 1.06**k for k in range(59)]  # 0.05 to 1.5
 _EACH = 200
-"""Number of curves sampled for each power."""
+"""Number of curves sampled for each exponent."""
 _DRAWS = 4000
 
 
 class Measured(NamedTuple):
-    """A measured model: the number of its training rows, its loss, and the standard error of its loss (`None`
-    if unknown)."""
+    """A measured model: its number of training rows, its loss, and the standard error of the loss (`None` if
+    unknown)."""
 
     rows: int
     loss: float
@@ -60,8 +61,8 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Return whether the gain per doubling of the rows was significantly larger in the last step than before.
-    No power law fits such points."""
+    """Return True if the score gained significantly more per doubling of the rows in the last step than in
+    the step before. A power law can't describe such a curve."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
         (a.loss - b.loss) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))

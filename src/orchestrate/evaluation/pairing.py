@@ -34,8 +34,8 @@ class Flip(Record, frozen=True, kw_only=True):
 
 
 class Flips(Record, frozen=True, kw_only=True):
-    """Items on which a contender and its rival differ in the first metric, largest losses first, at most
-    `KEPT` in each direction."""
+    """Items on which a contender and its rival differ in the first metric. Includes at most `KEPT` losses and
+    `KEPT` gains, largest first."""
 
     contender: str
     against: str
@@ -131,8 +131,8 @@ class Pairing(Record, frozen=True, kw_only=True):
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:
-    """Compare two evaluated models item by item. Returns `None` if the answers of one of them are no longer
-    on this machine, or no item is in both."""
+    """Compare two evaluated models item by item. Returns `None` if either model's answers are no longer on
+    this machine, or if the two evaluations have no items in common."""
     sides = [(_read(evaluation), name) for evaluation, name in (first, second)]
     if any(not found for found, _ in sides):
         return None

@@ -48,8 +48,9 @@ class Covering:
 
 
 def covering(items: Sequence[Item], most: int | None) -> Covering:
-    """Select all distinct prompts, or `most` prompts that cover the file. The same file always gives the same
-    selection. Raises `MissingExtra` if a selection is needed and rensa is not installed."""
+    """Select all distinct prompts or, if there are more than `most`, a representative selection of `most`
+    prompts. The same file always gives the same selection. Raises `MissingExtra` if there are too many
+    prompts and rensa is not installed."""
     first: dict[tuple[Any, ...], Item] = {}
     for item in items:
         first.setdefault((item.prompt, str(item.tools)), item)
@@ -105,7 +106,7 @@ def _question_text(item: Item) -> str:
 
 
 KIND = "recording"
-"""Record kind under which the store saves recordings."""
+"""Kind of the store's records that hold recordings."""
 WRITTEN = "record:"
 """Prefix for using a recording's id as a model name."""
 
@@ -161,7 +162,7 @@ def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...
 
 
 def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
-    """Read the answers stored in the folder, by item id."""
+    """Read the answers stored in the folder. The result is keyed by item id."""
     path = folder / "answers.jsonl"
     lines = read_items(path) if path.exists() else []
     return {line.item.id: next(iter(line.answers.values())) for line in lines}

@@ -41,8 +41,9 @@ def score(
     rivals: Mapping[str, str],
     references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
-    """Score each side in each metric, and compare the side with its rival, if any. The first metric decides
-    (see `_corrected`). `references` lists additional pairs of sides to compare in this metric."""
+    """Score each side on each metric, and compare the side with its rival, if any. Verdicts use only the
+    first metric (see `_corrected`). `references` lists additional pairs of sides to compare on this
+    metric."""
     columns: dict[tuple[str, str], MetricColumn] = {}
     theirs: dict[tuple[str, str], MetricColumn] = {}
     for metric in metrics:
@@ -164,7 +165,7 @@ class MetricColumn:
 
     @property
     def flips(self) -> bool:
-        """True if every item is right or wrong and there are no clusters."""
+        """True if each item has one answer that is either right or wrong, and there are no clusters."""
         alone = not any(item.cluster for item in self.items)
         once = all(len(own) == 1 for own in self.marks)
         return self.used.kind == "right-or-wrong" and once and alone
@@ -245,8 +246,8 @@ def paired(
     *,
     alone: bool,
 ) -> Difference:
-    """Return the mean difference of two contenders over the items. Set `alone` if each item is right or wrong
-    and there are no clusters."""
+    """Return the mean difference between two contenders over the items. Pass `alone=True` if each item has
+    one answer that is either right or wrong, and there are no clusters."""
     gained = lost = 0
     if used.kind == "right-or-wrong":
         gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

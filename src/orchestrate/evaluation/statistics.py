@@ -60,9 +60,10 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Bound the distance between the true mean and `count` identical values, based on the highest
-    plausible probability of an event that never occurred in `count` trials. Without a range, returns 0 if
-    that many identical values can be significant at 5%."""
+    """Bound the distance between the true mean and the measured value if all `count` values are identical.
+    The bound is the highest plausible probability of an event that never occurred in `count` trials, times
+    the largest possible deviation. If `within` is not given, returns 0 if that many identical values can be
+    significant at 5%."""
     if count < 2:
         return UNKNOWN
     if within is None:

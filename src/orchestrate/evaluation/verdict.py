@@ -58,9 +58,9 @@ def verdicts(
     contenders: Sequence[str],
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
-    """Decide for each contender that has a rival or a target. If a rival's host rejected some questions,
-    `answered` has the contender's difference on the other questions. This difference can prevent the verdict
-    `ship` but cannot lead to it."""
+    """Decide the verdict for each contender that has a rival or a target. If a rival's host rejected some
+    questions, `answered` has the contender's difference on the other questions. This difference can prevent
+    the verdict `ship` but cannot lead to it."""
     if metric.better == "neither":
         return []
     compared: dict[str, tuple[list[Measure], list[Difference]]] = {}
@@ -201,9 +201,8 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
 
 
 def rows_to_decide(score: Score, goal: float) -> int | None:
-    """Estimate the number of rows for a verdict with 80% power if the true value equals the measured one.
-
-    The result is larger than the current number, or `None` if it exceeds `MOST_ROWS`."""
+    """Estimate how many rows are needed to reach a verdict with 80% power, if the true value equals the
+    measured one. The result is larger than the current number, or `None` if it exceeds `MOST_ROWS`."""
     apart = abs(score.value - goal)
     if apart <= 0 or score.n == 0:
         return None
@@ -224,14 +223,14 @@ def round_up(rows: int) -> int:
 
 
 def points(metric: MetricUsed, value: float) -> str:
-    """Format a difference, such as `+3.5 points`, or with the metric's own unit."""
+    """Format a difference in percentage points, such as `+3.5 points`, or in the metric's own unit."""
     if metric.kind == "amount":
         return f"{value:+.3g} {metric.unit}".strip()
     return f"{100 * value:+.1f} points"
 
 
 def shown(metric: MetricUsed, value: float) -> str:
-    """Format a score, such as `87.5%`, or with the metric's own unit."""
+    """Format a score as a percentage, such as `87.5%`, or in the metric's own unit."""
     if metric.kind == "amount":
         return f"{value:.3g} {metric.unit}".strip()
     return f"{100 * value:.1f}%"

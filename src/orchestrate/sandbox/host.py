@@ -50,14 +50,15 @@ class Host(ABC):
     """Position of the host in lists, which also determines its port."""
     taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
-    """Usual learning rate of the host's jobs, or usual learning rate multiplier."""
+    """Typical learning rate of the host's jobs, or typical multiplier if the host uses multipliers."""
     endless: ClassVar[dict[str, Any]]
-    """Fields of a list response that indicate more pages."""
+    """Fields that tell a client that a list has more pages. Used to simulate a list that never ends."""
 
     thinking_field: ClassVar[str | None] = None
     """Message field with the reasoning, or `None` if the host does not return it."""
     key_prefix: ClassVar[str] = ""
-    """Prefix that the host's client requires in keys. The prefix of sandbox keys follows it."""
+    """Prefix that the host's client requires in keys, such as `tml-`. It precedes the prefix of sandbox
+    keys."""
     own_faults: ClassVar[frozenset[str]] = frozenset()
     """Kinds of faults that only this host supports."""
     life: Any = None
@@ -145,7 +146,8 @@ class Host(ABC):
         return job, done
 
     def start(self, job: SandboxJob) -> None:
-        """Store a new job. Then queue it for training, or schedule all its states if it is not trained."""
+        """Store a new job. Then queue it for training or, if it is not trained, schedule all of its state
+        changes."""
         if STALLS.get():
             job.trained = False
         if job.trouble is not None:

@@ -53,8 +53,8 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     validating: float = 1.0
     queued: float = 1.0
     training: float = 6.0
-    """Duration of the training phase of jobs that are not trained. Other jobs take as long as their
-    training."""
+    """Duration of the training phase for jobs that are not really trained. Other jobs stay in this phase
+    until their training ends."""
     finalizing: float = 1.0
     cancelling: float = 1.0
     deploying: float = 1.5
@@ -83,7 +83,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     base: str
     """Base model, if `model` is a tuned model."""
     body: dict[str, Any]
-    """Body of the accepted create request, without keys."""
+    """Body of the accepted create request, without API keys."""
     training_file: str
     validation_file: str | None = None
     trained: bool
@@ -95,7 +95,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     """Learning rate as the host defines it: absolute, or a multiplier."""
     lora_rank: int = 8
     preference: dict[str, Any] = {}
-    """Settings of the preference loss, as the local engine names them."""
+    """Settings of the preference loss, under the names that the local engine uses."""
     train_on_inputs: bool = False
     checkpoints: int = 1
     evals: int = 0

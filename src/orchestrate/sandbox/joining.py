@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 PORTS = 4
-"""Ports, one for each host."""
+"""Number of ports, one for each host."""
 
 
 def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:

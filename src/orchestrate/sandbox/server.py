@@ -90,8 +90,9 @@ class Sandbox:
     def requests(
         self, host: str | None = None, *, method: str | None = None, path: str | None = None
     ) -> list[dict[str, Any]]:
-        """List the latest requests (2,000 per host), oldest first: at, method, path, query, body without
-        secrets. `method` limits the list to one HTTP method, and `path` to paths that contain this text."""
+        """List the latest requests (2,000 per host), oldest first. Each has `at`, `method`, `path`, `query`
+        and `body`, without secrets. `method` limits the list to one HTTP method, and `path` to paths that
+        contain this text."""
         fronts = [self.fronts[host]] if host else list(self.fronts.values())
         found = [entry for front in fronts for entry in front.log.report(method, path)["recent"]]
         return sorted(found, key=lambda entry: entry["at"])

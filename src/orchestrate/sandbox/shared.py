@@ -287,7 +287,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 class StoredFile(msgspec.Struct, kw_only=True):
-    """A stored file. `checked_at` is the time when the host validated it."""
+    """A stored file. `checked_at` is the time when the host's validation finishes."""
 
     id: str
     name: str
@@ -344,7 +344,7 @@ class SandboxFiles:
         return self.host.clock.now() >= file.checked_at
 
     def tokens(self, file: StoredFile, tokenizer: str) -> int:
-        """Count the tokens of all rows of a file, once for each tokenizer."""
+        """Count the tokens of all rows of a file. The count is cached for each tokenizer."""
         if file.report is None or file.report.error is not None:
             return 0
         if tokenizer not in file.report.tokens:
@@ -354,7 +354,8 @@ class SandboxFiles:
 
 
 async def store_stream(path: Path, chunks: AsyncIterator[bytes], most: int | None = None) -> int:
-    """Write a request's body to `path` atomically. Raises `HostError` 413 above `most` bytes."""
+    """Write a request's body to `path` atomically. Raises `HostError` 413 if the body has more than `most`
+    bytes."""
     size = 0
     with whole(path) as draft, draft.open("wb") as out:
         async for chunk in chunks:

@@ -33,8 +33,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     ports: dict[str, int] = {}
     urls: tuple[str, ...] = ()
-    """Base URLs of the hosts at this and earlier starts. They differ if another program took a port in the
-    meantime. The jobs are the same."""
+    """Base URLs of the hosts at this start and at earlier ones. All of them refer to the same jobs. A host's
+    URL changes between starts if another program has taken its port."""
     ways: StartOptions = StartOptions()
 
 

@@ -196,5 +196,5 @@ class SandboxClock:
         self._state.set("skipped_s", str(self._skipped))
 
     def wait(self, seconds: float) -> float:
-        """Return the actual duration of a wait of `seconds` at this speed."""
+        """Convert a wait at speed 1 to its actual duration in seconds."""
         return seconds / self.speed

@@ -140,7 +140,7 @@ _PREFIX = "base_model.model."
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Path:
-    """Write the merged model, in 32 bits, with the base's configuration and tokenizer, to `target`.
+    """Write the merged model to `target` in 32-bit floats, with the base's configuration and tokenizer.
 
     Adds `alpha / r * B @ A` to each adapted weight `W`. Raises `KeyError` if the adapter does not fit the
     base."""
@@ -166,7 +166,7 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Read all tensors as 32-bit floats, from F32, F16 and BF16."""
+    """Read all tensors of a safetensors file and convert them from F32, F16 or BF16 to 32-bit floats."""
     import numpy as np
 
     data = memoryview(path.read_bytes())[8 + len(header_bytes(path)) :]
@@ -509,7 +509,8 @@ class Trainer:
     # -- what came out -------------------------------------------------------------------------------------
 
     def describe(self, job: SandboxJob) -> str:
-        """Describe how the sandbox really runs the job, for the job's events and object."""
+        """Describe how the sandbox actually runs the job. The text is shown in the job's events and
+        object."""
         if job.trained:
             return (
                 f"{Path(self.model).name} replaces {job.model} here, trained on this machine "

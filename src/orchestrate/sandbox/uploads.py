@@ -66,7 +66,7 @@ class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
     turns: int = 0
     """Number of user messages in all rows."""
     tokens: dict[str, int] = {}
-    """Tokens by tokenizer, counted on first use."""
+    """Number of tokens for each tokenizer, counted when first needed."""
 
 
 def examine(path: Path, taken: AcceptedRows) -> UploadReport:
@@ -118,7 +118,7 @@ def write_canonical(path: Path, taken: AcceptedRows, target: Path, *, rl: bool =
 
 
 def tokens(path: Path, taken: AcceptedRows, tokenizer: str) -> int:
-    """Count the tokens of all rows, template included, with the named tokenizer."""
+    """Count the tokens of all rows with the named tokenizer, including the chat template's tokens."""
     from orchestrate.data.tokens.counting import counter
 
     examples = [example for example, _ in read(path, taken)]

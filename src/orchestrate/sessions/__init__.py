@@ -49,8 +49,8 @@ class SessionsUp:
 @contextmanager
 def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp]:
     """Serve training sessions for one base model until the block ends. Raises `UsageError` if other machines
-    can reach the address and there are no keys, `SetupError` if the port is taken, `MissingExtra` if packages
-    are missing, and errors from loading the base model."""
+    can reach the address and there are no keys, `SetupError` if the port is taken, and `MissingExtra` if
+    packages are missing. Errors from loading the base model propagate."""
     require_packages(_WHAT)
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")
@@ -92,11 +92,13 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
 
 
 def new_key(ft: Workspace, name: str) -> str:
-    """Create a key, which is shown only once. Raises `UsageError`."""
+    """Create a key, which is shown only once. Raises `UsageError` if the name is invalid or can't be
+    reused."""
     ft.settings.make_home()
     return keys.make(ft.store, name, by=ft.settings.made_by, opens="sessions")
 
 
 def revoke_key(ft: Workspace, name: str) -> None:
-    """Revoke a key. Running servers stop accepting it too. Raises `UsageError` if no key has this name."""
+    """Revoke a key. Servers that are already running stop accepting it too. Raises `UsageError` if no session
+    key has this name."""
     keys.revoke(ft.store, name, by=ft.settings.made_by, opens="sessions")

@@ -60,14 +60,15 @@ TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 EPSILON = 1e-4
 """Value added to the standard deviation of a group's rewards, as in jobs on this machine."""
 NEVER_GRADES = re.compile(r"\w+Error: .*\(grader, line \d+\)$|TypeError: grade\(\)")
-"""Matches errors that mean the grader can't grade any answer: it does not compile, or takes other arguments.
-A syntax error outside the grader's own code is an error in the answer that the grader evaluates."""
+"""Matches errors that mean the grader can't grade any answer, because it does not compile or its function has
+the wrong parameters. A syntax error outside the grader's own code is an error in the answer that the grader
+evaluates."""
 LARGEST_REWARD = 1e15
 """Maximum absolute reward. Above it, the variance of a group's rewards may overflow in 32 bits."""
 OBJECTIVE = "importance_sampling"
 """Default loss function for sampled answers."""
 READ_ROWS = 64
-"""Number of rows per request that computes no gradients."""
+"""Number of rows in each request that only computes losses or log-probabilities, without gradients."""
 
 
 class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,15 +88,15 @@ class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
 def sft(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on conversations or texts. `settings` takes a job's settings (epochs, batch_size, learning_rate
-    ...), train_on, train_on_inputs and earlier_thinking. Returns the last step's metrics."""
+    """Train on conversations or texts. `settings` are a job's settings (such as epochs, batch_size or
+    learning_rate), train_on, train_on_inputs and earlier_thinking. Returns the last step's metrics."""
     return train(session, _job(session, Supervised, rows, validation, seed, settings))
 
 
 def dpo(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on preference pairs. `settings` takes a job's settings, beta, loss (dpo, ipo or orpo),
+    """Train on preference pairs. `settings` are a job's settings, beta, loss (dpo, ipo or orpo),
     label_smoothing, normalize_by_length, rpo_alpha and simpo_gamma. Returns the last step's metrics."""
     return train(session, _job(session, Preferences, rows, validation, seed, settings))
 
@@ -110,7 +111,7 @@ def rl(
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, float]:
-    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings` takes a
+    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings` are a
     job's settings and samples_per_prompt. `objective` is the session's loss function, such as ppo. Returns
     the last step's metrics."""
     given = {"grader": dict(grader), **settings}

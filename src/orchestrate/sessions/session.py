@@ -44,10 +44,10 @@ CustomLoss = Callable[[Sequence[Any], list[Any]], tuple[Any, Mapping[str, Any]]]
 """A function `loss(data, logprobs) -> (loss, metrics)`, with a torch tensor of log-probabilities for each
 row."""
 IDLE_MINUTES = Decimal(30)
-"""Minutes without a request after which a session on a rented machine pauses by default."""
+"""Default idle time in minutes after which a session on a rented machine pauses."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Time limits in seconds. The first is for pausing a session: the host's response and the last save. The
-second is for the host's response if a session is paused or canceled while it opens."""
+"""Time limits in seconds. `LEAVING_S` applies when a session pauses: to the host's response and to the last
+save. `OPENING_S` applies to the host's response if a session is paused or canceled while it opens."""
 LAST = "last"
 """Name of the save that a session creates if it ends before its loop does."""
 NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
@@ -188,7 +188,7 @@ class TrainingSession:
         return self.futures.forward(data, loss, config).result()
 
     def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> ForwardOutput:
-        """Do the same as `forward_backward` for a loss that your own torch function computes from the
+        """Compute gradients as `forward_backward` does, but for your own loss: a torch function of the
         log-probabilities."""
         return self.futures.forward_backward_custom(data, loss).result()
 
@@ -209,7 +209,7 @@ class TrainingSession:
     # -- what is shown of it -------------------------------------------------------------------------------
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Add your own values, such as an evaluation, to the metrics of the current step."""
+        """Add your own values, such as evaluation scores, to the metrics of the current step."""
         if values:
             self._record.dir.add_metrics(self._step, dict(values))
 
@@ -235,9 +235,9 @@ class TrainingSession:
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
-        """Save weights and optimizer, by default as `step-N`. You can resume the run from a save, and it is
-        one of the run's checkpoints. With `kept=False`, it is only for resuming, and the next save replaces
-        it on this machine."""
+        """Save weights and optimizer, by default as `step-N`. You can resume the run from a save, and it
+        becomes one of the run's checkpoints. With `kept=False`, you can only resume from the save, and on
+        this machine the next save replaces it."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(f"the name of a save may contain letters, digits, . _ - (got {name!r})")

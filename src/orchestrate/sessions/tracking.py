@@ -112,7 +112,8 @@ class Meter:
             self.used += use
 
     def reserve(self, most: TokenUse) -> int:
-        """Reserve the maximum cost of a request. Raises `OverBudget` if it is above the remaining limit."""
+        """Reserve the maximum cost of a request. Raises `OverBudget` if the session's limit would be
+        exceeded."""
         with self._lock:
             require_within(
                 self._provider,
@@ -147,7 +148,7 @@ class Meter:
             return self.price.of(sum(self._open.values(), self.used), self._hours())
 
     def reached(self, margin_s: float) -> bool:
-        """Return whether an hourly session will reach its limit within this time."""
+        """Return True if an hourly session will reach its cost limit within `margin_s` seconds."""
         if self.price.hourly is None:
             return False
         ahead = self.price.of(TokenUse(), Decimal(str(margin_s)) / 3600)
@@ -159,7 +160,7 @@ class Meter:
         return self.price.of(TokenUse(), Decimal(str(self.price.tail_s)) / 3600)
 
     def left_s(self) -> float | None:
-        """Return the seconds until an hourly session at a host reaches its limit."""
+        """Return the seconds until an hourly session at a host reaches its cost limit."""
         hourly = self.price.hourly
         if hourly is None or not self.price.tail_s or self.max_usd is None:
             return None
@@ -233,8 +234,8 @@ class SessionRecord:
 
     @classmethod
     def begin(cls, ws: Workspace, request: SessionRequest) -> SessionRecord:
-        """Record the run in the store, then create its directory. Raises `OverBudget` before anything is
-        written."""
+        """Record the run in the store, then create its directory. If the budget or the session's limit is too
+        small, raises `OverBudget` before anything is written."""
         [name] = ws.backends(request.provider)
         provider = capability(ws.provider(name), Sessions)
         ws.ready(name)
@@ -408,8 +409,8 @@ class SessionRecord:
         return Decimal(str(self.seconds)) / 3600
 
     def way_back(self, *, raised: bool) -> str:
-        """Return the command (for a submitted job) or the code (for a loop) that continues the session, with
-        a higher limit if `raised`."""
+        """Return what the user has to run to continue the session: a command for a submitted job, or Python
+        code for a loop. With `raised`, it sets a higher cost limit."""
         id = self.run.id
         if not self.run.own_loop:
             quoted = Decimal(0) if self.run.quote is None else self.run.quote.held_usd
@@ -418,7 +419,7 @@ class SessionRecord:
         return f'ft.session(resume="{id}"{", max_cost_usd=..." if raised else ""})'
 
     def order_now(self) -> SessionOrder:
-        """Return the session's order with the time that remains before its limit."""
+        """Return the session's order with its remaining time filled in."""
         return replace(self.order, ends_in_s=self.meter.left_s())
 
     @property

@@ -191,14 +191,15 @@ class _HeldJudge:
 
 @dataclass
 class ScoreJudge(_HeldJudge, MeanOfMarks):
-    """A `Metric` for which a judge rates each answer separately, on all criteria, from 0 to 1."""
+    """A `Metric` for which a judge rates one answer at a time. The score combines all criteria and ranges
+    from 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         return [mark for mark, _ in self.scored(pairs)]
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
-        """Return the marks, with the points by criterion (empty if the judge's answer could not be
-        parsed)."""
+        """Return each answer's mark and its points for each criterion. The points are empty if the judge's
+        answer could not be parsed."""
         self._hold()
         return [_scored(answer, self.judge.rubric) for answer in self._ask(self.questions(pairs))]
 

@@ -331,7 +331,7 @@ KINDS = ("chat", "completion")
 
 
 class JudgedRow(Record, frozen=True, kw_only=True):
-    """A line of the log: the judge's rating of one row."""
+    """The judge's rating of one row, stored as one line of the log."""
 
     row: int
     """Line number from 1, not counting empty lines."""
@@ -372,7 +372,7 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """A row of the file. If it cannot be judged, `asked` is `None` and `problem` is the reason."""
+    """A row of the input file. If it cannot be judged, `asked` is `None` and `problem` is the reason."""
 
     line: bytes
     asked: tuple[Item, Answer] | None = None
@@ -460,7 +460,8 @@ def judged_rows(rows: Sequence[CalibrationRow], metric: ScoreJudge, keep: float)
 
 
 def outputs(path: str, output: Path) -> dict[str, Path]:
-    """Return the paths of the files next to the output. Raises `UsageError` if one can't be written."""
+    """Return the paths of the additional files: rejected rows, rows that were not judged, and scores. Raises
+    `UsageError` if a file can't be written."""
     require_writable(output, path)
     return {name: log_beside(output, name, path) for name in ("rejected", "not-judged", "scores")}
 

@@ -45,7 +45,7 @@ class Context:
 
 
 Totals = Sequence[float]
-"""Sums of what `Metric.parts` returns, over all items."""
+"""Parts returned by `Metric.parts`, or their sums over all items."""
 
 
 @runtime_checkable
@@ -65,12 +65,12 @@ class Metric(Protocol):
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Return an answer's parts, which are summed over all items. If a metric returns `None`, as most
-        do, its value is the mean of the marks."""
+        """Return an answer's parts, which are summed over all items. Most metrics return `None`, in which
+        case the metric's value is the mean of the marks."""
         ...
 
     def total(self, sums: Totals) -> float:
-        """Compute the metric from the sums of the parts, such as F1 from counts or BLEU from n-gram
+        """Compute the metric from the summed parts. For example, compute F1 from counts, or BLEU from n-gram
         counts."""
         ...
 
@@ -105,5 +105,5 @@ class PairMetric(Protocol):
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer, Answer]]) -> list[Mark]:
-        """Return for each pair 1 if the first answer is better, 0 if the second is, and 0.5 for a tie."""
+        """Score each pair: 1 if the first answer is better, 0 if the second is, and 0.5 for a tie."""
         ...

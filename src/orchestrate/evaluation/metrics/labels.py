@@ -40,7 +40,7 @@ class LabelSet:
         return cls(tuple(sorted(exact, key=str if case_matters else str.casefold)), case_matters)
 
     def index(self, text: str) -> int:
-        """Return the index of the label that a text matches, or the number of labels if it matches none."""
+        """Return the index of the label that matches the text, or the number of labels if none does."""
         return self._places.get(self._key(text), len(self.names))
 
     @cached_property
@@ -67,7 +67,7 @@ class F1:
         return [Mark(right(self.labels, item, answer)) for item, answer in pairs]
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Count for each label the correct answers, the expected answers and the given answers."""
+        """Count the correct, the expected and the given answers for each label."""
         del mark
         count = len(self.labels.names)
         found = [0.0] * (3 * count)

@@ -221,11 +221,11 @@ ARGUMENTS: dict[str, tuple[str, Maker]] = {
     "judge": ("MODEL", lambda given, context: _judge("score", given, context)),
     "judge_pair": ("MODEL", lambda given, context: _judge("pair", given, context)),
 }
-"""Metrics with an argument, as name -> (the argument's name, factory)."""
+"""Metrics with an argument. Maps each name to the argument's name and a factory function."""
 
 
 def names() -> list[str]:
-    """Return all metric names, to list them in help texts and errors."""
+    """Return all metric names, for help texts and error messages."""
     plain = [*METRICS, *installed()]
     return [*plain, *(f"{name}:{word}" for name, (word, _) in ARGUMENTS.items()), "FILE.py:FUNCTION"]
 

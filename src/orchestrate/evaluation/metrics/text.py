@@ -51,16 +51,16 @@ def folded(text: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """Normalize a text and drop punctuation and repeated white space. A text of
-    only punctuation keeps it."""
+    """Normalize a text and drop punctuation and repeated white space. Keep the punctuation if the text
+    contains nothing else."""
     return " ".join(_kept(text, lambda c: " " if unicodedata.category(c)[0] == "P" else c)) or text.strip()
 
 
 def squad_tokens(text: str) -> list[str]:
-    """Split a text as SQuAD's evaluation does, after dropping punctuation and English articles. Differences
-    from SQuAD: numbers keep their sign, decimal point and exponent. Punctuation and marks of all scripts are
+    """Split a text as SQuAD's evaluation does, without punctuation and English articles. Differences from
+    SQuAD: numbers keep their sign, decimal point and exponent. Punctuation and marks of all scripts are
     recognized. Scripts without spaces are split into characters. A text that consists only of punctuation or
-    articles stays unchanged."""
+    articles keeps them, and is only split at white space."""
 
     def removed(c: str) -> str:
         return "" if c in _ASCII_PUNCTUATION or unicodedata.category(c)[0] == "P" else c
@@ -70,7 +70,7 @@ def squad_tokens(text: str) -> list[str]:
 
 
 def rouge_tokens(text: str) -> list[str]:
-    """Split a text into runs of letters and digits, as rouge-score does, in all scripts."""
+    """Split a text into runs of letters and digits, like rouge-score, but with support for all scripts."""
     plain = folded(text)
     spaced = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in plain)
     return [token for word in spaced.split() for token in _unspaced(word)]
@@ -204,9 +204,9 @@ LONGEST_SEARCH = 2.0
 
 
 def matcher(pattern: str) -> Compare:
-    """Build a comparison that checks whether a pattern occurs in the answer. The pattern's group `answer`
-    must match the expected text or the same number. Raises `UsageError` if the pattern is invalid. The
-    comparison raises it if a search takes too long."""
+    """Build a comparison that checks whether a pattern occurs in the answer. If the pattern has a group named
+    `answer`, the group's text must match the expected text or be the same number. Raises `UsageError` if the
+    pattern is invalid. The comparison raises `UsageError` if a search takes too long."""
     import regex  # pyright: ignore[reportMissingTypeStubs]
 
     try:

@@ -53,7 +53,7 @@ class RegressionProbe:
     """Non-inferiority margin. Smaller drops don't count as forgetting."""
     needs: Literal["answers", "likelihood"] = "answers"
     chance: float = 0.0
-    """Best score that a model can reach without the ability, for example by refusing nothing."""
+    """Best score that a model without the ability can reach, for example by never refusing."""
 
 
 def built_in() -> list[RegressionProbe]:
@@ -258,8 +258,8 @@ def run(
     candidate: Candidate, tasks: Sequence[str], folder: Path | None, limit: int | None, asking: Asking
 ) -> dict[str, list[Sample]]:
     """Run each task and return its scored samples. `folder` contains the user's own task files. Raises
-    `SetupError` without lm-eval, and `UsageError` if a task does not exist, its data can't be read, or this
-    contender can't answer it."""
+    `SetupError` if lm-eval is not installed. Raises `UsageError` if a task does not exist, its data can't be
+    read, or this contender can't answer it."""
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -343,7 +343,7 @@ def _until(text: str, stops: Any) -> str:
 
 
 ABLE = 0.1
-"""Minimum accuracy that one of the two models must reach for an ability to be measurable."""
+"""Minimum accuracy for a measurable ability. At least one of the two models must reach it."""
 
 CATASTROPHIC_NATS = 0.7
 """Increase in loss, in nats per token, that makes each token half as likely."""
@@ -388,9 +388,9 @@ def judged(
     margin: float,
     chance: float = 0.0,
 ) -> ProbeResult:
-    """Decide by non-inferiority whether an ability was retained or forgotten. The entire interval must be on
-    one side of the margin. If neither model is clearly better than `chance`, the ability is not
-    measurable."""
+    """Decide by non-inferiority whether an ability was retained or forgotten. The difference's entire
+    confidence interval must be on one side of the margin. If neither model is clearly better than `chance`,
+    the ability is not measurable."""
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))

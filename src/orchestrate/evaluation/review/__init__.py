@@ -61,9 +61,9 @@ def tasks_of(
     items: int | None = None,
     seed: int = 0,
 ) -> Tasks:
-    """Build review tasks for all items, or for a random sample of `items` items: pairs of all contenders, or
-    of each contender with `against`. If a contender has several answers to an item, the first one is shown.
-    Raises `UsageError` if there is nothing to rate."""
+    """Build review tasks for all items, or for a random sample of `items` items. If `kind` is `pairs`, raters
+    compare all contenders with each other, or each contender only with `against`. If a contender has several
+    answers to an item, the first one is shown. Raises `UsageError` if there is nothing to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
             "reviewing pairs requires two contenders, but the evaluation has one",
@@ -181,9 +181,10 @@ def _joined(one: ScoredItem, other: ScoredItem) -> ScoredItem:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> ReviewSource:
-    """Choose the evaluations to review, from all evaluations of these runs, oldest first. Uses the evaluation
-    whose id starts with `wanted`, else the newest one that contains every run, else the newest one of each
-    run. Raises `UsageError` if a run has no evaluation."""
+    """Choose the evaluations to review. `evaluations` are sorted from oldest to newest. If `wanted` is set,
+    only evaluations whose id starts with it are considered. Uses the newest evaluation that contains every
+    run. If there is none and `wanted` is not set, uses the newest evaluation of each run. Raises `UsageError`
+    if no evaluation fits."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
         what = f"{wanted} matches several evaluations" if fitting else f"no evaluation matches {wanted}"

@@ -27,7 +27,7 @@ class Ratings(Protocol):
 
 
 class ReviewAction(msgspec.Struct, omit_defaults=True):
-    """An action that a page sends. With the shared link, the page sets `rater`."""
+    """An action that a page sends. `rater` is only used if the raters share one link."""
 
     action: Literal["show", "rate", "undo"]
     rater: str = ""
@@ -75,7 +75,7 @@ class ReviewSession:
         ]
 
     def done(self) -> dict[str, int]:
-        """Return the number of rated tasks by rater."""
+        """Return how many tasks each rater has rated."""
         counts: dict[str, int] = {}
         for rating in valid_ratings(self._kept.ratings(self.review.id)):
             counts[rating.rater] = counts.get(rating.rater, 0) + 1
@@ -101,8 +101,8 @@ class ReviewSession:
         self._kept.rate(self.rating(action, rater, names))
 
     def rating(self, action: ReviewAction, rater: str, names: Sequence[str]) -> Rating:
-        """Build the rating of the answers shown as `names`, left first. Raises `UsageError` if the rating is
-        incomplete."""
+        """Build a rating from the rater's action. `names` are the contenders of the answers, in the order in
+        which they were shown. Raises `UsageError` if the rating is incomplete."""
         criteria = self.review.rubric.criteria
         if self.review.kind == "pairs" and (action.choice is None or action.scores):
             raise UsageError("choose the better answer, or neither")

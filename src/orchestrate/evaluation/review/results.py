@@ -69,8 +69,8 @@ def likeness(votes: Sequence[PairVote]) -> float | None:
 
 def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
     """Fit the Bradley-Terry model: return the rate at which each model would be preferred to a random other
-    model, strongest first. Intervals come from resampling items. One draw is added for each pair of models,
-    whether or not they were compared. Otherwise, a model that never lost would be infinitely strong."""
+    model, strongest first. Intervals come from resampling items. Each pair of models gets one additional tie,
+    even if raters never compared the two. Without it, a model that never lost would be infinitely strong."""
     votes = outcomes(votes)
     by_item: defaultdict[str, list[PairVote]] = defaultdict(list)
     for vote in votes:
@@ -175,7 +175,8 @@ def detectable(items: int, raters: int, likeness: float = LIKENESS) -> float:
 
 
 class Preferred(Record, frozen=True, kw_only=True):
-    """A comparison of two contenders. Counts are votes, and the score is the mean over items."""
+    """A comparison of two contenders. Wins, losses and ties count votes, and the score is the mean over
+    items."""
 
     first: str
     second: str
@@ -210,7 +211,7 @@ class ReviewResult(Record, frozen=True, kw_only=True):
 
     review: Review
     raters: dict[str, int]
-    """Number of rated tasks by rater."""
+    """Number of tasks that each rater has rated."""
     ratings: int
     pairs: tuple[Preferred, ...] = ()
     strengths: dict[str, Score] = msgspec.field(default_factory=dict[str, Score])
@@ -219,10 +220,11 @@ class ReviewResult(Record, frozen=True, kw_only=True):
     scores: tuple[Rated, ...] = ()
     differences: tuple[Ahead, ...] = ()
     agreement: dict[str, Score | None] = msgspec.field(default_factory=dict[str, "Score | None"])
-    """Krippendorff's alpha by criterion, or of the choice for pairs. `None` if no task has two raters or all
-    ratings are the same."""
+    """Krippendorff's alpha for each criterion, or for the choice if pairs were rated. `None` if no task has
+    two raters or all ratings are the same."""
     likeness: float | None = None
-    """Correlation of votes on the same item, which `planned` uses."""
+    """Correlation between votes on the same item. `planned` uses it to estimate the number of items
+    needed."""
     left: Score | None = None
     """Share of votes for the left answer, excluding ties. About half, unless raters have a position bias."""
     notes: int = 0
@@ -283,7 +285,7 @@ def votes_of(held: Iterable[Rating], tasks: Mapping[str, ReviewTask]) -> list[Pa
 def overall(
     held: Iterable[Rating], tasks: Mapping[str, ReviewTask], review: Review
 ) -> dict[str, dict[str, float]]:
-    """Return the average rating over all raters and criteria, 0 to 1, by contender and item."""
+    """Return the average rating over all raters and criteria, from 0 to 1, for each contender and item."""
     found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rating in held:
         task = tasks[rating.task]

@@ -24,8 +24,9 @@ from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
-"""Scores from 0 to 1. An answer rated individually is desirable from the first score up, and undesirable from
-the second score down. On a five-point scale, these are 4 and 2."""
+"""Thresholds for answers rated individually, on scores from 0 to 1. An answer is desirable if its score is at
+least the first value, and undesirable if its score is at most the second. On a five-point scale, these are 4
+and 2."""
 
 
 class FromReview(Record, frozen=True, kw_only=True):
@@ -49,8 +50,8 @@ def from_review(
     format: Literal["dpo", "kto"],
     agreement: float = 0.6,
 ) -> FromReview:
-    """Write the rows. `agreement` is the fraction of an item's raters who must agree. A tie counts as half.
-    Raises `DataError` if no rating yields a row."""
+    """Write a review's ratings as training rows. `agreement` is the fraction of an item's raters who must
+    agree. A tie counts as half. Raises `DataError` if no rating yields a row."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in valid_ratings(ratings) if rating.task in known]
     left_out: Counter[str] = Counter()
@@ -213,8 +214,8 @@ class Imported(Record, frozen=True, kw_only=True):
 
 
 def export(desk: ReviewSession, rater: str, path: Path) -> int:
-    """Write the rater's tasks, with existing ratings, in the rater's order. Return their number. Text that a
-    spreadsheet would treat as a formula is prefixed with an apostrophe."""
+    """Write the rater's tasks and existing ratings to a CSV file, in the rater's order, and return the number
+    of tasks. Text that a spreadsheet would treat as a formula is prefixed with an apostrophe."""
     rater, review = rater_named(rater), desk.review
     reply = {rating.task: rating for rating in desk.of(rater)}
     columns = _columns(desk)
@@ -234,8 +235,8 @@ def export(desk: ReviewSession, rater: str, path: Path) -> int:
 
 
 def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
-    """Read a completed sheet and pass all its ratings to `keep` in one call. If any row is invalid, stores no
-    rating and raises a `DataError` that names the row."""
+    """Read a completed spreadsheet, and pass all of its ratings to `keep` in one call. If any row is invalid,
+    store nothing and raise a `DataError` that names the row."""
     rater = rater_named(rater)
     rows = _rows(path)
     places = {

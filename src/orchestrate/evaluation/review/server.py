@@ -82,9 +82,9 @@ def review_routes(
     rater_of: Callable[[Request], str],
     back: Callable[[Request], str] | None = None,
 ) -> list[Route]:
-    """Build the routes of the review page and its actions. `desk_of` returns the review of a request.
-    `rater_of` returns `ANYONE` if the page should ask for a name. `back` returns the page from which the
-    review was opened."""
+    """Build the routes of the review page and its actions. `desk_of` finds the review session for a request.
+    `rater_of` returns the rater, or `ANYONE` if the page should ask for a name. `back` returns the page from
+    which the review was opened."""
 
     def answer(draft: ReviewAction, request: Request) -> dict[str, Any]:
         return desk_of(request).act(draft, rater_of(request))

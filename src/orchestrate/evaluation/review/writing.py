@@ -39,7 +39,7 @@ _CHAT = "openai-chat"
 
 
 class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A row of the file that people write or correct."""
+    """A row that people write or correct."""
 
     id: str
     row: int
@@ -50,7 +50,7 @@ class RowToWrite(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def question_at(self) -> int:
-        """Index of the last question."""
+        """Index of the last user message before the answer."""
         return max(n for n, m in enumerate(self.example.messages[:-1]) if m.role == "user")
 
     @property
@@ -165,7 +165,7 @@ def read(path: Path) -> list[RowToWrite]:
 
 
 Assigned = dict[str, list[str]]
-"""Writers by row."""
+"""Writers of each row."""
 
 
 def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, seed: int) -> Assigned:
@@ -210,9 +210,10 @@ class WrittenSoFar:
     """The latest text for each writer and row, excluding undone texts."""
 
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
-    """Texts by row and writer."""
+    """Texts keyed by row, then by writer."""
     settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
-    """Settled texts by row. If a writer of the row changes a text later, the row is open again."""
+    """Final text of each row whose disagreement was settled. If a writer of the row then changes a text, the
+    disagreement is open again."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     """Number of changes by person and row."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
@@ -440,7 +441,7 @@ class Disagreement(Record, frozen=True, kw_only=True):
     writers: tuple[str, str]
     answers: tuple[str, str]
     likeness: float
-    """ROUGE-L of the two answers."""
+    """ROUGE-L between the two answers."""
     settled: str | None
     """Chosen answer, or `None` while undecided."""
 
@@ -453,14 +454,14 @@ class WritingResult(Record, frozen=True, kw_only=True):
     written: int
     """Number of rows written by at least one writer."""
     writers: dict[str, tuple[int, int]]
-    """Number of rows written and assigned, by writer."""
+    """For each writer, the number of rows written and the number assigned."""
     doubly: int
     """Number of rows that two people wrote."""
     same: Score | None
     """Among rows with two writers, the share whose two questions and answers are identical, ignoring
     surrounding white space."""
     likeness: Score | None
-    """The mean ROUGE-L of the two answers."""
+    """Mean ROUGE-L between the two answers, over all rows with two writers."""
     alpha: Score | None
     """Krippendorff's alpha, or `None` if the answers are not labels."""
     to_settle: int

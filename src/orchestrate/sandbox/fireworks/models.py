@@ -66,7 +66,7 @@ class Shapes:
         return paged(request, "deploymentShapes", chosen, dict, key=lambda s: s["name"])
 
     async def match(self, request: Request) -> Response:
-        """Return the validated shapes of a model. For a tuned model, return those of its base."""
+        """Return the validated deployment shapes for a model. A tuned model has its base model's shapes."""
         body = await json_body(request)
         parsed = parse(_Match, body).createDeploymentRequest.deployment
         name = parsed.baseModel

@@ -1,7 +1,7 @@
 """Fireworks' training sessions, serverless and on dedicated trainers (`TrainerRoutes`). The server of
 `orchestrate sessions serve` simulates them.
 
-The log-probabilities of samples don't include the temperature.
+The temperature does not affect the log-probabilities of samples.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from orchestrate.sandbox.shared import base_model
 ROOT = "/training/v1/serverless"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 CROSS_JOB = "cross_job://"
-"""Path prefix for a save on another trainer."""
+"""Path prefix for loading a checkpoint that another trainer saved."""
 Values = dict[str, Any]
 
 
@@ -269,7 +269,7 @@ class TrainerRoutes:
         return self.settled(found)
 
     def settled(self, trainer: Values) -> Values:
-        """Return the trainer, and stop it first if it has been inactive for too long."""
+        """Stop the trainer if it has been inactive for too long, then return it."""
         ends = trainer["active_at"] + trainer["inactive_s"]
         if trainer["stopped_at"] is None and self.host.clock.now() >= ends:
             self._end(trainer, ends)

@@ -75,7 +75,7 @@ class Registry:
         return listed(data)
 
     def weights(self) -> dict[str, tuple[str, SandboxJob]]:
-        """Return the (name, job) of all finished weights by registry id."""
+        """Return all finished weights as (name, job), keyed by registry id."""
         found: dict[str, tuple[str, SandboxJob]] = {}
         for job in self.host.jobs():
             if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
@@ -151,12 +151,12 @@ class Registry:
 
 
 def listed(data: list[dict[str, Any]]) -> Response:
-    """Format items as a list of the v2 API with a single page."""
+    """Format items as a single-page list response of the v2 API."""
     return json_answer({"object": "list", "data": data, "next_cursor": None, "sandbox": True})
 
 
 def registry_of(job: SandboxJob) -> dict[str, Any]:
-    """Return the location of the finished weights in Together's model registry."""
+    """Return the ids and names of a job's finished weights in Together's model registry."""
     adapter = f"{job.output}-adapter"
     return {
         "model_object_id": object_id("ml", job.output),

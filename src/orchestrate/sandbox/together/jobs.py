@@ -192,7 +192,7 @@ class TogetherFiles:
         return file
 
     async def direct(self, request: Request) -> Response:
-        """Handle a direct multipart upload, as published in Together's API, without a redirect."""
+        """Handle a direct multipart upload without a redirect, as documented in Together's API reference."""
         async with request.form(max_part_size=1 << 32) as form:
             upload = form.get("file")
             if upload is None or isinstance(upload, str):
