@@ -243,7 +243,7 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """Set the contender's precision to the one reported with its answers."""
+    """Set the contender's precision to the precision reported with its answers."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 
@@ -265,7 +265,7 @@ def aliased(written: str) -> tuple[str, str | None]:
 
 
 def called(written: str, names: Sequence[str]) -> list[str]:
-    """Find contenders by name, by a prefix of the name, or by the model at the end of a URL."""
+    """Find contenders by name, by a prefix of the name, or by the model name at the end of a URL."""
     return (
         [name for name in names if name == written]
         or [name for name in names if name.startswith(written)]

@@ -218,8 +218,8 @@ _ALIKE = 1e-12
 def ratio(
     parts: Parts, total: Total, clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """Return the value with its bootstrap percentile interval, resampling entire clusters. `within` is the
-    range of possible values. Raises `MissingExtra` if numpy is not installed."""
+    """Return the metric's value with its bootstrap percentile interval. Resamples entire clusters. `within`
+    is the range of possible values. Raises `MissingExtra` if numpy is not installed."""
     sums, drawn = _resampled([parts], clusters)
     value = total(sums[0].sum(axis=0).tolist())
     low, high = _interval(value, sorted(total(row) for row in drawn[0]), len(sums[0]), within)
@@ -233,8 +233,8 @@ def ratio_difference(
     clusters: Sequence[Hashable] | None = None,
     within: Range | None = None,
 ) -> tuple[Score, float]:
-    """Return the first value minus the second, resampling the same items for both, and the two-sided
-    p-value for the null hypothesis of no difference. `within` is the range of possible differences."""
+    """Return the first value minus the second, and the two-sided p-value for the null hypothesis of no
+    difference. Each resample uses the same items for both. `within` is the range of possible differences."""
     sums, drawn = _resampled([parts, against], clusters)
     values = sorted(total(a) - total(b) for a, b in zip(*drawn, strict=True))
     value = total(sums[0].sum(axis=0).tolist()) - total(sums[1].sum(axis=0).tolist())
@@ -320,9 +320,9 @@ def _quantile(p: float, a: float, b: float) -> float:
 
 
 def decisive(score: Score, intervals: int) -> Score:
-    """Return the interval for a decision. If a decision uses several `intervals`, all hold simultaneously
-    with 95% confidence (Bonferroni). The interval of a proportion is exact, because Wilson's interval has too
-    little coverage near 0 and 1."""
+    """Return the confidence interval on which a decision is based. If a decision uses several `intervals`,
+    all hold simultaneously with 95% confidence (Bonferroni). The interval of a proportion is exact, because
+    Wilson's interval has too little coverage near 0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
         return exact(right, score.n, 0.025 / max(1, intervals))
@@ -330,7 +330,8 @@ def decisive(score: Score, intervals: int) -> Score:
 
 
 def wider_difference(difference: Difference, intervals: int) -> Score:
-    """Return the interval for a decision about a difference, as `decisive` does for a score."""
+    """Return the confidence interval on which a decision about a difference is based. `decisive` does the
+    same for a score."""
     score = difference.score
     if intervals <= 1:
         return score

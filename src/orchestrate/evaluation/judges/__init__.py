@@ -32,7 +32,7 @@ SCORE, PAIR = "score-1", "pair-1"
 
 
 def text(name: str) -> str:
-    """Return a judge prompt's template, which is stored with the results."""
+    """Return the template of a judge prompt. The template is stored with the results."""
     return files("orchestrate.evaluation.judges").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
 
 

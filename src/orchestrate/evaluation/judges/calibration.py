@@ -195,7 +195,8 @@ class Calibration(Record, frozen=True, kw_only=True):
     n: int
     """Number of human-rated answers (or pairs) that the judge also rated."""
     prompts: int | None = None
-    """Number of distinct prompts, or `None` if unknown. Kappa's interval comes from resampling prompts."""
+    """Number of distinct prompts, or `None` if unknown. The confidence interval of kappa comes from
+    resampling prompts."""
     unreadable: int
     same: Score
     """Fraction of answers on which the judge and people agree exactly: on the winner, or on the points for

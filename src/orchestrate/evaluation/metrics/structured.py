@@ -40,7 +40,8 @@ def json_match(expected: str, answer: str) -> float:
 
 
 def json_fields(expected: str, answer: str) -> float:
-    """Return the fraction of all fields, expected and answered, that have the same value in both objects."""
+    """Return the fraction of fields with the same value in both JSON objects, out of all fields in either
+    object."""
     try:
         want, got = exact_json(unfenced(expected)), exact_json(unfenced(answer))
     except _NOT_JSON:
@@ -183,8 +184,8 @@ def tool_names(item: Item, answer: Answer) -> float:
 
 
 def tool_arguments(item: Item, answer: Answer) -> float:
-    """Return the fraction of all expected and actual calls that occur in both with the same arguments, in any
-    order."""
+    """Return the fraction of calls that were both expected and made with the same arguments, out of all calls
+    expected or made. The order doesn't matter."""
     want, got = (Counter(_written(calls)) for calls in (item.expected_calls, answer.tool_calls))
     either = (want | got).total()
     return (want & got).total() / either if either else 1.0
