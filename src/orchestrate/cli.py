@@ -27,7 +27,7 @@ from orchestrate.core.underway import ProgressCallback, heard_by
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
-"""Name of the codec error handler for characters that a stream's encoding lacks."""
+"""Name of the codec error handler that replaces characters missing from a stream's encoding."""
 
 _LATE = 200_000
 """Number of allocations before the first garbage collection. Short commands stay below it."""

@@ -25,7 +25,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class SettingRule(Table, frozen=True, kw_only=True):
-    """Translation of one setting of a spec: exactly one of `field`, `always` and `refused`."""
+    """How one setting of a spec is translated. Exactly one of `field`, `always` and `refused` must be set."""
 
     field: str | None = None
     """Field of the create request, as a dotted name. `{method}` is replaced by the host's name for the
@@ -113,7 +113,7 @@ class HostRequest(Table, frozen=True, kw_only=True):
 
 
 class DeploymentListing(Table, frozen=True, kw_only=True):
-    """The call that lists deployments, and where its response contains their fields."""
+    """The API call that lists deployments, and the location of each field in its response."""
 
     path: str
     query: dict[str, str] = {}
@@ -124,21 +124,23 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
     created: str | None = None
     tier: str | None = None
     job: str | None = None
-    """Field that contains the job's name, up to a colon. `None` means the deployment's name."""
+    """Field that starts with the job's id. Text after a colon is ignored. If `None`, the id is taken from the
+    deployment's name."""
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
-    """Upload of an adapter trained elsewhere: an archive of PEFT's two files, from which `make` creates a
-    model."""
+    """The API call that uploads an adapter trained elsewhere, as a ZIP archive of PEFT's two files. The call
+    `make` then refers to the uploaded file."""
 
     path: str
     """The path below the root of the deployments API."""
     field: str = "file"
-    """The form field of the file."""
+    """The name of the form field for the file."""
     id: str = "id"
-    """The field with the file's id in the response."""
+    """The response field that contains the file's id."""
     body: dict[str, Any]
-    """Body of `make` for an uploaded adapter. It may contain `{file}` besides the other placeholders."""
+    """Request body of the call `make` for an uploaded adapter. It may contain `{file}` besides the other
+    placeholders."""
     max_rank: int | None = None
 
 
@@ -167,9 +169,9 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     up: tuple[str, ...] = ()
     """The states in which the deployment serves requests."""
     tuned: str = ""
-    """Text in a tuned model's name that distinguishes it from base models."""
+    """Text that appears in the names of tuned models but not in the names of base models."""
     answers_as: str = "name"
-    """Field of the listing with the model name to use in requests: `name` or `model`."""
+    """The listing field whose value requests must use as the model name: `name` or `model`."""
     adapters: AdapterUpload | None = None
     """Call that uploads an adapter. `None` means that the host only serves models that it trained."""
     note: str = ""
@@ -182,7 +184,7 @@ class Described(Table, frozen=True, kw_only=True):
     title: str
     sources: dict[str, str]
     inferred: dict[str, str] = {}
-    """Sources of values that don't come from the host's own pages, by field."""
+    """For each field whose value doesn't come from the host's own pages: where it comes from instead."""
     url: str | None = None
     address: str = ""
     """Pattern of the base URL, if each customer has a separate one."""

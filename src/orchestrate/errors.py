@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 
 class OrchestrateError(Exception):
-    """Base class of all errors that Orchestrate raises on purpose.
+    """Base class of all exceptions that Orchestrate raises intentionally.
 
-    `retryable` is true if the same call can succeed later without a change. `fix` is the next step for the
+    `retryable` is true if the same call may succeed later without changes. `fix` is the next step for the
     user, as a command if there is one."""
 
     exit_code: ClassVar[int] = 1
@@ -56,7 +56,7 @@ class OrchestrateError(Exception):
     lost_requests: int = 0
     """Number of requests that got no answer and may have been billed, for at most `lost_usd`."""
     lost_usd: Decimal | None = Decimal(0)
-    """Maximum cost of these requests. `None` if no price is known."""
+    """Maximum cost of the lost requests, in US dollars. `None` if no price is known."""
     _added: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
@@ -96,9 +96,9 @@ class SpecError(UsageError):
 
 
 class AlreadySubmitted(UsageError):
-    """A run with the same settings, data, backend and account is already open or has just succeeded.
-    Nothing was sent. Pass `again` to submit another one. `runs/submitting/repeats.py`
-    supplies the texts of `state` and `next_step`."""
+    """A run with the same settings, data, backend and account is already open or has just succeeded. Nothing
+    was sent. Pass `again` to submit another one. `runs/submitting/repeats.py` supplies `state` and
+    `next_step`."""
 
     def __init__(
         self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None
@@ -193,8 +193,8 @@ class ProjectNotTrusted(SetupError):
 
 
 class OtherAccount(SetupError):
-    """The run belongs to a different account of its host than the key does. Nothing was requested or changed
-    there. `account` is the run's account, or `None` if it is unknown."""
+    """The run and the API key belong to different accounts on the host. Nothing was requested or changed.
+    `account` is the run's account, or `None` if it is unknown."""
 
     def __init__(
         self,
@@ -270,8 +270,8 @@ class DataError(OrchestrateError):
 
 
 class TranslationRefused(OrchestrateError):
-    """The backend can't apply some settings of the spec. Nothing was sent. Use another backend, or write
-    overrides that this one accepts with `orchestrate plan --fix`."""
+    """The backend can't apply some settings of the spec. Nothing was sent. Use another backend, or run
+    `orchestrate plan --fix` to write overrides that this one accepts."""
 
     exit_code = 2
 
@@ -420,7 +420,7 @@ class NotFound(ProviderError):
 
 
 class Conflict(ProviderError):
-    """The state on the host does not allow the request. Run `orchestrate sync`, then check again."""
+    """The request conflicts with the current state on the host. Run `orchestrate sync`, then check again."""
 
 
 class InvalidRequest(ProviderError):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # because untrusted notebooks drop style sheets.
 
 MOST_ROWS = 60
-"""Maximum number of rows in a table. A note below the table counts the rest."""
+"""Maximum number of rows in a table. A note below the table gives the number of omitted rows."""
 _LONGEST = 400
 """Maximum number of characters in a cell."""
 _EDGE = "1px solid rgba(128,128,128,.45)"
@@ -170,7 +170,7 @@ _SHOWN = {
     "Deployment": "id run_id provider model state usd_per_hour created_at ended_at problem",
     "Model": "name params_b context licence reasoning vision",
 }
-"""Columns to show, for records with too many fields."""
+"""Maps each record type that has too many fields for a table to the columns to show."""
 _SCORES = [
     "contender",
     "metric",
@@ -187,7 +187,7 @@ _EVENTS = 4
 
 
 def listing(items: Sequence[Any]) -> str:
-    """Render records of one kind as a table."""
+    """Render records of the same type as an HTML table."""
     kind = type(getattr(items[0], "record", items[0])).__name__ if items else ""
     rows = [cells(one) for one in items]
     for row in rows:

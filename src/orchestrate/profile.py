@@ -70,7 +70,7 @@ TUNING_STATUSES: Mapping[str, JobStatus] = {
 
 
 class Readable(Protocol):
-    """A file that can be read, from the package or the user."""
+    """A readable file, either packaged or from the user."""
 
     def read_text(self, encoding: str) -> str: ...
 
@@ -91,7 +91,7 @@ class Gate:
 
     since: date
     accounts: str
-    """The affected accounts, as in `accounts that never tuned a model`."""
+    """Description of the affected accounts, such as `accounts that never tuned a model`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class Profile:
     """Class of the remote place where our engine runs, as `package.module:Class`. Empty for other
     backends."""
     models_of: str | None = None
-    """Backend kind whose models this kind shares, if it has none of its own."""
+    """Another backend kind whose models this kind uses. `None` if this kind has its own."""
     near: bool = False
     """True if the backend is on this machine, so queries are free and can be frequent."""
     others_speak: bool = False
@@ -138,13 +138,13 @@ class Profile:
     """Environment variable with the secret that signs the host's webhooks. The key file names the secret
     `KIND-webhook`."""
     delivery: Callable[[str, Mapping[str, str], str], Delivery] | None = None
-    """Parses a webhook's body and headers, with the secret. Raises `ValueError` unless the signature is valid
-    and recent."""
+    """Parses a webhook, given its body, its headers and the secret. Raises `ValueError` if the signature is
+    invalid or too old."""
     management_login: str = ""
     """Instructions for getting the host's management key, if deployments need a different key than training.
     The key is read from NAME_MANAGEMENT_TOKEN."""
     options: frozenset[str] | None = None
-    """The fields that `[hosts.NAME.options]` may have, besides `OPTIONS`. `None` accepts any, even a
+    """Allowed keys of `[hosts.NAME.options]`, in addition to `OPTIONS`. `None` accepts any key, even a
     misspelled one."""
     sdk: str | None = None
     """Distribution name of the host's official SDK. Orchestrate's requirements set the minimum version."""
@@ -176,27 +176,27 @@ class Profile:
     """Computes the quote lines of a job that is billed by tokens. `None` if the backend computes its own
     quotes."""
     picture_tokens: Callable[[str, Picture], tuple[int, int, int] | None] | None = None
-    """Computes the minimum, likely and maximum tokens of an image for a model, given by the host's id. `None`
-    if the host publishes no rule. Quotes then exclude images, and say so."""
+    """Computes the minimum, typical and maximum token count of an image, given the host's model id and the
+    image. `None` if the host publishes no rule. Quotes then exclude images, and say so."""
     own_rates: tuple[str, ...] = ()
     """Rate methods that only this backend's quotes use."""
     dpo_factor: Decimal = Decimal(1)
     """Price of a DPO token as a multiple of the SFT price, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
-    """Computes a factor on the hourly GPU price for a spec, such as for a requested region."""
+    """Computes the multiplier of the hourly GPU price for a spec, for example for the requested region."""
     default_epochs: int | None = None
     """The number of epochs if the spec sets none. `None` if it depends on the rows (see `auto_epochs`)."""
     auto_epochs: Callable[[int], int] = lambda rows: 1
     share_billed: Callable[[int, int], Decimal] | None = None
-    """Computes the billed share of the price of a job that ended early, from its completed and total steps.
+    """Computes which share of the price is billed if a job ends early, given its completed and total steps.
     `None` if the host does not publish a rule."""
     figures_are_estimates: bool = False
     """True if the price that the host reports for a job never becomes final, even after the job ends."""
     reports_price: bool = False
     """True if the host reports the price of each billed job. A bill that we compute is then not final."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
-    """Returns true if the host does not bill this failed job. Other failed jobs count at their quote until a
-    bill is known."""
+    """Returns true if the host does not bill this failed job. Until their bill is known, other failed jobs
+    count with their quoted price."""
     checkpoints_answer: bool = False
     """True if each checkpoint of a successful run is served under its own name, without a deployment."""
     cap_gap: str = ""
@@ -303,10 +303,10 @@ def away(
     url: str | None = None,
     key_variable: str | None = None,
 ) -> Profile:
-    """Build the profile of a remote place where our engine's workers run. It has this machine's rows, models
-    and settings. `options` are the place's own options in addition to `AWAY`. `None` accepts any. With a
-    `key_variable`, the place has a key, like a host. The key is sent to `url` or the configured address, and
-    the place's class also gets the `HostConfig`."""
+    """Build the profile of a remote place where our engine's workers run. It supports the same row formats,
+    models and settings as this machine. `options` are the place's own options, in addition to `AWAY`. If
+    `None`, any option is accepted. If `key_variable` is set, the place needs an API key. The key is sent to
+    `url` or the configured address, and the place's class also gets the `HostConfig`."""
     return replace(
         this_machine(),
         kind=kind,

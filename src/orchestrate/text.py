@@ -74,8 +74,8 @@ def _written(error: UnicodeError, replacements: Mapping[str, str]) -> tuple[str,
 
 def money(usd: Decimal | None) -> str:
     """Format an amount, such as `$1,234.50`. Amounts below a dollar get at least three decimals and two
-    significant digits, such as `$0.0042`. Rounds up, while `limit` rounds down, so that an amount above a
-    limit is also displayed above it."""
+    significant digits, such as `$0.0042`. Rounds up. `limit` rounds down, so an amount above a limit is also
+    displayed as above it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 
@@ -85,7 +85,7 @@ def limit(usd: Decimal) -> str:
 
 
 def rate(usd: Decimal) -> str:
-    """Format the price of one unit with all digits, such as `$8.00` or `$0.0375`."""
+    """Format a unit price without rounding, such as `$8.00` or `$0.0375`."""
     rounded, _, part = f"{usd.copy_abs():,f}".partition(".")
     return f"{'-' if usd < 0 else ''}${rounded}.{part.rstrip('0').ljust(2, '0')}"
 
@@ -118,7 +118,8 @@ def quoted(quote: Quote) -> str:
 
 
 def rates_apart(rates: Mapping[str, float | None]) -> str | None:
-    """Describe the learning rates that one multiplier gives on several backends, if they differ."""
+    """Explain that the same learning rate multiplier gives different learning rates on the backends. Returns
+    `None` if they differ by at most 5%."""
     known = {name: rate for name, rate in rates.items() if rate}
     low, high = (min(known.values()), max(known.values())) if known else (0.0, 0.0)
     if high <= low * 1.05:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from orchestrate.types import Bill, Job, Run
 
 Backends = str | Sequence[str]
-"""Backends as `"all"`, one name, comma-separated names, or a sequence of names."""
+"""Backend selection: `"all"`, one name, comma-separated names, or a sequence of names."""
 
 
 def scope_of(settings: Settings) -> bool | None:
-    """Return the value of `sandbox` that selects the visible runs: `False` for real runs, or `None` for all
-    runs if the current keys are sandbox keys."""
+    """Return the `sandbox` filter for store queries: `None` (all runs) if the current keys are sandbox keys,
+    and `False` (real runs only) otherwise."""
     return None if settings.hosts.sandboxed else False
 
 
@@ -54,7 +54,7 @@ class OpenedParts:
             return self._store
 
     def provider(self, name: str) -> Provider:
-        """Return the backend, ready to use. Sends nothing."""
+        """Return the backend, ready to use. Sends no requests."""
         with self._lock:
             if name not in self._providers:
                 from orchestrate.providers import registry
@@ -72,9 +72,9 @@ class OpenedParts:
 
 
 class SandboxParts(OpenedParts):
-    """The backends for runs at one sandbox host, with the store of another workspace. If that workspace has
-    sandbox keys, its backends are used. Otherwise, the sandbox of this home folder is used, and started with
-    its last options if it isn't running."""
+    """The backends for runs on a sandbox host. The store belongs to another workspace. If that workspace has
+    sandbox keys, its backends are used. Otherwise, the sandbox of this home folder is used. If it isn't
+    running, it is started with its last options."""
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)
@@ -173,7 +173,7 @@ class Workspace:
         return registry.chosen(self.settings, wanted)
 
     def provider(self, name: str) -> Provider:
-        """Return the backend, ready to use. Sends nothing."""
+        """Return the backend, ready to use. Sends no requests."""
         return self._opened.provider(name)
 
     def ready(self, name: str) -> Provider:
@@ -184,9 +184,9 @@ class Workspace:
         return backend
 
     def record(self, run_id: str) -> Run:
-        """Return the stored record of a run by its id, the start of its id, or `last`. With sandbox keys,
-        `last` is a sandbox run or a run on this machine. Raises `UsageError` if no run or several runs
-        match."""
+        """Return the stored record of a run. `run_id` is the run's id, the first characters of it, or `last`.
+        With sandbox keys, `last` is a sandbox run or a run on this machine. Raises `UsageError` unless
+        exactly one run matches."""
         if not self.settings.hosts.sandboxed:
             return self.store.runs.get(run_id, sandboxes=False)
         from orchestrate.profile import this_machine
@@ -194,7 +194,7 @@ class Workspace:
         return self.store.runs.get(run_id, near=this_machine().kind)
 
     def bill(self, run: Run, job: Job) -> Bill | None:
-        """Return the cost of a run so far in US dollars, from the best available source. Returns `None` if
+        """Compute what a run has cost so far, in US dollars, from the most reliable source. Returns `None` if
         the cost is unknown."""
         from orchestrate.costing import bill_run
         from orchestrate.providers.base import prices_of
@@ -212,7 +212,8 @@ class Workspace:
             return None
 
     def home_of(self, record: Run) -> Self:
-        """Return the workspace for the run's backends: this one, or the one of its sandbox."""
+        """Return the workspace that has the run's backend: this one, or a sandbox workspace for sandbox
+        runs."""
         if not record.sandbox:
             return self
         if record.host not in self._inside:

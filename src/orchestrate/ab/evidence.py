@@ -32,10 +32,11 @@ PRIOR = 60.0
 """Prior sample size of the e-process. Evidence grows fastest at about 500 users in the smaller arm, but is
 valid for any number of users."""
 LEAST_OF_EACH = 10
-"""Minimum number of users with each outcome, in each arm, for the interval of a proportion to be valid."""
+"""Minimum number of users with each outcome (right or wrong) in each arm. With fewer, the confidence interval
+of a proportion is not valid."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
-"""Minimum number of users in each arm for the interval of a mean to be valid: the larger of 50 and
-28 + 25 skewness^2 (Sugden, Smith and Jones 2000)."""
+"""Terms of the minimum number of users per arm: the larger of 50 and 28 + 25 skewness^2 (Sugden, Smith and
+Jones 2000). With fewer, the confidence interval of a mean is not valid."""
 POWER_80 = 0.8416
 
 
@@ -78,9 +79,9 @@ class _Cell:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The difference between two means at a point in time. `information` is the effective number of users for
-    a difference (n1 n0 / (n1 + n0), summed over the strata), and `deviation` is the standard deviation per
-    unit of information."""
+    """The current difference between the means of the two arms. `information` is the effective number of
+    users for a difference (n1 n0 / (n1 + n0), summed over the strata), and `deviation` is the standard
+    deviation per unit of information."""
 
     difference: float
     information: float
@@ -97,7 +98,8 @@ class Mixture:
         return self.deviation * _bound(self.information, alpha) / self.information
 
     def detectable(self, alpha: float) -> float:
-        """Return the smallest difference that the current users detect with 80% power."""
+        """Return the smallest difference that can be detected with 80% power at the current number of
+        users."""
         return detectable(self.information, self.deviation, alpha)
 
 
@@ -106,7 +108,7 @@ def detectable(information: float, deviation: float, alpha: float) -> float:
 
 
 def users_for(difference: float, deviation: float, share: float, alpha: float) -> int:
-    """Return how many users, both arms together, are needed to detect a difference with 80% power at a
+    """Return the total number of users in both arms that is needed to detect a difference with 80% power at a
     constant traffic share."""
     low, high = 1.0, 1e15
     while high / low > 1 + 1e-9:
@@ -146,8 +148,8 @@ class Means:
         return cubes / squares**1.5 if squares > 0 else 0.0
 
     def mixture(self) -> Mixture | None:
-        """Return the mixture. Returns `None` if there is nothing to compare yet, or if all values are the
-        same."""
+        """Combine all strata into one difference between the arms. Returns `None` if there is nothing to
+        compare yet, or if all values are equal."""
         spread = {arm: self._variance(arm) for arm in (True, False)}
         score = information = variance = 0.0
         for (stratum, arm), tuned in self.cells.items():
@@ -203,9 +205,9 @@ class EvidenceUnit(NamedTuple):
 def units(
     metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[StoredOutcome], now: datetime
 ) -> list[EvidenceUnit]:
-    """List the units of a metric in the order in which they count. `exposures` are sorted by time, `outcomes`
-    by when they were recorded. Users who could only get one of the models are excluded, because they carry no
-    information."""
+    """List the units of a metric in the order in which they enter the evidence. `exposures` are sorted by
+    time, `outcomes` by when they were recorded. Users who could only have gotten one of the models are
+    excluded, because they carry no information."""
     there = {(e.user, e.phase): e for e in exposures if 0 < e.chance < 1}
     if metric.window_h is None:
         first: dict[tuple[str, int], float] = {}
@@ -254,7 +256,7 @@ def _folded(how: str, values: Sequence[float]) -> float:
 
 
 def ratio_p(exposures: Iterable[Exposure]) -> float:
-    """Return the anytime-valid p-value for the planned split of users."""
+    """Return the anytime-valid p-value of the test that users were split between the arms as planned."""
     labels = LabelEvidence()
     for one in exposures:
         if 0 < one.chance < 1:

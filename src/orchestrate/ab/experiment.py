@@ -67,8 +67,8 @@ def exposed(
     last: Exposure | None = None,
     last_share: float | None = None,
 ) -> Exposure:
-    """Assign a user to an arm in a new phase. `last` is the user's previous assignment, in a phase with the
-    share `last_share`."""
+    """Assign a user to an arm in a new phase. `last` is the user's previous assignment, and `last_share` is
+    the tuned model's share of traffic in that phase."""
     chance = phase.share
     if last is not None and last_share is not None:
         # Of those who had the base, the larger share takes some; who had the tuned model keeps it.
@@ -83,8 +83,8 @@ _SHOWN = 5
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. Outcomes
-    with the same id count once. `at` distinguishes lines in files. An outcome's time is the time when it is
-    recorded."""
+    of a metric with the same id count once. `at` only makes otherwise identical lines of a file different: an
+    outcome always gets the time when it is recorded."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -94,7 +94,7 @@ class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutcomesTaken(Record, frozen=True, kw_only=True):
-    """The counts after recording outcomes."""
+    """How many outcomes were recorded, and how many were not, by reason."""
 
     recorded: int = 0
     repeated: int = 0
@@ -130,8 +130,8 @@ def checked(plan: ExperimentPlan, metric: str, value: float) -> float:
 
 
 def key_of(metric: str, id: str | int) -> str:
-    """Return the key by which a repeated outcome is recognized. Outcomes of different metrics may share an
-    id."""
+    """Hash an outcome's metric and id into the key that identifies duplicates. Outcomes of different metrics
+    may share an id."""
     return hashlib.sha256(f"{metric}\0{id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -174,7 +174,8 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
 _FRESH_S = 1.0
 """Maximum number of seconds until this process notices a new phase that another process started."""
 _REMEMBERED = 200_000
-"""Maximum number of users of the current phase to cache, which avoids reading the store for each request."""
+"""Maximum number of users in the cache of assignments. The cache avoids reading the store for each
+request."""
 _AT_ONCE = 500
 """Number of outcomes per transaction."""
 _LONGEST = 64
@@ -297,8 +298,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """Return the model assigned to the user, from cached data only, without reading the store. Outcomes
-        observed with this assignment are not recorded."""
+        """Compute the user's model from the cached phases, without accessing the store. If you pass this
+        assignment to `observed`, nothing is recorded."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)
@@ -357,7 +358,8 @@ class Experiment:
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Record the values observed for an answer. Values of metrics outside the plan are ignored."""
+        """Record values measured for an answer, keyed by metric, such as its latency. Metrics that the plan
+        does not include are ignored."""
         if not at.counted:
             return
         key = person(self._record.salt, of_user(user)).key

@@ -68,8 +68,9 @@ class ABUp:
 def begun(
     ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
 ) -> Experiment:
-    """Return the experiment of a plan file, or an existing one by name or id. `start` is called with the plan
-    before a new experiment starts, and may raise an error to prevent the start. Raises `UsageError`."""
+    """Start or continue the experiment in a plan file, or open an existing one by name or id. Before a new
+    experiment starts, `start` is called with the plan and can prevent the start by raising an error. Raises
+    `UsageError` if the plan is invalid or the experiment is unknown."""
     path = Path(plan).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
         return Experiment.open(plan, ft.store)
@@ -105,9 +106,10 @@ def serve(
     accept_licence: Sequence[str] = (),
     tell: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
-    """Serve an experiment's proxy, and its local runs behind it, while the block runs. `terms.auto` applies
-    the rule automatically and calls `tell` with each action. Raises `UsageError` if other machines can reach
-    the address and there are no keys. Errors from finding the models propagate."""
+    """Serve an experiment's proxy, and its local runs behind it, while the block runs. If `terms.auto` is
+    set, the rule is applied automatically, and `tell` is called with a report after each action. Raises
+    `UsageError` if other machines can reach the address and there are no keys. Errors while looking up the
+    models propagate."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     clients = keys.Clients(ft.store, "serve")
     clients.require(terms.host, keys.NEW_KEY)

@@ -23,10 +23,9 @@ _T = TypeVar("_T")
 class ABMiddleware:
     """Assigns each user's request to an arm and stores the assignment in `scope["state"]["ab"]` (Starlette:
     `request.state.ab`). Records each answer's latency and whether it failed (HTTP 5xx, exceptions), if the
-    plan has metrics for these. Requests without a user have no `ab`, but are counted.
+    plan has metrics for these. Requests without a user get no `ab` entry, but are counted.
 
-    `user` is a function that returns the user of a request from its scope, or `None`.
-    """
+    `user` is a function that takes a request's scope and returns the user id, or `None` if there is none."""
 
     def __init__(
         self, app: ASGIApp, experiment: Experiment, user: Callable[[Scope], str | int | None]

@@ -271,7 +271,8 @@ class Proxy:
         self._asking_store = anyio.CapacityLimiter(8)
 
     def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> ASGIApp:
-        """Build the app, including the guard that all local servers use. Serve it with its lifespan."""
+        """Build the ASGI app, with the same access checks as all local servers. The server must run the app's
+        lifespan events."""
         routes = [Route(f"/v1{path}", self.answer, methods=["POST"]) for path in _PATHS]
         routes += [
             Route("/v1/models", self.models),

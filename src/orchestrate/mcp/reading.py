@@ -64,7 +64,7 @@ class ReadTools:
 
     def show_run(self, run: str) -> dict[str, Any]:
         """Show one run: settings, progress, cost, last events and metrics, evaluations, deployment. `run` is
-        its id, the start of the id, or `last`. Queries the host while the run is active."""
+        a run's id, the first characters of one, or `last`. Queries the host while the run is active."""
         handle = self._ft.run(run)
         record = handle.record if handle.record.status.terminal else handle.refresh()
         deployment = handle.deployment()
@@ -121,8 +121,8 @@ class ReadTools:
         return self._ft.compare(runs).render("md")
 
     def spending(self, month: str | None = None) -> dict[str, Any]:
-        """Show what was spent and committed, and query every account for what is still billed. `month` has
-        the form 2026-11."""
+        """Show what was spent and committed, and query every account for resources that are still billed.
+        `month` has the form 2026-11."""
         return self._ft.spending(month=month).to_dict()
 
 

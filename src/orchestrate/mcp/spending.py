@@ -31,7 +31,8 @@ class Agreement(BaseModel):
 
 
 class AgentBudget:
-    """The spending limit of this server. Each approved price counts at the high end of its range."""
+    """The spending limit of this server. Each approved action counts toward it with the high end of its price
+    range."""
 
     def __init__(self, limit_usd: Decimal | None) -> None:
         self.limit_usd = limit_usd
@@ -53,8 +54,9 @@ Tool = Callable[..., Any]
 
 
 def tools(ft: Orchestrator, budget: AgentBudget) -> list[Tool]:
-    """Build the tools that need approval. Each has a resolver that asks the user. The resolver runs before
-    the tool and again after the user has answered. If the price has changed by then, it asks again."""
+    """Build the tools that need approval. Each tool has a resolver that asks the user. The resolver runs
+    before the tool and again after the user has answered. If the price has changed in the meantime, the
+    resolver asks again."""
     makers = (_submitting, _evaluating, _deploying, _ending, _taking_down)
     return [make(ft, budget) for make in makers]
 
@@ -197,8 +199,8 @@ def _taking_down(ft: Orchestrator, _budget: AgentBudget) -> Tool:
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
-    """Ask the user a question, reduced to one line so that a name in it can't pass for a separate line.
-    Raises `UsageError` if the client does not support elicitation."""
+    """Ask the user a question. It is joined into one line, so a line break in a name can't forge text. Raises
+    `UsageError` if the client does not support elicitation."""
     question = " ".join(inert(question).split())
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:

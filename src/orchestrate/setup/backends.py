@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendReadiness:
-    """A backend, and what is missing on this machine to use it."""
+    """A backend, and what this machine still needs before it can use the backend."""
 
     name: str
     title: str
@@ -84,7 +84,7 @@ def described_only(settings: Settings) -> list[str]:
 
 
 def places_only(settings: Settings) -> list[str]:
-    """List loadable places that are not configured yet."""
+    """List remote places that can be loaded but are not configured yet."""
     there = registry.names(settings)
     return [name for name in places() if name not in there and known_profile(name) is not None]
 
@@ -125,8 +125,8 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
-    """Query the hosts for the models that they can fine-tune, and compare these models with the catalog.
-    Skips hosts that are not in the catalog."""
+    """Ask the hosts which models they can fine-tune, and compare the answers with the catalog. Skips hosts
+    that are not in the catalog."""
     found: list[CatalogChange] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):

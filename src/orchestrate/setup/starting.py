@@ -88,11 +88,11 @@ class NewSpec(Record, frozen=True, kw_only=True):
 
     spec: str
     files: dict[str, str]
-    """Files by split, as written in the spec."""
+    """Maps each split to its file, as written in the spec."""
     rows: int
     kind: str
     columns: dict[str, str]
-    """Columns by field, if they were given or guessed from their names."""
+    """Maps fields to columns. Empty unless columns were passed or guessed from their names."""
     method: Any
     models: dict[str, str]
     left_out: dict[str, str]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadOptions:
-    """Options for turning rows with one message each into conversations."""
+    """Options for joining rows that hold one message each into conversations."""
 
     thread: Annotated[
         str | None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoints:
-    """Options for how many rows to train on and which rows to compare."""
+    """Options for the numbers of rows to train on, and for the subsets to compare."""
 
     shares: Annotated[
         str,
@@ -65,12 +65,11 @@ def curve(
         typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the plot."),
     ] = None,
 ) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
-    """Estimate the benefit of more rows by training on fractions. Evaluates every trained model on the same
-    held-out rows. The runs form a sweep, which shows its price first and stays within one budget. Repeat the
-    command to resume.
+    """Estimate the benefit of more rows by training on fractions of the data. Evaluates every trained model
+    on the same held-out rows. The runs form a sweep, which shows its price first and stays within one budget.
+    Repeat the command to resume.
 
-    --compare best,random compares the best half of the rows (by a `data score` signal) with a random
-    half."""
+    --compare best,random compares the best half of the rows (by a `data score` signal) with a random half."""
     from orchestrate.commands.training.sweep import agree, carry_out
     from orchestrate.runs.preparing.prepared import training_data
     from orchestrate.runs.sweep import best_rows, searching, trials

@@ -77,7 +77,7 @@ class OtherFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckTarget:
-    """Options for the backends, method and epochs to check for."""
+    """Options for the backends, method and number of epochs to check the data against."""
 
     hosts: Annotated[str, typer.Option("--for", help="Comma-separated backends.")] = "all"
     model: ModelOpt = None
@@ -115,7 +115,8 @@ def check(
     output: OutputOpt = None,
     reading: ReadOptions,
 ) -> Output[DataChecked]:
-    """Check the data for every backend and list all problems. Exit code 1 if there are errors."""
+    """Check the data against the rules of every backend and list all problems. Exit code 1 if there are
+    errors."""
     from orchestrate.runs.data import files as data
 
     named = {"train": file, "validation": others.validation, "test": others.test}

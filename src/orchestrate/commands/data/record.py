@@ -61,7 +61,7 @@ class RecordOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordView:
-    """Options to show existing recordings instead of recording."""
+    """Options that show existing recordings instead of creating one."""
 
     calendar: Annotated[
         bool, typer.Option("--calendar", help="List each model's shutdown date and what has been recorded.")
@@ -215,7 +215,7 @@ def from_record(
         ),
     ] = False,
 ) -> Output[FromRecord]:
-    """Write a recording as rows to train on. Shows the terms of the model's host, which you must accept."""
+    """Write a recording as training rows. Shows the terms of the model's host, which you must accept."""
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:

@@ -173,8 +173,8 @@ def select(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[SelectReport]:
-    """Keep the best rows by one signal of `data score`. Writes the other rows, each with its reason, to a
-    second file. Neither output file may exist yet."""
+    """Keep the rows that rank best on one signal of `data score`. Writes the other rows, each with its
+    reason, to a second file. Neither output file may exist yet."""
     from orchestrate.data.operations import score
     from orchestrate.runs.data import files as data
 

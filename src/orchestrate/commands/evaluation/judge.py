@@ -301,7 +301,7 @@ def _show(found: Evaluation, rows: int) -> None:
 
 
 def report_page(home: Path, name: str) -> Path:
-    """Return the path of the report that --open shows if -o is not given."""
+    """Return the path where --open saves the report if -o is not passed."""
     from orchestrate.core.files import private_folder
 
     return private_folder(home / "reports") / f"{name}.html"

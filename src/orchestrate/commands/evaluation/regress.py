@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """Options for which abilities to probe."""
+    """Options for selecting the abilities to probe."""
 
     probes: Annotated[
         str,
@@ -56,7 +56,7 @@ class ProbeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionLimits:
-    """Options for querying the models, and limits."""
+    """Options and limits for querying the models."""
 
     on: Annotated[str, typer.Option(help="Where to run the model: host, here or auto (as in eval).")] = "auto"
     base_precision: Annotated[

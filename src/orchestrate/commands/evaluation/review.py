@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.writing import WritingResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
-"""Krippendorff's thresholds for alpha, for tentative and for firm conclusions."""
+"""Krippendorff's minimum values of alpha: the first for tentative conclusions, the second for firm ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

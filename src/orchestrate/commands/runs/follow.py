@@ -76,8 +76,8 @@ class StallOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Return the settings with the given stall limit. Raises `UsageError` unless the limit is above 0
-        and finite."""
+        """Return the settings with the stall limit from the flag. Raises `UsageError` unless the limit is
+        above 0 and finite."""
         if self.stalled_minutes is None:
             return settings
         if not 0 < self.stalled_minutes < float("inf"):

@@ -66,7 +66,7 @@ def runs(  # noqa: PLR0913  each is an option
         typer.Option("--sandbox", help="Show sandbox runs instead."),
     ] = False,
 ) -> Output[list[Run]]:
-    """List runs, newest first, as last seen. To update them, run `orchestrate sync`."""
+    """List runs in their last known state, newest first. To update them, run `orchestrate sync`."""
     if status is not None and status not in STATUSES:
         raise UsageError(f"unknown status {status!r}{among(status, STATUSES)}")
     narrowed = any((status, model, tag, search, archived))

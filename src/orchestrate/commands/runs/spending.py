@@ -100,7 +100,8 @@ class ExitCodeOptions:
     ] = False
 
     def require(self, what: SpendingSelection, settings: Settings) -> None:
-        """Raise `UsageError` if a condition could never be checked."""
+        """Raise `UsageError` if the other options or settings make a requested condition impossible to
+        check."""
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle must contact the hosts, so it cannot be combined with --offline")
         if self.fail_if_over and what.sandbox:
@@ -123,7 +124,7 @@ class ExitCodeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipientOptions:
-    """Options for additional recipients."""
+    """Options for sending the report to notification channels."""
 
     notify: Annotated[
         bool, typer.Option("--notify", help="Send this report once to the configured notification channels.")

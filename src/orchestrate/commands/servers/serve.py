@@ -29,7 +29,7 @@ class ServeReport(TypedDict):
     command: str | None
     proofs: list[Proof]
     costs: list[AdapterCost]
-    """Load time and additional time per token of each adapter."""
+    """For each adapter, its load time and the extra time that it adds per token."""
 
 
 class Added(TypedDict):

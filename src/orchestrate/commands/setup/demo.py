@@ -51,11 +51,11 @@ def demo(
         bool, typer.Option("--files-only", help="Only write the data and the spec.")
     ] = False,
 ) -> None:
-    """Run the main workflow from end to end on this machine: check, quote, train, evaluate, compare. No
-    key, no cost.
+    """Run the main workflow from end to end on this machine: check, quote, train, evaluate, compare. No key,
+    no cost.
 
     Writes everything to FOLDER, where you can continue with the runs. To remove the demo, delete the folder.
-    Trusts the folder's settings like `keys trust --project`, and records this next to your keys."""
+    Trusts the folder's settings as `keys trust --project` does, and records this next to your key file."""
     _write(folder)
     if files_only:
         print_text("\n".join(str(folder / name) for name in (*_FILES, CONFIG_NAME)))

@@ -35,7 +35,7 @@ class Output(Generic[Printed]):
         return self.code
 
     def line(self) -> None:
-        """Print the output immediately, for commands that print several. JSON takes one line."""
+        """Print this output immediately. For commands with several outputs. JSON is printed as one line."""
         if prints_json():
             sys.stdout.write(inert_json(msgspec.json.encode(self.record).decode()) + "\n")
         else:
@@ -44,22 +44,23 @@ class Output(Generic[Printed]):
 
 
 def for_people(shown: Shown) -> Shown | None:
-    """Return `shown`, or `None` with `--json`. For views that a command displays before its record exists."""
+    """Return `shown`, or `None` if the command prints JSON. Use this for anything that a command displays
+    before its record is complete."""
     return None if prints_json() else shown
 
 
 def shown_already(record: object) -> None:
-    """Display nothing. For records that the command has already displayed piece by piece."""
+    """Do nothing. Use this as the view of a record that the command has already displayed piece by piece."""
     del record
 
 
 def command(body: Callable[..., Output[Any] | Iterator[Output[Any]] | None]) -> Callable[..., None]:
-    """Wrap a command's function for typer. A parameter that is a dataclass is replaced by its fields.
-    Each field, annotated for typer, becomes an option or argument.
+    """Wrap a command's function for typer. Dataclass parameters are replaced by their fields. Each field
+    needs a typer annotation and becomes an option or argument.
 
-    A body that returns an `Output` gets the option `--json`. Its return annotation names each record that it
-    may print, for `orchestrate schema`. A body that continues after printing, such as a server, yields its
-    output. A body that prints its own output is annotated with None."""
+    A function that returns an `Output` gets the option `--json`. `orchestrate schema` finds the types of its
+    records in the return annotation. A function that continues after printing, such as a server, yields its
+    output. A function that prints everything itself must have the return annotation `None`."""
     hints = _hints(body)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []

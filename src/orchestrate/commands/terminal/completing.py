@@ -42,7 +42,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def formats(incomplete: str) -> list[str]:
-    """Complete the formats in which data can be written."""
+    """Complete the names of the formats that `data convert` can write."""
     with suppress(OrchestrateError, OSError):
         from orchestrate.setup import offering
 
@@ -58,14 +58,14 @@ def statuses(incomplete: str) -> list[str]:
 
 
 def exports(incomplete: str) -> list[str]:
-    """Complete the formats to which a model can be exported."""
+    """Complete the names of model export formats."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.exports())
 
 
 def settings(incomplete: str) -> list[str]:
-    """Complete NAME=VALUE for a spec: all names, and the values of settings that accept only a few."""
+    """Complete NAME=VALUE for a spec. Values are only suggested for settings with a fixed set of values."""
     from orchestrate.setup import offering
 
     return _beginning(incomplete, offering.settings())

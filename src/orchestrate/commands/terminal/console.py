@@ -83,7 +83,7 @@ err = _Console(
 """Console for progress, notes and errors."""
 
 task_progress = Bars(err)
-"""Progress display of the command."""
+"""Progress bars of the running command, on stderr."""
 
 RunArg = Annotated[
     str,
@@ -185,7 +185,7 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text, such as a path or a document, on stdout without wrapping or truncating it."""
+    """Print a string, such as a path or a document, on stdout without wrapping or truncating it."""
     sys.stdout.write(inert(text) + "\n")
 
 
@@ -209,7 +209,8 @@ def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] | None =
 def filled(
     cells: Mapping[str, Sequence[str | Text]], *, right: Sequence[str], fold: Sequence[str]
 ) -> TextTable:
-    """Build a table from its cells, by column name. Only the columns in `fold` are ever wrapped."""
+    """Build a table from `cells`, which maps each column name to the column's cells. Only the columns in
+    `fold` are ever wrapped."""
     made = table(*cells, right=right, fold=fold)
     for row in zip(*cells.values(), strict=True):
         made.add_row(*row)
@@ -233,7 +234,7 @@ def warn(text: str, *, indent: str = "") -> None:
 
 
 def fitted(text: str, taken: int, hang: str = "", *, on: Console = err) -> str:
-    """Wrap a text for a terminal, as `note` does. For a pipe, leave it on one line, so it can be searched."""
+    """Wrap text to the width of a terminal. Output to a pipe is not wrapped, so it can be searched."""
     return _fitted(text, taken, hang, on.width) if on.is_terminal else text
 
 
@@ -266,7 +267,7 @@ def status_text(status: str, *, sandbox: bool = False) -> Text:
 
 
 def stage_text(run: Run, *, chip: bool = True) -> Text:
-    """Return the name of a run's stage. `chip` marks sandbox runs."""
+    """Return the name of a run's stage, in color. If `chip` is set, sandbox runs are marked."""
     return status_text(stage(run), sandbox=run.sandbox and chip)
 
 
@@ -281,7 +282,7 @@ class ErrorLine(Record, frozen=True, kw_only=True):
     lost_requests: int = 0
     """Number of requests that got no answer and may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """Maximum cost of these requests. `None` if no price is known."""
+    """Maximum cost of the lost requests, in US dollars. `None` if no price is known."""
 
     def write(self) -> None:
         sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
@@ -429,15 +430,16 @@ def resumable(how: str) -> Generator[None]:
 def require_agreed(
     question: str, *, high_usd: Decimal | None, unpriced: bool, limited: bool, yes: bool
 ) -> None:
-    """Require confirmation before requesting answers that may cost money. `unpriced` means that the answers
-    may be billed at an unknown price. Raises `UsageError` if the user does not confirm."""
+    """Require confirmation before querying models that may cost money. Set `unpriced` if the answers may be
+    billed at an unknown price. Raises `UsageError` if the user does not confirm."""
     fix = {} if high_usd else {"fix": "add --yes"}
     unpriced, agreed = high_usd is None and unpriced, partial(confirm, question, yes=yes)
     require_consent(high_usd, agreed, otherwise="nothing was sent", unpriced=unpriced, limited=limited, **fix)
 
 
 def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
-    """Require confirmation before querying models with an unknown price. Like `require_agreed`."""
+    """Require confirmation before querying models with an unknown price. Raises `UsageError` if the user does
+    not confirm."""
     question = f"The price of {', '.join(names)} is unknown. Continue anyway?"
     require_agreed(question, high_usd=None, unpriced=bool(names), limited=False, yes=yes)
 

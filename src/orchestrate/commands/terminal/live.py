@@ -70,8 +70,8 @@ def panel(
     *,
     width: int = 100,
 ) -> RenderableType:
-    """Draw one run as a block of lines that fit into `width` columns. No word or number is broken across
-    lines. `hint` is a note for the user."""
+    """Draw one run as a block of lines that fit into `width` columns. Lines are only broken between words.
+    `hint` is a note for the user."""
     head = Text.assemble((run.provider, "bold"), "  ", run.model, "  ", (run.id, "dim"))
     if run.sandbox:
         head.append("  ")
@@ -136,7 +136,7 @@ def _flowing(facts: Sequence[str], width: int) -> list[str]:
 def row(
     run: Run, metrics: Sequence[MetricPoint], now: datetime, *, chip: bool = False
 ) -> tuple[str | Text, ...]:
-    """Build a run's row in the table of many runs. `chip` marks sandbox runs among real ones."""
+    """Build a run's row in the table of runs. If `chip` is set, a sandbox run is marked."""
     losses = [p.values["train_loss"] for p in metrics if "train_loss" in p.values]
     left = seconds_left(run, now, metrics)
     total, step = run.total_steps or run.expected_steps, step_of(run, metrics)
@@ -186,9 +186,9 @@ def _picture() -> Live:
 
 class LiveView:
     """Display of all followed runs on stderr. On a terminal, the display is redrawn in place, as a table if
-    there are many runs. Elsewhere, each event (few runs) or status change (many runs) prints a line.
-    `metrics` and `events` return the metrics and events of a run, and are only called for runs that are
-    drawn."""
+    there are many runs. Elsewhere, a line is printed for each event or, if there are many runs, for each
+    status change. The functions `metrics` and `events` load a run's metrics and events. They are only called
+    for runs that are drawn."""
 
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events

@@ -45,8 +45,8 @@ class NotifyOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Return the settings with the given channels. Raises `UsageError` for an invalid address, and
-        `ConfigError` for an invalid secret."""
+        """Return the settings with the channels from the flags. Raises `UsageError` for an invalid address,
+        and `ConfigError` for an invalid secret."""
         given = settings.notify
         found = Notify(
             command=self.notify_command or given.command,
@@ -60,7 +60,8 @@ class NotifyOptions:
 
 @contextmanager
 def notifying(ft: Orchestrator) -> Generator[None]:
-    """Send notifications like `watching.notifying`, and warn about each channel that failed."""
+    """Send notifications about runs that end during the `with` block. Afterwards, warn about each one that
+    failed."""
     with watching.notifying(ft) as problems:
         yield
     for problem in problems:

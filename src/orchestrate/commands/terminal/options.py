@@ -31,7 +31,8 @@ ProviderOpt = Annotated[
 
 
 _SYNONYMS = (("list", "ls"), ("remove", "rm", "revoke"))
-"""Sets of synonymous command names. A command group accepts every name of a set, but lists only its own."""
+"""Groups of synonymous command names. A command can be called by any synonym of its name, but help lists only
+its real name."""
 
 
 def synonyms_of(word: str) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ TokensOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """Options for the spec: a file, overridden by flags, or flags that name the model and data."""
+    """Options that define the spec: a file with optional overrides, or the model and data as flags."""
 
     spec: Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Default: ./finetune.yaml")] = (
         None
@@ -118,8 +119,8 @@ class SpecOptions:
 
     @property
     def file(self) -> Path:
-        """Return the file that the spec is read from. Raises `UsageError` if flags set any part of the
-        spec."""
+        """Return the spec file, for commands that change it. Raises `UsageError` if the file does not exist
+        or flags override it."""
         from orchestrate.spec import specfile
 
         path = self.spec or Path(specfile.DEFAULT_NAME)
@@ -181,8 +182,8 @@ class SpecOptions:
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Return the requested backends. For `all`, return the backends that the spec has a model for, including
-    places it names, and print which ones are skipped."""
+    """Return the requested backends. For `all`, return the backends for which the spec has a model, including
+    any places that it names, and print the backends that are skipped."""
     names = ft.backends(provider)
     if provider != "all":
         return names
@@ -212,7 +213,8 @@ IgnoreOpt = Annotated[
 
 
 def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
-    """Parse the mapping of fields to columns. An ignored field maps to an empty column and is not read."""
+    """Parse `--map` and `--ignore` into a mapping from fields to columns. Ignored names map to an empty
+    string."""
     pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
     if any(not (wanted and column) for wanted, _, column in pairs):
         raise UsageError("--map must be FIELD=COLUMN, for example --map prompt=question,completion=answer")
@@ -311,8 +313,8 @@ RateOpt = Annotated[
 def require_used(
     ft: Orchestrator, flags: list[str] | None, *prepared: Prepared, serving: bool = False
 ) -> None:
-    """Raise `UsageError` for a `--rate` flag that changes none of the prices. With `serving`, serving prices
-    count too."""
+    """Raise `UsageError` if a `--rate` flag affects none of the quotes. If `serving` is set, rates for
+    serving are always accepted."""
     from orchestrate.runs.preparing import quoting
 
     quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
@@ -320,7 +322,7 @@ def require_used(
 
 @dataclass(frozen=True, kw_only=True)
 class AimOptions:
-    """Options for a search's target and its limits."""
+    """Options for the score that a search optimizes, and for the search's limits."""
 
     target: Annotated[
         str,

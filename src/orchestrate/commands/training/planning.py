@@ -50,7 +50,7 @@ class PlanCheckReport(TypedDict):
     backends: list[str]
     problems: list[Problem]
     served: dict[str, str]
-    """Describes how each backend serves a tuned model, if known."""
+    """Maps each backend to how it serves a tuned model. Backends where this is unknown are left out."""
 
 
 class Quoted(TypedDict):
@@ -179,7 +179,7 @@ def _fix(spec_options: SpecOptions, translations: Sequence[Translation]) -> bool
 
 @dataclass(frozen=True, kw_only=True)
 class PriceOptions:
-    """Options that select the prices."""
+    """Options that affect how the run is priced."""
 
     rate: RateOpt = None
     gpu_hours: GpuHoursOpt = None

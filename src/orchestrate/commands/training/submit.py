@@ -110,7 +110,7 @@ class SubmitOptions:
     strict: bool
     watch: bool
     repeated: str | None = None
-    """Id of an ended run that may be repeated without confirmation."""
+    """Id of the ended run that the user asked to repeat, so no confirmation of the duplicate is needed."""
     named: str = ""
     """The spec file, as written in printed commands."""
     tell: Callable[[Prepared], None] | None = None

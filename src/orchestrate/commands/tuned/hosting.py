@@ -75,7 +75,8 @@ class DeployCommandLimits:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the backend's own options. Raises `UsageError` if one is invalid."""
+        """Return the options to pass to the backend, from --set and other flags. Raises `UsageError` if one
+        is invalid."""
         found: dict[str, Any] = {}
         for pair in self.settings or []:
             name, sign, value = pair.partition("=")
@@ -226,8 +227,8 @@ def deployments(
     context: typer.Context,
     all: Annotated[bool, typer.Option("--all", help="Include ended deployments.")] = False,
 ) -> Output[list[Deployment]]:
-    """List the deployments of this store as last seen, newest first. `orchestrate sync` updates them from
-    the hosts."""
+    """List the deployments in this store in their last known state, newest first. `orchestrate sync` updates
+    them from the hosts."""
     with orchestrator(context) as ft:
         handles = ft.deployments(over=None if all else False)
         costs = [one.spent_usd for one in handles]
