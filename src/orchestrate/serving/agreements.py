@@ -41,8 +41,7 @@ def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[s
 
 
 def agreed(licence: Licence, home: Path) -> bool:
-    """Return whether the license requires no agreement, or someone has already accepted it in this home
-    folder."""
+    """Return True if the license doesn't have to be accepted, or if this home folder records that it was."""
     return not licence.asks or licence.id in _read(home / "licences.json")
 
 

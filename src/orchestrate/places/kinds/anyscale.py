@@ -171,9 +171,9 @@ class AnyscaleJobs(AwayPlace):
         self._keep_one(run)
 
     def _keep_one(self, run: RunDir) -> None:
-        """End the younger of two jobs. Simultaneous submits from two stores find no job and create one each,
-        and both then end the younger one. Checked once after each start. If the list is unavailable, it is
-        checked again at the next look."""
+        """Stop the newer of two jobs with the same ref. Two stores that submit at the same time each create a
+        job, and both then stop the newer one. Runs once after each start, or at the next poll if the list is
+        unavailable."""
         mark, starts = run.path / ".one", str(self.starts(run)).encode()
         if mark.is_file() and mark.read_bytes() == starts:
             return
