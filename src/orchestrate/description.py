@@ -31,7 +31,7 @@ class SettingRule(Table, frozen=True, kw_only=True):
     """Field of the create request, as a dotted name. `{method}` is replaced by the host's name for the
     method."""
     default: Any = None
-    """The host's default if the field is not sent, written as in the spec."""
+    """The value that the host uses if the request omits the field, in the spec's notation."""
     least: Decimal | None = None
     most: Decimal | None = None
     one_of: tuple[Any, ...] = ()
@@ -157,9 +157,9 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     """Instructions for getting this API's key, if it differs from the training key. The key is read from the
     variable NAME_MANAGEMENT_TOKEN."""
     options: dict[str, str] = {}
-    """The required fields of `[hosts.NAME.options]` and their meaning."""
+    """Maps each required key of `[hosts.NAME.options]` to its meaning."""
     tiers: tuple[str, ...] = ()
-    """Values of `deploy --set tier=...`, the usual one first. Each has its own `hosting` rate."""
+    """Allowed values of `deploy --set tier=...`, the default first. Each has its own `hosting` rate."""
     name_pattern: str = "orc-{job}"
     make: HostRequest
     list: DeploymentListing

@@ -360,8 +360,8 @@ class ArtifactRefused(OrchestrateError):
 
 
 class ProviderError(OrchestrateError):
-    """A host rejected a request or is unavailable. `status` is the HTTP status and `code` the host's error
-    code. Each is `None` if the host sent none."""
+    """A host rejected a request or is unavailable. `status` is the HTTP status, and `code` is the host's
+    error code. Each is `None` if the host sent none."""
 
     exit_code = 4
     unsent: bool = False

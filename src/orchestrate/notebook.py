@@ -295,8 +295,8 @@ def evaluation(one: Evaluation) -> str:
 
 
 def scores(one: Evaluation) -> list[dict[str, Any]]:
-    """Return one row per contender, metric and slice, with its difference from the model it is compared
-    with."""
+    """Return one row per contender, metric and slice. Each row includes the difference from the model that
+    the contender is compared with."""
     found: list[dict[str, Any]] = []
     for m in one.measures:
         apart = one.difference(m.contender, m.metric, m.slice)

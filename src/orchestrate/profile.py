@@ -40,7 +40,7 @@ PLACES = "orchestrate.places"
 DESCRIBED = "openai-compatible"
 """The `type` of hosts described by a YAML file."""
 OWN_DESCRIPTIONS = "hosts"
-"""Name of the folder with the user's own descriptions, next to the key file."""
+"""Name of the folder that holds the user's own host descriptions. The folder is next to the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 OPTIONS = frozenset({"home", "prices"})
 """Options of every backend: its folder, and the host whose prices apply."""
@@ -179,7 +179,7 @@ class Profile:
     """Computes the minimum, typical and maximum token count of an image, given the host's model id and the
     image. `None` if the host publishes no rule. Quotes then exclude images, and say so."""
     own_rates: tuple[str, ...] = ()
-    """Rate methods that only this backend's quotes use."""
+    """Methods in the rate book that only this backend's quotes use."""
     dpo_factor: Decimal = Decimal(1)
     """Price of a DPO token as a multiple of the SFT price, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)

@@ -192,7 +192,8 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Number of times the evidence is evaluated, and number of points on its curve."""
+"""Approximate number of times that the evidence is evaluated, and of points on its curve, if there are more
+units than that."""
 
 
 class EvidenceUnit(NamedTuple):

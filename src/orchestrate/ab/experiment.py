@@ -136,9 +136,10 @@ def key_of(metric: str, id: str | int) -> str:
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
-    """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. A line
-    without an id gets one from its text and the number of earlier lines with the same text, so you can read a
-    file again after it has grown. If lines are invalid, raises `DataError` with a list of them."""
+    """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. The id
+    of a line without one is derived from its text and the number of earlier lines with the same text, so you
+    can read a file again after it has grown. If lines are invalid, raises `DataError` that lists the first
+    ones."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -196,7 +197,7 @@ class Assignment(NamedTuple):
 
 class Experiment:
     """A running experiment. Safe to use from several threads, and from several processes that share a store.
-    As a context manager, it closes a store that it opened itself."""
+    Use it as a context manager to close the store that `open` or `begin` opened."""
 
     def __init__(self, store: Store, record: ExperimentRecord, *, owns_store: bool = False) -> None:
         self.plan, self.id, self._record = record.plan, record.id, record
@@ -208,8 +209,9 @@ class Experiment:
 
     @classmethod
     def open(cls, name: str, store: Store | str | None = None) -> Self:
-        """Open an existing experiment by name or id. `store` is the URL of the store. Default: the configured
-        store. Raises `UsageError`, `StoreError`."""
+        """Open an existing experiment by name or id. `store` is a store or its URL (default: the configured
+        store). Raises `UsageError` unless exactly one experiment matches, and `StoreError` if the store
+        cannot be used."""
         opened = _opened(store)
         try:
             return cls(opened, opened.experiments.get(name), owns_store=opened is not store)
@@ -220,9 +222,8 @@ class Experiment:
 
     @classmethod
     def begin(cls, plan: ExperimentPlan, store: Store | str | None = None) -> Self:
-        """Start a new experiment, or continue the one with this plan. Raises
-        `UsageError` if an experiment with this name has a different plan, because a plan can't change after
-        the start."""
+        """Start a new experiment, or continue the one that has this plan. Raises `UsageError` if an
+        experiment with this name has a different plan, because a plan can't change after the start."""
         required(plan)
         opened = _opened(store)
         try:
@@ -289,8 +290,9 @@ class Experiment:
     # -- users ---------------------------------------------------------------------------------------------
 
     def assign(self, user: str | int) -> Assignment:
-        """Assign a user to a model. The user stays with this model as long as the share does not decrease.
-        From now on, the user's outcomes count."""
+        """Assign a user to a model. The model only changes when the tuned model's share does: if the share
+        grows, some users of the base switch to the tuned model, and if it shrinks, the reverse. From now on,
+        the user's outcomes count."""
         phase = self.phases(fresh=False)[-1]
         if phase.over:
             return Assignment("tuned" if phase.share == 1 else "base", phase.number, False)
@@ -386,8 +388,8 @@ class Experiment:
     # -- what it shows -------------------------------------------------------------------------------------
 
     def report(self) -> ExperimentReport:
-        """Return a report on the current state. The statistics stay valid no matter how often you check
-        them."""
+        """Evaluate the outcomes so far and return a report. The statistics stay valid no matter how often you
+        check them."""
         now = self._kept.clock.now()
         phases, exposures = self.phases(), self._kept.exposures(self.id)
         phase, alpha = phases[-1], alphas(self.plan)

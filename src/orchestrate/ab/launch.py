@@ -93,7 +93,8 @@ def table(report: ExperimentReport) -> RenderableType:
 
 
 def save(report: ExperimentReport, path: Path) -> Path:
-    """Save the report as .html, .json or .txt. Raises `UsageError`."""
+    """Save the report as .html, .json or .txt, depending on the path's suffix. Raises `UsageError` for any
+    other suffix."""
     return pages.save(report, path)
 
 

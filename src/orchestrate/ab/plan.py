@@ -38,8 +38,8 @@ BROKEN_SPLIT = 0.001
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
-    """Return the alpha of each metric. The primary metric and each `told` metric get the full alpha. The
-    guardrails divide one more alpha among them."""
+    """Return the alpha of each metric. The primary metric and each metric with the role `told` get the full
+    alpha. The guardrails share one additional alpha equally."""
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
     return {m.name: alpha / guards if m.role == "guardrail" else alpha for m in plan.metrics}
@@ -188,7 +188,7 @@ _FOLDS = {"right-or-wrong": ("first", "any", "all"), "number": ("first", "mean",
 FAILED, LATENCY, COST = "failed", "latency_s", "cost_usd"
 """Metrics that are recorded automatically for each answer, if the plan includes them."""
 FAILOVERS = "the base answered in place of the tuned model"
-"""The event under which failovers are counted."""
+"""Name of the event that counts failovers to the base model."""
 ALPHAS = (0.0001, 0.5)
 
 

@@ -82,7 +82,8 @@ class Upstream:
 
 @dataclass
 class ProxiedAnswer:
-    """An answer in progress. `status` is `None` if there was no valid answer."""
+    """A model's answer, which may still be streaming. `status` is the HTTP status, or `None` if there was no
+    valid answer."""
 
     status: int | None
     headers: dict[str, str] = field(default_factory=dict[str, str])
@@ -232,7 +233,7 @@ class ProxiedRequest:
     given: Assignment
     begun: float
     counts: list[str] = field(default_factory=list[str])
-    """Events that are counted for the report and are not metrics."""
+    """Names of events, other than metrics, to count for the report."""
 
     @property
     def streamed(self) -> bool:

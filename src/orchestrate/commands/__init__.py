@@ -182,7 +182,7 @@ MEANT = {
     "help": "--help",
     "version": "--version",
 }
-"""Maps other tools' command names to the Orchestrate command that does the same."""
+"""Maps command names from other tools to the equivalent Orchestrate commands."""
 
 EXAMPLES = {
     "check": "orchestrate check finetune.yaml --provider openai,together",

@@ -1,4 +1,4 @@
-"""Candidates for shell completion. Works offline and creates no files, not even a home folder."""
+"""Suggestions for shell completion. Works offline and creates no files, not even a home folder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Inspect, check, convert, split, score and generate training data. All commands work offline, except those
-that query or train a model on a host: generate, judge, score --judge, curve and the preview of a run."""
+that query or train a model on a host: generate, judge, score --judge, curve, and preview for a run."""
 
 from __future__ import annotations
 

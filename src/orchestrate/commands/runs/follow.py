@@ -134,8 +134,9 @@ def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
 def follow(
     ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
 ) -> None:
-    """Display the stored runs until all have ended. With `here`, a thread of this process polls the hosts.
-    Otherwise, the background watcher does. Raises the backend's error if a backend cannot be reached."""
+    """Display the stored runs until all have ended. If `here` is set, a thread of this process polls the
+    hosts. Otherwise, the background watcher polls them. Raises the backend's error if a backend cannot be
+    reached."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:

@@ -330,7 +330,8 @@ def _show(report: SpendingReport) -> None:
 
 
 def shown(report: SpendingReport) -> list[RenderableType]:
-    """Return the headline and the tables."""
+    """Render the report for the terminal: the headline, a table for each breakdown, and the billed
+    resources."""
     head = Text(headline(report), style="bold red" if report.over else "bold")
     parts: list[RenderableType] = [Text.assemble(SANDBOX, " ", head) if report.sandbox else head]
     for breakdown in report.breakdown:

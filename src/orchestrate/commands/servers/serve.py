@@ -147,7 +147,7 @@ class KeyOptions:
     ] = None
 
     def change(self, ft: Orchestrator, keys: KeyManager) -> bool:
-        """Create or revoke a key. Returns true if either was requested."""
+        """Create or revoke a key if the options request it. Returns true if they request either."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
             note(f"The key {self.revoke_key} was revoked. Running servers reject it within a second.")

@@ -10,7 +10,7 @@ from orchestrate.errors import OrchestrateError
 
 
 def runs(incomplete: str) -> list[tuple[str, str]]:
-    """Complete the newest runs, each with a description, and `last`."""
+    """Complete `last` and the ids of the newest runs, each with a description."""
     found = [("last", "the newest")]
     with suppress(OrchestrateError, OSError):
         from orchestrate.setup import offering
