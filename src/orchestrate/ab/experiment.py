@@ -83,8 +83,8 @@ _SHOWN = 5
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. Outcomes
-    of a metric with the same id count once. `at` only makes otherwise identical lines of a file different: an
-    outcome always gets the time when it is recorded."""
+    with the same metric and id count once. `at` only distinguishes otherwise identical lines in a file. It is
+    not used as the time of the outcome, which is the time of recording."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str

@@ -36,7 +36,7 @@ _VOLUMES: dict[Goal, tuple[int, int, str]] = {
     Goal.STYLE: (
         300,
         500,
-        f"{_GUIDE} (same as for a format, because no provider publishes a number for style)",
+        f"{_GUIDE} (no provider publishes a number for style, so this is the number for a format)",
     ),
     Goal.DOMAIN: (1_000, 5_000, _GUIDE),
     Goal.CAPABILITY: (5_000, 50_000, _GUIDE),

@@ -150,7 +150,7 @@ class ModelRoutes:
         if step is not None or job.project != call.project or job.outside:
             raise HostError(
                 403,
-                "You can only delete tuned models that you created here, and not their checkpoints",
+                "You can only delete tuned models that you created here. Their checkpoints cannot be deleted",
             )
         self._jobs.change(job.id, lambda job: replace(job, model_deleted=True))
         call.about(id)

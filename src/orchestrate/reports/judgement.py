@@ -208,9 +208,7 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             earlier = "" if e.evaluation.created_at == newest else f"Earlier ({e.evaluation.id}): "
             plain = d.against.startswith("base") and not e.evaluation.contender(d.against).shots
             rival = "its base model" if plain else d.against
-            flips = (
-                f"; {d.gained} rows gained, {d.lost} lost out of {d.score.n}" if d.gained or d.lost else ""
-            )
+            flips = f"; {d.gained} rows improved and {d.lost} got worse" if d.gained or d.lost else ""
             gap = f"{format_gap(d)}, {text.count(d.score.n, 'row')}{flips}"
             worse = d.score.value > 0 if e.metric.better == "lower" else d.score.value < 0
             if not d.shown:

@@ -305,7 +305,7 @@ def test_the_words_are_those_of_the_p_value(run: Make, result: Result) -> None:
     no = replace(d, gained=3, lost=0, p_value=0.125, p_corrected=0.125, score=replace(d.score, low=0.1, n=10))
     [told] = compare([a], {}, {a.id: [replace(one, differences=(no,))]}).findings
     assert "shows no clear difference from its base model" in told
-    assert "p = 0.1250" in told and "3 rows gained, 0 lost out of 10" in told
+    assert "p = 0.1250" in told and "3 rows improved and 0 got worse" in told
     [told] = compare([a], {}, {a.id: [one]}).findings
     assert "is better than its base model" in told
 

@@ -236,7 +236,7 @@ def _show_checkpoints(found: list[Checkpoint]) -> None:
     out.print(shown)
 
 
-YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation on a terminal.")]
+YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")]
 
 
 @command

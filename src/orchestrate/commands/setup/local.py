@@ -32,7 +32,8 @@ DeviceOpt = Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU
 def bench(
     context: typer.Context,
     model: Annotated[
-        Path | None, typer.Option(help="A model folder. Default: a random model of a fixed shape.")
+        Path | None,
+        typer.Option(help="Model folder. Default: a randomly initialized model with a fixed architecture."),
     ] = None,
     threads: ThreadsOpt = None,
     device: DeviceOpt = None,

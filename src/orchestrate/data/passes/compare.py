@@ -130,7 +130,7 @@ FORM_SHARE, FORM_ROWS = 0.1, 20
 """Minimum fraction and minimum number of sampled rows that must share a phrase for it to count as part of
 the file's form."""
 SYSTEM_SHARE = 4
-"""Minimum ratio of a row's own phrases to the phrases used from its system prompt."""
+"""The system prompt contributes at most one phrase for every `SYSTEM_SHARE` of the row's own phrases."""
 
 
 @dataclass

@@ -39,8 +39,8 @@ class Loss:
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
-    """Return which parts of a message to train on. `text` is the message's own text. Only answers are trained
-    on. Selecting another message is an error, and excluding another message has no effect."""
+    """Return which parts of a message to train on. `text` is the message's own text. Only answers can be
+    trained on. Selecting any other message is an error, and excluding one has no effect."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")

@@ -377,7 +377,7 @@ def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     for name, value in row["inputs"].items():
         if name not in _SUPPORTED:
-            raise UsageError(f"row {number}: Together's losses don't accept the input {name!r}")
+            raise UsageError(f"row {number}: Together's loss functions do not accept the input {name!r}")
         array = array_of(value)
         if array.ndim != 1:
             raise UsageError(

@@ -126,8 +126,8 @@ class Deployer:
     def deploy(
         self, run: Run, terms: DeployTerms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
     ) -> Deployment:
-        """Create a deployment, or complete, start or change an earlier one. First reserves the maximum that
-        the deployment can still cost, in the budget and in each limit.
+        """Create a deployment, or complete, start or change an earlier one. First reserves the deployment's
+        maximum remaining cost against the budget and each limit.
 
         Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
         (call `sync` or repeat the call to resolve it), `LeaseHeld` while another process works on the

@@ -129,7 +129,7 @@ def loading_of(
     [base_name] = bases
     whole = [t for t in tuned if not t.adapter]
     if whole and len(tuned) > 1:
-        raise UsageError(f"{whole[0].name} is a fully tuned model and must be served alone")
+        raise UsageError(f"{whole[0].name} is a full fine-tune, not an adapter, so it must be served alone")
     called = whole[0].name if whole else served_base(base_name)
     if not whole and called in (t.name for t in tuned):
         raise UsageError(

@@ -206,7 +206,7 @@ def _layers(loaded: Loaded, job: LocalJob) -> bool:
         else:
             if "attention" in replaced and not any(calls):
                 replaced.remove("attention")
-                loaded.left_out["CPU kernels for attention"] = "the model uses its own attention, or dropout"
+                loaded.left_out["CPU kernels for attention"] = "the model uses a custom attention or dropout"
             loaded.turned_on += [f"{what} for a CPU" for what in replaced]
             proved = True
     return proved
