@@ -220,7 +220,7 @@ def test_a_loop_that_breaks_off_goes_on_from_where_it_was(ft: Orchestrator) -> N
     assert "ZeroDivisionError" in record.error.message and s.id in record.error.message
     with pytest.raises(RunFailed):
         s.forward(rows())
-    with pytest.raises(UsageError, match="your own loop"):
+    with pytest.raises(UsageError, match="your own training loop"):
         run.resume()
     with ft.session(resume=run) as again:
         assert again.step == 2

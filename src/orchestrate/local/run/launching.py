@@ -57,8 +57,8 @@ def resume(
     alive: Callable[[RunDir], bool] = RunDir.alive,
 ) -> bool:
     """Start a worker for a paused or interrupted job. Returns False if a worker is running or the job has
-    ended. If a worker has just paused, waits until it exits, and raises `RunFailed` if it doesn't. `start` and
-    `alive` replace the functions that start and check a worker, for workers on other machines."""
+    ended. If a worker has just paused, waits until it exits, and raises `RunFailed` if it doesn't. `start`
+    and `alive` replace the functions that start and check a worker, for workers on other machines."""
     if start is None:
         require_packages()
     with run.steering():
