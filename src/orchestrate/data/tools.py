@@ -230,7 +230,7 @@ _WITHOUT_WEIGHTS = {
     Trait.LOSS_SPANS: _SPANS,
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
-WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file that also has rows with several trained answers")
+WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows train on several answers")
 """Rule for a file in which only some rows fit TRL's prompt-completion format."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("message weights")}

@@ -49,7 +49,8 @@ ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per t
 AlsoOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--also", help="Also run a host described by a file, such as azure, on any free port; repeatable."
+        "--also",
+        help="Also run a host that has a YAML description, such as azure, on any free port. Repeatable.",
     ),
 ]
 PortOpt = Annotated[

@@ -412,7 +412,7 @@ def _download(model: str) -> str:
         if error.errno in (*FULL, errno.EACCES, errno.EROFS):
             raise ConfigError(
                 f"could not store {model}: {error.strerror} ({error.filename})",
-                fix="free disk space, or export HF_HOME=... to a folder with more space. Downloads are kept",
+                fix="free up disk space, or set HF_HOME to a folder with more space. Downloads are kept",
             ) from error
         raise _unreachable(model) from error
     except Exception as error:
