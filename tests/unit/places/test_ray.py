@@ -163,7 +163,7 @@ def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
             assert found.recover(handle) is (attempt < 12), attempt
         job = found.get(handle)
         assert job.status is JobStatus.FAILED and job.error is not None
-        told = "newer checkpoint: the worker ended before its first report: its node is gone"
+        told = "new checkpoint: the worker ended before its first report: its node is gone"
         assert told in job.error.message
 
 

@@ -65,10 +65,7 @@ def score(
     *,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            help="Also compute the loss, spread and prompt scores, with this base model on this machine.",
-        ),
+        typer.Option("--model", help="Also compute the loss, spread and prompt scores with this local base."),
     ] = None,
     after: Annotated[
         str | None,
