@@ -28,9 +28,9 @@ class Adapters(ABC):
 
     @abstractmethod
     def price(self, adapter: Adapter, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the hourly price, in US dollars, of `deploy` with these options, or `None` if it is unknown.
-        Uploads and changes nothing. Raises `UsageError` for a base model or rank that the host does not
-        serve."""
+        """Return the hourly price of `deploy` with these options in US dollars, or `None` if it is unknown.
+        Does not upload or change anything. Raises `UsageError` for a base model or rank that the host does
+        not serve."""
 
     @abstractmethod
     def upload(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> None:

@@ -261,7 +261,7 @@ class ListsStored(Provider):
     @abstractmethod
     def stored(self) -> Storage:
         """List every file and tuned model that the account stores, regardless of who created it. Raises
-        `ProviderError` if none of the host's lists can be read."""
+        `ProviderError` if all of the host's lists are unreadable."""
 
     @abstractmethod
     def delete_stored(self, item: StoredItem) -> None:
@@ -280,8 +280,9 @@ class Limited(StopsWorkers):
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
-        """Return the run's maximum cost in US dollars: the spec's limit, or the high end of the quote if
-        there is none. Returns `None` if the hourly price is unknown or nothing is billed."""
+        """Return the run's maximum cost in US dollars: the lower of the spec's cost and time limits, or the
+        high end of the quote if the spec sets neither. Returns `None` if the hourly price is unknown or
+        nothing is billed."""
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:
@@ -389,7 +390,7 @@ class Downloads(Provider):
     ) -> Artifact:
         """Download the model into `dest`. Interrupted downloads resume, files are hashed, archives are
         unpacked safely, and only safetensors weights are accepted. Raises `ArtifactRefused` if the artifact
-        is unsafe, damaged or has no such weights."""
+        is unsafe or damaged, or contains no safetensors weights."""
 
 
 class KeepsFingerprint(Provider):
@@ -490,8 +491,8 @@ class Sessions(Provider):
 
     @abstractmethod
     def open_session(self, order: SessionOrder) -> SessionBackend:
-        """Open the session's model. Raises `ProviderError` if that fails. Errors from loading the base model
-        propagate."""
+        """Start the session and load its model. Raises `ProviderError` if that fails. Errors from loading the
+        base model propagate."""
 
     @abstractmethod
     def pause(self, job: JobHandle) -> None:
@@ -525,7 +526,8 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     Sessions: ("training sessions", 'no built-in client supports them. Use ft.session(provider="local")'),
     TakesAdapters: ("uploaded adapters", "{title} only serves models that were trained there"),
 }
-"""Maps each capability that is not a feature to its name and the reason in the error message."""
+"""Maps each capability that is not a feature to the name and the reason that the error shows if a backend
+lacks it."""
 _WITH_FALLBACK: Mapping[type[Provider], str] = {
     NamesAccount: "account",
     ListsBilled: "billing",
@@ -535,8 +537,8 @@ P = TypeVar("P", bound=Provider)
 
 
 def capability(provider: Provider, wanted: type[P]) -> P:
-    """Return the backend, typed with this capability. Raises `Unsupported` with the backend's reason if it
-    lacks the capability."""
+    """Return the same backend, typed as the capability's class. Raises `Unsupported` with the reason if the
+    backend lacks the capability."""
     if isinstance(provider, wanted):
         return provider
     for feature, part in FEATURES.items():
@@ -557,7 +559,7 @@ def lacking(provider: Provider, feature: Feature) -> Unsupported:
 
 
 def require(provider: Provider, feature: Feature) -> None:
-    """Raise `Unsupported` with the reason when the backend lacks `feature`."""
+    """Raise `Unsupported` with the reason if the backend lacks `feature`."""
     if feature not in provider.features:
         raise lacking(provider, feature)
 
@@ -594,7 +596,8 @@ def host_account(provider: Provider) -> Account:
 
 def key_account(config: HostConfig, host: str) -> Account:
     """Identify the account by its key and the configuration. A backend without a key is identified by its
-    host. Raises `MissingKey` if the key is not set, and `KeyElsewhere` if it may not be sent to this host."""
+    host. Raises `MissingKey` if the key is not set, and `KeyElsewhere` if the key may not be sent to this
+    host."""
     if config.api_key is None and config.key_variable is None:
         return Account(id=host, told=True)
     beside = "\0".join(

@@ -198,7 +198,7 @@ class Chat:
     threads: int = 4
     """Maximum number of concurrent requests to the host."""
     calls: bool = True
-    """True if answers are searched for tool calls even when no tools were offered."""
+    """True to look for tool calls in answers even if the request offered no tools."""
     rejected: RejectedOptions = field(default_factory=RejectedOptions, repr=False, compare=False)
 
     @property
@@ -213,7 +213,7 @@ class Chat:
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Send a conversation and return the reply. Can be called from several threads. Raises
-        `ProviderError`.
+        `ProviderError` if the request fails.
 
         A model that is still starting responds with 503 or 429, so requests are retried like reads. If the
         model does not support a temperature, or uses another name for the token limit, the request is
@@ -324,7 +324,8 @@ def chat_with(
     retry: Retry | None = None,
 ) -> Chat:
     """Create a chat with any host that implements the API. By default, failed requests are not retried.
-    Messages may contain any content, including tool calls. Raises `MissingKey`."""
+    Messages may contain any content, including tool calls. Raises `MissingKey` if the host's key is not
+    set."""
     from orchestrate.providers.calls.clients import connect
 
     config = at_chat(config)

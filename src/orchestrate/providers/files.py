@@ -58,7 +58,7 @@ WANTED = (
 """Patterns of the file names in a model folder, in lower case. Other files in an archive are not unpacked."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
-"""Maximum total size, in bytes, of the archive headers before a file and of the read-ahead."""
+"""Maximum number of bytes read for the archive headers before a file, including read-ahead."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
@@ -156,8 +156,8 @@ def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
 
 
 def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
-    """Move files that were downloaded one by one from `waiting` to the model folder `dest`. Errors of
-    `staged` and `inspect` propagate."""
+    """Create the model folder `dest` from the individually downloaded files in `waiting`, and return its
+    files. Errors of `staged` and `inspect` propagate."""
     with staged(dest) as folder:
         for path in sorted(waiting.iterdir()):
             path.rename(folder / path.name)
@@ -330,8 +330,8 @@ def fetch(
 
     Partial content is stored in `file` + `.part`. A later call continues the download if the host supports
     `Range` and its `ETag` shows that the file is unchanged. Gives up after five consecutive attempts without
-    progress. Raises `ProviderError`, `ArtifactRefused` for a file of more than `limit_bytes`, and
-    `PermissionError` if the folder belongs to another user."""
+    progress. Raises `ProviderError` if the download fails, `ArtifactRefused` if the file is larger than
+    `limit_bytes`, and `PermissionError` if the folder belongs to another user."""
     own_folder(file.parent)
     part = _PartialFile(file, limit_bytes)
     stalls = 0

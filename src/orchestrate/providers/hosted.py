@@ -74,7 +74,7 @@ def named_account(**parts: str | None) -> Account | None:
 
 class HostedProvider(NamesAccount, ListsBilled, Recalls, HoldsFiles, HandsOutFiles):
     file_id = "id"
-    """Name of the field in a file's record whose value identifies the file in create requests."""
+    """Field of a file's record that holds the id to use in create requests."""
 
     def __init__(self, config: HostConfig, wire: Wire) -> None:
         super().__init__(config)

@@ -32,7 +32,7 @@ a host may have models that the catalog lacks."""
 
 
 def wandb_key(config: HostConfig) -> str:
-    """Return the W&B key to send to a host. Raises `MissingKey`."""
+    """Return the W&B key to send to a host. Raises `MissingKey` if it is not set."""
     key = config.options.get("wandb_api_key")
     if not key:
         raise MissingKey("W&B", "WANDB_API_KEY")
@@ -41,8 +41,8 @@ def wandb_key(config: HostConfig) -> str:
 
 def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
     """Return the training methods that the host's API still offers although no model in the catalog supports
-    them anymore, with the reasons. Empty for sandboxes and for hosts that the user configured, because these
-    have their own models."""
+    them anymore, with the reasons. Returns an empty mapping for sandboxes and for hosts that the user
+    configured, because they have their own models."""
     kind = provider.profile.kind
     if provider.name != kind or provider.config.sandbox:
         return {}

@@ -75,7 +75,7 @@ def written_rows(
 
 
 def existing(home: Path, job: JobHandle, provider: str) -> RunDir:
-    """Return a job's run directory. Raises `NotFound`."""
+    """Return a job's run directory. Raises `NotFound` if it does not exist."""
     run = RunDir(home / job.job_id)
     if not run.exists():
         raise NotFound(provider, f"the run directory {run.path} does not exist")
@@ -141,7 +141,8 @@ def settle(run: RunDir, state: JobState, status: str, why: str, **changes: Any) 
 
 def handle(run: RunDir, provider: str = "local", *, session: bool | None = None) -> JobHandle:
     """Build the handle of a run directory. `session` is True if the run is a session. By default, this is
-    read from the run directory. If the directory does not exist on this machine, the run counts as a job."""
+    read from the run directory. If the directory does not exist on this machine, the run is assumed to be a
+    job."""
     if session is None:
         session = run.exists() and run.job().session is not None
     return JobHandle(provider=provider, job_id=run.ref, ref=run.ref, kind=SESSION if session else None)

@@ -112,8 +112,8 @@ class SessionPrice(Record, frozen=True, kw_only=True):
     sample_usd_per_mtok: Decimal = Decimal(0)
     source: str = ""
     tail_s: float = 0.0
-    """Maximum time in seconds for which the host still bills after the program was killed. The session's
-    limit includes this time."""
+    """Maximum time in seconds that the host keeps billing after the program was killed. The session's limit
+    includes this time."""
 
     @property
     def by_token(self) -> bool:
@@ -158,7 +158,8 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
 """Maps each loss that hosts compute with the same formula as the local engine to its settings and their
 default values. Requests always contain all settings."""
 OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
-"""Losses for sampled answers. A backend may support only some of them."""
+"""Names of the reinforcement-learning losses, which train on sampled answers. A backend may support only some
+of them."""
 
 
 def loss_settings(

@@ -66,8 +66,8 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.modules_to_save": ("cannot train entire modules alongside the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
-"""Maps training-engine settings that no published API has to what hosts do instead, and to the setting's
-value that matches this behavior, if there is one."""
+"""Engine settings that no host's published API offers. Maps each to a description of what hosts do instead,
+and to the value that matches what hosts do (`None` if there is none)."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
@@ -79,7 +79,8 @@ def body(translation: Translation) -> dict[str, Any]:
 
 
 class Rows:
-    """Rows and body of one translation. `requested` contains the user's settings, keyed by dotted name."""
+    """Collects the rows and the request body of one translation. `requested` contains the user's settings,
+    keyed by dotted name."""
 
     def __init__(
         self, provider: str, spec: JobSpec, *, aliases: Iterable[str] = (), fields: Fields | None = None

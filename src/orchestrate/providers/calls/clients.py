@@ -59,7 +59,7 @@ class CachedClient(Generic[_C]):
 
 def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
     """Create a client without sending anything. `key_header` is an additional header for the key, if a host
-    requires one. Raises `MissingKey`.
+    requires one. Raises `MissingKey` if the key is not set.
 
     Retries are disabled, because `orchestrate.providers.calls.hosted.Wire` retries. Redirects are not
     followed, because a redirected POST might be sent twice or become a GET."""

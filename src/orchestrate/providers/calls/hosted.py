@@ -388,8 +388,8 @@ def _short(text: str, limit: int = 600) -> str:
 
 
 class Wire:
-    """Sends the requests of one backend. Each call is a closure over an SDK client that was created with
-    `max_retries=0`."""
+    """Sends one backend's requests. Its methods take each request as a closure over an SDK client that was
+    created with `max_retries=0`."""
 
     def __init__(
         self,

@@ -73,12 +73,13 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
     "names": (Trait.NAMES, NO_NAMES),
     "parallel_calls": (Trait.PARALLEL_TOOL_CALLS, NO_PARALLEL),
 }
-"""Traits of rows that a host's YAML file may list."""
+"""Maps each row trait that a host's YAML file may list in `rows.refuses` to its `Trait` and to the rule that
+rejects it."""
 
 
 def profile_of(kind: str, file: Readable, name: str) -> Profile:
-    """Build the profile of a host from its YAML description. Raises `ConfigError` with the file and the
-    field."""
+    """Build the profile of a host from its YAML description. If the description is invalid, raises a
+    `ConfigError` that names the file and the field."""
     described = description.read(file, name)
     try:
         tuned = re.compile(described.tuned_name) if described.tuned_name else None

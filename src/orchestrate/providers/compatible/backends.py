@@ -359,8 +359,8 @@ def _step(checkpoint: Mapping[str, Any]) -> int:
 
 
 def features_of(described: Described, name: str) -> tuple[frozenset[Feature], dict[Feature, str]]:
-    """Return the supported features, and the reasons for the missing ones. Raises `ConfigError` unless both
-    together cover all features."""
+    """Return the supported features, and the reasons for the missing ones. Raises `ConfigError` if a feature
+    is not listed exactly once, or if the features contradict the rest of the description."""
     known = {feature.value: feature for feature in Feature}
     for field, words in (("features", described.features), ("missing", tuple(described.missing))):
         if unknown := sorted(set(words) - set(known)):

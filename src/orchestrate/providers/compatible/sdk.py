@@ -89,7 +89,7 @@ class SdkProvider(HostedProvider):
 
     @property
     def client(self) -> OpenAI:
-        """The SDK's client, with retries disabled. Raises `MissingKey`."""
+        """The SDK's client, with retries disabled. Raises `MissingKey` if the key is not set."""
         return self._client()
 
     def connect(self) -> OpenAI:

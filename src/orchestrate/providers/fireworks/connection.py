@@ -337,8 +337,8 @@ class Connection:
 
     @property
     def inference_url(self) -> str:
-        """Base URL for chat requests: below `/inference` at the real host, otherwise the configured base
-        URL."""
+        """Base URL for chat requests: the `/inference` path of Fireworks' own API, or the configured base URL
+        for any other address."""
         base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 

@@ -323,8 +323,8 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
 
 
 def rendered_of(lines: Iterable[str]) -> list[RowTokens]:
-    """Parse the rows of an SFT job that the host has tokenized, with token ids and loss masks, in order.
-    Lines that are not samples are skipped.
+    """Parse the host's tokenized rows of an SFT job, with token ids and loss masks, and sort them by row
+    number. Lines that are not samples are skipped.
 
     Source: docs.fireworks.ai, "Debug SFT tokenization". The samples are JSON lines with
     `source_jsonl_line_number`, `token_ids`, `decoded_tokens` and `token_weights`, which are 0 for context. A

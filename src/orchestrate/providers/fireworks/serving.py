@@ -340,7 +340,7 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
 
 
 RANKS = (4, 64)
-"""Smallest and largest `PeftDetails.r` in the host's API."""
+"""Smallest and largest LoRA rank (`PeftDetails.r`) that the host's API accepts."""
 MODEL_READY = "READY"
 MODEL_WAIT_S = 900.0
 

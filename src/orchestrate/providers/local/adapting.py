@@ -75,8 +75,8 @@ def config_of(folder: str) -> Mapping[str, Any] | None:
 
 
 def settings(rows: Rows, lora: LoRA, config: Mapping[str, Any]) -> None:
-    """Add a row for each setting of the adapter that the run continues from. A requested value that differs
-    from the adapter's value is rejected, because peft would ignore it."""
+    """Add a row to the translation for each setting of the adapter that the run continues from. A requested
+    value that differs from the adapter's value is rejected, because peft would ignore it."""
     values = lora.model_dump(mode="json")
     for ours, theirs in PEFTS.items():
         row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
@@ -186,7 +186,7 @@ _EXPANDED = {
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
-"""Maps adapter types to how stored low-precision weights are loaded."""
+"""Maps each adapter type to a description of how low-precision weights are converted when they are loaded."""
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:

@@ -78,8 +78,8 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 
 class AwayProvider(LocalProvider, Recalls, Limited):
-    """Trains at a remote place. `config.options` contains `home` and the place's own options, which are
-    documented in the place's module."""
+    """Backend that trains at a place, such as a cluster or a GPU cloud. `config.options` contains `home` and
+    the place's own options. For these, see the place's module."""
 
     place: AwayPlace
 
@@ -410,8 +410,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- what another machine started ----------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs whose label is found at the place and the jobs with a marker in the storage. Markers
-        also cover jobs that the place no longer lists."""
+        """List the jobs that the place lists by label, and the jobs that have a marker in the storage. The
+        markers include jobs that the place no longer lists."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []

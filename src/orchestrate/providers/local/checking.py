@@ -71,8 +71,8 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
 
 
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """Merge two lists of problems. If both report that the model lacks the names in a setting, only the
-    second report is kept."""
+    """Merge two lists of problems. If both lists report names that the model lacks, only the report in `more`
+    is kept."""
     more = list(more)
     messages = [p.message for p in more if p.code == "unknown-target"]
     twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in messages)]
@@ -146,7 +146,7 @@ def _memory(
 
 
 MOST_LONG = 2_000
-"""Maximum number of overlong rows to encode in order to find what remains after truncation."""
+"""Maximum number of overlong rows to tokenize when checking what truncation leaves of them."""
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:

@@ -78,7 +78,7 @@ MOST_RESTARTS = 5
 """Maximum number of automatic restarts. A worker that has crashed this often after the same checkpoint would
 crash again."""
 STATUS_AFTER: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""Maps each request to the status that a run without a worker gets from it."""
+"""Maps each request to the resulting status of a run that has no worker."""
 
 
 class LocalProvider(

@@ -237,8 +237,8 @@ def _of_device(asked: Any, found: Resources) -> Setting:
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
-    """Return a rejected setting if the run's processes cannot train as a group of workers. `groups` is True
-    if the place can spread processes over several machines."""
+    """Return a rejected setting with the reason if the run's processes cannot train as a group of workers, or
+    `None` if they can. `groups` is True if the place can spread processes over several machines."""
     processes, least = hyper.get("processes", 1), found.min_processes
     sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
     name, asked, reason = "min_processes", least, None

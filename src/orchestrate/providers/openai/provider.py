@@ -256,8 +256,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Resolve the model's name. Hosts other than OpenAI receive the name unchanged, except that Azure
-        receives the host's own id for a model in the catalog."""
+        """Resolve the model's name. Hosts that the user configured receive the name unchanged. Only Azure
+        receives the id from the catalog, if the catalog contains the model."""
         if self.name == self.profile.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)

@@ -1,5 +1,5 @@
-"""Tinker: training sessions, and jobs that run a recipe in a session. Tinker is not in the lists of backends
-for jobs, so users select it by name."""
+"""Tinker: training sessions, and jobs that run a recipe in a session. Lists of job backends don't include
+Tinker, so users must select it by name."""
 
 from __future__ import annotations
 

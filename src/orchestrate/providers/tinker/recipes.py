@@ -69,8 +69,8 @@ SAVED_EVERY_S = 600.0
 
 
 class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
-    """Runs sessions at the host, with run directories on this machine. A job is a process on this machine
-    that runs a recipe in a session."""
+    """Backend that runs sessions at Tinker and stores their run directories on this machine. A job is a
+    process on this machine that runs a recipe in a session."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - frozenset(_MISSING)

@@ -56,8 +56,8 @@ class TinkerSession(ClientSession):
         )
 
     def load(self, saved: str, *, optimizer: bool) -> Future[None]:
-        """Create a new model at the host from the saved state, because its client can't load into an existing
-        one."""
+        """Create a new model at the host from the saved state, because the host's client can't load a state
+        into an existing model."""
         made = (
             self._service.create_training_client_from_state_with_optimizer
             if optimizer

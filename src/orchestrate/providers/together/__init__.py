@@ -81,10 +81,10 @@ def billed_tokens(
 
 
 def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
-    """Count tokens without packing. With `packing: false`, every sequence is padded to the full length: `rows
-    x max_seq_length` per epoch. A preference pair is two sequences.
+    """Count tokens without packing. With `packing: false`, every sequence is padded to the full length:
+    `rows x max_seq_length` per epoch. A preference pair counts as two sequences.
 
-    Source: docs.together.ai fine-tuning pricing. It does not say how pairs are counted."""
+    Source: docs.together.ai fine-tuning pricing, which does not say how pairs are counted."""
     return sequences * max_seq_length
 
 
@@ -92,8 +92,8 @@ def share_billed(steps_done: int, steps: int) -> Decimal:
     """Return the fraction of the price that is billed for a job that was canceled or stopped early: the
     fraction of steps that were completed.
 
-    Source: docs.together.ai fine-tuning pricing. Canceled jobs pay for completed steps, and unused steps of
-    an early stop are refunded."""
+    Source: docs.together.ai fine-tuning pricing. For a canceled job, completed steps are billed. For a job
+    that stopped early, the remaining steps are refunded."""
     return Decimal(min(steps_done, steps)) / Decimal(steps) if steps > 0 else Decimal(0)
 
 
@@ -131,9 +131,9 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 
 def unbilled_failure(job: Job) -> bool:
-    """Return True if Together does not bill a failed job. `error` is a platform failure, which Together
-    refunds in full. After a `user_error`, completed steps are billed. Source: docs.together.ai fine-tuning
-    pricing."""
+    """Return True if Together does not bill a failed job. The status `error` means a platform failure, which
+    Together refunds in full. For the status `user_error`, completed steps are billed. Source:
+    docs.together.ai fine-tuning pricing."""
     never_began = job.step == 0 or (job.step is None and job.started_at is None)
     return job.raw_status == "error" or (never_began and not job.trained_tokens)
 

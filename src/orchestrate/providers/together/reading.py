@@ -183,8 +183,8 @@ def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
 
 
 def checkpoints_of(raw: Iterable[Mapping[str, Any]], job_id: str) -> list[Checkpoint]:
-    """List the checkpoints. Ids are `STEP:KIND` (`12:adapter`, `12:model`), for use with `download`. `model`
-    is for use with `continue_from`."""
+    """List the checkpoints. Ids are `STEP:KIND` (`12:adapter`, `12:model`), for use with `download`. Each
+    checkpoint's `model` is the value for `continue_from`."""
     found: list[Checkpoint] = []
     for entry in raw:
         step = integer(entry.get("step"))

@@ -558,7 +558,7 @@ class TogetherSession(SessionBackend):
             self._machines.extend(self._machine)
 
     def close(self) -> None:
-        """Stop the machine and with it the session. Unsaved state is lost."""
+        """Stop the machine, which also ends the session. Unsaved state is lost."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         try:
             self._watch.close(PROFILE.title, TAIL_S)
