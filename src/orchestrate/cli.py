@@ -34,8 +34,8 @@ _LATE = 200_000
 
 
 class LazyCommand(TyperCommand):
-    """A command with its name and one line of help. Its module is imported when the command is run or
-    completed."""
+    """A command with its name and one line of help. Its module is imported when the command runs or the shell
+    completes its options."""
 
     def __init__(self, *, panel: str, name: str, target: str, help: str) -> None:
         super().__init__(name=name, help=help, rich_help_panel=panel)
@@ -166,8 +166,8 @@ class _Guarded:
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream
-        """The stream that rich's consoles write to directly, because they only send our own styles and cursor
-        movements."""
+        """The original stream. Rich's consoles write to it directly, because their only control sequences are
+        our own styles and cursor movements."""
 
     def write(self, text: str) -> int:
         return self.rich_proxied_file.write(inert(text))

@@ -124,13 +124,13 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
     created: str | None = None
     tier: str | None = None
     job: str | None = None
-    """Field that starts with the job's id. Text after a colon is ignored. If `None`, the id is taken from the
-    deployment's name."""
+    """Response field whose value is the job's id. A colon and any text after it are ignored. If `None`, the
+    id is taken from the deployment's name."""
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
     """The API call that uploads an adapter trained elsewhere, as a ZIP archive of PEFT's two files. The call
-    `make` then refers to the uploaded file."""
+    `make`, which creates the deployment, then refers to the uploaded file."""
 
     path: str
     """The path below the root of the deployments API."""
@@ -184,7 +184,7 @@ class Described(Table, frozen=True, kw_only=True):
     title: str
     sources: dict[str, str]
     inferred: dict[str, str] = {}
-    """For each field whose value doesn't come from the host's own pages: where it comes from instead."""
+    """Maps each field whose value isn't documented on the host's own pages to the source of the value."""
     url: str | None = None
     address: str = ""
     """Pattern of the base URL, if each customer has a separate one."""
@@ -218,7 +218,7 @@ class Described(Table, frozen=True, kw_only=True):
     wandb_in_request: bool = False
     """True if the W&B key is sent with the request. Otherwise, the key is stored at the host."""
     weights: bool = False
-    """True if a checkpoint lists its weight files."""
+    """True if the host lists the weight files of each checkpoint."""
     tuned_name: str | None = None
     """Regular expression for a tuned model's name. The group `base` matches the base model."""
     default_epochs: int | None = None

@@ -97,8 +97,8 @@ class SpecError(UsageError):
 
 class AlreadySubmitted(UsageError):
     """A run with the same settings, data, backend and account is already open or has just succeeded. Nothing
-    was sent. Pass `again` to submit another one. `runs/submitting/repeats.py` supplies `state` and
-    `next_step`."""
+    was sent. Pass `again` to submit another one. `state` is what the message says about the existing run,
+    such as `is running`, and `next_step` is the command to suggest."""
 
     def __init__(
         self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None
@@ -271,7 +271,7 @@ class DataError(OrchestrateError):
 
 class TranslationRefused(OrchestrateError):
     """The backend can't apply some settings of the spec. Nothing was sent. Use another backend, or run
-    `orchestrate plan --fix` to write overrides that this one accepts."""
+    `orchestrate plan --fix` to write overrides that this backend accepts."""
 
     exit_code = 2
 

@@ -1,6 +1,6 @@
 """Backend profiles: address, row formats, models and prices of each backend.
 
-Each backend has one `Profile` in a module with fast imports, because all profiles are loaded with the
+Each backend has one `Profile`, in a module that imports quickly, because all profiles are loaded with the
 settings. Built-in profiles are in `orchestrate.providers.<kind>`. Other packages register profiles by entry
 points in the group `orchestrate.providers`. The entry point's name is the backend's kind. A host that
 implements OpenAI's fine-tuning API is described by a YAML file, built in or in the user's configuration. The
@@ -35,21 +35,22 @@ if TYPE_CHECKING:
 
 GROUP = "orchestrate.providers"
 PLACES = "orchestrate.places"
-"""Entry point group for packages that add a place for our engine's workers. Each entry point names a
-`Profile` built by `away`."""
+"""Entry point group for packages that add a remote place where our training engine can run. Each entry point
+names a `Profile` built by `away`."""
 DESCRIBED = "openai-compatible"
 """The `type` of hosts described by a YAML file."""
 OWN_DESCRIPTIONS = "hosts"
 """Name of the folder that holds the user's own host descriptions. The folder is next to the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 OPTIONS = frozenset({"home", "prices"})
-"""Options of every backend: its folder, and the host whose prices apply."""
+"""Options of every backend: `home` is the home folder, and `prices` is the host whose prices apply."""
 HOSTED = frozenset({"retry_budget_s"})
 """Options of backends that are queried over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
 """Options of backends that are queried with OpenAI's SDK."""
 RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
-"""Options of places. `provider_options.<place>` accepts them in addition to the engine's own."""
+"""Options of remote places. `provider_options.<place>` accepts them in addition to the engine's own
+options."""
 AWAY = frozenset({*RENTED, "depot", "pass_env"})
 TUNING_STATUSES: Mapping[str, JobStatus] = {
     "validating_files": JobStatus.VALIDATING,
@@ -179,7 +180,7 @@ class Profile:
     """Computes the minimum, typical and maximum token count of an image, given the host's model id and the
     image. `None` if the host publishes no rule. Quotes then exclude images, and say so."""
     own_rates: tuple[str, ...] = ()
-    """Methods in the rate book that only this backend's quotes use."""
+    """Names of the kinds of rate (`method` in the rate book) that only this backend's quotes use."""
     dpo_factor: Decimal = Decimal(1)
     """Price of a DPO token as a multiple of the SFT price, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
@@ -195,8 +196,8 @@ class Profile:
     reports_price: bool = False
     """True if the host reports the price of each billed job. A bill that we compute is then not final."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
-    """Returns true if the host does not bill this failed job. Until their bill is known, other failed jobs
-    count with their quoted price."""
+    """Returns true if the host does not bill this failed job. Any other failed job counts at its quoted price
+    until its bill is known."""
     checkpoints_answer: bool = False
     """True if each checkpoint of a successful run is served under its own name, without a deployment."""
     cap_gap: str = ""
@@ -260,8 +261,8 @@ def built_in() -> Mapping[str, Profile]:
 
 @cache
 def session_hosts() -> tuple[str, ...]:
-    """List the hosts whose jobs run as recipes over training sessions. You can select these hosts by name,
-    but lists of backends don't include them. Imports nothing."""
+    """List the hosts that have no job API, where a training loop on this machine drives training sessions
+    instead. You can select these hosts by name, but lists of backends don't include them. Imports nothing."""
     entries = [entry for entry in files(GROUP).iterdir() if entry.name not in built_in_folders()]
     return tuple(sorted(entry.name for entry in entries if entry.joinpath("sessions.py").is_file()))
 

@@ -19,8 +19,8 @@ encoded."""
 
 
 def inert(text: str) -> str:
-    """Make external text safe for a terminal. Replaces each character that would control the terminal with
-    one visible character, which preserves the length. `\r\n` becomes one line feed."""
+    """Make external text safe for a terminal. Replaces each character that could control the terminal with
+    one visible character. A carriage return followed by a line feed becomes a single line feed."""
     return _ACTING.sub(_sign, text.replace("\r\n", "\n"))
 
 

@@ -74,7 +74,7 @@ class OpenedParts:
 class SandboxParts(OpenedParts):
     """The backends for runs on a sandbox host. The store belongs to another workspace. If that workspace has
     sandbox keys, its backends are used. Otherwise, the sandbox of this home folder is used. If it isn't
-    running, it is started with its last options."""
+    running, it is started with the options that it last ran with."""
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)

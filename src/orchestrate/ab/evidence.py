@@ -2,8 +2,8 @@
 
 The statistical unit is one user in one phase. Each unit counts once, and its value never changes, so existing
 evidence is never withdrawn. Users are compared only with users who had the same probability of getting the
-tuned model: a phase's new users with each other, and users returning from the base with each other. When a
-new phase has a larger share, some of the returning users are assigned to the tuned model.
+tuned model: a phase's new users are one group. Users who had the base model before are another group, because
+only some of them switch to the tuned model when a new phase increases its share.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ LEAST_OF_EACH = 10
 """Minimum number of users with each outcome (right or wrong) in each arm. With fewer, the confidence interval
 of a proportion is not valid."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
-"""Terms of the minimum number of users per arm: the larger of 50 and 28 + 25 skewness^2 (Sugden, Smith and
-Jones 2000). With fewer, the confidence interval of a mean is not valid."""
+"""Parameters of the minimum number of users per arm, max(50, 28 + 25 skewness^2) (Sugden, Smith and Jones
+2000). With fewer, the confidence interval of a mean is not valid."""
 POWER_80 = 0.8416
 
 
@@ -141,7 +141,7 @@ class Means:
 
     @property
     def skewness(self) -> float:
-        """Return the skewness of the deviations within arms and strata."""
+        """Return the skewness of the values, each measured from the mean of its arm and stratum."""
         users = self.users(True) + self.users(False)
         squares = sum(cell.squares for cell in self.cells.values()) / users
         cubes = sum(cell.cubes for cell in self.cells.values()) / users
@@ -192,8 +192,7 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Approximate number of times that the evidence is evaluated, and of points on its curve, if there are more
-units than that."""
+"""Approximate maximum number of evaluations of the evidence, and of points on its curve."""
 
 
 class EvidenceUnit(NamedTuple):

@@ -50,8 +50,8 @@ def new_salt() -> str:
 
 
 def person(salt: str, user: str) -> Person:
-    """Derive the stored key and the split position of a user id. Any string is a valid user id and is used
-    unchanged: not trimmed, case-folded or normalized."""
+    """Derive a user's stored key and split position from the user id. Any string is a valid user id and is
+    used unchanged: not trimmed, case-folded or normalized."""
     digest = hashlib.sha256(f"{salt}\0".encode() + user.encode("utf-8", "surrogatepass")).digest()
     return Person(digest[8:24].hex(), (int.from_bytes(digest[:8], "big") >> 11) / 2**53)
 
@@ -68,7 +68,7 @@ def exposed(
     last_share: float | None = None,
 ) -> Exposure:
     """Assign a user to an arm in a new phase. `last` is the user's previous assignment, and `last_share` is
-    the tuned model's share of traffic in that phase."""
+    the tuned model's share of traffic in the phase of that assignment."""
     chance = phase.share
     if last is not None and last_share is not None:
         # Of those who had the base, the larger share takes some; who had the tuned model keeps it.
@@ -94,7 +94,7 @@ class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutcomesTaken(Record, frozen=True, kw_only=True):
-    """How many outcomes were recorded, and how many were not, by reason."""
+    """Number of recorded outcomes, and number of ignored outcomes for each reason."""
 
     recorded: int = 0
     repeated: int = 0
@@ -136,9 +136,9 @@ def key_of(metric: str, id: str | int) -> str:
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
-    """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. The id
-    of a line without one is derived from its text and the number of earlier lines with the same text, so you
-    can read a file again after it has grown. If lines are invalid, raises `DataError` that lists the first
+    """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. A line
+    without an id gets an id derived from its text and the number of earlier lines with the same text, so you
+    can read a file again after appending to it. If lines are invalid, raises `DataError` that lists the first
     ones."""
     found: list[Given] = []
     wrong: list[str] = []
@@ -291,7 +291,7 @@ class Experiment:
 
     def assign(self, user: str | int) -> Assignment:
         """Assign a user to a model. The model only changes when the tuned model's share does: if the share
-        grows, some users of the base switch to the tuned model, and if it shrinks, the reverse. From now on,
+        grows, some users of the base switch to the tuned model. If it shrinks, some switch back. From now on,
         the user's outcomes count."""
         phase = self.phases(fresh=False)[-1]
         if phase.over:

@@ -107,10 +107,10 @@ def serve(
     accept_licence: Sequence[str] = (),
     tell: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
-    """Serve an experiment's proxy, and its local runs behind it, while the block runs. If `terms.auto` is
-    set, the rule is applied automatically, and `tell` is called with a report after each action. Raises
-    `UsageError` if other machines can reach the address and there are no keys. Errors while looking up the
-    models propagate."""
+    """Serve an experiment's proxy, and the local runs that it forwards to, until the `with` block ends. If
+    `terms.auto` is set, the rule is applied automatically, and `tell` is called with a report after each
+    action. Raises `UsageError` if other machines can reach the address and there are no keys. Errors while
+    looking up the models propagate."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
     clients = keys.Clients(ft.store, "serve")
     clients.require(terms.host, keys.NEW_KEY)

@@ -55,8 +55,8 @@ def decide(
     users: int,
     ratio_p: float,
 ) -> ExperimentDecision:
-    """Decide what to do now. `in_phase` is the number of users in this phase by arm, `users` is the number of
-    all users, and `ratio_p` is the p-value of the split."""
+    """Decide what to do now. `in_phase` is the number of users per arm in this phase, `users` is the total
+    number of users, and `ratio_p` is the p-value of the split."""
 
     def held(why: str) -> ExperimentDecision:
         return ExperimentDecision(verb="hold", share=phase.share, why=why)
@@ -268,7 +268,7 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
 
 def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
     """List the right-or-wrong metrics that affect the decision and only count users with a recorded outcome.
-    If an application only records an outcome when it happens, all other users are missing from the
+    If an application records outcomes only when they happen, all other users are missing from the
     evidence."""
     return [
         metric.name

@@ -103,8 +103,8 @@ class ProxiedAnswer:
 
 
 async def ask(client: httpx.AsyncClient, at: Upstream, path: str, values: Mapping[str, Any]) -> ProxiedAnswer:
-    """Forward a request to the model under its own name. Returns once the complete answer or the first chunk
-    of a stream has arrived. Never raises."""
+    """Forward a request to the upstream, with `model` set to the upstream's model name. Returns once the
+    complete answer or the first chunk of a stream has arrived. Never raises."""
     headers = {"content-type": "application/json"}
     if at.key is not None:
         headers["authorization"] = f"Bearer {at.key.reveal()}"

@@ -23,7 +23,7 @@ _LAST = 10
 
 
 class SpecGiven(BaseModel):
-    """The spec to train: a file, fields, or a file with fields that override it."""
+    """The spec to train: a file, a set of fields, or a file with fields that override its values."""
 
     model_config = ConfigDict(extra="forbid")
 

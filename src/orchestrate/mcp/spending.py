@@ -31,8 +31,8 @@ class Agreement(BaseModel):
 
 
 class AgentBudget:
-    """The spending limit of this server. Each approved action counts toward it with the high end of its price
-    range."""
+    """The spending limit of this server. Each approved action counts toward the limit at the high end of its
+    price range."""
 
     def __init__(self, limit_usd: Decimal | None) -> None:
         self.limit_usd = limit_usd
@@ -199,8 +199,8 @@ def _taking_down(ft: Orchestrator, _budget: AgentBudget) -> Tool:
 
 
 def put(ctx: Context, question: str, command: str) -> Elicit[Agreement]:
-    """Ask the user a question. It is joined into one line, so a line break in a name can't forge text. Raises
-    `UsageError` if the client does not support elicitation."""
+    """Ask the user a question. Line breaks are replaced by spaces, so a line break inside a name can't fake
+    extra text. Raises `UsageError` if the client does not support elicitation."""
     question = " ".join(inert(question).split())
     capabilities = ctx.client_capabilities
     if capabilities is None or capabilities.elicitation is None:

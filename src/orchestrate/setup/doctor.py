@@ -81,9 +81,9 @@ def machine() -> Iterator[Check]:
 
 
 def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
-    """Check the keys, backends, home folder, disk, store and deployments. With `online`, list the first page
-    of jobs on each host with a key, to check that the host accepts the key. Raises `StoreError` if the store
-    cannot be used."""
+    """Check the keys, backends, home folder, disk, store and deployments. With `online`, also check that each
+    host accepts its key, by listing the first page of jobs. Raises `StoreError` if the store cannot be
+    used."""
     for name, host in registry.with_keys(ft.settings).items():
         where = f" for {host.base_url}" if host.base_url else ""
         yield Check(

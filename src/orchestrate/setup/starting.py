@@ -1,5 +1,5 @@
-"""Propose a first spec for the user's files: columns, splits, method and models. It is only written if it
-passes the check."""
+"""Propose a first spec for the user's files: columns, splits, method and models. The spec is written only if
+it passes `check`."""
 
 from __future__ import annotations
 

@@ -205,7 +205,8 @@ def split(
 
 
 _OFF = 0.02
-"""A split is reported as approximate if its share is off by more than this."""
+"""Tolerance for a split's share of the rows (0.02 is 2 percentage points). Beyond it, the split is reported
+as approximate."""
 
 
 def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) -> None:

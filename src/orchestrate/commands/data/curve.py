@@ -66,10 +66,11 @@ def curve(
     ] = None,
 ) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
     """Estimate the benefit of more rows by training on fractions of the data. Evaluates every trained model
-    on the same held-out rows. The runs form a sweep, which shows its price first and stays within one budget.
-    Repeat the command to resume.
+    on the same held-out rows. The runs form a sweep with one budget. The price is shown before the first run
+    is submitted. Repeat the command to resume.
 
-    --compare best,random compares the best half of the rows (by a `data score` signal) with a random half."""
+    --compare best,random compares the best half of the rows (by a `data score` signal) with a random half.
+    """
     from orchestrate.commands.training.sweep import agree, carry_out
     from orchestrate.runs.preparing.prepared import training_data
     from orchestrate.runs.sweep import best_rows, searching, trials

@@ -55,7 +55,7 @@ class TeacherOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """Options for the generated rows, and limits."""
+    """Options for the generated rows and for limits."""
 
     max_requests: Annotated[
         int, typer.Option(min=1, help="Request limit across all runs that write to this output.")

@@ -84,10 +84,11 @@ def record(
     yes: PayOpt = False,
 ) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
     """Record a model's answers before it is shut down, with log-probabilities if the host provides them. Use
-    them later to prove parity.
+    them later to prove that a replacement model is as good.
 
     Shows the price first. If interrupted, repeat the command to continue. You don't pay twice. Evaluate
-    the recording like a model: eval --model record:ID."""
+    the recording like a model: eval --model record:ID.
+    """
     from orchestrate.migration import recording
 
     with orchestrator(context) as ft:

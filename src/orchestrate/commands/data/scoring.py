@@ -77,10 +77,11 @@ def score(
     yes: PayOpt = False,
 ) -> Output[ScoreReport]:
     """Score each row for duplicates, length and label problems. Also finds contradictory answers. Options add
-    losses or a judge's ratings.
+    the loss of each row under a model, or a judge's ratings.
 
     Only --judge costs money, and its price is shown first. Scores are written to FILE.scores.jsonl. To
-    add scores, run the command again with other options."""
+    add scores, run the command again with other options.
+    """
     from orchestrate.runs.data import scoring
     from orchestrate.runs.evaluation.judging import JudgeTerms
 

@@ -23,7 +23,7 @@ from orchestrate.types import JobStatus, Run
 _REASONS = 5
 """Maximum number of failed runs whose reason is shown below the table."""
 _MOST_ELSEWHERE = 1000
-"""Maximum number of sandbox runs to count when no other run is found."""
+"""Maximum number of hidden runs (sandbox or archived) to count when the list is empty."""
 StatusOpt = Annotated[
     str | None,
     typer.Option(

@@ -29,7 +29,7 @@ class ServeReport(TypedDict):
     command: str | None
     proofs: list[Proof]
     costs: list[AdapterCost]
-    """For each adapter, its load time and the extra time that it adds per token."""
+    """Load time and extra time per token of each adapter, in seconds."""
 
 
 class Added(TypedDict):
@@ -147,7 +147,7 @@ class KeyOptions:
     ] = None
 
     def change(self, ft: Orchestrator, keys: KeyManager) -> bool:
-        """Create or revoke a key if the options request it. Returns true if they request either."""
+        """Create or revoke a key if the options request it. Returns True if a key was created or revoked."""
         if self.revoke_key is not None:
             keys.revoke_key(ft, self.revoke_key)
             note(f"The key {self.revoke_key} was revoked. Running servers reject it within a second.")

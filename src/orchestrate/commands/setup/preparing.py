@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from orchestrate.setup.doctor import Check
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
-"""Matches host names. The key file stores the key of a server that generates data under its host name."""
+"""Matches host names. For a server that generates data, the key file uses the server's host name as the name
+of the API key."""
 
 _MARKS: dict[bool | None, tuple[str, str]] = {
     True: ("ok", "green"),

@@ -60,8 +60,8 @@ class NotifyOptions:
 
 @contextmanager
 def notifying(ft: Orchestrator) -> Generator[None]:
-    """Send notifications about runs that end during the `with` block. Afterwards, warn about each one that
-    failed."""
+    """Send notifications about runs that end during the `with` block. Afterwards, warn about each
+    notification that failed."""
     with watching.notifying(ft) as problems:
         yield
     for problem in problems:

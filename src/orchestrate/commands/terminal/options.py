@@ -183,7 +183,7 @@ class SpecOptions:
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
     """Return the requested backends. For `all`, return the backends for which the spec has a model, including
-    any places that it names, and print the backends that are skipped."""
+    backends that `all` normally omits, and print which ones are skipped."""
     names = ft.backends(provider)
     if provider != "all":
         return names
@@ -286,8 +286,8 @@ class ServingOptions:
     ] = 0
 
     def use(self) -> ServingUse | None:
-        """Return the expected use of the model, or `None` without --traffic. Raises `UsageError` if an
-        option is invalid."""
+        """Return the expected traffic of the tuned model and how it is served, or `None` if --traffic is not
+        set. Raises `UsageError` if an option is invalid."""
         from orchestrate.runs.preparing import quoting
 
         if not self.traffic:

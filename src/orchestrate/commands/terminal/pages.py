@@ -34,7 +34,7 @@ def prepare_help(command: Any, name: str) -> Any:
 
 
 def plain_types(command: Any) -> None:
-    """Replace the type names of a command's parameters, including the help option."""
+    """Replace the type names of all parameters of a command, including `--help`, with plain words."""
     for parameter in command.params:
         plain_type(parameter)
     option_of = command.get_help_option

@@ -92,8 +92,8 @@ def advise(
     """Recommend prompting, few-shot, retrieval or tuning for your data and requirements, with reasons and
     thresholds.
 
-    Works offline, except for --measure, which queries a model. Its price is shown first, and answers are
-    saved."""
+    Works offline, except for --measure, which shows its price, queries a model and saves the answers.
+    """
     from orchestrate.runs.preparing import advice
 
     given = [needed.evaluated, needed.base_score, needed.measure]
