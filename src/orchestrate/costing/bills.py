@@ -35,7 +35,7 @@ def bill(
     prices: Prices | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the cost of a job from the best available source, or return `None` while it is unknown.
+    """Compute the cost of a job from the best available source, or return `None` if it is not known yet.
 
     For an hourly job that has not ended, pass `now` to get its cost so far, which is not final. It includes
     paused time unless the job's workers report their working time.
@@ -242,7 +242,7 @@ def _of_work(quote: Quote | None) -> Bill | None:
 
 
 class BillDifference(Record, frozen=True, kw_only=True):
-    """Quoted and billed cost compared, for one component or the total."""
+    """Comparison of the quoted and the billed cost, for one component or the total."""
 
     component: str
     quoted_usd: Decimal

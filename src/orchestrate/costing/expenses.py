@@ -41,8 +41,9 @@ class Spending(Record, frozen=True, kw_only=True):
 def spending(run: Run) -> Spending:
     """Return how much of a budget a run uses.
 
-    Sandbox runs, runs without a job, and runs imported after their end use nothing. The cost of an ended run
-    stays committed until its bill is known. If the host does not bill a failure, the bill is zero.
+    Sandbox runs, runs without a job, and runs that had already ended when they were imported use nothing. The
+    cost of an ended run stays committed until its bill is known. If the host does not bill a failure, the
+    bill is zero.
     """
     if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
@@ -123,7 +124,8 @@ def unpriced(quote: Quote) -> str | None:
 
 
 def cap_of(run: Run) -> Decimal | None:
-    """Return the cost at which a watched run is stopped or paused."""
+    """Return the cost limit at which Orchestrate stops or pauses a run that it watches, or `None` if the run
+    has no limit."""
     return run.max_cost_usd if run.allowed_usd is None else run.allowed_usd
 
 
@@ -166,7 +168,7 @@ def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
 
 def deployment_spending(deployment: Deployment, now: datetime) -> Spending:
     """Return how much of a budget a deployment uses: its cost so far, and the further cost that its limits
-    allow. Without a limit, reserves one more day. Sandbox deployments use nothing."""
+    allow. For a deployment without a limit, one more day is reserved. Sandbox deployments use nothing."""
     if deployment.sandbox:
         return Spending()
     spent = spent_usd(deployment, now) or Decimal(0)
@@ -202,13 +204,13 @@ _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 class Expense(Record, frozen=True, kw_only=True):
-    """Cost of one run, of one deployment in one month, or of answers, rounded to a billionth of a dollar.
-    Sums are exact."""
+    """Cost of one run, of one deployment in one month, or of one month's answers. Amounts are rounded to a
+    billionth of a dollar, so their sums are exact."""
 
     id: str
     kind: Literal["run", "deployment", "answers"] = "run"
     purpose: str | None = None
-    """Purpose of answers, such as `evaluation` or `judging`."""
+    """What the answers were used for, such as `evaluation` or `judging`. `None` for runs and deployments."""
     requests: int = 0
     """Number of requests. Only set for answers."""
     backend: str

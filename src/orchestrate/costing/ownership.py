@@ -213,8 +213,8 @@ def adapters(
 
 
 def rents(rate: Rate) -> bool:
-    """Return whether a rate is for a GPU rented to serve models, as opposed to training on this machine or at
-    a host."""
+    """Return True if the rate is for GPUs that a provider rents out for serving. Rates of this machine and of
+    hosts that train models don't count."""
     return RENTAL in rate.methods and rate.provider not in profile.built_in()
 
 

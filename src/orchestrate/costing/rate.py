@@ -32,10 +32,10 @@ MOST_USD = Decimal(1_000_000_000)
 """Upper limit for the price of one unit. A higher price is a typo, and including it would make sums
 inexact."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
-"""Relative half-width of the range around a rate, by how certain the rate is. Old: the last known changes of
-published prices were -30% (Together's training rates, September 2026) and +14 to +30% (Fireworks' GPUs, same
-month). Inferred: the rule that infers Together's size bands is off by 18% for gpt-oss, the one model family
-that does not follow it."""
+"""Relative half-width of the range around a rate, keyed by the confidence in the rate. `OLD` allows for a
+typical price change: the last known ones were -30% (Together's training rates, September 2026) and +14% to
++30% (Fireworks' GPUs, same month). `INFERRED` allows for exceptions to the rule that infers Together's size
+bands: it is off by 18% for gpt-oss, the only model family that does not follow it."""
 
 
 class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -156,7 +156,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.usd * (1 - spread), self.usd, self.usd * (1 + spread)
 
     def concerns(self, ids: Iterable[str], params_b: float | None) -> bool:
-        """Return whether this may be the price of a model with one of these names and this size."""
+        """Return True if this rate can apply to a model with one of these names and this size."""
         size = None if params_b is None else Decimal(str(params_b))
         return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
 
@@ -193,8 +193,8 @@ class Lookup:
     """Method whose rate is used to derive the price if the first of `methods` has no rate."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Return whether this rate would determine a price of the quote, because no other rate in the book
-        takes precedence."""
+        """Return True if the quote would use this rate and no other rate in the book takes precedence over
+        it."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:

@@ -33,7 +33,7 @@ class Lines(Record, frozen=True, kw_only=True):
 
 
 Bills = Callable[["JobSize", "Rate"], Lines]
-"""A function that computes the quote lines of a job from its size and the rate of a training token."""
+"""Type of a function that computes a job's quote lines from its size and the price per training token."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class PlannedJob:
 class JobSize(Record, frozen=True, kw_only=True):
     """Sizes that determine the cost of a job.
 
-    Token counts are for one epoch, after truncation. Their low and high ends cover the uncertainty of the
-    tokenizer, the prompt shared by the answers of a preference pair, and images of unknown size.
+    Token counts are for one epoch, after truncation. Their low and high ends allow for a different tokenizer,
+    for prompts that both answers of a preference pair share, and for images of unknown size.
     """
 
     rows: int

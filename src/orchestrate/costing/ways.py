@@ -86,7 +86,8 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return (self.usd_per_request * alive + after * (days - alive)) / days
 
     def words(self, on: date, days: int) -> str:
-        """Name the models that are prompted over `days`."""
+        """Describe which base models are prompted over `days`: the base model and, after its shutdown, its
+        successor."""
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
@@ -214,8 +215,7 @@ def requests_per_day(
 
 
 def replicas(traffic: Traffic, carried: int) -> int:
-    """Return the number of replicas that the traffic requires if each can serve `carried` requests per
-    day."""
+    """Return how many replicas the traffic requires if each can serve `carried` requests per day."""
     return max(1, math.ceil(traffic.requests_per_day / max(carried, 1)))
 
 
@@ -342,8 +342,7 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
 
 
 _WHOLE = 8
-"""Number of GPUs in a complete machine. A replica only spans several GPUs if they are in one complete
-machine."""
+"""Number of GPUs in a complete machine. Only a replica on complete machines may span several of them."""
 
 
 def _machine(rate: Rate) -> int | None:

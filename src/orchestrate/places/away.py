@@ -69,7 +69,8 @@ def configured_machine(name: str, options: Mapping[str, Any]) -> Machine:
 
 
 def configured_price(name: str, options: Mapping[str, Any]) -> Hourly | None:
-    """Return the configured hourly price, or `None` if none is configured. Raises `ConfigError`."""
+    """Return the configured hourly price, or `None` if none is configured. Raises `ConfigError` if the value
+    is not a valid price."""
     if options.get("usd_per_hour") is None:
         return None
     price = _number(name, options, "usd_per_hour")
@@ -101,17 +102,18 @@ MARGIN_S = 60.0
 """Seconds added to the worker's silence limit, because the worker and this machine check with a delay."""
 
 FRESH_S = 30.0
-"""Maximum age, in seconds, of a worker's report that counts as current. With a current report, the place
-isn't queried."""
+"""Maximum age, in seconds, at which a worker's report still counts as current. While the newest report is
+current, the place isn't queried."""
 
 LEAST_S = 10.0
-"""Minimum remaining time of a run with a limit, in seconds. With less, no machine is started."""
+"""Minimum time in seconds that must remain before a run's limit. With less, no machine is started."""
 RESPONSE_S = 300.0
 """Time in seconds within which a worker must pause when requested. Otherwise, it is stopped even if it still
 reports. This is twice the time allowed for saving a checkpoint."""
 
 ENDED_THERE = "ended_there"
-"""Error code of a run whose worker was stopped in the place's own console."""
+"""Error code of a run whose worker someone stopped outside of Orchestrate, for example in the place's
+console."""
 
 REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
@@ -246,7 +248,7 @@ class AwayPlace(Place):
 
     def stored(self) -> list[str]:
         """List the refs of this place's runs in the storage folder, even if the place no longer lists them.
-        Raises `HostUnavailable`."""
+        Raises `HostUnavailable` if the storage can't be read."""
         mark, found = self.mark, list[str]()
         for ref in self.depot.names("runs"):
             with suppress(HostUnavailable):  # its order is of another version
@@ -320,7 +322,7 @@ class AwayPlace(Place):
 
     def allowance(self, run: RunDir) -> Allowance:
         """Return the run's limits and usage. Uses the hourly price read after the newest start, or else the
-        one read before it. Raises `HostUnavailable`."""
+        one read before it. Raises `HostUnavailable` if the storage can't be read."""
         limits, hourly = read_order(self.depot.run(run.ref)).limits, self.price_read(run.ref)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -480,8 +482,8 @@ class AwayPlace(Place):
 
     def lost(self, run: RunDir) -> bool:
         """Return True if no worker can still be running. A worker that the place does not list may still be
-        running, but it stops itself once it has been unable to report for too long. Until then, this returns
-        False."""
+        running, so this returns False until the worker has failed to report for long enough to have stopped
+        itself."""
         placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"

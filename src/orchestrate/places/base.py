@@ -31,17 +31,18 @@ class WorkerLimits(Record, frozen=True, kw_only=True):
     means no limit."""
 
     max_hours: float | None = None
-    """Maximum hours of all the run's attempts together."""
+    """Maximum total hours of all attempts of the run."""
     max_usd: Decimal | None = None
     usd_per_hour: Decimal | None = None
     """Hourly price of the machine, used to convert `max_usd` into a time limit."""
     most_usd_per_hour: Decimal | None = None
-    """Highest hourly price at which the worker uses a machine."""
+    """Maximum hourly price. The worker stops on a machine that costs more."""
     silence_s: float = SILENCE_S
 
     @property
     def seconds(self) -> float | None:
-        """The stricter of `max_hours` and `max_usd`, in seconds over all attempts. `None` means no limit."""
+        """The stricter of `max_hours` and `max_usd`, converted to total seconds of all attempts. `None` means
+        no limit."""
         found = [] if self.max_hours is None else [self.max_hours * 3600]
         if self.max_usd is not None and self.usd_per_hour:
             found.append(float(self.max_usd / self.usd_per_hour) * 3600)
@@ -203,8 +204,8 @@ class Place(ABC):
         """Upload the state of a run without a worker, after this machine changed it."""
 
     def starts(self, run: RunDir) -> int:
-        """Return how many times a worker was started. Needed for places where a worker may end before it
-        records its attempt."""
+        """Return how many times a worker was started. Only needed if a worker of this place may end before it
+        records its attempt. Other places return 0."""
         del run
         return 0
 

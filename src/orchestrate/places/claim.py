@@ -27,7 +27,8 @@ def boot_time() -> float:
 
 @dataclass
 class Switch:
-    """Stops a worker at its limits. `earlier_s` is the time used by the run's other attempts, in seconds."""
+    """Decides when a worker must stop because of its limits. `earlier_s` is the time used by the run's other
+    attempts, in seconds."""
 
     limits: WorkerLimits
     earlier_s: float = 0.0
@@ -77,12 +78,12 @@ class Attempt(Record, frozen=True, kw_only=True):
     used_s: float = 0.0
     """Seconds used until the latest report."""
     under: str | None = None
-    """Token of the parent attempt, if one job starts the run several times. The parent's time includes the
-    time of this attempt."""
+    """Token of the parent attempt, or `None`. An attempt has a parent if one job may start the run several
+    times. The parent's time then includes the time of this attempt."""
 
 
 class Claim:
-    """Ownership of a run by its newest attempt.
+    """The claim of one attempt on its run. The newest attempt owns the run.
 
     A worker that finds a newer attempt stops itself. If a second worker is started by mistake, it costs a few
     minutes, but the run is never trained twice.
@@ -98,7 +99,8 @@ class Claim:
         self.number = len(earlier) + 1
         alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
         self.first = alike[0] if alike else self.number
-        """Number of the first attempt that the same parent started."""
+        """Number of the first attempt that this attempt's parent started. Without a parent, this attempt's
+        own number."""
         self.earlier_s = sum(one.used_s for one in earlier)
         self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)

@@ -322,7 +322,7 @@ class Reporter:
         self._folders = {name for name in stored.folders() if stored.manifest(name) is not None}
 
     def report(self) -> None:
-        """Upload the run's current state to the storage. Raises `HostUnavailable`."""
+        """Upload the run's current state to the storage. Raises `HostUnavailable` if the upload fails."""
         status = self._read("status.json")
         for name in GROWING:
             self._grow(name)
@@ -457,7 +457,7 @@ def state_of(stored: StoredRun) -> JobState:
 
 
 def say(stored: StoredRun, state: JobState, status: str, error: JobError | None) -> None:
-    """Write the run's state on behalf of a worker that can no longer report it."""
+    """Write the run's state to the storage on behalf of a worker that can no longer report it."""
     at = now()
     ended = None if status == "paused" else at
     state = msgspec.structs.replace(

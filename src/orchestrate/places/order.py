@@ -95,7 +95,8 @@ def read_order(stored: StoredRun) -> WorkerOrder:
 
 def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:
     """Set new limits for workers that start from now on. Only the manifest changes, because `job.json` in a
-    run directory is a copy that differs between machines. Raises `HostUnavailable`."""
+    run directory is a copy that differs between machines. Raises `HostUnavailable` if the storage can't be
+    read or written."""
     order = read_order(stored)
     given = decoding.convert(order.job.resources, Resources)
     own = msgspec.structs.replace(given.limits, max_hours=max_hours, max_usd=max_usd)
@@ -191,7 +192,7 @@ def _version(name: str) -> str:
 
 
 ROOM = "orchestrate-at"
-"""Prefix of the names of workers' folders, followed by the machine's name and a process id."""
+"""Prefix of a worker's temporary folder. The machine's name and a process id follow it."""
 HIDDEN = "ORCHESTRATE_HIDDEN"
 FETCH = f"""
 import base64, hashlib, io, json, os, runpy, socket, sys, tempfile, zipfile
@@ -240,7 +241,8 @@ _GPU = re.compile(r"(?P<count>\d+)x(?P<left>.+)|(?P<gpu>[^:]+)(:(?P<many>\d+))?"
 
 
 def parse_gpu(text: str) -> tuple[str, int]:
-    """Parse a GPU and its count from `H100`, `H100:2` or `2xH100`. Raises `UsageError`."""
+    """Parse a GPU and its count from `H100`, `H100:2` or `2xH100`. Raises `UsageError` for any other form and
+    for a count of 0."""
     found = _GPU.fullmatch(text.strip())
     count = int(found["count"] or found["many"] or 1) if found else 0
     if found is None or count < 1:

@@ -39,14 +39,15 @@ _WORD = re.compile(r"\w+")
 
 
 class DataTraits(Record, frozen=True, kw_only=True):
-    """Properties of a dataset. Shares are between 0 and 1 and cover the rows that have an answer."""
+    """Properties of a dataset. Shares are between 0 and 1 and are computed over the rows that have an
+    answer."""
 
     rows: int
     kind: str
     prompt_tokens: float
-    """Average number of tokens per row that are not trained on."""
+    """Average number of tokens per row that the model is not trained on."""
     answer_tokens: float
-    """Average number of tokens per row that are trained on."""
+    """Average number of tokens per row that the model is trained on."""
     shared_tokens: float
     """Length of the system prompt in tokens if at least 90% of the rows share it, otherwise 0."""
     json_share: float
@@ -202,8 +203,8 @@ CONSISTENT = 0.95
 LABELS = 50
 """Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""If less than this share of the answers' words occurs in the prompts and the answers rarely repeat, they
-count as knowledge."""
+"""Maximum share of the answers' words that occur in the prompts for answers to count as knowledge. They must
+also rarely repeat."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500
@@ -252,7 +253,7 @@ class AdviceVote(Record, frozen=True, kw_only=True):
     points: int
     reason: str
     turns: str
-    """Facts that would change this vote."""
+    """Description of what would have to be different for this vote to change."""
 
 
 class AdvisedWay(Record, frozen=True, kw_only=True):

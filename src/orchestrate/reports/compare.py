@@ -125,12 +125,12 @@ def compare(  # noqa: PLR0913  each is another part of the report
 ) -> Comparison:
     """Compare runs side by side.
 
-    Mappings are keyed by run id, and the report omits the parts for which a run has no entry. `between` holds
-    the paired differences between runs, `answers` the changed items of each run's newest evaluation and its
-    comparison with an earlier one, `regressions` each run's regression test, `people` the results of human
-    reviews, and `silent` the reasons why models can't be queried. With `translations`, the report shows the
-    settings sent to each backend in addition to those that you requested. Raises `UsageError` if there are no
-    runs.
+    Mappings are keyed by run id. If a run has no entry, the report omits that part for the run. `between`
+    holds the paired differences between runs, `answers` the changed items of each run's newest evaluation and
+    its comparison with an earlier one, `regressions` each run's regression test, `people` the results of
+    human reviews, and `silent` the reasons why models can't be queried. With `translations`, the report shows
+    the settings sent to each backend in addition to those that you requested. Raises `UsageError` if there
+    are no runs.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="to list them: orchestrate runs")

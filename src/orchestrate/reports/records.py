@@ -40,7 +40,7 @@ class RunScore(Record, frozen=True, kw_only=True):
 
     @property
     def rows(self) -> tuple[str, int]:
-        """Digest and number of the evaluated items. Scores are comparable if these are equal."""
+        """Digest and number of the evaluated items. Two scores are comparable if both values are equal."""
         e = self.evaluation
         return (e.items_digest or e.dataset_digest, e.items)
 
@@ -89,7 +89,7 @@ class Compared(Record, frozen=True, kw_only=True):
     regression: Regression | None = None
     """The run's newest regression test."""
     asked_again: tuple[Pairing, ...] = ()
-    """Comparisons of the run's newest evaluation with earlier ones on the same items."""
+    """Comparisons of the run's newest evaluation with its earlier evaluations on the same items."""
     serving: str | None = None
     silent: str | None = None
     """Reason why the model can't be queried on its host, or `None`."""
@@ -152,14 +152,14 @@ def price(compared: Compared) -> Decimal | None:
 
 
 def price_basis(compared: Compared) -> str:
-    """Return how the price is known: billed, quoted, or what a sandbox would bill."""
+    """Return the basis of the price: billed, quoted, or what a sandbox would bill."""
     if compared.run.bill is None:
         return "quoted"
     return "would bill" if compared.run.sandbox else "billed"
 
 
 def priced_as(compared: Compared) -> str:
-    """Format the price and how it is known: `$0.76 (billed)`."""
+    """Format the price with its basis: `$0.76 (billed)`."""
     return f"{text.money(price(compared))} ({price_basis(compared)})"
 
 

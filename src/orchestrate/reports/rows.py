@@ -128,7 +128,7 @@ def status(compared: Compared) -> str:
 
 
 def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
-    """Return the facts as (name, one value per run), in reading order. Omits facts that no run has."""
+    """Return the facts as (name, one value per run), in display order. Omits facts that no run has."""
     found = [*_identity(comparison), *_measured(comparison), *money(comparison), *_trained(comparison)]
     return _shown([*found, (PROOF, [c.proof or text.NOTHING for c in comparison.runs])])
 

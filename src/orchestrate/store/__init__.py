@@ -67,9 +67,10 @@ def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = 
     """Return the current time on a deployment's own clock: `created_at` plus its age. Hourly charges and
     limits use this time.
 
-    Uptime measures the time since the last reading. After a reboot, or on another machine, only the wall
-    clock is available. The returned time never goes backward. If the creation time that the host reports
-    (`made_at`) shows that the last reading used a wrong wall clock, the host's time is used instead.
+    The time elapsed since the age was last recorded is measured with the uptime clock. After a reboot, or on
+    another machine, only the wall clock is available. The returned time never goes backward. If the creation
+    time that the host reports (`made_at`) shows that the wall clock was wrong when the age was last recorded,
+    the host's time is used instead.
     """
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version

@@ -80,8 +80,8 @@ class Notifications:
             connection.execute(done)
 
     def unfinished(self, channel: str, *, older_than_s: float) -> list[str]:
-        """List runs claimed by a process that stopped before it finished. Their notification may have been
-        sent."""
+        """List runs whose notification was claimed by a process that stopped before it finished. Each
+        notification may or may not have been sent."""
         table = schema.notifications
         before = stamp(self._db.clock.now() - timedelta(seconds=older_than_s))
         query = select(table.c.run_id).where(
@@ -103,7 +103,8 @@ _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
 """Longest pause that a host can request."""
 _SHARE = 10
-"""Divisor of the polling interval, which is the time since the run's last change divided by this number."""
+"""Divisor that determines the polling interval, which is the time since the run's last change divided by
+`_SHARE`."""
 _VIEWER_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
@@ -184,8 +185,9 @@ class Agenda:
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
         """Return how long each run has been silent. `marks` maps run ids to text that changes whenever a run
-        shows activity. A new mark restarts the count, and so does a pause of more than `gap_s` between
-        checks. Time is measured by this machine's uptime, so a wrong wall clock doesn't matter."""
+        shows activity. A new mark restarts the count, and so does a pause of more than `gap_s` seconds
+        between checks. Time is measured with this machine's uptime clock, so changes to the wall clock don't
+        affect it."""
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -238,7 +240,8 @@ class Agenda:
             return set(connection.execute(query.where(runs.c.status.not_in(ended))).scalars())
 
     def pause(self, account: str, seconds: float) -> None:
-        """Stop all processes from querying this account for `seconds`. Never shortens an existing pause."""
+        """Prevent all processes from querying this account for the next `seconds`. Never shortens an existing
+        pause."""
         table, now = schema.pauses, self._db.clock.now()
         until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST)
         values = {"since": stamp(now), "until": stamp(until)}

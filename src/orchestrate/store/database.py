@@ -47,7 +47,7 @@ _CHECKED_AT_OPEN_BYTES = 8_000_000
 """Files of up to this many bytes are verified each time they are opened, which takes a few milliseconds. Only
 `verify` checks larger files."""
 _LEAST_FREE = 65_536
-"""Minimum free disk space in bytes. The index of the write-ahead log alone takes half of it."""
+"""Minimum free disk space in bytes. Half of it is needed for the index of the write-ahead log alone."""
 _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "to rebuild a store from the hosts' job lists: orchestrate recover"

@@ -82,8 +82,8 @@ def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment
 
 
 def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
-    """Record that the user abandons the deployment, whatever its host does. Its cost so far still counts, but
-    no further cost is added."""
+    """Record that the user abandons the deployment, even if it is still up on its host. The cost so far still
+    counts, but no further cost is added."""
     if deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ABANDONED, bills=False, cause=reason, complete=False, ended_at=at)
@@ -283,7 +283,8 @@ class Deployments:
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
         """Return the total cost limit of an entry in the gateway's model map, to be checked in the
-        transaction that deploys. `but` is the id of the deployment being changed, which is not counted."""
+        transaction that deploys. `but` is the id of the deployment that is being changed. Its cost is not
+        counted."""
         description = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the maximum cost of this deployment",
@@ -376,8 +377,8 @@ class Deployments:
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
-        """List the (backend, host) pairs that must be polled: those of deployments with a limit or an
-        unconfirmed shutdown."""
+        """List the (backend, host) pairs to poll: those where a deployment has a limit or an unconfirmed
+        shutdown."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 

@@ -70,7 +70,7 @@ def columns(run: Run, clock: Clock) -> dict[str, Any]:
 def beside(
     clock: Clock, run_id: str, kind: str, record: msgspec.Struct | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the database row for a JSON record of a run."""
+    """Return the database row that stores a run's JSON record, such as a proof or an evaluation."""
     text = msgspec.json.encode(record).decode()
     return {"run_id": run_id, "kind": kind, "at": stamp(clock.now()), "record": text}
 

@@ -59,7 +59,7 @@ class Limit(NamedTuple):
     description: dict[str, str]
     """Parts of the `OverBudget` message that describe this limit."""
     wanted: Decimal | None = None
-    """Amount to count against the limit, if it differs from the amount to count against the budget."""
+    """Amount to count against this limit. `None` uses the amount that counts against the budget."""
 
 
 def reserve(  # noqa: PLR0913  what is held, and each limit that it is held against
@@ -121,8 +121,8 @@ def reserve_more(
     limits: Sequence[Limit],
     figure: str,
 ) -> None:
-    """Check that a run's new maximum cost fits the budget and the limits, if it exceeds the reserved amount.
-    `None` keeps the reserved amount."""
+    """Check that a run's new maximum cost fits the limits and, if it exceeds the reserved amount, the budget.
+    `None` keeps the reserved amount, so the budget isn't checked."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
     taken = spending(run).total_usd
@@ -227,7 +227,7 @@ def _deployed(records: Iterable[str | None], clock: Clock) -> list[Spending]:
 
 
 class LedgerShare(NamedTuple):
-    """The amounts that one run or deployment adds to the sums."""
+    """The amounts that one run or deployment adds to the ledger's sums."""
 
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
@@ -402,15 +402,16 @@ class Ledger:
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
     def account(self, purpose: str, settings: Settings) -> AnswerAccount:
-        """Return the account that reserves, settles and counts the answers of one command against the store's
+        """Return the account that one command uses to reserve and settle its answers against the store's
         budget."""
         return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
 
 
 @dataclass(frozen=True)
 class AnswerAccount:
-    """Account for answers in two steps: reserve each request's maximum price before sending it, then settle
-    it once the outcome is known. Safe to use from several threads and processes."""
+    """Account for individually billed answers. It reserves each request's maximum price before the request is
+    sent, and settles the reservation once the outcome is known. Safe to use from several threads and
+    processes."""
 
     _db: Database
     purpose: str
@@ -425,7 +426,7 @@ class AnswerAccount:
 
     def hold(self, backend: str, usd: Decimal, log: Path) -> str:
         """Reserve the maximum price of one request, which will be recorded in `log`. Returns the id of the
-        reservation. Raises `OverBudget`."""
+        reservation. Raises `OverBudget` if the price exceeds the remaining budget."""
         id = f"{_KEPT}{secrets.token_hex(8)}-{_mark(log, self._db.clock)}"
         with self._db.writing() as connection:
             reserve(
@@ -470,9 +471,10 @@ class AnswerAccount:
         killed or because they were made after the backup from which this store was restored. The caller must
         hold the log's lock.
 
-        A reservation that is missing from the log is released if the log was `found`, is the same file and is
-        complete, because then the request was never sent. Otherwise, the reservation counts in full. So does
-        any reservation that no command has settled within a day.
+        If a reservation's request is missing from the log, the reservation is released only if the log proves
+        that the request was never sent: the log was `found`, is still the same file, and is complete.
+        Otherwise, the reservation counts in full, as does any reservation that no command has settled within
+        a day.
         """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)

@@ -106,7 +106,7 @@ class RunLists:
 
     def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
         """Return the first groups in sorted order, with the number of runs in each. The group `None` contains
-        runs without a value, and the group with an empty name those with an empty value."""
+        runs without a value, and the group with an empty name contains runs with an empty value."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))

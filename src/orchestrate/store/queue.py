@@ -37,7 +37,7 @@ class Queue:
     ) -> QueueEntry:
         """Add an entry at the end of the queue, or at the start if `first` is set. `make` receives the
         position and returns the entry. `guard` receives the new entry and the existing entries, and raises an
-        error to prevent the addition."""
+        error if the entry must not be added."""
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max

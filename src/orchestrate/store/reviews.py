@@ -32,8 +32,8 @@ class Reviews:
             connection.execute(schema.reviews.insert().values(values))
 
     def matching(self, *, evaluation: str | None = None, run_ids: Sequence[str] = ()) -> list[Review]:
-        """List reviews, newest first. `evaluation` selects those of one evaluation, and `run_ids` those that
-        contain all of these runs."""
+        """List reviews, newest first. `evaluation` selects the reviews of one evaluation, and `run_ids`
+        selects reviews that contain all of these runs."""
         table = schema.reviews
         with self._db.reading() as connection:
             rows = connection.execute(select(table.c.record).order_by(table.c.at.desc())).scalars().all()

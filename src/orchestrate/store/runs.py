@@ -111,11 +111,11 @@ class _StoredRun(NamedTuple):
     attempt: int
     cancel_requested: bool
     taken: ledger.LedgerShare
-    """Amounts that the run's row adds to the ledger's sums."""
+    """Amounts that the run adds to the ledger's sums."""
 
 
 class Equal(TypedDict, total=False):
-    """Field values that a run must have to match the filter. `None` matches any value."""
+    """Filter that compares fields for equality. A field that is `None` matches any value."""
 
     provider: str | None
     host: str | None
@@ -252,9 +252,10 @@ class Runs:
             return after
 
     def begin(self, run_id: str, lease: Lease) -> Run:
-        """Start a new attempt and set the phase to SUBMITTING, or withdraw the run if its cancellation was
-        requested. If the user cancels after this, the job is canceled on the host. Raises `LeaseLost` if
-        another process has taken over the run, and `ImpossibleTransition` if the run can't be submitted."""
+        """Start a new attempt and set the phase to SUBMITTING. If cancellation was already requested,
+        withdraw the run instead. If the user cancels later, the job is canceled on the host. Raises
+        `LeaseLost` if another process has taken over the run, and `ImpossibleTransition` if the run can't be
+        submitted."""
         at = self._db.clock.now()
         with self._db.writing() as connection:
             self._leases.require(connection, lease)
@@ -444,7 +445,7 @@ class Runs:
         return found
 
     def open_providers(self, *, sandboxes: bool = True) -> list[str]:
-        """List the backends of runs that may still change."""
+        """List the backends that have runs whose state may still change."""
         table = schema.runs
         query = select(table.c.provider).where(~table.c.closed).distinct().order_by(table.c.provider)
         query = query if sandboxes else query.where(~table.c.sandbox)

@@ -62,8 +62,8 @@ class Searches:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
     def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
-        """Return the cost of a sweep's runs so far, plus their possible further cost. `but` is the number of
-        a trial to leave out."""
+        """Return the cost of a sweep's runs so far, plus their possible further cost. The trial numbered
+        `but` is left out."""
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 

@@ -91,7 +91,7 @@ CrashPoint = Callable[[str], None]
 """A function that is called with the name of each point of `POINTS` that the protocol reaches."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""Tolerated difference between this machine's clock and the host's when searching for jobs by time."""
+"""Tolerated difference between this machine's clock and the host's clock in searches for jobs by time."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Timing:
     send_limit_s: float = 20.0
     """Maximum time between writing SUBMITTING and sending. After that, nothing is sent."""
     requests: int = 3
-    """Number of requests that one create makes, including the reads before it. Each has the provider's
-    timeout."""
+    """Number of HTTP requests that it takes to create one job, including the reads before it. Each has the
+    provider's timeout."""
     margin_s: float = 60.0
     """Maximum delay before a new job appears in the host's list."""
     lease_s: float = 30.0
@@ -129,4 +129,4 @@ def settle_left_s(
 
 
 def pass_by(_point: str) -> None:
-    """Do nothing. This is the `CrashPoint` that is used outside of fault tests."""
+    """Do nothing. This is the default `CrashPoint`, which is used outside of fault tests."""

@@ -143,23 +143,24 @@ def cancelling(run: Run, at: datetime) -> Run:
 
 
 def abandoned(run: Run, reason: str, at: datetime) -> Run:
-    """Record that the user abandons the run, whatever its host does. The run ends as canceled, unless it had
-    already ended."""
+    """Record that the user abandons the run, even if its job continues on the host. The run ends as canceled,
+    unless it had already ended."""
     if run.status.terminal:
         return _with(run, at, abandoned=reason)
     return _with(run, at, status=JobStatus.CANCELLED, abandoned=reason, finished_at=at)
 
 
 def left(run: Run) -> str | None:
-    """Return why a run on Orchestrate's engine is paused: it reached a limit, or its worker was stopped from
-    outside. Returns `None` if the run resumes automatically or a user paused it."""
+    """Return the reason why a run on Orchestrate's engine is paused, such as a limit that it reached or a
+    worker that was stopped from outside. Returns `None` if a user paused the run or if it resumes
+    automatically."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
 
 def at_rest(run: Run) -> bool:
-    """Return whether the run is paused until its user resumes it, and uses none of its backend's resources
-    meanwhile."""
+    """Return True if the run is paused until the user resumes it. While paused, it uses none of its backend's
+    resources."""
     return run.status is JobStatus.PAUSED and run.raw_status != _DIED
 
 
@@ -199,17 +200,17 @@ def billed(bill: Bill) -> Callable[[Run], Run]:
 
 
 def estimated(usd: Decimal) -> Callable[[Run], Run]:
-    """Return a change that records the host's own estimate, made before the job was created."""
+    """Return a function that adds the host's own cost estimate, made before the job was created, to a run."""
     return lambda run: msgspec.structs.replace(run, estimate_usd=usd)
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Record the limits that the user set, and the maximum cost that these allow."""
+    """Record the limits that the user set, and `most_usd`, the maximum cost within these limits."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 
 def reopened(run: Run, at: datetime, limits: Allowance) -> Run:
-    """Record that a program uses a training session again, with these limits."""
+    """Record that a program resumed a training session with these limits."""
     limited = given(run, at, limits, limits.max_usd)
     return _with(limited, at, status=JobStatus.RUNNING, bill=None, error=None)
 

@@ -66,10 +66,10 @@ TRAIN = {
 }
 """Settings of Ray Train.
 
-If a worker is lost, the other workers wait for it, so Ray must not wait for them. For up to 20 s, Ray Train
-may treat a lost node as available and would then wait a minute for room on it. Ray announces preemption only
-to workers that check for it, which Orchestrate's workers don't need to do because they can stop after any
-step.
+If a worker is lost, the other workers wait for it, so Ray must not wait for them. For up to 20 s after a node
+is lost, Ray Train may treat it as available and would then wait a minute for free resources on it. Ray
+announces preemption only to workers that check for it, which Orchestrate's workers don't need to do because
+they can stop after any step.
 """
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 """Packages that Ray Train imports in addition to Ray's own dependencies. The cluster provides Ray itself."""

@@ -36,7 +36,7 @@ def unstorable(id: str) -> bool:
 
 
 class NoSuchPlace(LookupError):
-    """Raised if the id after which a list should start is not in the list."""
+    """Raised if a list should start after an id that is not in the list."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,8 @@ def _name(key: str) -> str:
 # repeat: in either order, since a first request that was held up may arrive behind its repeat.
 
 WINDOW = timedelta(hours=1)
-"""Time during which clients may repeat a request. They wait 10 minutes for a response and try three times in
-total."""
+"""Time during which clients may repeat a request. Clients wait 10 minutes for a response and send a request
+at most three times."""
 
 
 class OtherRequest(UsageError):
@@ -321,7 +321,7 @@ class GatewayJobs:
 
     def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
         """Return the cost limit of a key, to be checked in the transaction that deploys for this key. `but`
-        is the id of the deployment being changed, which is not counted."""
+        is the id of the deployment that is being changed. Its cost is not counted."""
         if key.budget_usd is None:
             return None
         description = {

@@ -39,10 +39,10 @@ START_S = 3600.0
 """Seconds for starting machines and installing packages until a worker reports, at the start and after a
 loss."""
 LEAVE_S = 60.0
-"""Seconds that Ray has to stop its workers after the run has ended."""
+"""Time in seconds that Ray gets to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
-"""Seconds that the other workers wait while the first one evaluates and saves. Practically infinite, because
-crashes of the first worker are detected separately."""
+"""Timeout in seconds of the other workers while the first one evaluates and saves. Practically infinite,
+because a crash of the first worker is detected separately."""
 MAX_ERROR_CHARS = 600
 """Maximum number of characters of a worker's error to report."""
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Driver:
         self.fitted, self.superseded = threading.Event(), threading.Event()
         self.begun, self.settled = threading.Event(), threading.Event()
         self.heard = self.switch.clock()
-        """Time of a worker's last report."""
+        """Time at which a worker last reported, in seconds on the clock of `switch`."""
         self.action = ""
         """Requested action, `pause` or `cancel`, if no worker can carry it out."""
         self.fault = ""
