@@ -57,7 +57,7 @@ class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
     marks: dict[str, dict[str, tuple[Mark, ...]]] = msgspec.field(
         default_factory=dict[str, dict[str, tuple[Mark, ...]]]
     )
-    """Marks keyed by contender, then by metric, one per sample."""
+    """Marks, one per sample, keyed by contender and then by metric."""
 
 
 NO_ANSWER = "(no answer)"

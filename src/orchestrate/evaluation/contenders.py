@@ -45,7 +45,7 @@ class QuestionClient(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A contender before its evaluation, and the client that queries it."""
+    """A contender that has not been evaluated yet, and the client that queries it."""
 
     contender: Contender
     respondent: Respondent
@@ -83,8 +83,9 @@ def examples_of(items: Sequence[Item], evaluated: Sequence[Item]) -> list[Item]:
 def shots_of(
     items: Sequence[Item], wanted: int, evaluated: Sequence[Item], seed: int = 0
 ) -> tuple[Message, ...]:
-    """Pick `wanted` few-shot examples from `items` as messages, excluding the evaluated questions. The same
-    seed gives the same examples. They simulate the examples that a team would write into its prompt."""
+    """Pick `wanted` few-shot examples from `items`, excluding the evaluated questions, and return them as
+    messages. The same seed gives the same examples. This simulates a team that writes examples into its
+    prompt."""
     free = examples_of(items, evaluated)
     order = sorted(free, key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
     found: list[Message] = []
@@ -234,8 +235,8 @@ def _json(value: Any) -> bytes:
 
 
 def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
-    """Set the expected answers per hour of a candidate that is billed hourly. Other candidates are
-    returned unchanged."""
+    """Set the expected number of answers per hour, for a candidate that is billed hourly. Other candidates
+    are returned unchanged."""
     if candidate.contender.usd_per_hour is None or answers_per_hour is None:
         return candidate
     contender = replace(candidate.contender, answers_per_hour=answers_per_hour)

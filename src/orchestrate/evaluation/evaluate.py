@@ -28,7 +28,7 @@ from orchestrate.text import count, money
 from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 
 _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
-"""Differences in accuracy. The plan shows how many items are needed to detect each of them."""
+"""Differences in accuracy for which the plan shows the number of items needed."""
 
 
 class ContenderPlan(Record, frozen=True, kw_only=True):
@@ -205,8 +205,9 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return two lists of names: the models that get a verdict, and the reference models. If there are tuned
-    models, only they get a verdict. Base models and rivals are in neither list."""
+    """Return two lists of names, both without base models and rivals: the models that get a verdict, and the
+    reference models. If there are tuned models, only they get a verdict, and the other models are references.
+    Otherwise, every model gets a verdict."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]

@@ -162,7 +162,8 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
 
 
 _ADD_UP = ("f1_", "bleu", "chrf", "perplexity")
-"""Name prefixes of metrics that are not means of marks. They are only compared within an evaluation."""
+"""Name prefixes of metrics that are not means of marks. These metrics are compared only within one
+evaluation."""
 
 
 def _difference(

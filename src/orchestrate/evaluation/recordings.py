@@ -1,5 +1,5 @@
-"""Recordings: answers that you collect before a model is shut down, to evaluate them later in place of the
-model."""
+"""Recordings: answers that you collect from a model before it is shut down, so that you can still evaluate it
+later."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _question_text(item: Item) -> str:
 
 
 KIND = "recording"
-"""Kind of the store's records that hold recordings."""
+"""Kind of store record that holds a recording."""
 WRITTEN = "record:"
 """Prefix for using a recording's id as a model name."""
 

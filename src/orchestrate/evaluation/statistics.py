@@ -29,9 +29,9 @@ UNKNOWN = 1e9
 def mean(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """Return the mean with Student's interval. The degrees of freedom are the number of clusters minus one.
-    Values in a cluster may be correlated: their deviations are added before they are squared (Liang and Zeger
-    1986). `within` is the range of possible values."""
+    """Return the mean with its confidence interval from Student's t distribution. The degrees of freedom are
+    the number of clusters minus one. Values in a cluster may be correlated: their deviations are added before
+    they are squared (Liang and Zeger 1986). `within` is the range of possible values."""
     return mean_test(values, clusters, within)[0]
 
 
@@ -62,8 +62,8 @@ def mean_test(
 def unseen(value: float, count: int, within: Range | None) -> float:
     """Bound the distance between the true mean and the measured value if all `count` values are identical.
     The bound is the highest plausible probability of an event that never occurred in `count` trials, times
-    the largest possible deviation. If `within` is not given, returns 0 if that many identical values can be
-    significant at 5%."""
+    the largest possible deviation. Without `within`, returns 0 if `count` identical values can be significant
+    at 5%, and the absolute measured value otherwise."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -140,8 +140,8 @@ def wilson(right: int, n: int, z: float = Z) -> Score:
 
 def paired_interval(gained: int, lost: int, n: int, z: float = Z) -> Score:
     """Return Tango's score interval (1998) for the difference of two proportions over the same `n` items. The
-    interval has the nominal coverage even if a model only loses items. Wald's interval would then be too
-    short."""
+    interval has the nominal coverage even if a model only loses items. In that case, Wald's interval would be
+    too narrow."""
     if n == 0:
         return Score(value=0.0, low=-1.0, high=1.0, n=0)
     value = (gained - lost) / n
@@ -198,7 +198,7 @@ def detectable(n: int, discordant: float = DISCORDANT) -> float:
 
 
 def rows_for(difference: float, discordant: float = DISCORDANT) -> int:
-    """Return the number of items that detect this difference with a power of 80%."""
+    """Return the number of items needed to detect this difference with a power of 80%."""
     return math.ceil(REACH**2 * discordant / difference**2)
 
 

@@ -1,4 +1,4 @@
-"""Decide between ship, do not ship, and not enough evidence, with reasons and the number of rows that would
+"""Decide between ship, do not ship, and not enough evidence, with reasons and the number of rows needed to
 decide."""
 
 from __future__ import annotations

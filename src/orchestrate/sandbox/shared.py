@@ -309,7 +309,8 @@ class SandboxFiles:
         return self.host.state.files / id
 
     def add(self, id: str, name: str, purpose: str, size: int, **extra: Any) -> StoredFile:
-        """Register the bytes at `path(id)`. If the file is for training, check its rows."""
+        """Register a file whose bytes are already at `path(id)`. If the file is for training, check its
+        rows."""
         now = self.host.clock.now()
         file = StoredFile(
             id=id,

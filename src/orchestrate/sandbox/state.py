@@ -80,7 +80,8 @@ class SandboxState:
             self._db.execute("COMMIT")
 
     def put(self, host: str, kind: str, id: str, body: dict[str, Any], *, tag: str | None = None) -> None:
-        """Create or replace an object. A replaced object keeps its position in the order and its account."""
+        """Create or replace an object. An object that is replaced keeps its account and its position in the
+        order."""
         text = json.dumps(body)
         with self._lock:
             clause, values = _chosen(host, kind, id)

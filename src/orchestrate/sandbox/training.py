@@ -527,7 +527,7 @@ class Trainer:
         return made_up_metrics(job, now)
 
     def checkpoints(self, job: SandboxJob, now: float) -> list[CheckpointFiles]:
-        """List the checkpoints, oldest first. The last one of a job that succeeded is its result."""
+        """List the checkpoints, oldest first. If the job succeeded, its last checkpoint is the result."""
         if not job.trained:
             total, wanted = job.total_steps, max(1, job.checkpoints)
             steps = sorted({max(1, round(total * n / wanted)) for n in range(1, wanted + 1)})
@@ -574,8 +574,8 @@ class Trainer:
         max_tokens: int,
         temperature: float,
     ) -> Reply:
-        """Generate a reply with a job's tuned model, or without a job with the sandbox's own model.
-        Raises `FileNotFoundError` if the model's adapter is missing."""
+        """Generate a reply with a job's tuned model. Without a job, use the sandbox's own model. Raises
+        `FileNotFoundError` if the model's adapter is missing."""
         if not self.settings.train or (job is not None and not job.trained):
             return Reply(
                 content=ANSWER, model="none", prompt_tokens=0, completion_tokens=0, finish_reason="stop"

@@ -54,7 +54,7 @@ HONORED = frozenset(
         "recovery_seconds", "max_new_tokens", "run_grader_code", "grader_seconds",
     }
 )  # fmt: skip
-"""The job settings that a recipe accepts. Their defaults are those of a job on this machine."""
+"""The job settings that a recipe accepts. They have the same defaults as in a job on this machine."""
 TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 """AdamW's own defaults, which jobs on this machine use."""
 EPSILON = 1e-4
@@ -75,7 +75,7 @@ class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
     """A recipe's training job: a method and files of canonical rows."""
 
     name: str
-    """The recipe's folder in the run. An interrupted recipe continues from it."""
+    """Name of the recipe's folder in the run directory. An interrupted recipe continues from this folder."""
     method: Method
     train: str
     validation: str | None = None

@@ -144,7 +144,7 @@ class TrainingSession:
 
     @property
     def cost_usd(self) -> Decimal:
-        """Cost so far, in US dollars. Requests in progress count with their maximum cost."""
+        """Cost so far, in US dollars. Requests in progress are counted at their maximum cost."""
         return self._record.meter.usd
 
     @property
@@ -236,8 +236,8 @@ class TrainingSession:
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
         """Save weights and optimizer, by default as `step-N`. You can resume the run from a save, and it
-        becomes one of the run's checkpoints. With `kept=False`, you can only resume from the save, and on
-        this machine the next save replaces it."""
+        becomes one of the run's checkpoints. With `kept=False`, the save can only be used to resume the run,
+        and on this machine the next save replaces it."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(f"the name of a save may contain letters, digits, . _ - (got {name!r})")

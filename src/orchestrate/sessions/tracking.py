@@ -75,7 +75,7 @@ class SessionRequest:
 
 
 class Meter:
-    """Tracks the cost of a session, and checks that each request fits within its limit."""
+    """Tracks the cost of a session, and checks that each request fits within the session's limit."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Meter:
         self._lock = threading.Lock()
 
     def keep_in(self, folder: Path) -> None:
-        """Continue from the journal of an earlier program. Its unanswered requests count with their maximum
-        cost."""
+        """Continue from the journal of an earlier program. Requests without an answer are counted at their
+        maximum cost."""
         if not self.price.by_token:
             return
         self._journal = Journal(folder / JOURNAL, PaidRequest)
@@ -132,7 +132,7 @@ class Meter:
             return self._number
 
     def settle(self, number: int, use: TokenUse | None) -> None:
-        """Record the cost of a request. `None` means unknown, and counts as the request's maximum cost."""
+        """Record the cost of a request. An unknown cost (`None`) is counted as the request's maximum cost."""
         with self._lock:
             most = self._open.pop(number)
             self.used += most if use is None else use
@@ -473,7 +473,7 @@ class SessionRecord:
         return where
 
     def saves(self) -> dict[str, str]:
-        """Map each name to the folder of its checkpoint."""
+        """Return each checkpoint's folder, keyed by the name of the save."""
         try:
             named = msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
         except (OSError, msgspec.MsgspecError):

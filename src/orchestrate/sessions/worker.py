@@ -29,7 +29,7 @@ and how long this process stays up after its session has ended."""
 LATER = (ProviderError, SetupError, OSError)
 """Errors that may be temporary: problems with the host, the store or a key, or a full disk."""
 NAME = "job"
-"""The recipe's folder in the run."""
+"""Name of the recipe's folder in the run directory."""
 
 
 def main(path: str) -> int:

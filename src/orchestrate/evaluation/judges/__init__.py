@@ -1,4 +1,5 @@
-"""Judges: models that rate answers in place of human raters, and the measured agreement between the two."""
+"""Judges: models that rate answers in place of people. `calibration` measures their agreement with human
+raters."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def to_score(rubric: Rubric, prompt: Sequence[Message], expected: str, answer: A
 def to_compare(
     rubric: Rubric, prompt: Sequence[Message], expected: str, first: Answer, second: Answer
 ) -> tuple[Message, ...]:
-    """Build the conversation that asks the judge to compare two answers, with `first` as A."""
+    """Build the conversation that asks the judge to compare two answers. `first` is shown as answer A."""
     shown = [
         ("conversation", _conversation(prompt)),
         ("answer A", answer_text(first)),
@@ -204,7 +205,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
         return [_scored(answer, self.judge.rubric) for answer in self._ask(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
-        """Build one conversation for the judge per pair."""
+        """Build one conversation with the judge for each pair."""
         rubric = self.judge.rubric
         return [to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
 

@@ -175,8 +175,8 @@ def write(rated: Iterable[RatedAnswer], path: Path) -> int:
 FEWEST = 30
 """Minimum number of rated answers for measuring the agreement."""
 LEAST = 0.4
-"""Required lower confidence bound of kappa and, for scores, of the rank correlation. 0.4 means moderate
-agreement (Landis and Koch 1977)."""
+"""Smallest acceptable lower confidence bound of kappa. For scores, it also applies to the rank correlation.
+0.4 means moderate agreement (Landis and Koch 1977)."""
 MOST_UNREADABLE = 0.1
 
 
@@ -184,7 +184,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     """A comparison of a judge with people on the same answers."""
 
     judge: str
-    """The digest of model, URL, prompt and rubric."""
+    """Digest of the judge's model, URL, prompt and rubric."""
     kind: Kind
     model: str
     place: str
@@ -381,8 +381,8 @@ class CalibrationRow:
 
 
 def read_rows(path: str) -> list[CalibrationRow]:
-    """Read all rows in file order. Raises `DataError` if the file can't be read, or has rows other than chats
-    and completions."""
+    """Read all rows in file order. Raises `DataError` if the file can't be read, or if a row is neither a
+    chat nor a completion."""
     lines = source(path)
     shape = sniff(path, first_lines(lines.lines), ())
     if shape.kind not in KINDS:

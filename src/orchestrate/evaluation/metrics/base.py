@@ -27,10 +27,10 @@ class Context:
     items: Sequence[Item]
     asking: Asking
     respondent: Callable[[str, int, float], Respondent]
-    """Function that takes a model, the maximum number of tokens, and the temperature. Raises the same errors
-    as `model_at`."""
+    """Function that returns a model to query, given its name, the maximum number of tokens, and the
+    temperature. Raises the same errors as `model_at`."""
     embed: Callable[[str], Embed]
-    """Function that takes a model and returns an embedding function: one vector per text."""
+    """Function that takes a model and returns an embedding function, which returns one vector per text."""
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
@@ -60,8 +60,8 @@ class Metric(Protocol):
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         """Return a mark for each pair, in order. A single call receives all of a contender's pairs, so a
-        metric that queries a model can send concurrent requests. Failed answers (with `error`) are not
-        passed, and get the mark 0."""
+        metric that queries a model can send concurrent requests. Failed answers, which have an `error`, are
+        not passed in and get the mark 0."""
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:

@@ -42,7 +42,7 @@ _REFUSAL = re.compile(
 """Pattern of a refusal. Its last line excludes answers that only ask for missing input: "I can't create the
 invoice until I have the amount." """
 _HEAD = 300
-"""Number of characters to search for a refusal, from the start of an answer."""
+"""Number of characters at the start of an answer in which to look for a refusal."""
 
 
 def refuses(text: str) -> bool:

@@ -147,7 +147,7 @@ def _unspaced(word: str) -> list[str]:
 # sacrebleu's types leave out what its metrics compute from.
 @dataclass(frozen=True)
 class Overlap:
-    """A metric from sacrebleu. N-grams are counted over all answers, as for a corpus."""
+    """A metric from sacrebleu. N-gram counts are summed over all answers, as in a corpus-level score."""
 
     used: MetricUsed
     corpus: Any

@@ -62,8 +62,9 @@ def tasks_of(
     seed: int = 0,
 ) -> Tasks:
     """Build review tasks for all items, or for a random sample of `items` items. If `kind` is `pairs`, raters
-    compare all contenders with each other, or each contender only with `against`. If a contender has several
-    answers to an item, the first one is shown. Raises `UsageError` if there is nothing to rate."""
+    compare all contenders with each other or, if `against` is given, each contender only with `against`. If a
+    contender has several answers to an item, the first one is shown. Raises `UsageError` if there is nothing
+    to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
             "reviewing pairs requires two contenders, but the evaluation has one",

@@ -27,7 +27,7 @@ class Ratings(Protocol):
 
 
 class ReviewAction(msgspec.Struct, omit_defaults=True):
-    """An action that a page sends. `rater` is only used if the raters share one link."""
+    """An action that the review page sends. `rater` is only used if the raters share one link."""
 
     action: Literal["show", "rate", "undo"]
     rater: str = ""
@@ -41,8 +41,8 @@ class ReviewAction(msgspec.Struct, omit_defaults=True):
 
 
 def valid_ratings(ratings: Sequence[Rating]) -> list[Rating]:
-    """Return the valid ratings in chronological order: the last one for each rater and task, unless
-    withdrawn."""
+    """Return each rater's last rating of each task, in chronological order. Leaves out tasks whose last
+    rating was withdrawn."""
     last: dict[tuple[str, str], Rating] = {}
     for rating in ratings:
         last.pop((rating.rater, rating.task), None)
@@ -101,8 +101,8 @@ class ReviewSession:
         self._kept.rate(self.rating(action, rater, names))
 
     def rating(self, action: ReviewAction, rater: str, names: Sequence[str]) -> Rating:
-        """Build a rating from the rater's action. `names` are the contenders of the answers, in the order in
-        which they were shown. Raises `UsageError` if the rating is incomplete."""
+        """Build a rating from the rater's action. `names` are the contenders that gave the answers, in the
+        order in which the answers were shown. Raises `UsageError` if the rating is incomplete."""
         criteria = self.review.rubric.criteria
         if self.review.kind == "pairs" and (action.choice is None or action.scores):
             raise UsageError("choose the better answer, or neither")

@@ -43,8 +43,8 @@ def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
 
 
 def rate(votes: Iterable[PairVote]) -> Score:
-    """Return the rate at which the first of two models is preferred. A tie counts half, and `n` counts
-    items."""
+    """Return the rate at which the first of two models is preferred. A tie counts as half, and `n` is the
+    number of items."""
     found = outcomes(votes)
     return statistics.mean([o.points for o in found], [o.item for o in found], within=(0.0, 1.0))
 

@@ -37,8 +37,8 @@ class FromReview(Record, frozen=True, kw_only=True):
     format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
-    """Number of rated tasks that yield no row, by reason. For DPO from single answers, it counts pairs of
-    tasks."""
+    """Number of rated tasks that yield no row, by reason. If DPO pairs are built from answers rated
+    individually, this is the number of pairs of tasks."""
 
 
 def from_review(

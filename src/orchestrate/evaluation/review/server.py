@@ -27,7 +27,7 @@ from orchestrate.http import web
 from orchestrate.http.web import RequestGuard, holder
 
 ANYONE = ""
-"""Key of the shared link, for raters who enter their name on the page."""
+"""Key of the shared link in `ReviewPage.links`. Raters who open it enter their name on the page."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with
 
 

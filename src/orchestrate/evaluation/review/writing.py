@@ -212,8 +212,8 @@ class WrittenSoFar:
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
     """Texts keyed by row, then by writer."""
     settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
-    """Final text of each row whose disagreement was settled. If a writer of the row then changes a text, the
-    disagreement is open again."""
+    """Final text of each row whose disagreement was settled. If a writer of the row later changes their text,
+    the disagreement is reopened."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     """Number of changes by person and row."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
@@ -256,7 +256,7 @@ def _words(one: Rating) -> tuple[str, str]:
 
 
 class RowDraft(msgspec.Struct, omit_defaults=True):
-    """The text that a page sends."""
+    """A row's text as the writing page sends it."""
 
     action: Literal["show", "save", "undo"]
     task: str = ""

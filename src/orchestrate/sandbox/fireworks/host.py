@@ -445,7 +445,8 @@ class FireworksHost(Host):
         return self.render(job)
 
     def state_name(self, job: SandboxJob) -> str:
-        """Return Fireworks' name for the job's state. The first phase is CREATING, then VALIDATING."""
+        """Return Fireworks' name for the job's state. A job that is being validated is first CREATING, then
+        VALIDATING."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.SUCCEEDED and job.early_stopped:

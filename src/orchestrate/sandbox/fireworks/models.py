@@ -174,7 +174,8 @@ class FireworksUploadRoutes:
         return json_answer(model)
 
     def uploading(self, id: str) -> dict[str, Any] | None:
-        """Return a model whose files are being uploaded."""
+        """Return the uploaded model with this id, or `None` if there is none. Its files may still be
+        incomplete."""
         return self.host.state.get("fireworks", "model", id)
 
     def _found(self, request: Request) -> dict[str, Any]:
@@ -503,7 +504,7 @@ class FireworksModelRoutes:
         """Find the job that trained the weights served as `model#deployment`. Returns `None` for a base
         model.
 
-        Raises `HostError`: 404 for a tuned model that no deployment serves, 503 while one starts."""
+        Raises `HostError`: 404 for a tuned model without a deployment, 503 while its deployment starts."""
         model, _, deployment = name.partition("#")
         job = self.job_of(model)
         if job is None:

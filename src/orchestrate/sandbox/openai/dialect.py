@@ -1,8 +1,8 @@
-"""Simulate a host with its own variant of OpenAI's API, based on the sandbox's OpenAI host and the host's
+"""Simulate a host that has its own variant of OpenAI's API, based on the sandbox's OpenAI host and the host's
 description.
 
 The description lists paths, fields, names and ranges. This module implements the behavior. Rows are checked
-against the rules of the simulated OpenAI."""
+by the rules of the sandbox's OpenAI host."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class DialectHost(OpenAIHost):
         return {}
 
     def routes(self) -> list[BaseRoute]:
-        """Build OpenAI's routes below the host's own paths, and the routes of its deployments."""
+        """Build OpenAI's routes under the host's path prefixes, and the routes for its deployments."""
         plain = cast("list[Route]", super().routes())
         own: list[BaseRoute] = [
             Route(path + one.path.removeprefix("/v1"), one.endpoint, methods=sorted(one.methods or ()))
@@ -289,7 +289,7 @@ _HYPER = {
     "method.reasoning_effort": "reasoning_effort",
     "method.compute_multiplier": "compute_multiplier",
 }
-"""Settings that the simulated OpenAI supports too."""
+"""Settings that the sandbox's OpenAI host also supports."""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Registry:
         return listed(data)
 
     def weights(self) -> dict[str, tuple[str, SandboxJob]]:
-        """Return all finished weights as (name, job), keyed by registry id."""
+        """Return a (name, job) pair for all finished weights, keyed by registry id."""
         found: dict[str, tuple[str, SandboxJob]] = {}
         for job in self.host.jobs():
             if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:

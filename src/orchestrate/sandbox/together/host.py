@@ -241,7 +241,8 @@ class TogetherHost(Host):
         return self.render(job)
 
     def state_name(self, job: SandboxJob) -> str:
-        """Return Together's name for the job's state. The last phase is compressing, then uploading."""
+        """Return Together's name for the job's state. After training, a job is first compressing, then
+        uploading."""
         now = self.clock.now()
         phase = job.phase(now)
         if phase is Phase.FINALIZING:

@@ -1,6 +1,6 @@
-"""Together's uploads and jobs. Clients upload a file with one PUT to a signed URL after a redirect, or a
-large file in parts. Creating a job validates it, estimates its price and finds the weights that it starts
-from."""
+"""Together's uploads and jobs. Clients are redirected to a signed URL and upload the file there with one PUT.
+They upload large files in parts. Creating a job validates it, estimates its price and finds the weights that
+it starts from."""
 
 from __future__ import annotations
 
@@ -563,7 +563,7 @@ def _event(job: SandboxJob, at: float, type: str, message: str, level: str, **mo
 def metrics_of(
     job: SandboxJob, now: float, trainer: Trainer, query: Mapping[str, str]
 ) -> list[dict[str, float]]:
-    """Return metrics rows in chronological order, with either `train/...` or `eval/...` values."""
+    """Return metrics rows in chronological order. Each row has either `train/...` or `eval/...` values."""
     if job.phase(now) in (Phase.VALIDATING, Phase.QUEUED):
         return []
     rows: list[dict[str, float]] = []

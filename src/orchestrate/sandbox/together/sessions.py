@@ -66,8 +66,8 @@ Values = dict[str, Any]
 
 
 class TrainingSessions:
-    """Routes for model resources and training sessions on the Together host. Sessions end with the process
-    that trains them, but their costs remain."""
+    """Routes for model resources and training sessions on the Together host. A session ends when the process
+    that trains it ends, but its cost stays on record."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
