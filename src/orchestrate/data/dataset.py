@@ -46,8 +46,8 @@ class Dataset(Facts):
 
         The file name contains the digest and the target, and an existing complete file is reused. Otherwise,
         the source file is read once more. Raises `DataError` if the rows no longer match the digest, if the
-        target rejects them, or, unless `allow_loss` is set, if the target cannot represent all of them
-        without loss."""
+        target rejects them, or if it cannot represent all of them without loss and `allow_loss` is not
+        set."""
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             from orchestrate.data.writing import write_rows

@@ -1,8 +1,7 @@
 """Convert canonical examples to the rows that a host accepts.
 
 Hosts share OpenAI's field names but differ in roles, in the name of the reasoning field and in the features
-they support. `orchestrate.data.rules` reports each trait that a format leaves out.
-"""
+they support. `orchestrate.data.rules` reports each row trait that a format can't represent."""
 
 from __future__ import annotations
 

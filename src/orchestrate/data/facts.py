@@ -155,7 +155,7 @@ class Facts:
         return ((number, row.example) for number, row in self.read() if row.example is not None)
 
     def number(self, place: int) -> int:
-        """Convert an index among the valid rows, starting at 0, to the row number in the file."""
+        """Convert a 0-based index among the valid rows to a row number in the file."""
         number = place + 1
         for line in self.rowless:
             if line > number:

@@ -301,8 +301,8 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
 
 
 def worker_count(workers: int | None, size: int) -> int | None:
-    """Return the number of workers for a file of `size` bytes. A value of `workers` above one is always
-    used."""
+    """Return the number of workers for a file of `size` bytes. Returns `workers` if it is above one or if the
+    file is large enough for parallel reading, and 1 otherwise."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
@@ -311,8 +311,8 @@ _SNIFFED = 64 << 20
 
 
 def first_lines(path: str) -> Iterator[bytes]:
-    """Yield the lines of a file, skipping those longer than `_SNIFFED` bytes. Raises `DataError` if every
-    line is longer."""
+    """Yield the lines of a file, skipping those longer than `_SNIFFED` bytes. Raises `DataError` if all lines
+    are longer than that."""
     any_short = any_long = False
     with rows_file(path) as file:
         if file.read(3) != b"\xef\xbb\xbf":

@@ -99,7 +99,7 @@ EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
 @dataclass(frozen=True)
 class HostRules:
     kinds: Mapping[Kind, str | None]
-    """Why the host rejects each kind of row, or `None` for kinds that it accepts."""
+    """Reason why the host rejects a kind of row, keyed by kind. `None` for kinds that it accepts."""
     traits: Mapping[Trait, Rule]
     least_rows: int = 1
     most_rows: int | None = None
@@ -108,7 +108,7 @@ class HostRules:
     """Maximum length of a row in tokens. The host truncates longer rows."""
     preference_traits: Mapping[Trait, Rule] = field(default_factory=dict[Trait, Rule])
     row_weights_on_all: bool = False
-    """True if either all rows or no rows must have a weight."""
+    """True if a file must set weights on all rows or on none."""
 
     def rule(self, trait: Trait, kind: Kind) -> Rule | None:
         if kind == "preference" and trait in self.preference_traits:
@@ -136,7 +136,7 @@ METHOD_KINDS: dict[str, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True)
 class RowTarget:
-    """Where rows are written: a backend's format or the format of another tool."""
+    """Target for written rows: the format of a backend or of another tool."""
 
     name: str
     rules: HostRules
@@ -180,7 +180,8 @@ def accepted(data: Facts, host: RowTarget) -> int:
 
 
 def losses(data: Facts, host: RowTarget) -> list[Problem]:
-    """Return what the target's format can't represent in these rows, and the rows that it rejects."""
+    """Return a problem for each trait of the rows that the target's format can't represent, and for the kind
+    of row if the target rejects it."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     return found + _kinds(data, host, None)
 

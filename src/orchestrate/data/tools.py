@@ -446,7 +446,7 @@ def _trl_completion(example: Example) -> dict[str, Any]:
 def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
     """Write a Parquet file in batches and return the number of rows. Without `plain`, lists are written as
     JSON text, because tool schemas and multipart content have no common column type. The reader accepts both.
-    Raises `MissingExtra` without pyarrow."""
+    Raises `MissingExtra` if pyarrow is not installed."""
     with needed("data", "writing Parquet", "pyarrow"):
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
         import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]

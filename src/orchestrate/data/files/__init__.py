@@ -190,7 +190,7 @@ def beside(source: str, suffix: str) -> Path:
 
 def log_beside(output: Path, what: str, *sources: str) -> Path:
     """Return the path of a log next to an output file: `rows.changes.jsonl` for `rows.jsonl`. Raises
-    `UsageError` as `require_writable` does."""
+    `UsageError` under the same conditions as `require_writable`."""
     log = output.with_name(f"{_base(output.name)}.{what}.jsonl")
     require_writable(log, *sources)
     return log
@@ -199,7 +199,7 @@ def log_beside(output: Path, what: str, *sources: str) -> Path:
 @contextmanager
 def whole(path: Path) -> Generator[Path]:
     """Yield a temporary path to write to. When the block ends, the file is moved to `path`, or copied if
-    `path` is a stream. After an error, nothing is written."""
+    `path` is a stream. If the block raises an exception, nothing is written."""
     if is_stream(path):
         with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
             partial = Path(folder, "rows")
@@ -217,8 +217,8 @@ def _stream(path: Path) -> IO[bytes]:
 
 @contextmanager
 def writing(path: Path) -> Generator[IO[bytes]]:
-    """Open `path` for writing as `whole` does. The output is compressed when the name ends in .gz or
-    .zst."""
+    """Open `path` for writing. As with `whole`, nothing is written if the block raises an exception. The
+    output is compressed if the name ends in .gz or .zst."""
     with whole(path) as partial, partial.open("wb") as file, _packing(file, path.suffix.lower()) as packed:
         yield packed
 

@@ -22,7 +22,7 @@ from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 MOST_UNBALANCED = 4
-"""Ratio of the two labels' row counts at which an imbalance is reported."""
+"""Minimum ratio between the two labels' row counts at which `check` reports an imbalance."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -45,8 +45,8 @@ class FileFacts(Record, frozen=True, kw_only=True):
     tokens_from: TokensFrom = TokensFrom.EXACT
     tokens_low: int | None = None
     tokens_high: int | None = None
-    """High end of the token count, including the tokenizer's error band and the sampling error. In 99 of 100
-    samples, the true count lies between the low and the high end."""
+    """Upper bound of the token count, including the tokenizer's error band and the sampling error. In 99 of
+    100 samples, the true count lies between the lower and the upper bound."""
     counts: dict[str, int]
 
 

@@ -52,8 +52,9 @@ def convert(
 ) -> ConvertReport:
     """Write the valid rows of `path` to `output`.
 
-    Raises `DataError` with the reasons if the target cannot represent this kind of row, or cannot represent
-    all rows and `allow_loss` is off. Raises `UsageError` if `output` must not be overwritten."""
+    Raises `DataError` with the reasons if the target cannot represent this kind of row, or if rows would lose
+    content or be left out and `allow_loss` is not set. Raises `UsageError` if `require_writable` rejects
+    `output`."""
     require_writable(output, path, stream=True)
     if target.name == "parquet" and output.suffix.lower() in PACKED_SUFFIXES:
         raise UsageError("Parquet files are already compressed", fix=f"-o {output.with_suffix('')}")

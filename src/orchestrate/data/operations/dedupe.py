@@ -17,7 +17,7 @@ from orchestrate.types import Record
 class Removed(Record, frozen=True, kw_only=True):
     row: int
     because_of: int
-    """Number of the earlier row, which stays in the output."""
+    """Row number of the earlier duplicate, which is kept."""
     near: bool
 
 
@@ -53,7 +53,7 @@ def dedupe(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DedupeReport:
-    """Write the remaining rows to `output`, and a log with one line per removed row next to it. Without
+    """Write the rows to `output` without duplicates, and log each removed row in a file next to it. Without
     `output`, nothing is written. Raises `DataError` if the file can't be read or `require_rows` rejects it,
     and `MissingExtra` if `near_duplicates` is set but numpy or rensa is not installed."""
     log = None

@@ -46,8 +46,8 @@ _TURN_LISTS = ("conversations", "conversation")
 
 
 class RowFix(Record, frozen=True, kw_only=True):
-    """One change to a row. `action` is `repaired`, `not repaired` or `dropped` (a field) if the row is in the
-    copy, and `left out` if it is not. `code` is the problem's code."""
+    """One change to a row. `action` is `left out` if the row is not in the copy. Otherwise it is `repaired`,
+    `not repaired`, or `dropped` if a field was removed. `code` is the problem's code."""
 
     row: int
     code: str

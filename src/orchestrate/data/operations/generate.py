@@ -279,8 +279,8 @@ class KeptQuestion(msgspec.Struct, tag="kept"):
 
 
 class OldSentEntry(msgspec.Struct, tag="asked"):
-    """A log entry for a request, as written by earlier versions together with `OldAnswerEntry` and
-    `Failed`."""
+    """Log entry for a sent request, in the format of earlier versions. The outcome of the request is an
+    `OldAnswerEntry` or a `Failed` entry."""
 
     number: int
     worst_usd: Decimal
@@ -316,7 +316,7 @@ class GenerateOrder:
     account: RequestLedger | None = None
     """The store's ledger, which records the requests."""
     backend: str = ""
-    """The provider that bills the answers."""
+    """Provider that bills the requests."""
     own: bool = False
     sandbox: bool = False
     max_tokens: int = 4096
@@ -327,7 +327,8 @@ class GenerateOrder:
     parallel: int = 4
     instructions: str = ""
     hosts: tuple[RowTarget, ...] = ()
-    """Backends that accept all seeds and must also accept each generated row."""
+    """Backends to generate rows for. Every generated row must be valid for each of them, except for backends
+    that reject a seed row, which are ignored."""
     threshold: float = 0.8
     """Similarity at which a row counts as a near duplicate."""
     seed: int = 0

@@ -68,7 +68,7 @@ class InspectReport(Record, frozen=True, kw_only=True):
     digest: str
     """The digest of the rows."""
     data_digest: str
-    """Data digest, as `show` prints it, of a run that trains on this file alone."""
+    """Data digest that `orchestrate show` prints for a run trained on this file alone."""
     tokenizer: str
     tokens_exact: bool
     tokens: int
@@ -80,14 +80,14 @@ class InspectReport(Record, frozen=True, kw_only=True):
     longest: tuple[LongRow, ...]
     roles: dict[str, int]
     turns: dict[str, int]
-    """Number of rows by number of user messages."""
+    """Number of rows, keyed by number of user messages."""
     tools: dict[str, int]
     """Number of tool calls, keyed by tool name."""
     labels: dict[str, int]
     """Number of desirable and undesirable answers, for unpaired rows. Empty for other rows."""
     languages: dict[str, int]
-    """Languages of the first rows, as ISO 639-1 codes, `uncertain`, `too short` or `none`. Empty if
-    langdetect is not installed."""
+    """Number of rows in each language, counted in the first rows of the file. Keys are ISO 639-1 codes,
+    `uncertain`, `too short` and `none`. Empty if langdetect is not installed."""
     duplicates: int
     problems: dict[str, int]
     guidance: str

@@ -1,9 +1,8 @@
-"""Mix several files into one training file, by their weights.
+"""Mix several files into one training file, according to their weights.
 
-Each row is repeated as often as the integer part of its file's weight. For the fractional part, a seeded
-sample of the file's rows is added once more. Each file's rows stay in order and are spread evenly over the
-mix.
-"""
+The integer part of a file's weight is the number of times each of its rows occurs. The fractional part is the
+share of its rows that occur one more time. These rows are sampled with a seed. Each file's rows stay in order
+and are spread evenly over the mix."""
 
 from __future__ import annotations
 

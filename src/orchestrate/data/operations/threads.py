@@ -44,8 +44,8 @@ def is_mbox(path: str) -> bool:
 
 
 def mbox_rows(path: str) -> Iterator[dict[str, Any]]:
-    """Yield the messages of an mbox as rows, in file order. Each message belongs to the thread of the first
-    message to which it refers."""
+    """Yield the messages of an mbox as rows, in file order. Each message is assigned to the thread of the
+    first message that it refers to."""
     box = mailbox.mbox(path, create=False)
     try:
         parents = {_id(m.get("Message-ID")): _parent(m) for m in box}
@@ -197,7 +197,7 @@ class Columns:
     text: str | None = None
     time: str | None = None
     ignored: frozenset[str] = frozenset()
-    """Columns that are not used and not reported as unused."""
+    """Columns to ignore. They are not reported as unused."""
     user: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     """Senders of messages to leave out of all conversations."""
@@ -214,12 +214,12 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     open: int
     """Number of threads left out because nobody answered."""
     unanswered_ends: int
-    """Number of threads written without the messages after the last answer."""
+    """Number of written threads whose messages after the last answer were left out."""
     several_agents: int
     """Number of written threads with answers from several `assistant` senders. Training mixes the styles of
     these senders."""
     unasked: int
-    """Number of threads written without the messages before the first question."""
+    """Number of written threads whose messages before the first question were left out."""
     empty: int
     """Number of messages that were empty after quotes and the signature were removed."""
     unthreaded: int
@@ -231,7 +231,7 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     internal_by: tuple[str, ...]
     shown: dict[str, tuple[str, ...]]
     speakers: dict[str, tuple[str, ...]]
-    """Most common senders by role: assistant, user or left out."""
+    """Most common senders for each role: assistant, user or left out."""
     other_speakers: int
     """Number of messages left out because their sender is in `Columns.left_out`."""
     time: str | None
@@ -253,8 +253,8 @@ def columns_of(  # noqa: PLR0913  independent options
     left_out: Sequence[str] = (),
 ) -> Columns | None:
     """Return the columns that identify threads, roles and text. For an mbox file, the thread and role columns
-    have defaults. Returns `None` if none of these options was given, in which case a row is not a single
-    message. Raises `UsageError` if the options are incomplete."""
+    have defaults. Returns `None` if `thread`, `role` and `assistant` are all missing, in which case the file
+    is not read as a table of messages. Raises `UsageError` if only some of them are given."""
     if is_mbox(path):
         thread, role = thread or "thread", role or "sender"
     if thread is None and role is None and not assistant:
@@ -578,7 +578,7 @@ def _rank(value: Any) -> float:
 
 def without_quotes(text: str) -> str:
     """Return the newly written text of a message, without the quoted messages below it and without the
-    signature. Raises `MissingExtra` without mail-parser-reply."""
+    signature. Raises `MissingExtra` if mail-parser-reply is not installed."""
     try:
         from mailparser_reply import EmailReplyParser  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:

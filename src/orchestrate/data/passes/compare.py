@@ -124,13 +124,13 @@ AVOIDED = 0x5851F42D4C957F2D
 """Value mixed into the keys of undesirable answers, so that their keys differ from the keys of desirable
 answers."""
 SAMPLED = 512
-"""Number of rows used to recognize the file's form: those with the smallest hashes, so the order of rows has
-no effect."""
+"""Number of rows sampled to find phrases that many rows share. The rows with the smallest hashes are used, so
+the order of rows has no effect."""
 FORM_SHARE, FORM_ROWS = 0.1, 20
 """Minimum fraction and minimum number of sampled rows that must share a phrase for it to count as part of
 the file's form."""
 SYSTEM_SHARE = 4
-"""The system prompt contributes at most one phrase for every `SYSTEM_SHARE` of the row's own phrases."""
+"""Number of a row's own phrases per phrase that its system prompt may contribute."""
 
 
 @dataclass
@@ -150,8 +150,8 @@ class Signatures:
 
 
 def signatures(task: ScanTask, size: int, workers: int | None = None, form: Any = None) -> Signatures:
-    """Compute the signatures of all valid rows of a file. Without `form`, the file's own form is used.
-    Raises `MissingExtra` without rensa."""
+    """Compute the signatures of all valid rows of a file. Phrases in `form` are ignored. By default, these
+    are the phrases that many rows of the file share. Raises `MissingExtra` if rensa is not installed."""
     _rensa()
     form = shared_form([(task, size)]) if form is None else form
     tasks = [replace(task, start=start, end=end) for start, end in ranges(task.path, size)]
@@ -232,8 +232,8 @@ def _without(form: Any, hashes: Any) -> Any:
 
 
 def digests(texts: Sequence[str]) -> tuple[Any, Any]:
-    """Compute the band keys (uint64, texts x 16) and sketches (uint8, texts x 128) of at least one text.
-    Raises `MissingExtra` without numpy or rensa."""
+    """Compute the band keys (uint64, texts x 16) and the sketches (uint8, texts x 128) of the texts. There
+    must be at least one text. Raises `MissingExtra` if numpy or rensa is not installed."""
     return _sketched([_shingles(text) for text in texts])
 
 

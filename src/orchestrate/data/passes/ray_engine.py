@@ -26,8 +26,8 @@ def on_ray(workers: int | None = None) -> Generator[int]:
     """Run the data commands in the `with` block on Ray, and yield the number of CPUs.
 
     Uses the cluster at `RAY_ADDRESS`, or one that `ray start` started on this machine. Otherwise, it starts a
-    temporary cluster with `workers` CPUs (by default one for each core). Raises `MissingExtra` without ray,
-    and `ConfigError` if no cluster is reachable at `RAY_ADDRESS`."""
+    temporary cluster with `workers` CPUs (by default one for each core). Raises `MissingExtra` if ray is not
+    installed, and `ConfigError` if no cluster is reachable at `RAY_ADDRESS`."""
     ray = _ray()
     joined = not ray.is_initialized()
     if joined:

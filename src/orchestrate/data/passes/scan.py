@@ -102,7 +102,7 @@ class Tally:
     lines: int = 0
     rows: int = 0
     canonical_bytes: int = 0
-    """Size in bytes of every `SIZED`th row as a JSON line."""
+    """Total size, in bytes, of every `SIZED`th row as a JSON line."""
     numbers: array[int] = field(default_factory=lambda: array("I"))
     """The row number of each valid row."""
     prompts: array[int] = field(default_factory=lambda: array("Q"))
@@ -202,8 +202,8 @@ def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
 
 def ranges(path: str, size: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Yield byte ranges of slightly more than `step` bytes that end at line endings. Line contents determine
-    the boundaries, so an edit doesn't shift later ranges. Raises `DataError` for a line longer than the limit
-    before reading all of it."""
+    the boundaries, so an edit doesn't shift later ranges. Raises `DataError` if a line exceeds the size
+    limit, without reading the rest of the line."""
     if size <= step:
         yield from [(0, size)] if size else []
         return

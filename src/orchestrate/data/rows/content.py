@@ -44,7 +44,8 @@ _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""UTF-8 lead bytes of the characters that can follow the first character of a wrongly decoded sequence."""
+"""First UTF-8 byte of every character that can occur after the first character in a wrongly decoded
+sequence."""
 
 
 @cache
@@ -107,7 +108,7 @@ def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path |
     """Compile a hyperscan database. Match ids are the indices of the expressions.
 
     The database is cached in `folder`. It is recompiled if the cached file is damaged or was built for a
-    different hyperscan version or processor. Raises `ImportError` without hyperscan."""
+    different hyperscan version or processor. Raises `ImportError` if hyperscan is not installed."""
     import hyperscan  # pyright: ignore[reportMissingTypeStubs]
 
     api = cast("Any", hyperscan)
@@ -129,8 +130,8 @@ def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path |
 
 
 def place(expressions: Sequence[bytes], flags: Sequence[int], folder: Path) -> Path:
-    """Return the cache file for these expressions and the installed hyperscan version. Raises
-    `ImportError` without hyperscan."""
+    """Return the cache file for these expressions and the installed hyperscan version. Raises `ImportError`
+    if hyperscan is not installed."""
     import hyperscan  # pyright: ignore[reportMissingTypeStubs]
 
     version = cast("Any", hyperscan).__version__

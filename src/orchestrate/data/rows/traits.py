@@ -125,10 +125,10 @@ class Trait(IntFlag):
     SYSTEM_LATER = 1024
     """A system message comes after the first message."""
     STARTS_WRONG = 2048
-    """The first message is neither system, developer nor user."""
+    """The first message is not a system, developer or user message."""
     NOT_ALTERNATING = 4096
     SEVERAL_ANSWERS = 8192
-    """A side of a preference pair or an unpaired answer has no message or more than one."""
+    """An unpaired answer, or one side of a preference pair, doesn't consist of exactly one message."""
     PARALLEL_TOOL_CALLS = 16384
     NAMES = 32768
     MULTI_TURN = 65536
@@ -142,7 +142,7 @@ class Trait(IntFlag):
     EMPTY_SYSTEM = 2097152
     """The system prompt is empty. Chat templates then omit their default system prompt."""
     SEVERAL_TRAINED = 4194304
-    """Training uses more than one assistant message."""
+    """More than one assistant message is trained on."""
     LAST_TRAINED = 8388608
     """Weights select only the last of several assistant messages for training."""
     PARTLY_TRAINED = 16777216

@@ -112,7 +112,7 @@ def joined(spans: Iterable[tuple[int, int]]) -> Spans:
 
 
 def spans_of(pieces: Iterable[tuple[str, bool]]) -> tuple[str, Spans]:
-    """Join (text, trained) pieces. Returns the joined text and the spans of it to train on."""
+    """Join (text, trained) pieces. Returns the joined text and the spans of the trained pieces."""
     text, spans = "", Spans()
     for piece, trained in pieces:
         if trained:

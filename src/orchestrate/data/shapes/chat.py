@@ -1,7 +1,6 @@
-"""Convert message lists to canonical messages leniently, and report every problem of the row. Strict structs
+"""Convert message lists to canonical messages leniently, and report every problem in the row. Strict structs
 decode clean rows. This module reads all others: aliases, OpenAI's retired `functions` fields, unknown fields
-and broken messages.
-"""
+and broken messages."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ _NOTES = frozenset(
 
 
 def reference(fields: Row) -> Row:
-    """Return the fields of an RL row that a grader may compare an answer with."""
+    """Return the fields of an RL row that a grader may compare answers against."""
     return {name: value for name, value in fields.items() if name.lower() not in _NOTES}
 
 
@@ -346,7 +346,7 @@ def recognize(row: Row) -> RowFormat | None:
 
 
 class RecognizedRow(NamedTuple):
-    """A row as read in a format: the example, problems and unused columns."""
+    """The result of reading a row: its example, problems and unused columns."""
 
     example: Example | None
     problems: list[Problem]

@@ -76,7 +76,7 @@ def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Pr
 
 
 def conversation(items: list[Any], place: str) -> tuple[list[ChatMessage], list[Problem]]:
-    """Read the messages of turns with `from` and `value`, or with `role` and `content`."""
+    """Read messages from a list of turns, which have either `from` and `value` or `role` and `content`."""
     if items and all(isinstance(item, dict) and "role" in item for item in items):
         named = [item | {"role": alias(item["role"]) or item["role"]} for item in items]
         return messages_from(named, place)
@@ -311,7 +311,7 @@ def is_alpaca(row: Row) -> bool:
 
 
 def has_fields(row: Row, fields: frozenset[str]) -> bool:
-    """Return whether a row has a label and those of the `fields` that contain a prompt or an answer."""
+    """Return whether a row has a label and all prompt and answer columns that are listed in `fields`."""
     if not row.keys() & TAGS:
         return False
     if "output" in fields:

@@ -314,6 +314,6 @@ def held_out_rows(columns: Mapping[str, UnreadColumn]) -> tuple[str, Counter[str
 
 
 def strict(found: Problem) -> Problem:
-    """Return the problem with the severity that it has under `data check --strict`."""
+    """Return the problem with the severity that `data check --strict` gives it."""
     unread = found.code in ("unread-column", "extra-fields", "hidden-column")
     return replace(found, severity=Severity.ERROR) if unread else found

@@ -154,7 +154,8 @@ class Remark(msgspec.Struct, frozen=True):
 
     text: str
     refused: bool
-    """True if the template rejects such rows. They are not counted, and training would fail on them."""
+    """True if the template rejects the affected rows. These rows are not counted, and training on them would
+    fail."""
     count: int
     first: tuple[int, ...]
     """The first affected rows, as indices among the counted rows (from 0) or as row numbers in the file."""

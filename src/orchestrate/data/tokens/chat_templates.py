@@ -58,8 +58,8 @@ def chosen(templates: object, *, tools: bool = False) -> str | None:
 
 
 def with_settings(templates: object, settings: Mapping[str, Any] | None) -> object:
-    """Add `settings` to the templates as default values, so that they apply wherever the template is used:
-    the trained model, its exports, and servers."""
+    """Add `settings` to the templates as default values, so that they apply to the trained model, its exports
+    and every server that uses the template."""
     if not settings:
         return templates
     begun = "".join(
@@ -121,10 +121,9 @@ def render(
     names: Mapping[str, str],
     answer_next: bool = False,
 ) -> tuple[str, Spans]:
-    """Render a conversation. Returns the text and the character spans that the template marks as the
-    assistant's. `names` are the special tokens that the template may write, such as `bos_token`. With
-    `answer_next`, the text ends with the start of an answer. Raises `DataError` if the template rejects the
-    conversation."""
+    """Render a conversation. Returns the text and the character spans that the template marks as assistant
+    text. `names` are the special tokens that the template may write, such as `bos_token`. With `answer_next`,
+    the text ends with the start of an answer. Raises `DataError` if the template rejects the conversation."""
     from orchestrate.data.tokens import jinja
 
     return jinja.render(

@@ -117,7 +117,7 @@ def counter(name: str) -> Counter:
 
 
 def base(name: str) -> str:
-    """Return the name of the counter, without the family of a substitute counter."""
+    """Return the counter's own name: for a substitute such as `llama-3~o200k`, the part after `~`."""
     return name if name.startswith("hf:") else name.rpartition("~")[2]
 
 

@@ -53,8 +53,8 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def opened(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer:
-    """Load the tokenizer from a folder, with transformers if the folder's files are not sufficient. Raises
-    the same errors as `load`."""
+    """Load a tokenizer from a folder, using transformers only if the folder's files are not sufficient.
+    Raises the same errors as `load`."""
     return read(folder, added_tokens) or of_transformers(load(folder, added_tokens))
 
 
@@ -179,7 +179,7 @@ class HubCounter:
 
 
 def text_of(tokenizer: Any, id: int) -> str:
-    """Return the text that a transformers tokenizer writes for one token, including special tokens."""
+    """Decode one token id with a transformers tokenizer. Special tokens are decoded too."""
     text: str = tokenizer.decode([id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 

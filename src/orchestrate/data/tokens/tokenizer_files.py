@@ -88,7 +88,7 @@ class HubTokenizer:
     decode: Callable[[Sequence[int]], str]
     """Function that decodes token ids, including special tokens, without any cleanup."""
     bos: int | None
-    """Id of the token that starts a text, if there is one."""
+    """Id of the beginning-of-sequence token, or `None` if there is none."""
     eos: int | None
     names: Mapping[str, str]
     """Special tokens, keyed by name such as `bos_token`."""

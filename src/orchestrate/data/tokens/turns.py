@@ -88,8 +88,9 @@ class Rendered:
     """Spans of trained messages with other roles, keyed by message index."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
-        """Describe effects of the template that the conversation's author may not expect. `has_end` is true
-        if the model has an end token. That token is appended if the text is `unended`."""
+        """Describe effects of the template that the conversation's author may not expect. Set `has_end` if
+        the model has an end token. Training then appends it to an unfinished last answer (see `unended`), so
+        its missing end is not reported."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns
@@ -391,7 +392,7 @@ class _TurnPieces(NamedTuple):
     starts: list[int]
     turns: list[_Outline]
     others: list[_Outline]
-    """The spans of trained messages of other roles."""
+    """Spans of trained messages with other roles."""
     notes: tuple[str, ...]
 
 

@@ -109,8 +109,8 @@ def other_words(of: Mapping[str, Any], i: int) -> dict[str, Any]:
 
 
 def around(text: str, word: str) -> str:
-    """Replace everything in `text` except its leading and trailing whitespace with `word`. Some templates
-    depend on this whitespace."""
+    """Replace `text` with `word`, but keep its leading and trailing whitespace, because some templates depend
+    on it."""
     core = text.strip()
     return text if not core else text.replace(core, word, 1)
 
@@ -129,8 +129,8 @@ def cut_by_words(text: str) -> Cut:
 
 
 def cut_by_values(text: str, messages: Messages, order: Sequence[tuple[int, int]] | None = None) -> Cut:
-    """Split a rendered text at the messages' texts. The texts are searched one after another, in the given
-    `order` or else in message order."""
+    """Split a rendered text at the messages' texts. Looks for the texts one by one in `order`, or in message
+    order by default."""
     words = {(i, k): value.strip() for i, m in enumerate(messages) for k, value in enumerate(values(m))}
     texts: list[str] = []
     owners: list[tuple[int, int]] = []
