@@ -32,7 +32,7 @@ Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
 
 class QuestionClient(Protocol):
     """A client that sends questions to a model, such as `providers.chat.completions.Chat`. It accepts up to
-    `threads` concurrent calls, and sends each question once."""
+    `threads` concurrent calls, and does not retry a question."""
 
     @property
     def threads(self) -> int: ...
@@ -116,9 +116,9 @@ def by_chat(
     *,
     own: bool = False,
 ) -> Candidate:
-    """Build a candidate that is queried through the chat completions API, with as many concurrent questions
-    as the host allows. `first_seconds` returns the time to the first token of this thread's last answer, if
-    answers are streamed. Raises `UsageError` if batches are requested."""
+    """Build a candidate that is queried through the chat completions API, with as many concurrent requests as
+    the host allows. If answers are streamed, `first_seconds` returns the time to first token, in seconds, of
+    the calling thread's last answer. Raises `UsageError` if `sampling` requests batches."""
     if sampling.batch is not None:
         raise UsageError(
             f"{contender.name} answers one question per request. Only models on this machine support batches",
@@ -216,7 +216,7 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 
 
 def fingerprint(model: str) -> str:
-    """Return a fingerprint of a model folder, which changes if its files change. A Hub id is returned
+    """Return a fingerprint that changes when any file in a model folder changes. A Hub id is returned
     unchanged."""
     folder = Path(model)
     if not folder.is_dir():

@@ -37,7 +37,7 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
     contender: str
     questions: int
     kept: int
-    """Number of questions that already have stored answers."""
+    """Number of questions whose answers are already stored."""
     expected_usd: Decimal | None
     """Cost in US dollars if answers are as long as the expected ones. `None` if no price is known."""
     high_usd: Decimal | None

@@ -44,7 +44,7 @@ class HeldOut:
     repeated: int = 0
     """Number of items that are duplicates of an earlier item. They belong to that item's cluster."""
     unread: tuple[str, ...] = ()
-    """Columns that are left out of the questions, although their text differs between most rows."""
+    """Columns that the questions do not include, although most rows have different text in them."""
 
     @property
     def expects(self) -> bool:
@@ -67,7 +67,7 @@ def held_out(
 
     `cluster` is the column whose values group rows. Each of the `slices` is a column name, `length` (of the
     question) or `label` (the expected answer). Raises `DataError` if no row can be used, and `UsageError` if
-    no row has one of the columns."""
+    a requested column is missing from every row."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     seen: Counter[str] = Counter()

@@ -28,7 +28,7 @@ _DRAWS = 4000
 
 
 class Measured(NamedTuple):
-    """A measured model: its number of training rows, its loss, and the standard error of the loss (`None` if
+    """Number of training rows and measured loss of one model, with the standard error of the loss (`None` if
     unknown)."""
 
     rows: int
@@ -49,7 +49,7 @@ class Gain(Record, frozen=True, kw_only=True):
 
 
 def measured_gain(before: Measured, after: Measured) -> Gain:
-    """Return the gain between two models that were both evaluated."""
+    """Return the gain from the `before` model to the `after` model, computed from their measured losses."""
     value, errors = before.loss - after.loss, (before.error, after.error)
     gain = Gain(rows_before=before.rows, rows_after=after.rows, value=value)
     if errors[0] is None or errors[1] is None:

@@ -1,4 +1,4 @@
-"""Compare two evaluations item by item: of two runs, or of one run at different times."""
+"""Compare two evaluations item by item. They can evaluate two runs, or the same run at different times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrate.types import Difference, Evaluation, MetricUsed, Record
 
 KEPT = 30
 LONGEST = 4000
-"""Maximum number of characters to show from a text."""
+"""Maximum number of characters shown of each text. Longer texts are truncated."""
 
 
 class Flip(Record, frozen=True, kw_only=True):

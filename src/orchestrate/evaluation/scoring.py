@@ -132,9 +132,9 @@ class MetricColumn:
     items: Sequence[Item]
     marks: Sequence[tuple[Mark, ...]]
     values: Sequence[float | None] = field(default=())
-    """Mean over each item's samples."""
+    """One value per item: the mean over its samples."""
     parts: Sequence[Totals | None] = field(default=())
-    """Sum of the parts of each item's samples, if the metric has parts."""
+    """If the metric has parts, one entry per item: the sum of the parts over its samples."""
 
     @classmethod
     def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> MetricColumn:

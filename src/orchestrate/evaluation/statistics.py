@@ -128,8 +128,8 @@ Z = 1.959963984540054
 
 
 def wilson(right: int, n: int, z: float = Z) -> Score:
-    """Return Wilson's interval of a proportion. It stays within 0..1 and has a positive width even at 0 of n
-    and n of n."""
+    """Return the Wilson interval for a proportion. It stays within 0..1 and has a positive width even at 0 of
+    n and n of n."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)
     p = right / n
@@ -203,7 +203,7 @@ def rows_for(difference: float, discordant: float = DISCORDANT) -> int:
 
 
 def standard_error(score: Score) -> float:
-    """Return the standard error, computed from the width of the interval."""
+    """Compute the standard error of a score from the width of its interval."""
     return (score.high - score.low) / (2 * Z)
 
 
@@ -301,7 +301,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def exact(right: int, n: int, tail: float) -> Score:
-    """Return Clopper and Pearson's interval of a proportion. The true value is beyond either end with a
+    """Return the Clopper-Pearson interval for a proportion. The true value is beyond either end with a
     probability of at most `tail`."""
     if n == 0:
         return Score(value=0.0, low=0.0, high=1.0, n=0)

@@ -47,10 +47,11 @@ class Host(ABC):
     title: ClassVar[str]
     status_field: ClassVar[str] = "status"
     place: ClassVar[int]
-    """Position of the host in lists, which also determines its port."""
+    """Position of the host in lists of hosts. Also determines the host's port."""
     taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
-    """Typical learning rate of the host's jobs, or typical multiplier if the host uses multipliers."""
+    """Typical learning rate of the host's jobs. For a host that uses learning rate multipliers, the typical
+    multiplier."""
     endless: ClassVar[dict[str, Any]]
     """Fields that tell a client that a list has more pages. Used to simulate a list that never ends."""
 

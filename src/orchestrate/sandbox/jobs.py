@@ -16,7 +16,7 @@ import msgspec
 from orchestrate.types import decoding
 
 BROUGHT = "brought"
-"""Kind of the placeholder jobs that represent uploaded adapters, stored separately from the host's jobs."""
+"""Kind under which uploaded adapters are stored as placeholder jobs, separately from the host's real jobs."""
 
 SLOTS = 3
 """Number of concurrent training runs: one per host, so hosts don't wait for each other."""
@@ -107,7 +107,7 @@ class SandboxJob(msgspec.Struct, kw_only=True):
     output: str
     """The tuned model's name on the host."""
     continues: str | None = None
-    """The job whose adapter this one starts from."""
+    """Job whose adapter is the starting point of this job."""
     continues_step: int | None = None
     created_at: float
     validated_at: float

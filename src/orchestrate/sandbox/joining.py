@@ -18,8 +18,8 @@ PORTS = 4
 
 
 def running(first_port: int = 0, **options: Any) -> AbstractContextManager[Sandbox]:
-    """Start a sandbox like `orchestrate.sandbox.running`, on `first_port` and the ports after it. If
-    `first_port` is 0, use any free ports."""
+    """Start a sandbox as `orchestrate.sandbox.running` does, but on consecutive ports that start at
+    `first_port`. If `first_port` is 0, use any free ports."""
     return sandbox.running(ports=range(first_port, first_port + PORTS) if first_port else (), **options)
 
 

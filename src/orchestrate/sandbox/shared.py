@@ -217,8 +217,7 @@ def folder_of(host: Host, id: str) -> Path:
 
 
 def add(host: Host, id: str, name: str, base: str) -> SandboxJob:
-    """Register uploaded files as a deployable adapter. Raises `HostError` for files that are not an
-    adapter."""
+    """Register uploaded files as a deployable adapter. Raises `HostError` if the files are not an adapter."""
     job = made(host, id, name, base)
     keep(host, job)
     return job

@@ -16,7 +16,7 @@ URLS_KEPT = 80
 
 
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options that a sandbox was started with. See `orchestrate.sandbox.running`."""
+    """Options with which a sandbox was started. See `orchestrate.sandbox.running`."""
 
     speed: float = 1.0
     train: bool = True

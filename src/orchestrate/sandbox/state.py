@@ -44,7 +44,7 @@ def token(length: int = 24) -> str:
 
 
 class SandboxState:
-    """Objects by host, kind and id, in order of creation. Thread-safe."""
+    """Thread-safe store of JSON objects, keyed by host, kind and id, in order of creation."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 GATHERING_S = 0.01
-"""Seconds to wait for more requests before a batch starts. Clients that just received an answer can send
-their next request in this time and join the batch."""
+"""Seconds to wait for more requests before a batch starts. During this time, clients that just received an
+answer can send their next request and join the batch."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,8 @@ def examine(path: Path, taken: AcceptedRows) -> UploadReport:
 
 
 def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, Any]]]:
-    """Yield each row as a canonical example and as uploaded. Raises `RowError` for the first invalid row."""
+    """Yield a pair for each row: the canonical example, and the row as uploaded. Raises `RowError` for the
+    first invalid row."""
     seen: str | None = None
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):

@@ -88,15 +88,16 @@ class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):
 def sft(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on conversations or texts. `settings` are a job's settings (such as epochs, batch_size or
-    learning_rate), train_on, train_on_inputs and earlier_thinking. Returns the last step's metrics."""
+    """Train on conversations or texts. `settings` accepts a job's settings (such as epochs, batch_size or
+    learning_rate), and also train_on, train_on_inputs and earlier_thinking. Returns the last step's metrics.
+    """
     return train(session, _job(session, Supervised, rows, validation, seed, settings))
 
 
 def dpo(
     session: TrainingSession, rows: Rows, *, validation: Rows | None = None, seed: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Train on preference pairs. `settings` are a job's settings, beta, loss (dpo, ipo or orpo),
+    """Train on preference pairs. `settings` accepts a job's settings, and also beta, loss (dpo, ipo or orpo),
     label_smoothing, normalize_by_length, rpo_alpha and simpo_gamma. Returns the last step's metrics."""
     return train(session, _job(session, Preferences, rows, validation, seed, settings))
 
@@ -111,9 +112,9 @@ def rl(
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, float]:
-    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings` are a
-    job's settings and samples_per_prompt. `objective` is the session's loss function, such as ppo. Returns
-    the last step's metrics."""
+    """Sample answers to prompts, grade them, and make the better ones more likely (GRPO). `settings` accepts
+    a job's settings, and also samples_per_prompt. `objective` is the session's loss function, such as ppo.
+    Returns the last step's metrics."""
     given = {"grader": dict(grader), **settings}
     return train(session, _job(session, Reinforcement, rows, validation, seed, given, objective))
 
@@ -129,7 +130,7 @@ def distill(
     **settings: Any,
 ) -> dict[str, float]:
     """Sample answers to prompts, and train the model to answer like a teacher by minimizing the reverse KL
-    divergence per token. `teacher` is a session over a model with the same tokenizer. The teacher is not
+    divergence per token. `teacher` is a session of a model with the same tokenizer. The teacher is not
     trained. Returns the last step's metrics."""
     job = _job(session, Reinforcement, rows, validation, seed, settings, objective)
     job = msgspec.structs.replace(job, name=f"{job.name}-{teacher.id}")

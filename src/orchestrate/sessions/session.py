@@ -44,10 +44,10 @@ CustomLoss = Callable[[Sequence[Any], list[Any]], tuple[Any, Mapping[str, Any]]]
 """A function `loss(data, logprobs) -> (loss, metrics)`, with a torch tensor of log-probabilities for each
 row."""
 IDLE_MINUTES = Decimal(30)
-"""Default idle time in minutes after which a session on a rented machine pauses."""
+"""Default number of idle minutes before a session on a rented machine pauses."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Time limits in seconds. `LEAVING_S` applies when a session pauses: to the host's response and to the last
-save. `OPENING_S` applies to the host's response if a session is paused or canceled while it opens."""
+"""Time limits in seconds. When a session pauses, the host's response and the last save together may take
+`LEAVING_S`. If a session is paused or canceled while it opens, the host has `OPENING_S` to respond."""
 LAST = "last"
 """Name of the save that a session creates if it ends before its loop does."""
 NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
@@ -275,7 +275,7 @@ class TrainingSession:
                 raise HostUnavailable(self._record.run.provider, NO_ANSWER)
 
     def load(self, saved: SavedState | str, *, optimizer: bool = True) -> None:
-        """Load weights and optimizer from a save, given as a `SavedState`, a name, or a path."""
+        """Load the weights and optimizer state from a save, given as a `SavedState`, a name, or a path."""
         if isinstance(saved, str):
             there = "://" in saved or Path(saved).is_dir()
             path = saved if there else self._record.saved_at(saved)
@@ -610,7 +610,8 @@ class TrainingSession:
 
 
 class SessionFutures:
-    """The requests of a session as futures, executed in the order of the calls."""
+    """A session's requests as methods that return futures. Requests are executed in the order in which they
+    were called."""
 
     def __init__(self, session: TrainingSession) -> None:
         self._session = session

@@ -59,7 +59,7 @@ ENDING_S = 60.0
 CHECK_S, REFRESH_S = 1.0, 10.0
 """Seconds between two checks of a session's limits, and between two updates of the store."""
 LAST_VISIT_S = 30.0
-"""Maximum seconds to wait for a session's cost to be stored when it ends."""
+"""Maximum number of seconds that an ending session waits for its cost to be stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,7 +410,7 @@ class SessionRecord:
 
     def way_back(self, *, raised: bool) -> str:
         """Return what the user has to run to continue the session: a command for a submitted job, or Python
-        code for a loop. With `raised`, it sets a higher cost limit."""
+        code for a loop. With `raised`, the command or code also sets a higher cost limit."""
         id = self.run.id
         if not self.run.own_loop:
             quoted = Decimal(0) if self.run.quote is None else self.run.quote.held_usd
@@ -440,7 +440,8 @@ class SessionRecord:
             self.dir.write_state(state)
 
     def visit_store(self) -> None:
-        """Update the run in the store. If the store cannot be reached, the next call updates it."""
+        """Update the run in the store. If the store can't be reached, no error is raised and the next call
+        tries again."""
         with suppress(OrchestrateError):
             self.run = refresh(self.ws.store, self.provider, self.run, bill=self.ws.bill)
 

@@ -213,7 +213,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
 @dataclass
 class PairJudge(_HeldJudge):
     """A `PairMetric` whose ratings come from a judge. `moved` counts the pairs for which the judge's choice
-    changed when their order was swapped."""
+    changed when the two answers were swapped."""
 
     kind: Kind = field(default="pair", init=False)
     moved: int = field(default=0, init=False)

@@ -206,7 +206,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     spearman: Score | None = None
     """Spearman's rank correlation, for scores."""
     moved: int = 0
-    """Number of pairs for which the judge's choice changed when the order was swapped."""
+    """Number of pairs for which the judge's choice changed when the two answers were swapped."""
 
     @property
     def summary(self) -> str:
@@ -335,7 +335,7 @@ class JudgedRow(Record, frozen=True, kw_only=True):
     """The judge's rating of one row, stored as one line of the log."""
 
     row: int
-    """Line number from 1, not counting empty lines."""
+    """Line number, starting at 1. Empty lines are not counted."""
     verdict: str
     """`kept`, `rejected` or `not judged`."""
     score: float | None = None

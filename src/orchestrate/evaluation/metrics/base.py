@@ -34,7 +34,8 @@ class Context:
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """Function that returns a judge's agreement with people, or `None` if unknown. It may query the judge."""
+    """Function that returns a judge's agreement with people, or `None` if unknown. The function may query the
+    judge."""
     allow_code: bool = False
     """True if graders may run code."""
 

@@ -343,7 +343,7 @@ def _until(text: str, stops: Any) -> str:
 
 
 ABLE = 0.1
-"""Minimum accuracy for a measurable ability. At least one of the two models must reach it."""
+"""Minimum accuracy that at least one of the two models must reach for an ability to be measurable."""
 
 CATASTROPHIC_NATS = 0.7
 """Increase in loss, in nats per token, that makes each token half as likely."""
@@ -472,7 +472,8 @@ class Regression(Record, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> bool:
-        """True if at least one ability was retained, and none was forgotten or is undecided."""
+        """True if at least one ability was retained, no ability was forgotten, and no result is
+        inconclusive."""
         found = {r.decision for r in self.results}
         return "kept" in found and found <= {"kept", "not measurable"}
 

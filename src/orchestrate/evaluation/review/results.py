@@ -51,7 +51,8 @@ def rate(votes: Iterable[PairVote]) -> Score:
 
 def likeness(votes: Sequence[PairVote]) -> float | None:
     """Return the agreement of two raters beyond chance, from 0 to 1: the intraclass correlation from a
-    one-way analysis of variance (Shrout and Fleiss 1979). Returns `None` until items have several votes."""
+    one-way analysis of variance (Shrout and Fleiss 1979). Returns `None` if fewer than two items have several
+    votes, or if all votes are the same."""
     items: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         items[vote.item, vote.first, vote.second].append(vote.points)
@@ -114,7 +115,8 @@ def fitted(
     wins: Mapping[tuple[str, str], float], names: Sequence[str], *, draws: float = 1.0
 ) -> dict[str, float]:
     """Fit strengths so that a / (a + b) is the probability that a is preferred to b. The strengths sum to 1.
-    `draws` are added for each pair of models. Uses Hunter's iteration (2004) to eight digits."""
+    Adds `draws` ties to each pair of models. Uses Hunter's MM algorithm (2004), and stops when no strength
+    changes by 1e-9 or more."""
     half = draws / 2
     won = {a: sum(wins.get((a, b), 0.0) + half for b in names if b != a) for a in names}
     met = {
@@ -139,8 +141,8 @@ _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
 class Planned(Record, frozen=True, kw_only=True):
-    """A number of raters per item, and the number of items needed to detect the preference with a power
-    of 80%."""
+    """A review design: a number of raters per item, and the number of items needed to detect the preference
+    with a power of 80%."""
 
     raters: int
     items: int
@@ -267,7 +269,8 @@ def describe(found: ReviewResult) -> list[str]:
 
 
 def points_of(rating: Rating) -> float:
-    """Return 1, 0 or 0.5 points for the contender that was shown on the left."""
+    """Score the contender shown on the left: 1 if it was preferred, 0 if the other one was, and 0.5 for a
+    tie."""
     return {"left": 1.0, "right": 0.0}.get(rating.choice or "", 0.5)
 
 

@@ -208,7 +208,7 @@ class Imported(Record, frozen=True, kw_only=True):
     rater: str
     ratings: int
     unchanged: int
-    """Number of rows whose rating was already known."""
+    """Number of rows whose rating was already stored."""
     empty: int
     """Number of rows without a rating."""
 

@@ -183,8 +183,8 @@ def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, s
 
 
 def reassign(assigned: Assigned, current: WrittenSoFar, writers: Sequence[str]) -> Assigned:
-    """Reassign the open rows of people who no longer write, to the writers with the fewest open rows. Written
-    rows stay with their writers."""
+    """Reassign the open rows of people who are not in `writers`. Each row goes to the writer with the fewest
+    open rows. Written rows stay with their writers."""
     found: Assigned = {}
     load = dict.fromkeys(writers, 0)
     for task, names in assigned.items():
@@ -215,7 +215,7 @@ class WrittenSoFar:
     """Final text of each row whose disagreement was settled. If a writer of the row later changes their text,
     the disagreement is reopened."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
-    """Number of changes by person and row."""
+    """Number of changes, keyed by person and row."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
     """Changes that each person can undo, oldest first."""
 
@@ -265,7 +265,7 @@ class RowDraft(msgspec.Struct, omit_defaults=True):
     question: str = ""
     answer: str = ""
     revision: int = 0
-    """Version of the row that the page showed."""
+    """Version of the row that was displayed on the page."""
     note: str = ""
     seconds: float | None = None
 

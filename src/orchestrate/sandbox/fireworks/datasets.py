@@ -1,4 +1,4 @@
-"""Datasets of the Fireworks host: create, upload to signed URLs or directly, validate."""
+"""Datasets of the Fireworks host: creation, upload (directly or to signed URLs), and validation."""
 
 from __future__ import annotations
 

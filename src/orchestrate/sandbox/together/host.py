@@ -260,7 +260,7 @@ class TogetherHost(Host):
         }[phase]
 
     def render(self, job: SandboxJob, *, with_events: bool = True) -> dict[str, Any]:
-        """Render the job as `retrieve` returns it. Lists return it without events."""
+        """Render the job as `retrieve` returns it. In lists, events are omitted."""
         now = self.clock.now()
         phase = job.phase(now)
         body = job.body
