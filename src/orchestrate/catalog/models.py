@@ -69,8 +69,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     vision: bool = False
     aliases: tuple[str, ...] = ()
     tokenizer: str | None = None
-    """Name of a counter or of a family in `orchestrate.data.tokens.counting`, such as o200k, qwen3.5 or
-    llama-3."""
+    """Name of the tokenizer or its family, such as o200k, qwen3.5 or llama-3. Defined in
+    `orchestrate.data.tokens.counting`."""
     licence: str | None = None
     """The license's name on the Hub. `None` if the license is unknown or the weights are not available."""
     template: str | None = None
@@ -126,7 +126,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     by_name: dict[str, Model]
     host_names: frozenset[str]
     described: dict[str, dict[str, HostModel]]
-    """Models of hosts that are described by YAML files, keyed by host and then by model name."""
+    """Models of the hosts that YAML files describe, keyed by host and then by model name."""
     comparison: str
     starters: tuple[str, ...]
 
@@ -301,7 +301,7 @@ def starters() -> tuple[Model, ...]:
 
 
 def comparison() -> Model:
-    """Return the default model for a prompting comparison."""
+    """Return the default model for comparing the cost of prompting with that of a tuned model."""
     return find(_catalog().comparison)
 
 

@@ -282,7 +282,7 @@ class LineWorker(Protocol):
 
 def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
     """Run a worker that answers many questions at the same time, and return the process's exit code. `made`
-    takes a function that sends an answer, and returns the worker."""
+    builds the worker from a function that sends an answer."""
     send = answering()
     try:
         desk = made(send)

@@ -104,8 +104,8 @@ def whole(path: Path, *, private: bool = False) -> Generator[Path]:
     """Yield a path to write to. At the end of the block, the written file replaces `path` atomically. After
     an error, nothing changes.
 
-    If `path` is a link, its target is written and the link stays, if `inside` allows it. `private` files, and
-    those in a private folder, can be read by their owner only."""
+    If `path` is a link, writes to its target and keeps the link, provided that `inside` allows it. Only the
+    owner can read the file if it is `private` or in a private folder."""
     target = Path(os.path.realpath(inside(path)))
     draft = _draft(target)
     try:
@@ -167,8 +167,8 @@ _replacing: set[str] = set()
 """Folders that this process has temporarily renamed. A process id alone does not identify them, because ids
 repeat after a container restarts."""
 _LONG_S = 60.0
-"""Maximum age, in seconds, of a folder that its process may still be replacing. If the folder is older, the
-process id in its name now belongs to another process, because a replacement never takes this long."""
+"""Seconds after which a renamed folder no longer counts as being replaced, because no replacement takes this
+long. The process id in its name must then belong to another process."""
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
@@ -232,9 +232,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Generator[bool]:
-    """Hold a lock on the file at `path`, against other processes. Yields `False` if another process still
-    holds the lock after `wait_s` seconds (`None` waits without a limit). The kernel releases the lock when
-    the process ends.
+    """Hold a lock on the file at `path` that excludes other processes. Yields `False` if another process
+    still holds the lock after `wait_s` seconds (`None` waits without a limit). The kernel releases the lock
+    when the process ends.
 
     Locking truncates the file, so use a file without content. It is deleted only if `keep` is false and no
     other process is waiting for the lock.

@@ -41,8 +41,8 @@ class Retry:
         sleep: Callable[[float], object] = time.sleep,
         ended: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Retry a call until it succeeds, raises an error that is not `retryable`, or exhausts the budget, or
-        until `ended` returns true."""
+        """Retry a call until it succeeds or raises an error that is not `retryable`, the budget is exhausted,
+        or `ended` returns true."""
         from tenacity import Retrying, retry_if_exception
 
         retrying = Retrying(

@@ -19,8 +19,8 @@ characters."""
 
 class TextTable:
     """A table with named columns. Columns in `right` are right-aligned. Only columns in `fold` (default: all)
-    are wrapped, and only between words. If the table is too wide, columns move below their row, those in
-    `keep` last."""
+    are wrapped, and only between words. If the table is too wide, columns are moved below their row. Columns
+    in `keep` are moved last."""
 
     def __init__(
         self,

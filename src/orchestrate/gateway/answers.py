@@ -124,7 +124,8 @@ _OURS = frozenset(
     {"model", "messages", "stream", "max_tokens", "max_completion_tokens", "return_token_ids"}
     | {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-"""Fields that are not forwarded unchanged. Those in the second line don't affect answers."""
+"""Fields that are converted or dropped instead of forwarded unchanged. The fields in the second line don't
+affect answers."""
 
 
 _COMES_UP_S = 10

@@ -272,8 +272,8 @@ class ModelRoutes:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: GatewayRequest) -> Any:
-        """Run a grader on this machine. Graders that query a model fail with reward 0 and the error's name,
-        as do code graders unless code is allowed here."""
+        """Run a grader on this machine. The result for a grader that queries a model is reward 0 and an
+        error. The same applies to code graders if code is not allowed here."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}

@@ -35,7 +35,7 @@ class DeployLimits(BaseModel):
     keys: tuple[str, ...] = ()
     """Names of the keys whose requests may deploy. Empty means all keys."""
     options: dict[str, Any] = {}
-    """The backend's own options, as in `deploy --set`: `{idle_minutes: 30}`."""
+    """The backend's own options, such as `{idle_minutes: 30}`. They are the same as for `deploy --set`."""
 
 
 class MappedModel(BaseModel):
@@ -77,7 +77,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     organization: str = Field(default="orchestrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """Organization in the names of tuned models, where it is the third part."""
+    """Organization to put into the names of tuned models, as their third part."""
     files: str | None = None
     """The folder of uploaded files. Default: `gateway/` in the home folder."""
     webhook_url: str | None = None
@@ -147,8 +147,8 @@ def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, Ma
 
 
 def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) -> MappedModel | None:
-    """Return the model to train for a requested name, or `None` if the name maps to none. Names are looked up
-    in this order: the key's own names, the configuration, the name without its date, the default. A model
+    """Return the model to train for a requested name, or `None` if the name is not mapped. Names are looked
+    up in this order: the key's own names, the configuration, the name without its date, the default. A model
     that is private in the configuration stays private even if a key maps the name elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}

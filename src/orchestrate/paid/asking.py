@@ -103,9 +103,9 @@ class Respondent:
     backend: str = ""
     """Backend that bills the answers."""
     sandbox: bool = False
-    """True if a sandbox only simulates the price."""
+    """True if the model belongs to a sandbox, which only simulates prices."""
     retry: Retry = ONCE
-    """The policy for retrying failed requests. `ask` sends a question only once."""
+    """The policy for retrying failed requests. `ask` itself doesn't retry."""
 
     @property
     def key(self) -> str:
@@ -170,9 +170,8 @@ class Requests:
     """Sends questions to one respondent, several at a time.
 
     Each request is checked against the limit and recorded before it is sent. It counts at its maximum price
-    until its answer reports a price, or the host is known to have done nothing. Repeated requests for a
-    question count again.
-    """
+    until its answer reports a price, or until the host is known to have done nothing. If a question is sent
+    again, both requests count."""
 
     def __init__(
         self,
@@ -335,7 +334,7 @@ class Asking:
     purse: RequestBudget = field(default_factory=RequestBudget)
     progress: Progress | None = None
     fresh: bool = False
-    """True to ignore stored answers and request each one again, once."""
+    """True to ignore stored answers and request each answer again once."""
     skip_failed: bool = False
     """True to treat a question as refused if its host never answers it but does answer other questions."""
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -353,8 +352,7 @@ class Asking:
         return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
     def lost_before(self, respondent: Respondent, question: Question) -> Decimal:
-        """Return the maximum amount that may have been billed for earlier requests with this question that
-        got no answer."""
+        """Return the most that may have been billed for earlier, unanswered requests with this question."""
         path = self._path(respondent)
         if not path.exists():
             return Decimal(0)

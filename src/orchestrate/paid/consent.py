@@ -23,8 +23,7 @@ def require_consent(
 
     Calls `agreed` only if the highest price is above 0 or the price is `unpriced`. A missing price counts as
     unpriced unless `unpriced` is False. `limited` means that the user set a limit, which counts as agreement
-    up to that limit. `otherwise` completes the error message with what was not done.
-    """
+    up to that limit. `otherwise` is the end of the error message, which says what was not done."""
     unpriced = usd is None if unpriced is None else unpriced
     costs = unpriced or (usd is not None and usd > 0)
     if costs and not limited and not agreed():

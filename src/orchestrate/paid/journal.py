@@ -47,7 +47,7 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     """The reason why the question was refused. `text` is then empty."""
     precision: str | None = None
-    """Precision of the weights that answered, if known: bf16, fp32 or NF4."""
+    """Precision of the answering model's weights, if known: bf16, fp32 or NF4."""
     notes: tuple[str, ...] = ()
     """Unexpected events during the question or its answer."""
 
@@ -121,7 +121,8 @@ class Unaccounted:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one question so far: its answer, plus the maximum of each request without an answer."""
+    """The cost of one question so far: the price of its answer, plus the maximum cost of each unanswered
+    request."""
 
     answer_usd: Decimal = Decimal(0)
     lost: Unaccounted = Unaccounted()
@@ -143,7 +144,7 @@ class AnswerLog:
         """Read the journal. `more` are types of additional entries, which are only listed in `entries`. `Any`
         accepts all types. Raises `DataError` for a file that is not such a journal."""
         self.found = path.exists()
-        """True if the file existed when it was opened. In that case, anything missing from the file was never
+        """True if the file already existed when the log was opened. If so, entries missing from it were never
         written."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
@@ -242,7 +243,7 @@ class AnswerLog:
 
 
 class RequestLedger(Protocol):
-    """The part of the store's ledger that the requests of one command use."""
+    """The interface of the store's ledger that one command's requests use."""
 
     def require_price(self, backend: str) -> None: ...
 
@@ -278,7 +279,8 @@ class RequestBudget:
     limit_usd: Decimal | None = None
     most_requests: int | None = None
     scope: str | None = None
-    """Identifies the command, regardless of its limit. Questions of identical earlier commands count too."""
+    """Identifies the command, ignoring its limit. Questions that earlier runs of the same command asked count
+    toward the limit too."""
     account: RequestLedger | None = None
     """Account whose budget each request is also reserved in."""
     recalled: bool = False

@@ -1,4 +1,4 @@
-"""Base model licenses with requirements, and who accepted them in this home folder."""
+"""Base model licenses that must be accepted, and the home folder's record of who accepted them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from orchestrate.errors import UsageError
 
 
 class LicenceAsks(UsageError):
-    """Raised if nobody in this home folder has accepted the requirements of the base model's license. Nothing
-    was written or served."""
+    """Raised if the base model's license must be accepted and this home folder doesn't record that it was.
+    Nothing was written or served."""
 
     def __init__(self, licence: Licence, base: str) -> None:
         asks = "".join(f"\n  - {ask}" for ask in licence.asks)

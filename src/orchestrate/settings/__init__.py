@@ -350,8 +350,8 @@ DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRE
 
 
 def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
-    """Return the environment for a child process. `more` matches additional variables that the program needs.
-    `given` are variables to add."""
+    """Return the environment for a child process. `more` is a pattern for the names of additional variables
+    to pass on. `given` are variables to set."""
     named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
     kept = {
         name: value

@@ -105,7 +105,8 @@ class Settings:
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The gateway's table in the configuration. `orchestrate.gateway` parses it."""
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Maximum number of open runs, by backend. The queue submits nothing while a backend has this many."""
+    """Maximum number of open runs, keyed by backend. The queue submits nothing to a backend that has this
+    many."""
     notify: Notify = field(default_factory=Notify)
     stalled_after_s: float | None = None
     """Seconds without progress after which a run counts as stalled. `None` means a limit based on earlier

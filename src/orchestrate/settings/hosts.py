@@ -218,7 +218,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def placed(self) -> list[str]:
-        """Places with a table in the configuration. Other places can be used by name."""
+        """Names of the places (remote machines and clusters) that have a table in the configuration. Other
+        places work without one."""
         return [name for name in places() if name in self._tables]
 
     def address(self, name: str) -> str | None:
@@ -306,8 +307,8 @@ def _in_keyring(name: str) -> Secret | None:
 
 
 def known_profile(kind: str) -> Profile | None:
-    """Return the profile of a kind, or `None` if the kind is unknown or its profile is broken. Errors in a
-    profile are reported when it is used."""
+    """Return the profile of a kind of host, or `None` if the kind is unknown or its profile is broken. Errors
+    in a profile are reported when it is used."""
     with suppress(OrchestrateError):
         return profile(kind)
     return None

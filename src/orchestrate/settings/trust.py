@@ -52,7 +52,7 @@ RATES = "rates.yaml"
 
 class _TrustFile(msgspec.Struct):
     files: dict[str, str] = {}
-    """SHA-256 hashes by absolute path."""
+    """SHA-256 hashes, keyed by absolute path."""
 
 
 class Trusted:

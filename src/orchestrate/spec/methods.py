@@ -151,14 +151,14 @@ class LoRA(SpecPart):
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
     target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Expert weights to adapt as well, for models that store each as one tensor for all experts. Given as
-    suffixes of names, such as `experts.down_proj`."""
+    """Expert weights to adapt as well, as suffixes of parameter names such as `experts.down_proj`. Used for
+    models that store the weights of all experts in one tensor."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None
     """Initialization of the matrices: one of peft's methods. By default, A is random and B is 0."""
     rank_pattern: dict[str, Rank] | None = Field(default=None, min_length=1)
-    """Rank by module name, or by a regular expression that matches the end of the name."""
+    """Ranks, keyed by module name or by a regular expression that matches the end of the name."""
     alpha_pattern: dict[str, Alpha] | None = Field(default=None, min_length=1)
     layers_to_transform: tuple[Layer, ...] | None = Field(default=None, min_length=1)
     """Indices of the layers to adapt, starting at 0. `None` means all."""

@@ -144,7 +144,7 @@ def with_template(spec: JobSpec) -> JobSpec:
 
 
 def template_text(given: str) -> str:
-    """Return the text of a chat template that is given as text or as a file. Raises `SpecError` if the file
+    """Return the text of a chat template that is given inline or as a file. Raises `SpecError` if the file
     cannot be read."""
     if _is_template(given):
         return given

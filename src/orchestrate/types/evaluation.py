@@ -34,7 +34,7 @@ class Message(Record, frozen=True, kw_only=True, omit_defaults=True):
     role: str
     content: str
     tool_calls: tuple[dict[str, Any], ...] = ()
-    """Tool calls in the API's form: id, type, function with name and arguments."""
+    """Tool calls in the API's format: id, type, and a function with name and arguments."""
     tool_call_id: str | None = None
     name: str | None = None
 
@@ -48,7 +48,7 @@ class Reply(Record, frozen=True, kw_only=True):
     reasoning: str | None = None
     """The reasoning before the answer, if the model showed any."""
     tool_calls: tuple[dict[str, Any], ...] = ()
-    """Tool calls in the form of the chat completions API."""
+    """Tool calls in the format of the chat completions API."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     logprobs: tuple[float, ...] | None = None
@@ -80,10 +80,10 @@ class Sampling(Record, frozen=True, kw_only=True):
     max_tokens: int = 512
     seed: int = 0
     batch: int | None = None
-    """Number of rows answered together on this machine. With 1, each answer is bitwise the same as without
-    the other rows."""
+    """Number of rows answered together on this machine. With 1, no answer depends on other rows, not even in
+    the last bit."""
     response_format: dict[str, Any] | None = None
-    """Response format of each answer, in the form of the chat completions API."""
+    """Response format of each answer, as in the chat completions API."""
 
 
 class Contender(Record, frozen=True, kw_only=True):
@@ -115,13 +115,13 @@ class Contender(Record, frozen=True, kw_only=True):
     lost_requests: int = 0
     """Number of requests that got no answer and may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
-    """Maximum cost of these requests, in addition to `usd`. `None` if no price is known."""
+    """Maximum cost of the `lost_requests`, in addition to `usd`. `None` if no price is known."""
     usd_per_hour: Decimal | None = None
     """Hourly price of the answering deployment, if hours are billed instead of tokens."""
     hours: Decimal | None = None
-    """Hours that this deployment needed for the answers, at the given concurrency."""
+    """Hours that the answering deployment needed for the answers, at the given concurrency."""
     answers_per_hour: Decimal | None = None
-    """Expected traffic of this deployment in answers per hour, if it was set."""
+    """Expected traffic of the answering deployment in answers per hour, if it was set."""
     seconds: float | None = None
     """Median seconds per answer."""
     seconds_p95: float | None = None
@@ -141,8 +141,7 @@ class Contender(Record, frozen=True, kw_only=True):
     @property
     def usd_per_answer(self) -> Decimal | None:
         """The average cost per answer in USD. If hours are billed, this is the hourly price divided by the
-        answers per hour, which is the expected traffic if it is set and the speed of this evaluation
-        otherwise."""
+        answers per hour. Uses the expected traffic if it is set, otherwise the speed of this evaluation."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came
@@ -268,7 +267,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     parity: bool = False
     """True if the evaluation compares models with the model that they would replace."""
     items_file: str | None = None
-    """JSONL file with a line for each item, see `orchestrate.evaluation.ScoredItem`."""
+    """JSONL file with a line for each item. See `orchestrate.evaluation.ScoredItem`."""
     adapter_costs: tuple[AdapterCost, ...] = ()
     """Costs of the adapters of tuned models that answered on this machine."""
     notes: tuple[str, ...] = ()

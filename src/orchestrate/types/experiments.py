@@ -173,7 +173,7 @@ class ExperimentReport(Record, frozen=True, kw_only=True):
     state: Literal["running", "shipped", "rolled back", "stopped"]
     share: float
     users: dict[str, int]
-    """Number of users who were assigned a model, by arm. Users of both arms count in both."""
+    """Number of users who were assigned a model, by arm. A user who was in both arms counts in both."""
     sample_ratio_p: float
     """P-value for the planned split of users. Below 0.001, the split is broken."""
     evidence: tuple[Evidence, ...]

@@ -28,7 +28,8 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     models: tuple[str, ...] = ()
     """Names of the models that clients may request."""
     map: dict[str, str] = {}
-    """The key's own names, as name -> `backend:model`. They take precedence over the configuration."""
+    """Model names that only this key maps, each to `backend:model`. They take precedence over the
+    configuration."""
     budget_usd: Decimal | None = None
     """Cost limit for all jobs of the key: bills of ended jobs plus the high ends of open jobs' quotes."""
     per_minute: int | None = None
@@ -55,7 +56,8 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     boot: str = ""
     uptime_s: float = 0.0
-    """Creation time on the machine's uptime clock, which is unaffected by changes of the date."""
+    """Creation time on the machine's uptime clock, in seconds. Monotonic, so changes to the system clock
+    don't affect it."""
     untuned: str = ""
     """Model name in the request. If the job trains a tuned model again, the model name in the request that
     first trained it."""

@@ -131,7 +131,7 @@ class DeploymentState(StrEnum):
 
 
 class Age(Record, frozen=True, kw_only=True):
-    """The age of a deployment at one reading of a machine's clocks."""
+    """The age of a deployment, with the clock readings at the time it was measured."""
 
     seconds: float
     """Seconds since the deployment's creation, measured by uptime, so changes to the wall clock have no

@@ -163,7 +163,7 @@ class Recalled(Record, frozen=True, kw_only=True):
     """Hourly price of the job's machine, if the job is billed hourly."""
     price_source: str | None = None
     most_seconds: float | None = None
-    """Maximum number of seconds after which the job's machine stops."""
+    """Time limit in seconds, after which the job's machine stops."""
 
 
 class Told(Record, frozen=True, kw_only=True):
@@ -272,8 +272,8 @@ class Account(Record, frozen=True, kw_only=True):
     """The account that a backend's key belongs to."""
 
     id: str
-    """Id, as `organization o, project p` if the host reports it, otherwise as the fingerprint `key
-    0123456789abcdef`."""
+    """The account's id: `organization o, project p` if the host reports it, otherwise the key's fingerprint,
+    such as `key 0123456789abcdef`."""
     told: bool
     """True if the host reported the id. A different reported id means a different account. A different
     fingerprint may be a new key of the same account."""

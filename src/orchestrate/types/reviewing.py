@@ -24,7 +24,7 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return the labels for 1, 2 and so on."""
+        """Return the label of each point on the scale, starting with 1."""
         return self.scale if isinstance(self.scale, tuple) else tuple(str(n + 1) for n in range(self.scale))
 
 
@@ -81,12 +81,12 @@ class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Contender whose answer was on the left, or the only contender."""
     right: str = ""
     scores: dict[str, int] = {}
-    """Points by criterion, from 1 to the criterion's maximum."""
+    """Points keyed by criterion, from 1 to the criterion's maximum."""
     note: str = ""
     question: str | None = None
-    """The last question, unchanged or corrected, if the review writes rows."""
+    """The last question, unchanged or corrected, if the review produces training rows."""
     answer: str | None = None
-    """The answer, if the review writes rows."""
+    """The answer, if the review produces training rows."""
     seconds: float | None = None
     withdrawn: bool = False
     """True if the rating was withdrawn. The task is then open again."""

@@ -59,7 +59,7 @@ VERBS = {
 
 @dataclass(frozen=True)
 class ActionQuestion:
-    """The question to confirm before an action: what will happen, and the price if there is one."""
+    """The confirmation prompt for an action: what will happen, and the price if there is one."""
 
     verb: Verb
     what: str
@@ -113,7 +113,7 @@ def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) ->
 
 
 def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuestion:
-    """Build the question to confirm before an action. Raises `UsageError` for an unknown action. Errors from
+    """Build the confirmation prompt for an action. Raises `UsageError` for an unknown action. Errors from
     querying the host's price propagate."""
     run = handle.record
     if name not in VERBS:

@@ -23,7 +23,7 @@ CHARTS: Mapping[str, tuple[str, ...]] = {
     "GPU memory, GiB": ("gpu_memory_bytes",),
     "GPU temperature, °C": ("gpu_temperature_c",),
 }
-"""Metrics drawn in one chart, by the chart's name. Other metrics from a host get their own chart."""
+"""Metrics drawn in one chart, keyed by the chart's name. Other metrics from a host get their own chart."""
 _UNITS = {"gpu_memory_bytes": 2.0**30}
 """Divisors that convert metrics to the chart's unit."""
 _BESIDE = ("tokens", "result_step", "result_valid_loss")
@@ -48,8 +48,8 @@ def charts(
     most: int = PLACES,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Build the chart data for the page's script from each run's metrics, by label. `only` selects charts by
-    name. Charts without points on the axis are omitted."""
+    """Build the chart data for the page's script from the runs' metrics, which are keyed by run label. `only`
+    selects charts by name. Charts without points on the axis are omitted."""
     found: list[dict[str, Any]] = []
     for name, metrics in _named(runs).items():
         if only is not None and name not in only:

@@ -47,8 +47,8 @@ class CalculatorQuery:
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """Read the sliders' values from a request. Raises `UsageError` for a value that is not a non-negative
-        integer."""
+        """Read the sliders' values from a request. Raises `UsageError` unless all values are non-negative
+        integers."""
         given, numbers = request.query_params, dict[str, int]()
         for slider in SLIDERS:
             written = given.get(slider.name) or str(slider.value)

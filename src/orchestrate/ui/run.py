@@ -1,5 +1,5 @@
-"""The page of one run, most important first: verdict, proof, cost, curves, host messages, settings, and
-files."""
+"""The page of one run, with the most important parts first: verdict, proof, cost, curves, host messages,
+settings, and files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RunHeader:
     stalled: str | None = None
     """The reason why the run counts as stalled, or `None`."""
     ready: bool = False
-    """True if the run's model can be queried and exported from here."""
+    """True if the run's model can be queried and exported from this page."""
 
 
 def routes(site: Site) -> list[Route]:

@@ -286,8 +286,8 @@ def as_json(runs: Iterator[Run]) -> Iterator[bytes]:
 
 
 def as_csv(site: Site, query: RunQuery) -> Iterator[str]:
-    """Yield a header and one line for each run. The columns include every setting and tag of any of the runs.
-    Money is in US dollars."""
+    """Yield a header and one line for each run. The columns include every setting and tag that any of the
+    runs has. Money is in US dollars."""
     from orchestrate.reports.documents import safe_cell
 
     names: dict[str, None] = {}
@@ -313,7 +313,7 @@ _FACTS = (
     *("run", "name", "backend", "model", "status", "sandbox", "archived", "created", "finished"),
     *("step", "total_steps", "cost_usd", "billed_usd", "quoted_usd", "made_by", "job", "note"),
 )
-"""Columns of the CSV before those of settings and tags."""
+"""CSV columns that precede the setting and tag columns."""
 
 
 def _facts(run: Run) -> list[Any]:

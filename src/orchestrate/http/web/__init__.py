@@ -267,10 +267,10 @@ _HEADERS = {
 
 
 class RequestGuard:
-    """An ASGI app in front of another one, which only forwards permitted requests.
+    """ASGI middleware that forwards only permitted requests.
 
     tokens     Maps each token to its owner. The path of a request must start with a token. The app gets the
-               rest of the path, and `holder` returns the owner. `None`: the app checks keys itself.
+               rest of the path, and `holder` returns the owner. With `None`, the app checks keys itself.
     names      Host names of this machine other than `localhost` and its addresses. Each must be listed,
                because a name may resolve to any address.
     origins    Origins of other websites that may send requests, such as `https://app.example`.

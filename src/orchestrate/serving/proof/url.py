@@ -53,7 +53,8 @@ class ProbeCompletion(msgspec.Struct):
 
 class UrlPlace:
     """A server at a URL, queried at temperature 0, one request at a time. Raises `HostUnavailable`,
-    `AuthenticationFailed`, `UnexpectedAnswer`, and `NotFound` if the server does not list the model."""
+    `AuthenticationFailed` or `UnexpectedAnswer` if a request fails, and `NotFound` if the server does not
+    list the model."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class Api:
 
     @property
     def whole(self) -> bool:
-        """True if the model is fully tuned. The server then does not serve the base model."""
+        """True if the server's model is a complete tuned model instead of a base model with adapters."""
         return self.base_name in self.engine.models
 
     def _shown(self, name: str) -> dict[str, Any]:

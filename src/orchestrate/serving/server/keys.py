@@ -60,8 +60,8 @@ class Clients:
         return self._valid(key) if key and ours else self._stranger(given, self._read())
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Check a request's key like `admitted`, with keys read at most about a second ago. If the store does
-        not respond, use the last known keys after a short wait, so that the server still works."""
+        """Check a request's key like `admitted`, but cache the keys for about a second. If the store does not
+        respond, use the last known keys after a short wait, so that the server still works."""
         now = time.monotonic()
         if now - self._at >= _FRESH_S and (self._refreshing is None or self._refreshing.done()):
             self._at = now

@@ -43,7 +43,7 @@ class ServerSettings:
     most_at_once: int = 32
     most_waiting: int = 128
     most_tokens: int = 2048
-    """The token limit for answers to requests without a limit."""
+    """The token limit for an answer if the request doesn't set one."""
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
@@ -55,7 +55,7 @@ class ServerSettings:
     batch_invariant: bool = False
     """True to answer requests at temperature 0 one at a time, as with `eval --batch 1`."""
     grace_s: float = 30.0
-    """Seconds that answers in progress may take when the server stops."""
+    """Seconds that a stopping server waits for answers in progress."""
 
 
 class RunningServer(Record, frozen=True, kw_only=True):
@@ -83,8 +83,8 @@ def serve(
     tuned: Sequence[TunedModel], home: Path, store: Store, terms: ServerSettings, *, base: str | None = None
 ) -> Generator[ServingApp]:
     """Serve adapters of one base model under their names, and the base model under its own. Without tuned
-    models, serves only the base model. Raises `UsageError` for models that cannot be served together, and if
-    other machines can reach the address and there are no keys. Raises `SetupError` if the port is taken."""
+    models, serves only the base model. Raises `UsageError` for models that cannot be served together, and for
+    an address that other machines can reach while no keys exist. Raises `SetupError` if the port is taken."""
     admin_key = secrets.token_urlsafe(32)
     clients = Clients(store, "serve", admin=admin_key)
     clients.require(terms.host, NEW_KEY)

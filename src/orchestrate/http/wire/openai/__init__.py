@@ -160,8 +160,8 @@ def error(code: str | None, message: str, param: str | None) -> dict[str, Any]:
 def event(
     job_id: str, at: float, level: str, message: str, *, type: str, data: Mapping[str, Any], key: str
 ) -> dict[str, Any]:
-    """Build an event object of a job. `level` is info, warn or error, and `type` is message or metrics. `key`
-    identifies the event within the job, so its id stays the same each time it is read."""
+    """Build an event object of a job. `level` is info, warn or error, and `type` is message or metrics. The
+    event's id is derived from `key`, which identifies it within the job, so the id never changes."""
     return {
         "object": "fine_tuning.job.event",
         "id": f"ftevent-{short_hash(job_id, type, key)}",

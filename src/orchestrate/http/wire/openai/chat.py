@@ -62,7 +62,8 @@ class StreamOptions(Body):
 
 
 class SamplingRequest(Body):
-    """Fields of both chat and completion requests. Fields in the last block don't affect answers."""
+    """Fields that chat and completion requests have in common. Fields in the last block don't affect
+    answers."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1

@@ -33,8 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Build the response for a grader's result. `errors` contains the values of error flags in `ERRORS` that
-    are not false, and optional error details."""
+    """Build the response for a grader's result. `errors` maps the flags in `ERRORS` that are not false to
+    their values. It may also contain error details."""
     return {
         "reward": reward,
         "sub_rewards": {},
@@ -173,7 +173,7 @@ class CompleteUpload(Body):
 
 
 class Permit(Body):
-    """The projects with permission to use a checkpoint."""
+    """A request that permits projects to use a checkpoint."""
 
     project_ids: list[str] = Field(min_length=1)
 
