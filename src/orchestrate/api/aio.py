@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _THREADS = 64
-"""Maximum number of concurrent calls. Each pending `run.wait()` counts as one call."""
+"""Maximum number of concurrent calls, including every pending `run.wait()`."""
 
 
 def _run(caller: Threaded[Any], run: RunHandle) -> AsyncRunHandle:
@@ -155,8 +155,8 @@ class AsyncOrchestrator(Threaded[Orchestrator]):
         await self.close()
 
     async def close(self) -> None:
-        """Close the orchestrator. See `Orchestrator.close`. Does not interrupt calls that are still running
-        in a thread."""
+        """Close the orchestrator. Calls that are still running in a thread are not interrupted. See
+        `Orchestrator.close`."""
         await self.call(self.sync_api.close)
         self.threads.shutdown(wait=False)
 

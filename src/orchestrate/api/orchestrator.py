@@ -51,7 +51,8 @@ def _spec(given: SpecGiven) -> JobSpec:
 
 
 class Orchestrator(Workspace):
-    """The entry point to all backends and to the runs of one store. Use it as a context manager.
+    """Main entry point: gives access to all configured backends and to the runs in one store. Use it as a
+    context manager.
 
     Creates the home folder if it does not exist, and opens the store and backends when first needed. Every
     method that takes a spec also accepts the path of a spec file or a mapping with its values.
@@ -69,8 +70,8 @@ class Orchestrator(Workspace):
         return Listing(catalog.search(query, None if provider is None else self.settings.host(provider).kind))
 
     def model_changes(self, provider: Backends = "all") -> ModelChanges:
-        """Compare the catalog with the models, limits and end dates that the hosts report, and return the
-        differences."""
+        """List the differences between the built-in catalog and the models, limits and shutdown dates that
+        the hosts report."""
         from orchestrate.setup import backends
 
         return backends.changes(self, provider)
@@ -83,10 +84,10 @@ class Orchestrator(Workspace):
         *,
         columns: Mapping[str, str] | None = None,
     ) -> Advice:
-        """Recommend prompting, few-shot, retrieval or tuning, with reasons, based on examples of the task and
-        on your needs (`orchestrate.runs.preparing.advice.Needs`). Pass `totals` from `quoting.ownership` to
-        include costs. `columns` maps fields to the file's columns. Works offline. Raises `DataError` for a
-        file that cannot be read."""
+        """Recommend prompting, few-shot, retrieval or tuning, and give the reasons. The advice is based on
+        examples of the task and on your needs (`orchestrate.runs.preparing.advice.Needs`). Pass `totals` from
+        `quoting.ownership` to include costs. `columns` maps fields to the file's columns. Works offline.
+        Raises `DataError` for a file that cannot be read."""
         from orchestrate.runs.preparing import advice
 
         return advice.advise(self, file, needs or advice.Needs(), totals, columns=columns)
@@ -128,24 +129,24 @@ class Orchestrator(Workspace):
         """Show how each setting is translated for each backend. Unsupported settings are marked as refused.
         Works offline.
 
-        Reads no files by default. With `measured`, also reads the data if possible, and on backends that plan
-        memory, plans it for the longest row.
+        Reads no files by default. With `measured`, also reads the data if possible, so that memory use is
+        estimated for the longest row on backends that support it.
         """
         from orchestrate.runs.preparing import prepared
 
         return prepared.plan(self, _spec(spec), provider, measured=measured)
 
     def suggest(self, spec: SpecGiven, provider: Backends = "all") -> list[Suggestion]:
-        """Suggest rank, alpha, learning rate, epochs and batch size for the spec's rows and model on each
-        backend, with a reason and a source for each value. Reads the data. Works offline. Raises `DataError`
-        for a file that cannot be read."""
+        """Suggest a rank, alpha, learning rate, number of epochs and batch size on each backend for the
+        spec's rows and model. Each value comes with a reason and a source. Reads the data. Works offline.
+        Raises `DataError` for a file that cannot be read."""
         from orchestrate.runs.sweep import suggesting
 
         return suggesting.suggest(self, _spec(spec), provider)
 
     def check(self, spec: SpecGiven, provider: Backends = "all") -> Listing[Problem]:
-        """List every reason why a backend would reject the spec or its data, with the backends it applies to.
-        Works offline."""
+        """List every reason why a backend would reject the spec or its data. Each entry names the affected
+        backends. Works offline."""
         return self.prepare(spec, provider).problems
 
     def quote(
@@ -180,12 +181,13 @@ class Orchestrator(Workspace):
         Pass a result of `prepare` to skip checking and quoting. If a file has changed since then, the call
         raises `DataError`. `strict` rejects every setting that the backend would not keep or map exactly.
 
-        You choose `idempotency_key`. A key identifies one run in every process that uses this store, and a
-        second call with the same key returns the existing run, whatever its state. If an identical run is
-        open or succeeded within the last day, the call raises `AlreadySubmitted`, unless `again` is set. With
-        `patient`, a job that a busy host did not accept stays pending, and the next call with the same key
-        retries it. `agree` is called if the host's own estimate is above the quote's high end and the run has
-        no cost limit. The job is created only if `agree` returns True. Without `agree`, it is rejected.
+        `idempotency_key` is a string you choose. It identifies one run for every process that uses this
+        store: a second call with the same key returns the existing run, whatever its state. If an identical
+        run is still open, or was created within the last day and succeeded, the call raises
+        `AlreadySubmitted` unless `again` is set. With `patient`, a job that a busy host did not accept stays
+        pending, and the next call with the same key retries it. `agree` is called if the host's own estimate
+        is above the quote's high end and the run has no cost limit. The job is created only if `agree`
+        returns True. If `agree` is not set, the job is rejected.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget` or `KeyTaken` before anything is sent. Raises
         `OutcomeUnknown` if the response to the create request was lost (the run stays in the store, and
@@ -220,13 +222,14 @@ class Orchestrator(Workspace):
         tags: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> TrainingSession:
-        """Open a training session: your own loop trains `model` step by step. Use it as a context manager.
+        """Open a training session, in which your own training loop trains `model` step by step. Use it as a
+        context manager.
 
         `lora` is a rank, or a mapping with rank, seed, train_mlp, train_attn and train_unembed. The session
-        is saved and ended at `max_cost_usd` or after `idle_minutes` without a request. `resume=RUN` continues
-        an earlier session from its last save, even after a crash. `options` are specific to the backend. The
-        local backend accepts threads, device, precision and four_bit. Raises `OverBudget` before anything is
-        sent. Errors while loading the model propagate.
+        is saved and ended once it has cost `max_cost_usd`, or after `idle_minutes` without a request.
+        `resume=RUN` continues an earlier session from its last save, even after a crash. `options` are
+        specific to the backend. The local backend accepts threads, device, precision and four_bit. Raises
+        `OverBudget` before anything is sent. Errors while loading the model propagate.
         """
         from orchestrate.sessions.session import open_session
 
@@ -264,8 +267,8 @@ class Orchestrator(Workspace):
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
-        """Find, for each of these backends, the run with this idempotency key and any identical run that
-        would block a submit. Raises `KeyTaken` if `idempotency_key` belongs to a different run."""
+        """Look for runs that would prevent a new submit. For each backend, find the run with this idempotency
+        key and any identical run. Raises `KeyTaken` if `idempotency_key` belongs to a different run."""
         from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)
@@ -369,9 +372,9 @@ class Orchestrator(Workspace):
         that are still billed, no matter who created them. `by` groups by one or more of
         `orchestrate.runs.spending.accounts.BY`, or by `tag:NAME`. `month` is written as `2026-11`. `sandbox`
         reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` lists
-        deployments that should stay up and don't count as idle, by name, id or last part of the id. The
-        report lists accounts that could not be queried. Raises `UsageError` for an unknown month or
-        grouping."""
+        deployments that should stay up and don't count as idle, by name, id or last part of the id. Accounts
+        that could not be queried are listed in the report. Raises `UsageError` for an invalid month or an
+        unknown grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending.accounts import Spender
 
@@ -390,14 +393,15 @@ class Orchestrator(Workspace):
     def end_orphans(
         self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None
     ) -> OrphanReport:
-        """Shut down the resources that `orphans` listed. Calls `tell` with each result."""
+        """Shut down the resources in a report from `orphans`. Calls `tell` with each result."""
         from orchestrate.runs.spending.orphans import Orphans
 
         return Orphans(self.store, self.ready).end(report, tell)
 
     def deployments(self, *, over: bool | None = False) -> Listing[DeploymentHandle]:
         """List deployments in their last known state, newest first. `over=True` lists only ended deployments,
-        `False` only the rest, and `None` all of them. Call `sync` first to update them."""
+        `over=False` only deployments that have not ended, and `None` all. To get the current state, call
+        `sync` first."""
         return Listing(
             DeploymentHandle(self, record) for record in self.store.deployments.matching(over=over)
         )
@@ -433,8 +437,8 @@ class Orchestrator(Workspace):
         metrics: Sequence[str] = ("auto",),
         **order: Any,
     ) -> Evaluation:
-        """Evaluate runs (`RUN`, `RUN@CHECKPOINT`), their bases and other models on held-out rows, compare
-        them with each other, and store the result with the runs. `order` contains the other fields of
+        """Evaluate and compare runs (`RUN` or `RUN@CHECKPOINT`), their base models and other models on
+        held-out rows. The result is stored with the runs. `order` contains the other fields of
         `orchestrate.runs.evaluation.held_out.EvaluationOrder`."""
         from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 
@@ -451,8 +455,8 @@ class Orchestrator(Workspace):
         return Listing(found)
 
     def regress(self, run: RunHandle | str, **order: Any) -> Regression:
-        """Test which abilities of its base model a run kept or lost, and store the result with the run.
-        `order` contains the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
+        """Test which of the base model's abilities a tuned model kept or lost, and store the result with the
+        run. `order` contains the fields of `orchestrate.runs.evaluation.regression.RegressionOrder`."""
         from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
 
         with PreparedRegression(self, run, RegressionOrder(**order)) as prepared:
@@ -468,10 +472,11 @@ class Orchestrator(Workspace):
         **terms: Any,
     ) -> JudgeReport:
         """Rate training rows with a judge model and split them by score. Rows with a score of at least `keep`
-        (0 to 1) are written to `output`, the others to a second file next to it. `terms` contains the other
-        fields of `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`. Raises `UsageError` if
-        the judge was never calibrated against human ratings, `DataError` if its agreement with them is too
-        low, and `OverBudget` if the next answer could exceed the cost limit or the budget."""
+        (0 to 1) are written to `output`. The other rows are written to a second file next to it. `terms`
+        contains the other fields of `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`.
+        Raises `UsageError` if the judge was never calibrated against human ratings, `DataError` if its
+        agreement with them is too low, and `OverBudget` if the next answer could exceed the cost limit or the
+        budget."""
         from orchestrate.runs.data import files as data
         from orchestrate.runs.evaluation import judging
 
@@ -482,17 +487,17 @@ class Orchestrator(Workspace):
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
         """Calibrate a judge against human ratings, from a file or a review id, and store how well it agrees
-        with them. The result's `unfit` is the reason why the judge can't be used. `terms` is the same as for
+        with them. If the judge can't be used, the result's `unfit` field says why. `terms` is the same as for
         `judge`."""
         from orchestrate.runs.evaluation import judging
 
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> ReviewSession:
-        """Open a review in which people rate the answers of these runs or of an `evaluation` (by id). To
-        reopen an existing review, pass its id. Creates the review if it does not exist.
-        `orchestrate.runs.evaluation.reviewing.serving` serves its page. `order` contains the fields of
-        `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
+        """Open a review in which people rate the answers of these runs, or the answers from an evaluation
+        whose id is given as `evaluation`. To reopen an existing review, pass its id. Creates the review if it
+        does not exist. `orchestrate.runs.evaluation.reviewing.serving` serves its page. `order` contains the
+        fields of `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
         from orchestrate.runs.evaluation import reviewing
 
         names = [runs] if isinstance(runs, str) else [r if isinstance(r, str) else r.id for r in runs]

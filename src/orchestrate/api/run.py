@@ -59,12 +59,14 @@ class RunHandle(TrackedRun):
 
         At `max_cost_usd` or `max_hours`, a watcher (`orchestrate worker`, `watch`) or the next `sync` ends
         the deployment. `options` are specific to the backend, such as `shape`, `min_replicas`, `max_replicas`
-        and `idle_minutes`. Limits and options that a second call leaves out stay unchanged. Limits count from
-        the deployment's creation, and options that differ from those of a running deployment are rejected.
+        and `idle_minutes`. Limits and options that a second call leaves out stay unchanged. Limits are
+        measured from the deployment's creation. If a deployment is already running, options that differ from
+        its own are rejected.
 
-        Raises `OverBudget`, `ProjectNotTrusted` and, without `accept_unknown_price`, `UsageError` before
-        anything is sent. Raises `OutcomeUnknown` if the response was lost. To resolve this, call `sync` or
-        repeat the call.
+        Before anything is sent, raises `OverBudget` if the budget or a limit does not cover the deployment,
+        `ProjectNotTrusted` for a project that you have not trusted, and `UsageError` if the price is unknown
+        and `accept_unknown_price` is not set. Raises `OutcomeUnknown` if the response was lost. To resolve
+        this, call `sync` or repeat the call.
         """
         from orchestrate.runs.hosting import deploying
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MOST_USD = Decimal(10**12)
 SKIP = "skip"
-"""Value of `to` in a plan that skips the run."""
+"""Value of `to` for runs that the plan skips."""
 _HEAD = """\
 # Written by: orchestrate migrate --all --plan {name}
 # Edit this file: `to` is a backend or skip, `model` is the model to train there. Then run the plan. You can
@@ -71,7 +71,8 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PlannedMove(Record, frozen=True, kw_only=True):
-    """A plan entry to be written: the proposal for one run, or the reason why there is none."""
+    """A plan entry before it is written to the file: the proposal for one run, or the reason why there is no
+    proposal."""
 
     run_id: str
     told: str
@@ -85,8 +86,8 @@ class PlannedMove(Record, frozen=True, kw_only=True):
 
 
 def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
-    """Write the migration plan to a file, with the reasons as comments. `moved_usd` is the cost so far of
-    migrating these runs. Raises `UsageError` if the file exists, because you may have edited it."""
+    """Write the migration plan to a file, with the reasons as comments. `moved_usd` is what migrating these
+    runs has cost so far. Raises `UsageError` if the file exists, because you may have edited it."""
     if path.exists():
         raise UsageError(
             f"{path} already exists and may have been edited",
@@ -442,8 +443,8 @@ def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
 
 
 def cost_usd(run: Run) -> Decimal:
-    """Return the maximum that a run has cost or will cost. For a sandbox run, return the cost of the same run
-    on the real host, so a rehearsal shows the real cost."""
+    """Return the maximum cost of a run, whether or not it has ended. For a sandbox run, return what the same
+    run would cost on the real host."""
     if run.phase is SubmitPhase.REFUSED:
         return Decimal(0)
     if run.bill is not None and run.status.terminal:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 FILES = "host-file"
 DETAILS = "import"
-"""Kinds of records in the store."""
+"""Record kinds used in the store: `FILES` for host files, and `DETAILS` for import details."""
 THREADS = 8
 _PREFIX, REF_PREFIX = "run-", "imp-"
 """Prefixes of the ids and refs of imported runs."""
@@ -72,7 +72,7 @@ class ImportReport(msgspec.Struct, kw_only=True):
     provider: str
     account: str = ""
     jobs: set[str] = set()
-    """Jobs on the account's list."""
+    """Ids of all jobs that the account lists."""
     imported: list[str] = []
     known: int = 0
     """Number of jobs that already are runs in the store."""
@@ -82,11 +82,11 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """Number of files fetched by this import."""
     files_gone: int = 0
     problems: dict[str, str] = {}
-    """Errors by run id or file. Run the same command again to retry."""
+    """Error messages, keyed by run id or file. Run the same command again to retry."""
 
 
 Tell = Callable[[str, int, int], object]
-"""Function called with the current step, the number done, and the total (0 if unknown)."""
+"""Progress callback. Called with the current step, the number of items done, and the total (0 if unknown)."""
 
 
 class Importer:
@@ -255,7 +255,7 @@ class Importer:
     # -- files ---------------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[HostFile]:
-        """Yield the host's files that were downloaded, and those that the host no longer has."""
+        """Yield the host's files that were downloaded, and the files that the host no longer has."""
         for record in self._store.history.records(FILES, [self._place]):
             yield decoding.convert(record.data, HostFile)
 

@@ -1,4 +1,5 @@
-"""Inventory of the models that a team may lose: shutdown dates, costs, and whether each can be retrained."""
+"""Inventory of a team's tuned models that may be shut down: shutdown dates, costs, and whether each model can
+be retrained."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def successors(store: Store) -> dict[str, Run]:
 
 
 def newest(run: Run, found: dict[str, Run]) -> Run:
-    """Return the newest replacement of a run after one or more migrations, or the run itself if it has
-    none."""
+    """Follow a run through its migrations and return the latest replacement, or the run itself if it was
+    never replaced."""
     seen = {run.id}
     while (after := found.get(run.id)) is not None and after.id not in seen:
         seen.add(after.id)

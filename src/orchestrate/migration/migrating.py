@@ -1,4 +1,5 @@
-"""Migrate one run: propose models on other backends, then train there once on the same data."""
+"""Migrate one run: propose models on other backends, then train each chosen one on the same data, exactly
+once."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class MigrationOrder:
 
     to: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Maps backends to models that replace the proposed ones. `default` applies to all other backends."""
+    """Models to use instead of the proposed ones, keyed by backend. The key `default` applies to all other
+    backends."""
     train: str | None = None
     """Training rows to use instead of the old run's, for example if the old rows are lost."""
     use: ServingUse | None = None
@@ -85,7 +87,7 @@ class MigrationOrder:
     proof: bool = True
     """False to skip the comparison. No held-out rows are needed then."""
     max_cost_usd: Decimal | None = None
-    """Cost limit for all answers of the comparison. Training has a separate limit."""
+    """Cost limit for all requests of the comparison, in US dollars. Training has a separate limit."""
 
 
 class PreparedMigration:

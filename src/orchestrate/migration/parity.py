@@ -38,8 +38,8 @@ _FEW_LABELS = 2
 
 
 class PreparedProof:
-    """Old and new models to compare. Nothing has been sent yet. Use it as a context manager, like an
-    evaluation."""
+    """A prepared comparison of the old and new models. Nothing has been sent yet. Use it as a context
+    manager, like `PreparedEvaluation`."""
 
     def __init__(
         self, ft: Workspace, migration: PreparedMigration, runs: Sequence[tuple[str, TrackedRun]]

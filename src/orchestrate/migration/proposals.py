@@ -38,7 +38,7 @@ Becomes = Literal["kept", "changed", "left out", "new"]
 
 class SettingChange(Record, frozen=True, kw_only=True):
     """A changed setting, or a changed property of the rows. `was` and `now` contain the old and the new
-    value, each with the host's name for the field if it differs."""
+    value. If the host has a different name for the field, the value includes that name."""
 
     what: str
     was: str
@@ -50,8 +50,8 @@ class SettingChange(Record, frozen=True, kw_only=True):
 def of_settings(
     before: Translation, after: Translation, refused: Mapping[str, str] | None = None
 ) -> list[SettingChange]:
-    """List how the settings change from the old backend to the new one. `refused` maps each setting that the
-    new backend does not support to the reason."""
+    """List the settings that change between the old backend and the new one. `refused` contains the settings
+    that the new backend does not support, each with the reason."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
     found: list[SettingChange] = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -89,7 +89,7 @@ def of_settings(
 def of_rows(
     content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
 ) -> list[SettingChange]:
-    """List how the chat template, tokenizer and roles change when the new model is trained on the same
+    """List the differences in chat template, tokenizer and roles when the new model is trained on the same
     rows."""
     (host, base), (there, model) = old, new
     found = [
@@ -216,8 +216,8 @@ def suited(
     today: date,
     asked: str | None = None,
 ) -> list[Suited]:
-    """List at most `MOST` models, those without objections first. With `asked`, list only this model. Returns
-    an empty list if no similar model is known."""
+    """List at most `MOST` candidate models. Models with no reasons against them come first. With `asked`,
+    list only that model. Returns an empty list if no similar model is known."""
     if asked is not None:
         found = [(asked, "chosen by you")]
     else:
@@ -319,7 +319,7 @@ class PricedModel(Record, frozen=True, kw_only=True):
 
     @property
     def against(self) -> tuple[str, ...]:
-        """Return all reasons against choosing this model, including those from its quote."""
+        """Return all reasons against choosing this model, including problems that its quote reports."""
         known = (self.quote.unavailable, self.quote.refused, self.quote.unlisted)
         return (*self.suited.against, *(reason for reason in known if reason))
 
@@ -347,8 +347,8 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
         return tuple(change for change in self.changes if change.becomes == "left out")
 
     def rank(self, months: int) -> tuple[bool, Decimal, str]:
-        """Return a sort key: the maximum cost of training plus the cost of serving for `months`. Backends
-        without a serving price come last."""
+        """Return a sort key: the maximum training cost plus the serving cost for `months`. Backends without a
+        serving price sort last."""
         training = self.quote.held_usd if self.quote is not None else Decimal(0)
         return (self.monthly_usd is None, training + months * (self.monthly_usd or Decimal(0)), self.provider)
 
@@ -408,7 +408,7 @@ class MovedModel(Record, frozen=True, kw_only=True):
     parts: tuple[ParitySlice, ...] = ()
     """Parity on all rows, followed by parity on each slice."""
     decision: str = ""
-    """`ship`, `do not ship` or `not enough evidence`, as in the evaluation."""
+    """The evaluation's verdict on the new model: `ship`, `do not ship` or `not enough evidence`."""
     reasons: tuple[str, ...] = ()
     same_answers: int = 0
     """Number of prompts that both models answered with exactly the same text."""

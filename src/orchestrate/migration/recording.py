@@ -87,7 +87,7 @@ class Due(Record, frozen=True, kw_only=True):
     """Number of prompts with stored answers in the model's largest recording."""
     recording: str | None
     prompts: str | None
-    """The spec's file of held-out rows. `None` if it isn't on this machine."""
+    """Path of the spec's held-out rows. `None` if the file isn't on this machine."""
     command: str | None
     """The command that records the model. `None` if the model was shut down or is already recorded."""
 
@@ -290,7 +290,8 @@ def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
 
 
 def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
-    """Return what is known about the terms of the model's host and license for training on its answers."""
+    """Return what the host's terms and the model's license are known to say about training on the model's
+    answers."""
     found: list[str] = []
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):

@@ -69,8 +69,8 @@ _DECIDED: dict[str, Word] = {
 
 
 def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
-    """Decide parity from the confidence interval of the difference. Parity holds if the entire interval is
-    above `-margin`, does not hold if the entire interval is below, and is not shown otherwise."""
+    """Decide parity from the confidence interval of the difference. Returns `holds` if the entire interval is
+    above `-margin`, `does not hold` if all of it is below, and `not shown` otherwise."""
     low, high = difference.low, difference.high
     if metric.better == "lower":
         low, high = -high, -low
@@ -123,7 +123,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
         raise UsageError(f"format must be table, md, html or json, got {format!r}")
 
     def save(self, path: str | Path) -> Path:
-        """Save the report in the format that the file's extension selects: .html, .md, .json or .txt. Raises
+        """Save the report. The file's extension selects the format: .html, .md, .json or .txt. Raises
         `UsageError` for any other extension."""
         return save(path, _ENDINGS, self.render)
 
@@ -195,7 +195,7 @@ def _candidate(target: MigrationTarget, one: PricedModel) -> tuple[str, ...]:
 
 
 def change_rows(target: MigrationTarget) -> list[tuple[str, ...]]:
-    """Build the table rows under `CHANGE_HEAD`. Leaves out settings that are in neither spec."""
+    """Build the table rows under `CHANGE_HEAD`. Settings that neither spec sets are left out."""
     return [(c.what, c.becomes, c.was, c.now, c.why) for c in target.changes if c.becomes != "new"]
 
 

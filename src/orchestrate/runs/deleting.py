@@ -28,7 +28,7 @@ from orchestrate.workspace import Workspace
 DELETED = "deleted"
 """Kind of the records that list a run's deleted files and models."""
 REMAINING = "remaining upload"
-"""Kind of the records that list the remaining files of a run's upload after one file was deleted."""
+"""Kind of the records that list which files of a run's upload remain after one was deleted."""
 _AT_ONCE = 8
 
 
@@ -41,7 +41,8 @@ class Stored(Record, frozen=True, kw_only=True):
     host: str
     kind: Literal["model", "data"]
     ids: tuple[str, ...]
-    """Ids of the file or model on the host. For a model, includes its job's id if the host deletes both."""
+    """Ids of the file or model on the host. If the host deletes a model together with its job, the job's id
+    is included."""
 
 
 class AccountStorage(Record, frozen=True, kw_only=True):
@@ -63,7 +64,7 @@ class AccountStorage(Record, frozen=True, kw_only=True):
 
     @property
     def gap(self) -> bool:
-        """Return whether the account may store items that are missing from this list."""
+        """Return True if the account may store files or models that are missing from this list."""
         return self.partial or not (self.listed or self.keyless)
 
 
@@ -203,8 +204,8 @@ def _require_unused(ws: Workspace, run: Run) -> None:
 
 
 def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
-    """List the files and models that each account stores. Skips accounts on your own machines. Lists only
-    sandboxes with `sandbox`, and only real accounts without it. If a host fails, its entry contains the
+    """List the files and models that each account stores. Skips accounts on your own machines. If `sandbox`
+    is set, lists only sandboxes. Otherwise, lists only real accounts. If a host fails, its entry contains the
     reason, and the other hosts are still listed."""
     runs = _owners(ws, sandbox)
 
@@ -300,8 +301,8 @@ def deleted(ws: Workspace, id: str) -> Stored | None:
 
 
 def delete_item(ws: Workspace, item: StoredItem) -> Stored:
-    """Delete one file or model that `find` returned, and the store's records of the uploads that used it.
-    Raises `UsageError` if the item is in use and `ProviderError` if the host refuses."""
+    """Delete one file or model that `find` returned. Also deletes the store's records of uploads that used
+    it. Raises `UsageError` if the item is in use and `ProviderError` if the host refuses."""
     store, provider = ws.store, ws.ready(item.provider)
     require_item_unused(ws, provider, item)
     capability(provider, ListsStored).delete_stored(item)

@@ -33,9 +33,9 @@ def follow(
     tell: Callable[[Logged], object] = lambda _: None,
     poll_s: float | None = None,
 ) -> list[Logged]:
-    """Log each run until it ends, and call `tell` whenever there are new values. Retries if a host does not
-    respond. Raises an error if the tracker does not respond. Returns the last `Logged` record of each run,
-    with the total number of values logged."""
+    """Log each run until it ends, and call `tell` whenever new values were logged. If a host does not
+    respond, the request is retried. If the tracker does not respond, an error is raised. Returns one `Logged`
+    record per run with the total number of values logged."""
     from orchestrate.runs.watching.polling import PollingPace
 
     pace = PollingPace(poll_s)

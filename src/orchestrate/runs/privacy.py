@@ -1,4 +1,4 @@
-"""Keep private runs on their owner's machines, even after training. Actions that would send their rows,
+"""Keep the data of private runs on their owner's machines, even after training. Actions that would send rows,
 answers or weights elsewhere are rejected before anything is sent."""
 
 from __future__ import annotations

@@ -43,9 +43,9 @@ def add(
     first: bool = False,
     again: bool = False,
 ) -> QueueEntry:
-    """Queue a run for `provider`. The entries and runs in `after` must succeed first. The user accepts the
-    quoted price by queueing the run. Raises `UsageError` for an entry that cannot be stored or would wait
-    forever, and for a duplicate of a waiting entry unless `again` is set."""
+    """Queue a run for `provider`. It starts only after the entries and runs in `after` have succeeded. By
+    queueing the run, the user accepts its quoted price. Raises `UsageError` for an entry that cannot be
+    stored or would wait forever, and for a duplicate of a waiting entry unless `again` is set."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
@@ -109,8 +109,8 @@ def about(entry: QueueEntry) -> str:
 
 
 def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
-    """Explain why an entry cannot start from this machine, although a machine with its backend may start it.
-    Returns `None` if it can start from here."""
+    """Explain why an entry cannot start from this machine, although another machine that has its backend
+    configured may start it. Returns `None` if the entry can start from here."""
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
@@ -133,9 +133,8 @@ def remove(ft: Workspace, name: str) -> QueueEntry:
 
 
 def withdraw(ft: Workspace, run: Run, why: str) -> None:
-    """Withdraw an entry that was not sent or not accepted. If its host created the job anyway, the job is
-    canceled once it is found. Does not contact the host, because the host's key may no longer be
-    available."""
+    """Withdraw an entry that was not sent or not accepted. If the host did create a job for it, the job is
+    canceled once it is found. Does not contact the host, because its API key may no longer be available."""
     now = ft.store.clock.now()
     ft.store.runs.request_cancel(run.id)
     with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
@@ -196,7 +195,7 @@ def _named(ft: Workspace, name: str) -> str:
 
 
 class QueueStep(NamedTuple):
-    """A change to a queue entry during one turn."""
+    """A change to a queue entry made during one turn (one pass over the waiting entries)."""
 
     entry: QueueEntry
     told: str
@@ -351,8 +350,8 @@ def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
 
 
 def crowded(ft: Workspace, run: Run) -> str | None:
-    """Explain how a resumed run delays the waiting entries for its backend. Returns `None` if the backend has
-    enough slots for all open runs, or if no entry is waiting."""
+    """Explain that a resumed run delays the entries that wait for its backend. Returns `None` if no entry is
+    waiting, or if the backend has enough slots for all open runs."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
         return None
     going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)

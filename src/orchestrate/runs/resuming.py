@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _NO_HOURLY_PRICE = "its hourly price is unknown"
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
-"""Seconds after which the lease of a killed process expires, and seconds between two checks of another
-process's lease."""
+"""Two times in seconds: how long the lease of a killed process stays valid, and how long to wait between
+checks of another process's lease."""
 
 
 class RaisedLimits(NamedTuple):

@@ -117,8 +117,8 @@ class TrackedRun:
 
         Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. Retries if a
-        host does not respond. In a notebook, the cell's output shows the run in the meantime, unless `live`
-        is false. Raises `TimeoutError` after `timeout_s`.
+        host does not respond. In a notebook, the cell displays the run's progress while waiting, unless
+        `live` is false. Raises `TimeoutError` after `timeout_s`.
         """
         from orchestrate.notebook import NotebookOutput
         from orchestrate.runs.submitting.settling import Settler
@@ -150,8 +150,8 @@ class TrackedRun:
             pace.sleep()
 
     def check(self) -> Run:
-        """Return the record of a run that succeeded. Queries the host if the run was last seen in progress.
-        Raises `RunFailed` with the host's reason if the run did not succeed."""
+        """Return the run's record if the run succeeded. Queries the host if the run was last seen in
+        progress. Raises `RunFailed` with the host's reason if the run did not succeed."""
         if not self.record.status.terminal and self.record.job_id is not None:
             self.refresh()
         if self.record.status is not JobStatus.SUCCEEDED:
@@ -279,8 +279,8 @@ class TrackedRun:
         checkpoint: str | None = None,
         progress: Progress | None = None,
     ) -> Artifact:
-        """Download the tuned model's files, by default to `models/<run id>` in the home folder. A second call
-        only verifies the hashes of the downloaded files."""
+        """Download the tuned model's files, by default to `models/<run id>` in the home folder. If the files
+        are already there, only their hashes are verified."""
         capability(self.provider, Downloads)
         if dest is not None and Path(dest).exists() and not Path(dest).is_dir():
             raise UsageError(f"{dest} is not a folder", fix="use a new or empty folder")
@@ -301,7 +301,8 @@ class TrackedRun:
         return found
 
     def downloaded(self) -> Artifact | None:
-        """Return the record of the download in the home folder, or `None` if there is none."""
+        """Return the record of the model downloaded to the home folder, or `None` if it was not
+        downloaded."""
         from orchestrate.providers import files
 
         return files.described(self._ws.settings.home / "models" / self.id)
@@ -314,7 +315,7 @@ class TrackedRun:
 
     def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
         """List the deployments of this run in their last known state, newest first. `over=True` lists only
-        ended deployments, `False` only the rest, and `None` all of them."""
+        ended deployments, `over=False` only deployments that have not ended, and `None` all."""
         found = self._ws.store.deployments.matching(over=over)
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
@@ -354,9 +355,9 @@ class TrackedRun:
         """Return one answer of the tuned model or, with `base`, of the model that it was tuned from. A string
         becomes the user message.
 
-        `tools` are tools that the model may call, in the format of the chat completions API. `at` is another
-        host on which the run's adapter is deployed. `tell` receives the text as it streams, if the host
-        streams and no tools are given.
+        `tools` are tools that the model may call, in the format of the chat completions API. To chat through
+        another host on which the run's adapter is deployed, set `at`. `tell` receives the text as it streams,
+        if the host streams and no tools are given.
         """
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
@@ -388,11 +389,11 @@ class TrackedRun:
             return opened.write(exporters.story(self._ws.store, self.record))
 
     def proofs(self) -> list[Proof]:
-        """List the comparisons of a served model with the trained one, oldest first."""
+        """List the stored proofs, which compare a served model with the trained one. Oldest first."""
         return self._ws.store.history.proofs(self.id)
 
 
 def tracked(ws: Workspace, run: str | Run) -> TrackedRun:
-    """Return a run from its record, or from a name that `Workspace.record` accepts."""
+    """Return the `TrackedRun` for a record, or for a name that `Workspace.record` accepts."""
     record = ws.record(run) if isinstance(run, str) else run
     return TrackedRun(ws.home_of(record), record)

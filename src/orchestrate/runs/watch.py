@@ -72,8 +72,8 @@ def announce(settings: Settings, payload: Mapping[str, Any]) -> list[str]:
 
 
 def recover(ft: Workspace, provider: str = "all", choose: Choose | None = None) -> Recovery:
-    """Rebuild a lost store from the jobs on the hosts' lists that have our ref, or only from those that
-    `choose` selects."""
+    """Rebuild a lost store from the hosts' job lists. Uses all jobs that have an Orchestrate ref, or only the
+    jobs that `choose` selects."""
     from orchestrate.runs.syncing.recovery import recover
 
     return recover(ft.store, [ft.provider(name) for name in ft.backends(provider)], choose, ft.rates)
@@ -127,7 +127,7 @@ def notify_stalls(settings: Settings, report: SyncReport) -> list[str]:
 
 def end_stalled(ft: Workspace, run: Run) -> str | None:
     """Cancel a run if it has been stalled since an earlier check. Returns the reason, or `None` if the run
-    was not canceled. Raises `ProviderError`."""
+    was not canceled. Raises `ProviderError` if the host cannot be reached."""
     from orchestrate.runs.syncing.stalls import Stalls
     from orchestrate.runs.syncing.sweep import fetch_details
 

@@ -58,8 +58,8 @@ class TeacherModel:
 
 
 def reasoning_of(model: str | None, *, wanted: bool) -> tuple[generating.Reasoning, str]:
-    """Decide whether rows for a model include reasoning, and return the decision with a reason. Rows exclude
-    reasoning if the model's chat template drops it."""
+    """Decide whether rows for a model should include reasoning, and return the decision with a reason.
+    Reasoning is left out if the model's chat template drops it."""
     if not wanted:
         return "no", ""
     if model is None:
@@ -103,10 +103,10 @@ def generate(
     hosts: str = "all",
     progress: Callable[[int, int, Decimal], None] | None = None,
 ) -> GenerateReport:
-    """Generate rows in the format of `seeds`. Each row is valid for all of the `hosts` (comma-separated
-    backends) that accept all seeds. Costs are computed from the model's price, if known. If the output of an
-    interrupted run exists, generation continues there. Raises `UsageError` while another process writes to
-    the same output."""
+    """Generate rows in the format of `seeds`. Each row is valid for every backend in `hosts`
+    (comma-separated) that accepts all of the seeds. Costs are computed from the model's price, if known. If
+    `output` was left by an interrupted run, generation continues from it. Raises `UsageError` while another
+    process writes to the same output."""
     settings = ws.settings
     place = writer.place(settings)
     require_writable(output, seeds)

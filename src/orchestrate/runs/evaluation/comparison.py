@@ -61,7 +61,7 @@ def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
 
 
 def flips_of(evaluation: Evaluation, run_id: str) -> list[Flips]:
-    """Return the rows on which a run and the model that it is compared with have different results."""
+    """Return the rows on which a run's result differs from that of the model it is compared with."""
     names = {c.name for c in evaluation.contenders if c.run_id == run_id}
     return [found for found in flips(evaluation) if found.contender in names]
 

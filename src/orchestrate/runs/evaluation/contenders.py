@@ -49,11 +49,12 @@ SANDBOX_THREADS = 32
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""Precisions of a base model on this machine. The flags say whether to load the model in 4 bits."""
+"""Supported precisions for a base model on this machine. The flags say whether to load the model in 4
+bits."""
 
 
 def other_host(on: str) -> str | None:
-    """Return the backend that `on` names, or `None` if it is one of `PLACES`."""
+    """Return the backend that `on` names, or `None` if `on` is one of `PLACES`."""
     return None if on in PLACES else on
 
 
@@ -63,8 +64,8 @@ def _played(candidate: Candidate) -> Candidate:
 
 
 class Contenders:
-    """Creates contenders by name. Starts nothing that is billed. Use it as a context manager: on exit, it
-    stops the processes that it started on this machine."""
+    """Looks up contenders (models to evaluate) by name. Never starts anything that is billed. Use it as a
+    context manager: on exit, it stops the processes that it started on this machine."""
 
     def __init__(
         self,
@@ -155,9 +156,9 @@ class Contenders:
         return self._here(handle, tuned, generator, base_precision if base else None)
 
     def of_model(self, written: str) -> Candidate:
-        """Return a model to evaluate that isn't a run: any model that a host serves, a model on this machine
-        if its name has the local backend's prefix, or a recorded model as `record:ID`. Append ` as NAME` to
-        set the display name."""
+        """Return a model to evaluate that isn't a run. The name is a model that a host serves, a model on
+        this machine (with the local backend's prefix), or `record:ID` for a recorded model. Append ` as NAME`
+        to set the display name."""
         model, name = aliased(written)
         found = self._of_model(model)
         return found if name is None else renamed(found, name)
@@ -204,7 +205,7 @@ class Contenders:
         return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
     def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
-        """Return a function that computes embeddings. The embedding model is named as in `of_model`. Requests
+        """Return a function that computes embeddings. Accepts the same model names as `of_model`. Requests
         are sent through `asking`."""
         at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
@@ -251,7 +252,7 @@ class Contenders:
         return at
 
     def respondent(self, written: str, max_tokens: int, temperature: float) -> Respondent:
-        """Return a judge or grader model, named as in `of_model`."""
+        """Return a model to use as a judge or grader. Accepts the same model names as `of_model`."""
         sampling = msgspec.structs.replace(
             self._sampling, max_tokens=max_tokens, temperature=temperature, response_format=None
         )

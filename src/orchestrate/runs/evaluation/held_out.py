@@ -86,10 +86,10 @@ class EvaluationOrder:
     key_variable: str | None = None
     """Environment variable that contains the key for models at a URL. If not set, no key is sent."""
     against: str | None = None
-    """Contender that the others are compared with. Default: each tuned model's own base, with few-shot
-    examples if there are any."""
+    """Contender that the others are compared with. By default, each tuned model is compared with its own base
+    model, which gets few-shot examples if there are any."""
     on: str = "auto"
-    """Place where runs are served: `host`, `here`, `auto`, or a backend that an adapter was deployed on."""
+    """Where to run the models: `host`, `here`, `auto`, or a backend on which an adapter was deployed."""
     limit: int | None = None
     cluster: str | None = None
     """Column that groups related rows."""
@@ -108,7 +108,8 @@ class EvaluationOrder:
     max_cost_usd: Decimal | None = None
     """Cost limit for all answers of this evaluation, including the judges' answers."""
     fresh: bool = False
-    """True to ignore stored answers and ask again, to detect whether the host changed the model."""
+    """True to ignore stored answers and query the models again, for example to detect whether the host
+    changed a model."""
     skip_failed: bool = False
     """True to count questions that get no answer as failed, and continue."""
     parity: bool = False
@@ -267,8 +268,8 @@ class PreparedEvaluation:
         return replace(found, asked=(*found.asked, *asked))
 
     def run(self, progress: Progress | None = None) -> Evaluation:
-        """Query and score the contenders, and combine the verdicts with the other stored results of the runs.
-        Raises the same errors as `measure`."""
+        """Query and score the contenders, and combine the verdicts with the other results that are stored for
+        the runs. Raises the same errors as `measure`."""
         [found] = verdicts.joined(self._ft, [self.measure(progress)])
         return found
 

@@ -178,7 +178,7 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
 
 
 def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
-    """Set up the requests to a judge, with the folder of stored answers and the cost limit. `subject`
+    """Set up the requests to a judge, including the folder for stored answers and the cost limit. `subject`
     describes the items to judge."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
@@ -206,9 +206,9 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
 def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
-    """Return a function that finds the calibrations of an evaluation's judges. Judges of the kind that
-    `source` has ratings for are calibrated with these ratings. Other judges use their earlier calibrations.
-    Raises `DataError` or `UsageError` if the rated answers cannot be read."""
+    """Return a function that looks up a judge's calibration. If `source` has ratings of the kind that the
+    judge gives (single scores or pairs), the judge is calibrated with them. Otherwise, its stored calibration
+    is used. Raises `DataError` or `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
 
@@ -219,7 +219,7 @@ def held_against(
 
 
 def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
-    """Query the judge about human-rated answers, and store how well it agrees with the human ratings."""
+    """Let the judge rate answers that people have rated, and store how well its ratings agree with theirs."""
     found = calibration.calibrate(judge, answers)
     ft.store.reviews.calibrate(found.judge, found)
     return found

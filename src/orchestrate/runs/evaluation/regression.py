@@ -43,8 +43,8 @@ KIND = "regression"
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionOrder:
-    """Options for a regression test. `sets` are files of held-out rows. The metric is chosen for each file
-    unless you name one, as in `rows.jsonl=token_f1`."""
+    """Options for a regression test. `sets` are files with held-out rows. The metric is chosen automatically
+    for each file unless you specify one, as in `rows.jsonl=token_f1`."""
 
     probes: Sequence[str] = ("all",)
     """Names of built-in probes, or `all`. Empty for none."""
@@ -56,7 +56,7 @@ class RegressionOrder:
     """Non-inferiority margin as a fraction of correct answers. Default: 0.1 for probes and sets. Probes of
     general text have their own margin, in nats."""
     limit: int | None = None
-    """Maximum items per set and documents per task."""
+    """Maximum number of items per set and of documents per lm-eval task."""
     on: str = "auto"
     base_precision: Literal["16-bit", "nf4"] = "16-bit"
     """Precision of the base model on this machine."""

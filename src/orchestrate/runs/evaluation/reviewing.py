@@ -71,9 +71,9 @@ class Exported(Record, frozen=True, kw_only=True):
 
 
 def opened(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = None) -> ReviewSession:
-    """Open a review by its id, or the runs' latest review with the same kind, contenders and rubric. If there
-    is none, create it. Raises `UsageError` if there is nothing to rate, and `DataError` if the review's
-    answers were deleted."""
+    """Open a review by its id, or the runs' latest review with the same kind, contenders and rubric. If no
+    such review exists, create one. Raises `UsageError` if there is nothing to rate, and `DataError` if the
+    review's answers were deleted."""
     order = order or ReviewOrder()
     return (None if order.new else existing(ft, names, order)) or _made(ft, names, order)
 
@@ -199,9 +199,9 @@ def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
 
 
 def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
-    """Import ratings and return how many were added. If any rating is invalid, none are imported. `left` and
-    `right` are the contenders as shown to the rater. Raises `UsageError` for a rating that does not belong to
-    this review."""
+    """Import ratings and return how many were added. If any rating is invalid, none are imported. A rating's
+    `left` and `right` name the contenders whose answers the rater saw on each side. Raises `UsageError` for a
+    rating that does not belong to this review."""
     known = {task.id: task for task in desk.tasks}
     checked: list[Rating] = []
     for one in ratings:
@@ -226,8 +226,8 @@ def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int
 
 
 def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
-    """Calculate how many people and items are needed to detect this preference. `likeness` is the measured
-    correlation between raters (default: a typical value)."""
+    """Calculate how many raters and items are needed to detect a preference of this size. `likeness` is the
+    measured correlation between raters (default: a typical value)."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
         raise UsageError("a preference must be between 0 and 1 and not exactly 0.5", fix="--detect 0.6")
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)

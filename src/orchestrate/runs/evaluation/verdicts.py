@@ -33,8 +33,9 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Identifies models by checkpoint name. A name is the checkpoint's id or step. The checkpoint of the last
-    step is the run's own model, unless the run keeps its best weights."""
+    """Determines whether two checkpoint names of a run refer to the same model. A name is a checkpoint's id
+    or step. The last step's checkpoint is the same as the run's own model, unless the run keeps its best
+    weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)

@@ -32,9 +32,9 @@ SETTLER = "settler"
 
 @dataclass(frozen=True, kw_only=True)
 class WritingOrder:
-    """Options for a review in which people write rows. `guide` is a text file (.md, .txt) or a rubric that
-    contains a guide. `overlap` is the fraction of rows that two people write. `new` starts over even if a
-    review of the same file exists."""
+    """Options for a review in which people write rows. `guide` is the path of a text file (.md, .txt) or of a
+    rubric that contains a guide. `overlap` is the fraction of rows that are given to two people. `new` starts
+    over even if a review of the same file exists."""
 
     file: str
     writers: Sequence[str]
@@ -135,7 +135,7 @@ def _guide(path: Path | None) -> Rubric:
 
 
 def export(ft: Workspace, review: Review, output: Path) -> FromReview:
-    """Write the finished rows as chat rows. Raises `DataError` if none is finished."""
+    """Write the finished rows to a file as chat rows. Raises `DataError` if no row is finished."""
     require_writable(output)
     rows, left_out = writing.written(reopened(ft, review))
     if not rows:

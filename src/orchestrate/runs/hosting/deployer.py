@@ -1,4 +1,4 @@
-"""Create, complete and end deployments without losing track of any that is billed, even if a process dies at
+"""Create, complete and end deployments. Never loses track of a billed deployment, even if a process dies at
 any point.
 
 The deployment and each of its steps are recorded before anything is sent. The name of a deployment on its
@@ -308,8 +308,9 @@ class Deployer:
     # -- looking -------------------------------------------------------------------------------------------
 
     def poll(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
-        """Query the host and record the deployment's state. If `items` from an earlier list contain the
-        deployment, the host is not queried. Raises `ProviderError` if the host cannot be reached."""
+        """Query the host and record the deployment's state. If `items`, taken from an earlier list request,
+        contains the deployment, the host is not queried again. Raises `ProviderError` if the host cannot be
+        reached."""
         there = [item for item in items or () if item.kind == "deployment"]
         if not there:
             there = list(self._deploys.deployed(deployment.handle))
@@ -367,9 +368,9 @@ class Deployer:
             return False
 
     def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
-        """Track a deployment that the host lists under the name of a run's job and that is not in this store.
-        If the deployment was abandoned here, it is tracked again, and its cost since then counts toward the
-        budget."""
+        """Start tracking a deployment that is missing from this store but that the host lists under the name
+        of a run's job. If the deployment was abandoned here, it is tracked again, and its cost since then
+        counts toward the budget."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)

@@ -155,7 +155,7 @@ def price(offer: DeploymentOffer) -> str:
 
 
 def ending(offer: DeploymentOffer) -> str:
-    """Describe in one or two sentences when the deployment ends and what it costs until then."""
+    """Describe in one or two sentences when the deployment ends and how much it will have cost by then."""
     ends = limits(offer.max_cost_usd, offer.max_hours)
     if not ends:
         day = "" if offer.usd_per_hour is None else f", {money(offer.usd_per_hour * 24)} a day"
@@ -170,7 +170,7 @@ def ending(offer: DeploymentOffer) -> str:
 
 
 def question(offer: DeploymentOffer) -> str:
-    """Build the question that the user must confirm, with all costs."""
+    """Build the confirmation prompt for a deployment, including all costs."""
     sandbox = "SANDBOX: nothing is billed. " if offer.sandbox else ""
     known = " The deployment already exists and will be completed, started or changed."
     there = known if offer.deployment else ""
@@ -188,7 +188,7 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
     """Record that a run's deployment received a request, so the deployment isn't reported as idle. `at` is
-    the host, if it is not the run's own."""
+    the backend, if it differs from the run's own."""
     from orchestrate.store import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)

@@ -19,8 +19,8 @@ LOOK_BACK = timedelta(days=2)
 """How long an ended deployment is still checked, because hosts sometimes wrongly report a deployment as
 deleted."""
 _APART = timedelta(minutes=15)
-"""Tolerated difference between a deployment's age by the clock and by this machine's uptime. The user is
-notified of larger differences."""
+"""Tolerated difference between a deployment's age according to the system clock and according to this
+machine's uptime. The user is notified of larger differences."""
 IDLE_HOURS = Decimal(1)
 """Hours without a request from this store after which a deployment is reported as idle, once a day."""
 
@@ -178,8 +178,8 @@ def by_job(provider: Deploys) -> dict[str, list[Standing]]:
 
 
 def adopt(store: Store, provider: Provider) -> list[Deployment]:
-    """Track deployments that the host lists for this store's jobs but that are missing from the store, for
-    example after it was rebuilt. Raises `ProviderError` if the host cannot be reached."""
+    """Start tracking deployments that the host lists for this store's jobs but that are missing from the
+    store, for example because the store was rebuilt. Raises `ProviderError` if the host cannot be reached."""
     if not isinstance(provider, Deploys):
         return []
     taken: list[Deployment] = []

@@ -72,8 +72,9 @@ def totals(
     private: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> list[Ownership]:
-    """Compute the total cost of tuning an open model for three epochs. On a host without this model, the most
-    similar closed model is used. With `private`, only this machine is considered. Works offline."""
+    """Compute the total cost of tuning an open model for three epochs. For a host that does not offer this
+    model, the most similar closed model is used instead. With `private`, only training and serving on this
+    machine are considered. Works offline."""
     from orchestrate.spec import JobSpec
 
     chosen = {"default": model}
@@ -90,7 +91,8 @@ def totals(
 
 
 def given_score(value: float) -> Score:
-    """Build a base-model score from a number. Raises `UsageError` unless it is between 0 and 1."""
+    """Build a base-model score from a number that the user gave. Raises `UsageError` unless the number is
+    between 0 and 1."""
     if not 0 <= value <= 1:
         raise UsageError(f"--base-score must be between 0 and 1, got {value:g}")
     return Score(value=value, low=value, high=value, n=0)

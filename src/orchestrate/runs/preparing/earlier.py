@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Earlier(NamedTuple):
-    """The earlier runs in the store that match a submit to one backend."""
+    """Earlier runs in the store that affect a submit to one backend."""
 
     provider: str
     known: Run | None
-    """The run with this idempotency key, which a submit would return."""
+    """The run that already has this idempotency key. A submit would return it."""
     same: AlreadySubmitted | None
     """The error that a submit would raise because an identical run exists."""
     idempotency_key: str | None

@@ -49,7 +49,8 @@ Mark = tuple[int, ...]
 """Fingerprint of a file on disk. It changes whenever the file is written to."""
 
 UNCOUNTED = "tokens were not counted"
-"""Reason for a missing price if the user skipped counting. Such a spec can't be submitted."""
+"""Reason for a missing price if the user skipped token counting. A spec prepared without counting can't be
+submitted."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Offer:
     spec: JobSpec
     translation: Translation
     problems: tuple[Problem, ...]
-    """Reasons why this backend would reject the job, and problems with the files for any backend."""
+    """Reasons why this backend would reject the job, and file problems that apply to every backend."""
     quote: Quote
 
     def require_fit(self, *, strict: bool = False) -> None:
@@ -89,11 +90,12 @@ class Prepared:
     offers: tuple[Offer, ...]
     data: TrainingData = field(repr=False)
     of_files: tuple[Problem, ...] = field(repr=False)
-    """Problems with the files for any backend."""
+    """File problems that apply to every backend."""
     marks: Mapping[str, Mark | None] = field(repr=False)
     """Fingerprint of each local file, taken when the file was read."""
     checked: bool
-    """True if everything that `submit` needs was checked. Preparing only quotes skips some checks."""
+    """True if everything that `submit` needs was checked. False if only quotes were prepared, which skips
+    some checks."""
 
     @property
     def problems(self) -> Listing[Problem]:
@@ -118,8 +120,9 @@ class Prepared:
         raise UsageError(f"the spec was not prepared for {provider}")
 
     def require_unchanged(self) -> None:
-        """Raise `DataError` if the rows of a file have changed since the user saw them. Rereads only files
-        that were written to since. The upload detects later changes (`Dataset.write`)."""
+        """Raise `DataError` if the rows of a file have changed since the user saw them. Only files that were
+        modified since then are read again. Changes after this check are detected by the upload
+        (`Dataset.write`)."""
         from orchestrate.data import Dataset
 
         for shown in (self.data.train, self.data.validation):
@@ -144,7 +147,8 @@ def mark(path: str) -> Mark | None:
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:
-    """Merge equal problems of several backends into one problem that names all of them."""
+    """Merge problems that several backends have in common. Each merged problem names all affected
+    backends."""
     by_place: dict[tuple[object, ...], Problem] = {}
     for problem in problems:
         key = (problem.code, problem.row, problem.field, problem.message, problem.source, problem.fix)
@@ -175,7 +179,7 @@ def _counted_by(given: str) -> TokensFrom:
 
 
 def require_known(ws: Workspace, spec: JobSpec) -> None:
-    """Raise `SpecError` if a section of the spec is for an unknown backend."""
+    """Raise `SpecError` if the spec has a section for an unknown backend."""
     from orchestrate.providers import registry
     from orchestrate.spec import specfile
 

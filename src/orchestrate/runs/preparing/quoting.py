@@ -47,8 +47,8 @@ class LivePrice(Record, frozen=True, kw_only=True):
 
 
 def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
-    """Request a price from each host that provides estimates. Uploads the data (once per digest), but creates
-    no job."""
+    """Request a price from each host that provides estimates. Uploads the data, unless data with the same
+    digest was uploaded before, but creates no job."""
     return [_live(ft, prepared.offer(quote.provider), prepared.data) for quote in prepared.quotes]
 
 
@@ -106,8 +106,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if one of the user's `rates` does not affect any of these quotes. The rates must
-    already be in the rate book. With `serving`, rates for serving always count as used."""
+    """Raise `UsageError` if one of the `rates` that the user set affects none of these quotes. The rates must
+    already be in the rate book. With `serving`, rates for serving are exempt from this check."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
@@ -129,10 +129,10 @@ def use(
     compare_with: str | None = None,
     saved_tokens: int = 0,
 ) -> ServingUse:
-    """Build the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". The
-    alternative to tuning is to prompt `compare_with`, with `saved_tokens` more tokens per prompt. By default,
-    `compare_with` is a model that stays available for the entire period. Raises `UsageError` if the traffic
-    can't be parsed or the price of the base model is unknown."""
+    """Build the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". Tuning
+    is compared with prompting the model `compare_with`, which needs `saved_tokens` more tokens per prompt. By
+    default, `compare_with` is a model that stays available for the entire period. Raises `UsageError` if the
+    traffic can't be parsed or the price of the base model is unknown."""
     asked = Traffic.parse(traffic)
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)
@@ -147,7 +147,7 @@ def ownership(
 ) -> list[Ownership]:
     """Compare the total cost of each quoted backend over several months with the cost of prompting a base
     model. The total includes training, hosting and serving on every host that can serve the model. Works
-    offline. With `private`, only this machine is compared."""
+    offline. With `private`, only training and serving on this machine are included."""
     totals: list[Ownership] = []
     for quote in quotes:
         backend = ft.provider(quote.provider)

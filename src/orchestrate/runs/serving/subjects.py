@@ -47,7 +47,7 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
 
 
 def unaccepted_licenses(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
-    """List the base models' licenses that the user has not accepted yet."""
+    """List the licenses of base models that the user still has to accept."""
     found: dict[str, Licence] = {}
     for name in names:
         what = subject(ft, name)

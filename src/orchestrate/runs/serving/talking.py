@@ -22,8 +22,8 @@ _MOSTLY = 0.9
 
 
 class Talk:
-    """A chat with the model of one run. On this machine (for local runs and downloaded adapters), the model
-    is loaded once and its answers are streamed. Call `close` when done."""
+    """A chat with the tuned model of one run. On this machine (for local runs and downloaded adapters), the
+    model is loaded once and its answers are streamed. Call `close` when done."""
 
     def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
         """Start the chat. With `on="host"` it asks the run's host, with `here` it downloads the adapter and

@@ -88,8 +88,8 @@ def fingerprint_of(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel 
 
 
 def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
-    """Return whether a run's model has a fingerprint or this machine can compute one. May download an adapter
-    for that, but not a full model."""
+    """Return True if a run's model has a fingerprint, or if this machine can compute one. To compute it, an
+    adapter may be downloaded, but never a full model."""
     file = ws.settings.home / "proofs" / f"{run.id}.json"
     if file.is_file() or _stored_fingerprint(run) is not None:
         return True
@@ -111,9 +111,9 @@ def _found(spec: Mapping[str, Any], tuned: TunedModel) -> Sheet:
 
 
 def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
-    """Return a run's adapter on this machine in the form that hosts accept: PEFT's two files, with the base
-    model's public name. Raises `UsageError` for a fully fine-tuned model and for adapters that are not plain
-    LoRA."""
+    """Return a run's adapter on this machine in the format that hosts accept: PEFT's two files, which refer
+    to the base model by its public name. Raises `UsageError` for a fully fine-tuned model and for adapters
+    that are not plain LoRA."""
     tuned = of(ws, run)
     config = tuned.config
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
@@ -171,10 +171,10 @@ def export(
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Export:
-    """Write the tuned model to `folder` in one of `forms.FORMS`. Then load the result and prove that it
-    matches the trained model, if this machine can. Raises `LicenceAsks` if the base model's license must be
-    accepted first, `UsageError` for a form that the model cannot be converted to, and `SetupError` if a tool
-    is missing."""
+    """Write the tuned model to `folder` in one of the formats in `forms.FORMS`. Then load the result and
+    verify that it matches the trained model, if this machine can. Raises `LicenceAsks` if the base model's
+    license must be accepted first, `UsageError` for a format that the model cannot be converted to, and
+    `SetupError` if a tool is missing."""
     tuned = of(ws, subject)
     agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):

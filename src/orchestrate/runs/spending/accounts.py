@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 GRACE = timedelta(minutes=10)
-"""Grace period after the end of a run, because a worker first reports the end and then releases its machine.
-"""
+"""Time after the end of a run in which its machine may still be up, because a worker reports the end before
+it releases the machine."""
 IN_USE = timedelta(hours=1)
 """How long a deployment counts as in use after its creation or after the latest request from this store."""
 
@@ -69,8 +69,8 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def lost_run(self) -> str | None:
-        """Id of the run that `recover` would create from the resource, if it has our ref and this store has
-        no such run."""
+        """Id of the run that `recover` would create from the resource. `None` unless the resource has an
+        Orchestrate ref whose run is not in this store."""
         from orchestrate.store import REF_PATTERN, run_id_of
 
         ref = self.item.job_id or ""
@@ -120,7 +120,7 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     """True for simulated sandbox spending instead of real money."""
     month: str | None = None
     total: Sum
-    """Total spending, limited to the requested month if there is one."""
+    """Total spending. Covers only the requested month if `month` was given."""
     budget_usd: Decimal | None = None
     left_usd: Decimal | None = None
     """Remaining budget over all months, negative if it is exceeded. `None` without a budget."""
@@ -167,8 +167,8 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def gaps(self) -> list[AccountStatus]:
-        """Return the accounts where unseen resources may be billed: accounts that did not respond completely,
-        and accounts of runs that no current key can see."""
+        """Return the accounts in which resources may be billed that this report does not list: accounts that
+        did not respond completely, and accounts of runs that none of the current keys can see."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
 
     @property
@@ -255,7 +255,7 @@ class Spender:
         ignore: Collection[str] = (),
     ) -> SpendingReport:
         """Report spent and committed amounts, and resources that are still billed. Raises `UsageError` for an
-        unknown month or grouping."""
+        invalid month or an unknown grouping."""
         now = self.store.clock.now()
         books = _StoredRuns(self.store, now, sandbox=sandbox, offline=offline)
         every = books.expenses
@@ -431,7 +431,8 @@ def _owned(
 
 
 def unaccounted(run: Run | None, now: datetime) -> str | None:
-    """Explain why no run in this store accounts for a job with our ref. Returns `None` if one does."""
+    """Explain why no run in this store accounts for a job with an Orchestrate ref. Returns `None` if a run
+    does."""
     if run is None:
         return "no run in this store has this ref"
     if run.abandoned is not None:

@@ -1,8 +1,8 @@
 """Orphaned resources: workers whose run has ended or is not in this store, and deployments that this store
 does not track. They are listed first, and each is checked again just before it is ended.
 
-Includes only resources with our label or name prefix, and none that another user of the account is known to
-have created.
+Includes only resources with Orchestrate's label or name prefix, and excludes resources that another user of
+the account is known to have created.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Orphan(Record, frozen=True, kw_only=True):
     reason: str
     """Reason why no record in this store accounts for the resource."""
     outcome: Literal["listed", "asked to end", "kept", "failed"] = "listed"
-    """Outcome of the request to end the resource. Only the host can confirm the end, so a resource that is
-    still up is listed again."""
+    """Outcome of the request to shut down the resource. Only the host can confirm the shutdown, so a resource
+    that is still up is listed again next time."""
     told: str | None = None
-    """Reason why the resource was kept, or the error."""
+    """Reason why the resource was kept, or the error message if shutting it down failed."""
 
 
 class OrphanReport(Record, frozen=True, kw_only=True):
-    """The result of a search for orphans. `gaps` lists accounts that could not be reached and may have
-    more."""
+    """The result of a search for orphans. `gaps` lists accounts that could not be queried completely and may
+    contain more orphans."""
 
     at: datetime
     orphans: tuple[Orphan, ...] = ()
@@ -60,8 +60,8 @@ class Orphans:
         return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
 
     def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
-        """Shut down each resource independently, so one failure does not affect the others. You can repeat
-        this and run it concurrently."""
+        """Shut down each resource independently, so one failure does not affect the others. Idempotent and
+        safe to call concurrently."""
         ended: list[Orphan] = []
         for one in report.orphans:
             ended.append(self._ended(one))

@@ -73,13 +73,14 @@ def account_of(store: Store, provider: Provider) -> str:
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
-    """Return whether the backend's key belongs to this account, or `None` if the ids don't show that."""
+    """Return whether the backend's key belongs to this account, or `None` if the account ids alone can't show
+    that."""
     with store.database.reading() as connection:
         return is_here_in(connection, provider, account)
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Do the same as `is_here`, in the transaction of `connection`."""
+    """Return the same as `is_here`, but read within the transaction of `connection`."""
     if account is None:
         return None
     first = _first_id(connection, provider, host_account(provider).id)
@@ -90,8 +91,9 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
 
 
 def shows(store: Store, provider: Provider, run: Run) -> bool | None:
-    """Return whether the backend's key belongs to the run's account. If the ids don't show that, looks for
-    the run's job and its uploaded file. Raises `ProviderError` if the host cannot be reached."""
+    """Return whether the backend's key belongs to the run's account. If the account ids alone can't show
+    that, check whether the key can access the run's job or its uploaded file. Raises `ProviderError` if the
+    host cannot be reached."""
     found = is_here(store, provider, run.account)
     if found is None and _sees(store, provider, run):
         prove(store, provider, run)
@@ -124,8 +126,8 @@ def prove(store: Store, provider: Provider, run: Run) -> None:
 
 
 def placed(run: Run, account: str) -> Run:
-    """Return the run. If it has no recorded account, set it to this one. Early versions did not store
-    accounts."""
+    """Return the run with its account set to `account`, unless it already has one. Runs from early versions
+    have no account."""
     return run if run.account is not None else msgspec.structs.replace(run, account=account)
 
 

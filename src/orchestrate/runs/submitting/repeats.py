@@ -123,8 +123,8 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
 
 
 def claimed(run: Run, asked: Submission) -> Run:
-    """Add the idempotency key, and the fields that the host's list lacks, to a run that was recovered from
-    the list."""
+    """Complete a run that was recovered from a host's list: add its idempotency key and the fields that the
+    list does not contain."""
     known: dict[str, Any] = requested_fields(asked.spec, asked.data.digest)
     known["max_cost_usd"] = asked.max_cost_usd if run.max_cost_usd is None else run.max_cost_usd
     known["tags"] = {**run.tags, **asked.spec.tags}
@@ -202,7 +202,7 @@ class SubmitRequest:
 
         The ref depends on settings, data and host, so a job with the same key for a different purpose is
         never mistaken for this run. It does not depend on the account, because a host only lists the jobs of
-        one account, and with a new API key the same account may have a new name.
+        one account, and the same account may get a different id when its API key changes.
         """
         if self.key is None:
             return None

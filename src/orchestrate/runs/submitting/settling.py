@@ -153,9 +153,10 @@ class Settler:
     # -- going on ------------------------------------------------------------------------------------------
 
     def restart(self, run: Run) -> bool:
-        """Restart interrupted work on a backend. A lock prevents two processes from each starting a machine.
-        Returns whether the work was restarted. Does not restart paused work, or work of other accounts, which
-        would be billed to this account. Raises `ProviderError`."""
+        """Restart a run whose work was interrupted, and return whether it was restarted. A lock prevents two
+        processes from each starting a machine. Paused runs are not restarted. Neither are runs of other
+        accounts, because they would be billed to this account. Raises `ProviderError` if the host cannot be
+        reached."""
         if run.raw_status == transitions.PAUSED:
             return False
         if accounts.is_here(self.store, self.provider, run.account) is False:

@@ -77,7 +77,8 @@ class Submitter(Settler):
     # -- sending -------------------------------------------------------------------------------------------
 
     def submit(self, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """Create one job and the run that tracks it, or continue the run that has the idempotency key.
+        """Create one job and the run that tracks it, or continue the run that already has this idempotency
+        key.
 
         Raises `OverBudget` before anything is written or created, `AlreadySubmitted` for an identical run
         that blocks this one, `OutcomeUnknown` if the response was lost (the run is stored, and `settle` or

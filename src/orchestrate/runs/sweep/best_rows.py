@@ -28,7 +28,7 @@ class ChosenRows(Record, frozen=True, kw_only=True):
     """Scores of the runs that were trained on one selection of rows."""
 
     which: str
-    """The selection: best, random or all."""
+    """Name of the selection: best, random or all."""
     rows: int
     score: float
     """Mean score of the selection's runs."""
@@ -39,7 +39,8 @@ class ChosenRows(Record, frozen=True, kw_only=True):
 
 
 class BestRows(Record, frozen=True, kw_only=True):
-    """The best fraction of the rows, compared with random rows or with all rows."""
+    """Results of training on the best fraction of the rows, compared with training on random rows or on all
+    rows."""
 
     sweep: str
     target: str
@@ -49,7 +50,7 @@ class BestRows(Record, frozen=True, kw_only=True):
     """File of the best rows."""
     compared: tuple[ChosenRows, ...]
     over: dict[str, Gain]
-    """Gain of the best rows over each of the other selections. Positive is better."""
+    """Gain of the best rows over each of the other selections. Positive if the best rows are better."""
     remarks: tuple[str, ...] = ()
 
 

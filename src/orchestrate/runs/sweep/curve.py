@@ -38,7 +38,7 @@ class Size(Record, frozen=True, kw_only=True):
     """Lower end of the 95% interval, averaged over the runs. `None` if the score is a loss."""
     high: float | None = None
     usd: Decimal | None = None
-    """Average bill of the runs. `None` while any bill is unknown."""
+    """Average cost of the runs in US dollars. `None` while the bill of any of them is unknown."""
     runs: tuple[str, ...]
 
 
@@ -191,8 +191,8 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
 
 
 def summary(found: LearningCurve) -> list[str]:
-    """Summarize the projected gain from adding rows, and the loss in score and savings in cost from training
-    on half of the rows."""
+    """Summarize the projected gain from adding rows, and how much training on only half of the rows would
+    lower the score and save in cost."""
     more, half = found.more, found.half
     if more is None or half is None:
         return [f"no projection for other row counts: {found.why_none}"]
@@ -206,7 +206,7 @@ def summary(found: LearningCurve) -> list[str]:
 
 
 def step(target: str, gain: Gain) -> str:
-    """Format a gain with its interval."""
+    """Format a gain in score with its confidence interval."""
     scale, unit, digits = (1, f" of {LOSS}", 3) if target == LOSS else (100, " points", 1)
     low, high = (f"{scale * (end or 0.0):.{digits}f}" for end in (gain.low, gain.high))
     if gain.low is None or gain.high is None:

@@ -30,8 +30,8 @@ twice this percentage."""
 def next_settings(
     space: Space, sampler: str, seed: int, trials: Sequence[Trial], *, maximise: bool
 ) -> Settings | None:
-    """Return settings that have not been tried yet, or `None` if none are left. `trials` are all trials of
-    the first round so far."""
+    """Choose settings that have not been tried yet, or return `None` if none are left. `trials` contains all
+    trials of the first round so far."""
     tried = {repr(sorted(trial.settings.items())) for trial in trials}
     if sampler == "grid":
         left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
@@ -50,8 +50,8 @@ def next_settings(
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
     """Return whether to stop a trial early, because its loss is in the worse half of the trials that got this
-    far. `curves` maps trial numbers to validation losses by percent of the trial's steps. Uses asynchronous
-    successive halving (Li et al., 2020)."""
+    far. `curves` maps each trial's number to its validation losses, keyed by the percentage of steps
+    completed. Uses asynchronous successive halving (Li et al., 2020)."""
     _quiet()
     import optuna
 

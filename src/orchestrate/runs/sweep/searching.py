@@ -1,4 +1,5 @@
-"""Starts and prices hyperparameter sweeps. Each trial is an ordinary run, created once, within one budget.
+"""Starts and prices hyperparameter sweeps. Each trial is an ordinary run that is created exactly once. All
+trials share one budget.
 
     search = searching.begin(ft, spec, ["local"], SweepOrder(space=...))
     trials.Searching(ft, search).run(watch, stop)

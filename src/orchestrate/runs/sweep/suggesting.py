@@ -30,13 +30,13 @@ _RANKS = (16, 32, 64, 128)
 _BASE_RATE = 5e-5
 """Learning rate of full fine-tuning. LoRA's is ten times as high at any rank (tinker-cookbook)."""
 _POWERS = {"llama": 0.781, "qwen": 0.0775}
-"""How fast the learning rate falls as the hidden size grows, as an exponent for each model family. Other
-families were not calibrated."""
+"""Exponent for each model family that determines how fast the learning rate falls as the hidden size grows.
+Other families were not calibrated."""
 _LEAST_HIDDEN = 1024
 """Smallest hidden size for which the formula is used. The formula was fitted on sizes from 2,048 to 8,192.
 Far below these, it would suggest learning rates above 0.1%."""
 _STEPS = 100
-"""Minimum number of optimizer steps. With fewer, the batch is reduced first."""
+"""Minimum number of optimizer steps. If training would have fewer, the batch size is reduced first."""
 
 
 class Suggested(Record, frozen=True, kw_only=True):

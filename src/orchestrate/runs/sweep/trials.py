@@ -41,7 +41,7 @@ class Searching:
     ft: Workspace
     search: Search
     stopped: str | None = None
-    """Reason why the remaining trials will not be started. `None` if there is no such reason."""
+    """Reason why the remaining trials will not be started. `None` unless the sweep was stopped."""
     waits: str | None = None
     """Reason why the next trial could not be started yet. Every turn tries again."""
     _later: float = 0.0

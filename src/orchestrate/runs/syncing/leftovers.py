@@ -1,5 +1,5 @@
-"""Budget reservations left behind by processes that ended: for answers in progress, and for runs that were
-never sent."""
+"""Find and settle budget reservations that ended processes left behind, for requests in progress and for runs
+that were never sent."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def unsent(store: Store) -> list[Run]:
 
 
 def answers(store: Store) -> list[Decimal]:
-    """List the amounts reserved for answers that no running command waits for."""
+    """List the amounts, in US dollars, that are still reserved for answers although no running command waits
+    for them."""
     return [usd for _, holds in _left(store) for usd in holds.values()]
 
 
 def settle_answers(store: Store) -> int:
-    """Settle reserved answers according to their journals: count answers that may have been requested, and
-    release the others. Returns the number of settled answers."""
+    """Settle the amounts reserved for answers, using the journals of their requests. An amount counts as
+    spent if the answer may have been requested, and is released otherwise. Returns the number of settled
+    answers."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

@@ -1,4 +1,5 @@
-"""Rebuild a lost store from the hosts' lists: each job with one of our refs becomes a run again."""
+"""Rebuild a lost store from the hosts' job lists: each job that has an Orchestrate ref becomes a run
+again."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
     quote: Quote | None = None
     bill: Bill | None = None
     words: str | None = None
-    """Description of the counted amount and its source."""
+    """Description of the amount that counts toward the budget, and where it comes from."""
     reason: str | None = None
     """Reason why the cost is not counted, or only partly counted."""
 
@@ -116,8 +117,7 @@ def _counted(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
 
 
 def reported_settings(provider: Provider, job: Job) -> Told:
-    """Return the settings that the host reports for a job that was created without this store. May be
-    empty."""
+    """Return the settings that the host reports for a job that this store did not create. May be empty."""
     return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
 
 

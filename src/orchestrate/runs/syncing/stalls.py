@@ -1,10 +1,10 @@
 """Detects stalled runs: runs in progress without news for far longer than usual.
 
-Hosted jobs can stay `running` and be billed without an error. Silence is measured by this machine's uptime
-since it first saw the run in its current state, so a wrong clock changes nothing. The usual durations are
-computed from the times that hosts reported for earlier runs. Runs that are queued, paused or being canceled
-don't count. The check that finds a stall never cancels the run, because this machine may have slept
-overnight. Only a later check that finds the run unchanged cancels it.
+Hosted jobs can stay `running` and be billed without an error. The time without news is measured with this
+machine's uptime clock, from when the machine first saw the run in its current state, so a wrong system clock
+has no effect. The usual durations are computed from the times that hosts reported for earlier runs. Runs that
+are queued, paused or being canceled don't count. The check that finds a stall never cancels the run, because
+this machine may have slept overnight. Only a later check that finds the run unchanged cancels it.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ asleep."""
 
 
 class Usual(msgspec.Struct, frozen=True, kw_only=True):
-    """The usual duration of a phase, from the runs that succeeded on a backend."""
+    """The usual duration of a phase, computed from successful runs on a backend."""
 
     runs: int
     phase_s: float | None = None
-    """Median duration of the phase."""
+    """Median duration of the phase in seconds."""
     silent_s: float | None = None
-    """Median of the longest gap between two updates in the phase, scaled to the run's number of tokens."""
+    """Median over these runs of the longest gap between two updates, in seconds, scaled to the number of
+    tokens of the current run."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +76,7 @@ class Stall(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Stalls:
-    """Finds stalled runs of one backend. `fetch` updates a run's events and metrics. `after_s` overrides the
+    """Finds stalled runs on one backend. `fetch` updates a run's events and metrics. `after_s` overrides the
     limit derived from earlier runs."""
 
     store: Store

@@ -99,15 +99,15 @@ class SyncReport(msgspec.Struct, kw_only=True):
     unsent: list[str] = []
     """Runs whose submit was interrupted before anything was sent. You can send them again."""
     released: list[str] = []
-    """Runs that were not sent, and reserve no budget until they are."""
+    """Unsent runs whose budget reservation was released. They reserve budget again when they are sent."""
     settled: int = 0
-    """Number of answers left pending by finished commands that this sync counted or released."""
+    """Number of pending answers, left by ended commands, that this sync settled."""
     elsewhere: list[str] = []
-    """Runs whose account differs from the key's, or that the key may not see. Their state is unchanged."""
+    """Runs that belong to another account, or that the key may not see. Their state is unchanged."""
     gone: list[str] = []
     """Runs whose job is no longer on the host."""
     uncancelled: list[str] = []
-    """Runs whose job continues although the host confirmed the cancellation. The request was repeated."""
+    """Runs whose job still runs although the host confirmed the cancellation. It was canceled again."""
     paused: list[str] = []
     changed: list[str] = []
     ended: list[str] = []
@@ -157,7 +157,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
 # Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
 
 GRACE = timedelta(minutes=2)
-"""Time that a host may take to end a job after the request."""
+"""Time that a host may take to end a job after a cancel request."""
 _ENDING = frozenset({JobStatus.CANCELLING, JobStatus.FINALIZING, JobStatus.UNKNOWN})
 
 
@@ -172,7 +172,7 @@ def record_missing_job(store: Store, provider: Provider, run: Run) -> None:
 
 def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
     """Check whether a job still runs long after its host confirmed the cancellation. If so, cancel the job
-    again and return True. Raises `ProviderError`."""
+    again and return True. Raises `ProviderError` if the host rejects the request or cannot be reached."""
     asked = run.status is JobStatus.CANCELLING and store.clock.now() - run.updated_at > GRACE
     if not asked or job.status.terminal or job.status in _ENDING or not isinstance(provider, Cancels):
         return False
@@ -286,7 +286,7 @@ def record_over_cap(store: Store, run: Run) -> None:
 
 
 def explained(store: Store, run: Run) -> Run:
-    """Set the cost cap as the error of a canceled run, if the cap was the reason for the cancellation."""
+    """Set the cost cap as the error of a canceled run, if exceeding it was the reason."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
     said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
@@ -302,7 +302,7 @@ T = TypeVar("T")
 
 _BATCH = 500
 _LOOKUPS = 20
-"""Maximum number of jobs missing from the list that a sync requests individually."""
+"""Maximum number of jobs that a sync requests individually because they are missing from the list."""
 _REQUESTS = 150
 """Maximum number of requests of a sync on a host with ten thousand runs."""
 _PAGE = 100

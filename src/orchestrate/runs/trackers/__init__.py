@@ -22,7 +22,8 @@ TRACKERS = ("mlflow", "wandb", "tensorboard")
 
 def opened(to: str, at: str | None = None, project: str | None = None) -> Exporter:
     """Open the exporter of a tracker. `at` is a URL or folder. With `None`, the tracker's own settings apply.
-    Raises `UsageError` for an unknown tracker, `MissingExtra`, `SetupError`."""
+    Raises `UsageError` for an unknown tracker or an unsuitable `at`, `MissingExtra` if the tracker's package
+    is not installed, and `HostUnavailable` if an MLflow server does not respond."""
     if to not in TRACKERS:
         raise UsageError(
             f"unknown tracker {to!r}{meant(to, TRACKERS)}", fix=f"use one of {', '.join(TRACKERS)}"
@@ -31,7 +32,7 @@ def opened(to: str, at: str | None = None, project: str | None = None) -> Export
 
 
 def story(store: Store, run: Run) -> Story:
-    """Collect a run's stored data for a tracker."""
+    """Collect the stored data of a run that a tracker receives."""
     history = store.history
     return Story(
         run=run, points=tuple(history.metrics(run.id)), evaluations=tuple(history.evaluations(run.id))

@@ -14,7 +14,7 @@ PROJECT = "orchestrate"
 
 
 class Story(Record, frozen=True, kw_only=True):
-    """A run in the form sent to a tracker."""
+    """The data of a run that is sent to a tracker."""
 
     run: Run
     points: tuple[MetricPoint, ...] = ()
@@ -22,7 +22,7 @@ class Story(Record, frozen=True, kw_only=True):
 
     @property
     def params(self) -> dict[str, str]:
-        """The requested settings, by dotted name."""
+        """The requested settings, keyed by dotted name."""
         return {name: _text(value) for name, value in flat(self.run.spec) if value is not None}
 
     @property
@@ -69,7 +69,8 @@ class Story(Record, frozen=True, kw_only=True):
         )
 
     def seconds(self, point: MetricPoint) -> float:
-        """Return a point's Unix time in seconds. If the host reports none, returns the run's start time."""
+        """Return the Unix time of a metric point in seconds. If the host did not report a time, return the
+        run's start time."""
         return (point.at or self.run.started_at or self.run.created_at).timestamp()
 
     @property

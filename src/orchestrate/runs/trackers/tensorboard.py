@@ -16,9 +16,9 @@ _SETTINGS = "settings"
 
 
 def opened(at: str | None, project: str | None) -> TensorBoard:
-    """Open an exporter to TensorBoard. `at` is the log folder (default `tensorboard`). Runs of a project go
-    into a subfolder. Raises `MissingExtra` if TensorBoard is not installed, and `UsageError` if `at` is not a
-    folder."""
+    """Open an exporter to TensorBoard. `at` is the log folder (default `tensorboard`). If a project is set,
+    its runs go into a subfolder. Raises `MissingExtra` if TensorBoard is not installed, and `UsageError` if
+    `at` is not a folder."""
     with needed("tensorboard", "logging to TensorBoard", "tensorboard"):
         _part("summary.writer.event_file_writer")
     folder = Path(at or FOLDER).expanduser()

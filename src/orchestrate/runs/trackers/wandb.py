@@ -1,4 +1,4 @@
-"""Log runs to Weights & Biases under our run ids, or to files for `wandb sync`."""
+"""Log runs to Weights & Biases under Orchestrate's run ids, or to files for `wandb sync`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SETTINGS = {
     "x_disable_machine_info": True,
     "x_save_requirements": False,
 }
-"""Settings that turn off wandb's own metadata on load and packages, because another process executes the run.
-"""
+"""Settings that stop wandb from recording system load and installed packages, because the training runs in a
+different process."""
 
 
 def opened(at: str | None, project: str | None) -> WandBExporter:
@@ -120,6 +120,7 @@ class WandBExporter(ExporterContext):
         self._open.pop(run_id).finish(exit_code=int(failed))
 
     def close(self) -> None:
-        """Finish the open runs. Runs still in training are continued when they are opened again."""
+        """Finish the open wandb runs. If a run is still training, its wandb run is continued the next time it
+        is opened."""
         for run_id in list(self._open):
             self._end(run_id)

@@ -1,9 +1,9 @@
 """The background watcher: a process that keeps watching a store after its terminal is closed.
 
-`orchestrate watch` starts it unless it is running, and only shows what is in the store. It runs in its own
-session and exits when no run that it can follow is in progress. A lock ensures that there is one for each
-configuration (store, hosts, keys, channels). Its files are in `watchers/` in the home folder: the lock, its
-state, and its log.
+`orchestrate watch` starts it if it is not running yet, and itself only displays what is in the store. It runs
+in its own process session and exits when no run that it can follow is in progress. A lock ensures that only
+one runs for each configuration (store, hosts, keys, channels). Its files are in `watchers/` in the home
+folder: the lock, its state, and its log.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Background:
             return None
 
     def ensure(self) -> None:
-        """Start the background watcher unless it is running. Raises `SetupError` with the end of its log if
-        it does not start or exits early."""
+        """Start the background watcher unless it is already running. If it does not start or exits early,
+        raises `SetupError` with the last lines of its log."""
         if self.running():
             return
         self._starts = [at for at in self._starts if time.monotonic() - at < _STARTS_S]

@@ -41,13 +41,15 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """Raised if the message did not arrive, or if repeating it does no harm. The delivery is retried."""
+    """Raised if the message did not arrive, or if sending it again would do no harm. The delivery is
+    retried."""
 
     retryable = True
 
 
 class PerhapsDelivered(OrchestrateError):
-    """Raised if the message may have arrived and a repeat would notify twice. The delivery is not retried."""
+    """Raised if the message may have arrived and sending it again could notify the receiver twice. The
+    delivery is not retried."""
 
 
 class Channel(Protocol):
@@ -64,7 +66,7 @@ class Channel(Protocol):
 
 
 class Messenger(Channel, Protocol):
-    """A channel that can also send messages other than the end of a run."""
+    """A channel that can also send messages about things other than the end of a run."""
 
     def send_message(self, payload: Mapping[str, Any]) -> None:
         """Send a message with an `id`, a `type` and a `text` for people. Raises the same errors as `send`."""

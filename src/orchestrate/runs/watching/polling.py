@@ -19,8 +19,9 @@ _JITTER = 0.2
 
 
 class PollingPace:
-    """Intervals between polls: constant for local runs, growing for a host, and as long as a busy host
-    requests. Temporary failures are retried without a limit, because the run continues in the meantime."""
+    """Intervals between polls. They are constant for local runs and grow for hosted runs. If a busy host asks
+    for a longer wait, that wait is used. Temporary failures are retried without a limit, because the run
+    continues in the meantime."""
 
     def __init__(
         self,

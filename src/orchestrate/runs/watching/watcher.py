@@ -34,17 +34,17 @@ from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.types import JobStatus
 
 _SWEEP_LEASE_S = 30.0
-"""Lease time, renewed while the sync continues. If a worker dies, no other worker can sync its account for
-this long."""
+"""Lease duration in seconds. The lease is renewed while a sync continues. If the process dies, no other
+process can sync the account until the lease expires."""
 _DETAILS = 20
 """Maximum number of runs of one account whose events and metrics are fetched in a turn."""
 _IDLE_S = 30.0
 _TURN_S = 1.0
-"""Maximum time until new runs, new viewers and hints from other processes are noticed."""
+"""Maximum number of seconds until new runs, new viewers and hints from other processes are noticed."""
 _GONE_S = 60.0
 """Time without a response after which a sandbox counts as shut down."""
 _UNTOLD_S = 3600.0
-"""How long undeliverable notifications keep a watcher running when it has nothing else to do."""
+"""How many seconds a watcher with nothing else to do keeps running because of undelivered notifications."""
 _TELL_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
 _LOOKED_AT = (2.0, 30.0)
@@ -87,8 +87,8 @@ class _Untold:
 @dataclass
 class Watcher:
     """Watches the open runs of a store. `provider` returns a backend by its name. `only` limits the watch to
-    some backends. `per_minute` limits the requests to one account over all processes. Channels are notified
-    of each run that ends."""
+    some backends. `per_minute` limits the requests to one account over all processes. The channels are
+    notified when a run ends."""
 
     store: Store
     provider: Callable[[str], Provider]
@@ -177,7 +177,7 @@ class Watcher:
         on_turn: Callable[[list[SyncReport]], object] | None = None,
     ) -> None:
         """Watch until `stop` is set or, with `until_idle`, until no run is in progress. If the store does not
-        respond, for example because Postgres is restarting, waits for it."""
+        respond, for example because Postgres is restarting, waits until it does."""
         while not stop.is_set():
             try:
                 reports = self.turn()

@@ -25,7 +25,7 @@ MOST_BYTES = 1_000_000
 
 
 class Untrusted(OrchestrateError):
-    """Raised if a delivery does not come from the host that it claims to come from."""
+    """Raised if a webhook delivery can't be verified as coming from the host that it names."""
 
 
 @dataclass(frozen=True)
