@@ -30,12 +30,13 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
     @property
     def word(self) -> str:
-        """Name of the method or loss, which determines the amount of work per row."""
+        """Name of the method or of its loss. The amount of work per row depends on it."""
         return "sft"
 
 
 class Preferences(Record, frozen=True, kw_only=True, tag_field="type", tag="dpo", omit_defaults=True):
-    """DPO and ORPO over pairs, KTO over unpaired answers. Unset fields use the loss's default."""
+    """Settings for preference training: DPO and ORPO train on pairs, KTO on unpaired answers. Unset fields
+    get the defaults of the loss."""
 
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: float | None = None

@@ -301,7 +301,8 @@ class Engine(AdaptedModel):
 
     @contextmanager
     def weights_of(self, found: EngineModel, *, base: bool) -> Generator[Any]:
-        """Yield the model, or its base, for batches in which all rows use the same model."""
+        """Yield the model to run for `found`, or its base model if `base` is set. All rows of a batch must
+        use the same model."""
         if base and found.replaced:
             if self._untouched is None:
                 self._untouched = self.loaded_base()
@@ -344,9 +345,9 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, request: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build one row and one output parser for each answer to a request. Returns only the first row, with
-        the others in its `copies`, so that the prompt is prefilled once. Returns all rows if they must be
-        processed individually. Raises `RequestRefused` for an invalid request."""
+        """Build one row and one output parser for each answer to a request. To prefill the prompt only once,
+        returns just the first row and stores the others in its `copies`. If the rows must be processed
+        individually, returns all of them. Raises `RequestRefused` for an invalid request."""
         model = self._model(request.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")

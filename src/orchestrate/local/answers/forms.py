@@ -59,13 +59,14 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class CallFormat:
     """The template's text around a tool call: before the name, after the name, and at the end. The arguments
-    are either one JSON object or written one by one, each as `opens` name `names` value `closes`."""
+    are either one JSON object or separate. Each separate argument is written as `opens`, its name, `names`,
+    its value and `closes`."""
 
     before: str
     between: str
     behind: str
     apart: tuple[str, str, str] | None = None
-    """The strings `opens`, `names` and `closes` if arguments are written separately."""
+    """The strings `opens`, `names` and `closes`. `None` if the arguments are one JSON object."""
 
 
 class Forms:

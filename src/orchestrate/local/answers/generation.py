@@ -27,13 +27,13 @@ Rounding = Literal["left", "told", "mended"]
 
 
 class Generator:
-    """Generates answers in a worker process that holds the model. The same process answers with the base
-    model and with the tuned model, by switching the adapter off or on.
+    """Generates answers in a worker process that holds the model. The same process serves the tuned model
+    and, by disabling the adapter, its base.
 
-    The process starts with the first prompt. It ends when the context exits or the parent process ends.
-    Several generators may share one `worker`, which its creator closes. A worker holds one base model and one
-    of its adapters at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` if the model is
-    unavailable, and `RunFailed` if the worker crashes."""
+    The process starts at the first prompt. It ends when the context exits or the parent process ends. Several
+    generators may share a `worker`, which the caller must close. A worker holds one base model and one of its
+    adapters at a time. Raises `MissingExtra`, `UsageError` or `ConfigError` if the model is unavailable, and
+    `RunFailed` if the worker crashes."""
 
     def __init__(
         self,
@@ -65,8 +65,7 @@ class Generator:
 
     @property
     def four_bit(self) -> bool | None:
-        """True if the base model is loaded in 4 bits. `None` if this is decided by the size of its files at
-        load time."""
+        """True if the base model is loaded in 4 bits. `None` if the model's size decides at load time."""
         return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property
@@ -146,10 +145,10 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """Generate replies like `generate`, but return a `DataError` in place of each reply that fails.
-        `rounding` applies to temperature 0: with `told`, a reply's notes say whether 16-bit rounding in a
-        batch changed the reply. With `mended`, replies that rounding may have changed are generated again
-        individually. With `schema`, each reply is constrained to JSON with this schema, or to a call of one
-        of `tools`."""
+        `rounding` sets how replies at temperature 0 are checked for 16-bit rounding in a batch. With `told`,
+        a reply's notes say whether rounding changed it. With `mended`, replies that rounding may have changed
+        are regenerated individually. With `schema`, each reply is constrained to JSON with this schema, or to
+        a call of one of `tools`."""
         if not prompts:
             return []
         question = self._question(prompts, base, max_tokens, temperature, seed, tools, stream=False)

@@ -42,7 +42,7 @@ UNPACKED = (
     "the 4-bit base model was dequantized to 16 bits, which rounds differently from "
     f"bitsandbytes (to use its kernels: {settings.NF4_PRODUCTS}=bitsandbytes)"
 )
-"""Note attached to answers. With the same NF4 weights, other programs may give different greedy answers."""
+"""Note attached to answers: other programs may give different greedy answers with the same NF4 weights."""
 
 
 def too_large(folder: ModelFolder) -> bool:
@@ -106,7 +106,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """True if the base model is loaded in 4 bits. `None` decides by its size."""
+    """True if the base model is loaded in 4 bits. `None` lets the model's size decide."""
     precision: str | None = None
     """Precision of matmuls and of weights that are not in 4 bits: bf16, fp16 or fp32. `None` lets the device
     decide."""
@@ -153,7 +153,7 @@ class AdaptedModel:
         return name
 
     def drop(self, name: str) -> None:
-        """Remove an adapter. PEFT keeps the last one, but no request uses it anymore."""
+        """Remove an adapter. If it is the only one, it stays loaded in PEFT but is no longer used."""
         others = [a for a in self.model.peft_config if a != name]
         if others:
             with self.changing():

@@ -44,7 +44,8 @@ class ModelProcess(Child):
         super().__init__(python(f"orchestrate.local.{kind}.process"), env={**own, **(env or {})}, name=name)
 
     def open(self, opening: Mapping[str, Any]) -> None:
-        """Wait until a base model is loaded. Loading errors propagate and end the process."""
+        """Load a base model and wait until it is ready. If loading fails, ends the process and raises the
+        error."""
         try:
             self.opened = self.ask({"op": "open", "id": "", **opening})
         except BaseException:

@@ -88,7 +88,7 @@ class Template:
 
     @cached_property
     def shape(self) -> AnswerShape:
-        """The format of an answer."""
+        """Answer format of the chat template."""
         return shape_of(self.chats)
 
     def skipped_thinking(
@@ -159,8 +159,8 @@ class Rules:
 
     @classmethod
     def of(cls, method: Mapping[str, Any], max_length: int | None, truncation: Truncation | None) -> Rules:
-        """Build the rules from the method settings of a spec or job. Missing settings and `None` use the
-        default."""
+        """Build the rules from the method settings of a spec or job. Settings that are missing or `None` get
+        their defaults."""
         train_on = method.get("train_on") or "all"
         return cls(
             max_length=max_length,

@@ -38,8 +38,8 @@ from orchestrate.local.job import option
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""If at least this fraction of the rows can be packed, rows are not sorted by length. The few longer rows are
-padded separately."""
+"""Minimum fraction of packable rows for skipping the sort by length. The few longer rows are padded
+separately."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class EncodedRows:
 
     def window(self, line: int) -> int:
         """Return the number of batches within which `batches` sorts rows by length. Returns 1, which means no
-        sorting, if most rows have at most `line` tokens. Such rows need no padding, and training is slightly
-        less effective if all rows of a step are short or all are long. Prompts are always sorted, because
-        their answers are sampled in one batch."""
+        sorting, if most rows have at most `line` tokens. Such rows need no padding, so sorting gains nothing.
+        It would also make training slightly less effective, because a step's rows would be all short or all
+        long. Prompts are always sorted, because their answers are sampled in one batch."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod

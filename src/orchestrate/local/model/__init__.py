@@ -79,10 +79,10 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
 def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
 ) -> SettingChoice:
-    """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits.
-    With `full`, which means full fine-tuning, trained weights are in fp32 regardless. `capability` is the
-    GPU's compute capability. `None` queries this machine's GPU. Raises `UsageError` for an unknown precision,
-    and `EngineMissing` if the device does not support it."""
+    """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits. In
+    full fine-tuning (`full`), trained weights are always in fp32. `capability` is the GPU's compute
+    capability. `None` queries this machine's GPU. Raises `UsageError` for an unknown precision, and
+    `EngineMissing` if the device does not support it."""
     if asked not in (None, *PRECISIONS):
         raise UsageError(f"unknown precision {asked!r}", fix=f"one of {', '.join(PRECISIONS)}")
     if full and device == "cpu":

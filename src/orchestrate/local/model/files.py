@@ -174,8 +174,8 @@ class ModelFolder:
         return sum(p.stat().st_size for p in self.weights) * expansion(self.config)
 
     def modules(self) -> list[str]:
-        """List the names of the modules that have a matrix. Reads only the headers of the weight files, and
-        skips unreadable files."""
+        """List the names of the modules that have a weight matrix. Reads only the headers of the weight
+        files, and skips unreadable files."""
         names: set[str] = set()
         for path in self.weights:
             try:

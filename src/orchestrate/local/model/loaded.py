@@ -286,8 +286,8 @@ def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
 
 
 def chosen(asked: int | None, device: torch.device) -> int:
-    """Choose the number of threads: `asked` or OMP_NUM_THREADS if set. Otherwise, on a CPU, the fastest
-    number in a short benchmark."""
+    """Choose the number of threads: `asked` or OMP_NUM_THREADS if set. Otherwise, runs a short benchmark on a
+    CPU and returns the fastest number, or uses torch's default on a GPU."""
     if asked is not None:
         return asked
     most = torch.get_num_threads()

@@ -48,8 +48,9 @@ gates and routers, and some models access their weights directly."""
 
 def nf4(dtype: torch.dtype, *, spread: bool = False) -> BitsAndBytesConfig:
     """Build the configuration for NF4 with double quantization of linear layers. Also quantizes experts that
-    are stored in one tensor, if transformers lets other code compute them. With `spread`, quantized values
-    are stored as `dtype` like the other weights, so that they can be sharded over processes."""
+    are stored in one tensor, if transformers supports custom implementations of them. With `spread`,
+    quantized values are stored as `dtype` like the other weights, so that they can be sharded over
+    processes."""
     return (_registered() or BitsAndBytesConfig)(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -394,8 +395,8 @@ _UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
     """Load an adapter from a folder onto the base model, and call it `name` in peft. Raises `UsageError` and
-    leaves the base model unchanged if the adapter does not fit or has no safetensors file, in which case peft
-    would load a pickle."""
+    leaves the base model unchanged if the adapter does not fit. Also raises it if the adapter has no
+    safetensors file, because peft would then load a pickle."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():

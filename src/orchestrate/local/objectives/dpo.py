@@ -91,7 +91,7 @@ def with_reference(
     """Add the current model's log-probabilities to the rows as the reference. Values that an earlier worker
     stored in `folder/reference.npy` are reused. `check_requests` is called before each micro-batch and may
     raise. With a sharded model, `agreed` returns the first process's value in all processes, so that they
-    compute the same micro-batches. Only the process with `keeps` stores the results."""
+    compute the same micro-batches. Only a process that sets `keeps` stores the results."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.evaluation_mode(), torch.no_grad(), objective.precision():

@@ -2,9 +2,9 @@
 
 The format is OpenAI's (`openai.types.graders`): `string_check`, `text_similarity`, `python`, and `multi`,
 which combines the others. `refusal` returns the reason if a grader cannot run here, for example because it
-needs another model or a service. The code of a `python` grader runs only if the user allows it. Being in the
-spec is not enough. It runs in a separate process with as much isolation as possible (`isolation`) and limits
-on time, memory and files."""
+needs another model or a service. The code of a `python` grader runs only if the user explicitly allows it.
+Including it in the spec is not enough. The code runs in a separate process with as much isolation as possible
+(`isolation`) and limits on time, memory and files."""
 
 from __future__ import annotations
 

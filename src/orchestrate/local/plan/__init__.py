@@ -177,7 +177,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
     def adapter_parameters(
         self, rank: int, *, dora: bool = False, targets: str | Sequence[str] | None = None
     ) -> int:
-        """Count the parameters of LoRA on the linear layers that `targets` selects by peft's rules (default:
+        """Count the LoRA parameters on the linear layers that `targets` selects by peft's rules (default:
         all). Experts are excluded. DoRA adds a magnitude for each output. All linear layers are counted if
         the targets don't match Llama's names, or if the model is a mixture of experts."""
         named = [] if self.experts > 1 else self._named(targets)
@@ -185,7 +185,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
         return sum(n * (rank * (i + o) + (o if dora else 0)) for i, o, n in chosen)
 
     def expert_adapter_parameters(self, rank: int, names: Sequence[str]) -> int:
-        """Count the parameters of LoRA on the named expert weights. As in peft, the fused gate and up
+        """Count the LoRA parameters on the named expert weights. As in peft, the fused gate and up
         projections get twice the rank."""
         h, wide = self.hidden, self.feed_forward
         pair = 2 * (h + 2 * wide) if any("gate" in name or "up" in name for name in names) else 0

@@ -180,9 +180,9 @@ def of_job(
     longest: int | None = None,
     gpu_bytes: int | None = None,
 ) -> MemoryPlan | None:
-    """Plan the memory of a translated job. Returns `None` if the model's size is unknown. `longest` is the
-    length of the longest row in tokens, if it is known. With `gpu_bytes`, plans for a GPU of that size
-    instead of this machine."""
+    """Plan the memory of a local job, given its `body`. Returns `None` if the model's size is unknown.
+    `longest` is the length of the longest row in tokens, if it is known. With `gpu_bytes`, plans for a GPU of
+    that size instead of this machine."""
     found = shape_of(model, billions)
     if found is None:
         return None

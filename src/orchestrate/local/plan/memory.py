@@ -212,7 +212,8 @@ class Setup(Record, frozen=True, kw_only=True):
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
     accumulates: bool = True
-    """True if a step has several forward passes. All but the first run while gradients are in memory."""
+    """True if a step has several forward passes. During every pass except the first, gradients are in
+    memory."""
     copies: int = 0
     """Number of additional fp32 copies of the trained weights: one for the best weights so far, and one for
     the initial weights if the loss includes the KL divergence from them."""

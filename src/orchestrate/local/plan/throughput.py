@@ -331,8 +331,8 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
 
 def slowdown(kind: ThroughputKey, load: float, cores: int) -> float:
     """Estimate how many times longer a step may take because of other processes. A single thread slows down
-    by the number of threads per core. Several threads wait for the slowest one in each matmul, so this factor
-    is squared, as measured with two threads on two busy cores."""
+    by a factor equal to the number of threads per core. With several threads, each matmul waits for the
+    slowest one, so the factor is squared, as measured with two threads on two busy cores."""
     if kind.device != "cpu":
         return 1.0
     share = max(1.0, (load + kind.threads) / cores)

@@ -295,8 +295,8 @@ class RunDir:
     # -- steering --------------------------------------------------------------------------------------------
 
     def ask(self, word: str | None) -> None:
-        """Ask the worker to `pause` or `cancel`. `None` withdraws the request. A pause never replaces a
-        cancel."""
+        """Ask the worker to `pause` or `cancel`. `None` withdraws the request. A pause request never replaces
+        a cancel request."""
         path = self.path / "control"
         if word is None:
             path.unlink(missing_ok=True)

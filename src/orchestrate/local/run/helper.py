@@ -1,6 +1,6 @@
 """A helper process of a run: `python -m orchestrate.local.run.helper RUN_DIR RANK PROCESSES MEETING`.
-Processes that are already connected call `assist`. Helper processes write nothing to the run directory, and
-end when their parent process ends."""
+Processes that are already connected call `assist` directly. Helper processes write nothing to the run
+directory, and end when their parent process ends."""
 
 # torch describes its types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false

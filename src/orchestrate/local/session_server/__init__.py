@@ -56,8 +56,8 @@ class SessionsApi:
     """The endpoints of the API. Callers only have access to objects that were created with their own key. The
     ASGI scope's `key_name` is the key's name.
 
-    `notice` is shown to callers when they create a session. `prices` are US dollars per million tokens by
-    kind of use. Without `prices`, nothing is billed.
+    `notice` is shown to callers when they create a session. `prices` are in US dollars per million tokens,
+    keyed by kind of use. Without `prices`, nothing is billed.
     """
 
     def __init__(

@@ -338,8 +338,9 @@ class SessionDesk:
         return made, True
 
     def in_turn(self, model: SessionModel, number: int, promise: Promise, work: Work) -> None:
-        """Run the work once all requests with smaller numbers have arrived. Clients number requests in order,
-        but may send the same request twice."""
+        """Execute a request after all of the model's requests with lower numbers. A number that is still
+        missing after `GAP_S` is skipped. Clients number requests in order, but may send the same request
+        twice."""
         if number < model.next:
             promise.fail(f"request number {number} arrived after later requests were executed")
             return

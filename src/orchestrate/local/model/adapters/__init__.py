@@ -130,7 +130,8 @@ def fitting_keys(patterns: Mapping[str, V] | None, names: Sequence[str]) -> dict
 
 
 def no_pattern(adapter: AdapterSettings) -> tuple[str, str] | None:
-    """Return (setting, reason) for the first setting with an invalid regular expression, or `None`."""
+    """Return (setting, reason) for the first setting with an invalid regular expression, or `None` if all are
+    valid."""
     texts = [("targets", adapter.targets), ("exclude_modules", adapter.exclude_modules)]
     texts += [(field, key) for field, patterns in _patterns(adapter) for key in patterns]
     for field, text in texts:

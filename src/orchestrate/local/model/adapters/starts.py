@@ -179,9 +179,9 @@ def _padded(rows: Sequence[tuple[Any, Any]], device: torch.device) -> dict[str, 
 
 
 def as_plain_lora(folder: Path, kept: Path) -> None:
-    """Convert the adapter in `folder` to one for the original base model: B A - B0 A0, with twice the rank,
-    as peft's own conversion does. The unconverted adapter only fits a base model from which its initial
-    weights were subtracted."""
+    """Convert the adapter in `folder` to one for the original base model, as peft's own conversion does. The
+    result is B A - B0 A0 and has twice the rank. The unconverted adapter only fits a base model from which
+    its initial weights were subtracted."""
     after, first = (load_file(f / "adapter_model.safetensors") for f in (folder, kept))
     for name, value in after.items():
         # Adapters on embeddings take nothing out of them.

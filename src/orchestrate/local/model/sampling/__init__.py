@@ -21,11 +21,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 
 NO_NUMBERS = "no_numbers"
-"""Failure: the model returned non-finite logits."""
+"""Error code: the model returned non-finite logits."""
 NO_FORM = "no_form"
-"""Failure: the constraint on the answer was too complex."""
+"""Error code: the constraint on the answer was too complex."""
 NO_MEMORY = "no_memory"
-"""Failure: the row does not fit in memory, even in a batch of one."""
+"""Error code: the row does not fit in memory, even in a batch of one."""
 LEAST_TEMPERATURE = 1e-6
 """Lower bound for the temperature. Dividing by less can overflow, and the result would be the most likely
 token anyway."""
@@ -96,7 +96,8 @@ class DrawnToken:
     """Log-probability of the token under the model in nats, before temperature, penalties and biases."""
     tops: tuple[tuple[int, float], ...] = ()
     failed: str = ""
-    """The API's code for the reason why there is no token. If it is not empty, `id` is meaningless."""
+    """The API's error code if no token could be sampled, otherwise empty. If it is set, `id` is
+    meaningless."""
 
 
 def draw(logits: Tensor, rows: Sequence[tuple[SamplingSettings, Counter[int]]]) -> list[DrawnToken]:
@@ -298,8 +299,8 @@ def for_rows(cache: Any, rows: int) -> Any:
 
 
 CLOSE = 0.2
-"""Maximum lead of one token over another that 16-bit rounding can reverse, as a fraction of the logits'
-standard deviation."""
+"""Largest difference between two tokens' logits at which 16-bit rounding can still swap their order, as a
+fraction of the logits' standard deviation."""
 
 
 def close(logits: Tensor) -> list[bool]:

@@ -319,8 +319,8 @@ class Batching:
 
     def step(self) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         """Decode one token for each active row and prefill some waiting prompts. Yields each row with its new
-        token. Rows that end are marked as ended, and the caller may end more rows. If memory runs out, halve
-        the maximum number of rows and prefill the active rows again."""
+        token. Marks rows that have ended. The caller may also end rows. If memory runs out, halves the
+        maximum number of rows and prefills the active rows again."""
         with torch.no_grad():
             for name in list(self._batches):
                 batch = self._batches[name]

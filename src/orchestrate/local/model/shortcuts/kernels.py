@@ -88,11 +88,11 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int]]:
 
 Ids = npt.NDArray[np.integer[Any]]
 Piece = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-"""Positions of a piece's prefix, and of its own tokens. The piece attends to both."""
+"""A segment of a packed sequence: the positions of its prefix and of its own tokens. It attends to both."""
 
 
 AT_ONCE = 32_768
-"""Maximum number of attention scores per head in a group of several pieces."""
+"""Maximum number of attention scores per head in a group of several segments."""
 
 
 @dataclass(frozen=True)
