@@ -240,7 +240,7 @@ class Agenda:
             return set(connection.execute(query.where(runs.c.status.not_in(ended))).scalars())
 
     def pause(self, account: str, seconds: float) -> None:
-        """Prevent all processes from querying this account for the next `seconds`. Never shortens an existing
+        """Stop all processes from querying this account for the next `seconds`. Never shortens an existing
         pause."""
         table, now = schema.pauses, self._db.clock.now()
         until = now + min(timedelta(seconds=min(seconds, 1e9)), _LONGEST)
