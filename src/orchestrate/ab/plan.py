@@ -142,7 +142,7 @@ def _reached(plan: ExperimentPlan, primary: Evidence) -> str | None:
         return f"{primary.metric} is better: {_interval(primary)}"
     least = _least(primary)
     if plan.rule.goal == "not worse" and least is not None and least > -primary.margin:
-        return f"{primary.metric} is not worse by {primary.margin:g} or more: {_interval(primary)}"
+        return f"{primary.metric} is non-inferior (margin {primary.margin:g}): {_interval(primary)}"
     return None
 
 
@@ -253,7 +253,7 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
     if not _METRIC.fullmatch(metric.name):
         yield "a name must consist of at most 63 letters, digits, '_', '-', '.' and spaces"
     if metric.of_user not in _FOLDS[metric.kind]:
-        yield f"of_user of a {metric.kind} metric must be one of {', '.join(_FOLDS[metric.kind])}"
+        yield f"for a {metric.kind} metric, of_user must be one of {', '.join(_FOLDS[metric.kind])}"
     if metric.window_h is None and metric.of_user != "first":
         yield f"of_user: {metric.of_user} requires window_h, the time in which a user's outcomes count"
     if metric.window_h is None and metric.absent is not None:

@@ -143,11 +143,11 @@ REFERENCE_TB_S = 3.35
 """Memory bandwidth of the H100 SXM in TB/s, the reference for the speed of other GPUs. The H200, with 1.43
 times that bandwidth, was measured to be 1.2 to 1.4 times as fast."""
 SPEED = (25_000.0, 50_000.0, 160_000.0)
-"""Output tokens per second of one H100, times billions of parameters (for a mixture of experts, the geometric
-mean of all and of the active ones): low, expected and high.
+"""Low, expected and high throughput of one H100: output tokens per second times billions of parameters. For a
+mixture of experts, the parameter count is the geometric mean of total and active parameters.
 
 High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the highest load without a latency limit.
-Six models between 8B and 405B, both dense and mixtures, reach 133,000 to 212,000. Expected: GPUStack's
+Six dense and mixture models from 8B to 405B reach 133,000 to 212,000 in this unit. Expected: GPUStack's
 performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100, ShareGPT: 2,353 tokens per second
 in and out. Low: half of that, an assumption that allows for adapters and latency limits.
 """

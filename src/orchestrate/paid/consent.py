@@ -21,8 +21,8 @@ def require_consent(
 ) -> None:
     """Raise `UsageError` unless the user agrees to the possible cost.
 
-    Calls `agreed` only if the highest price is above 0 or the price is `unpriced`. A missing price counts as
-    unpriced unless `unpriced` is False. `limited` means that the user set a limit, which counts as agreement
+    Calls `agreed` only if the maximum price is above 0 or unknown. A missing price counts as unknown unless
+    `unpriced` is False. `limited` means that the user set a limit, which counts as agreement
     up to that limit. `otherwise` is the end of the error message, which says what was not done."""
     unpriced = usd is None if unpriced is None else unpriced
     costs = unpriced or (usd is not None and usd > 0)

@@ -231,7 +231,7 @@ class Agenda:
             connection.execute(table.update().where(mine).values(told=up.seconds))
 
     def stalled(self) -> set[str]:
-        """Return the ids of runs that were reported as silent and still are."""
+        """Return the ids of runs that were reported as stalled and still are."""
         table, runs = schema.silences, schema.runs
         ended = [s.value for s in JobStatus if s.terminal or s is JobStatus.CANCELLING]
         query = select(table.c.run_id).join(runs, runs.c.id == table.c.run_id)

@@ -60,8 +60,7 @@ class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metrics: tuple[PlannedMetric, ...]
     rule: DecisionRule = DecisionRule()
     key_variables: dict[str, str] = {}
-    """Names of the environment variables that contain the API keys of the arms given as addresses, keyed by
-    arm."""
+    """For each arm that is a URL, the name of the environment variable that holds its API key."""
     usd_per_mtok: dict[str, tuple[Decimal, Decimal]] = {}
     """Prices per million prompt tokens and per million answer tokens, keyed by arm. Used for the metric
     `cost_usd`."""

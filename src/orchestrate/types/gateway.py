@@ -59,8 +59,8 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Creation time on the machine's uptime clock, in seconds. Monotonic, so changes to the system clock
     don't affect it."""
     untuned: str = ""
-    """Model name in the request. If the job trains a tuned model again, the model name in the request that
-    first trained it."""
+    """Model name in the request. For a job that continues from a tuned model, the model name in the request
+    that first trained that model."""
     files: tuple[str, ...] = ()
     """Hashes (sha256) of the training files' contents."""
     file_names: tuple[str, ...] = ()

@@ -355,8 +355,8 @@ def _fresh(ft: Orchestrator, handle: RunHandle, refresh: bool | None) -> Run:
     if record.job_id is None:
         if record.phase in UNSENT:
             note(
-                f"the run was not sent yet. To send it: orchestrate resume {record.id}. To drop it: "
-                f"orchestrate cancel {record.id}"
+                f"the run has not been submitted yet. To submit it: orchestrate resume {record.id}. "
+                f"To cancel it: orchestrate cancel {record.id}"
             )
         elif not record.status.terminal:
             note("the host has no job for this run yet. To check again: orchestrate sync")

@@ -127,7 +127,7 @@ class SpecOptions:
         given = (self.model, self.train, self.validation, self.method, self.epochs, self.settings)
         given += (self.gpu, self.max_usd_per_hour, self.max_hours, self.spot)
         if any(value is not None for value in given) or not path.exists():
-            raise UsageError("--fix changes the spec file: pass a file without other settings")
+            raise UsageError("--fix edits the spec file, so pass only the file, without other options")
         return path
 
     @property

@@ -39,7 +39,9 @@ class NeedOptions:
     changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
         False
     )
-    own_gpu: Annotated[bool, typer.Option("--own-gpu", help="You have a GPU to train on.")] = False
+    own_gpu: Annotated[bool, typer.Option("--own-gpu", help="Assume that you have a GPU to train on.")] = (
+        False
+    )
     evaluated: Annotated[
         str | None,
         typer.Option("--eval", metavar="RUN", help="Take the base model's score from this run's evaluation."),

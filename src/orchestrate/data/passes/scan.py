@@ -400,8 +400,8 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems. For each code with additional problems, add one problem that summarizes
-        them."""
+        """Return all stored problems, plus one that counts the rest for each code with more problems than were
+        stored."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():

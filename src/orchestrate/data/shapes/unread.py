@@ -168,7 +168,9 @@ def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozens
 
 
 def _unanswered(name: str, value: Any) -> Problem:
-    message = f"{name} is not used next to plain text, so training would use the text without its answer"
+    message = (
+        f"{name} is ignored in rows with a text column, so training would use the text without its answer"
+    )
     read = f"to use it as the answer: --map question=text,answer={name}"
     if not isinstance(value, str):
         read = f"first replace each class number with its name. Then, {read}"

@@ -69,7 +69,7 @@ class Isolation:
 
     @property
     def description(self) -> str:
-        """A description of the isolation for the user."""
+        """How the grader's code is isolated, in words for the user."""
         return _DESCRIPTIONS[self.way]
 
     def command(self, script: Path, folder: Path) -> list[str]:

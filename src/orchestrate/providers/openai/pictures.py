@@ -1,5 +1,5 @@
-"""Token cost of an image, from the section "Calculating costs" of OpenAI's guide to images and vision
-(developers.openai.com, copies of 2026)."""
+"""Token cost of an image, from the section "Calculating costs" of OpenAI's images and vision guide
+(developers.openai.com, as of 2026)."""
 
 from __future__ import annotations
 
