@@ -284,7 +284,7 @@ def accepted_licenses(ft: Orchestrator, names: list[str], given: list[str] | Non
     accepted = list(given or [])
     for licence in serving.unaccepted_licenses(ft, names, accepted):
         err.print(
-            f"The base model is licensed under the {licence.title}. Conditions for distributing or serving it:"
+            f"The base model has the license {licence.title}. Conditions for distributing or serving it:"
         )
         for condition in licence.asks:
             err.print(f"  - {condition}", soft_wrap=True)

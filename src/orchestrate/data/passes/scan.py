@@ -400,7 +400,7 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems, plus one that counts the rest for each code with more problems than were
+        """Return all stored problems, plus one that counts the rest for each code with more problems than
         stored."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)

@@ -21,8 +21,8 @@ from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 CLOSE = 0.03
 """Maximum relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
-"""Maximum relative change in a row's hidden states when another row's content changes at the same length. Close
-to 0, because sums of the same shape round identically. Does not apply to a mixture of experts, where the
+"""Maximum relative change in a row's hidden states when another row's content changes at the same length.
+Close to 0, because sums of the same shape round identically. Does not apply to a mixture of experts, where the
 content changes the size of each expert's batch."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
