@@ -22,8 +22,8 @@ CLOSE = 0.03
 """Maximum relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
 """Maximum relative change in a row's hidden states when another row's content changes at the same length.
-Close to 0, because sums of the same shape round identically. Does not apply to a mixture of experts, where the
-content changes the size of each expert's batch."""
+Close to 0, because sums of the same shape round identically. Does not apply to a mixture of experts, where
+the content changes the size of each expert's batch."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
 """Number of tokens in the common prefix of all synthetic rows."""
