@@ -48,7 +48,7 @@ def break_even(
     training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
     """Return the break-even traffic: the lowest number of requests per day at and above which the tuned model
-    never costs more than the base model. Returns `None` if there is no such number.
+    never costs more than the base model. Returns `None` if it never breaks even.
 
     `training` is the training cost per month, and `saved` is the monthly saving per daily request. At each
     traffic level, the cheapest type of unit serves the traffic with as many units as needed. With `single`,
@@ -245,7 +245,7 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     does."""
     break_even_requests_per_day: Decimal | None = None
     """Lowest number of requests per day at and above which the tuned model costs no more than the base model
-    over the entire period, with as many GPUs as needed. `None` if there is no such number."""
+    over the entire period, with as many GPUs as needed. `None` if it never breaks even."""
     most_requests_per_day: Decimal | None = None
     """Maximum requests per day that this option can serve, or `None` if you can add GPUs."""
     assumptions: tuple[str, ...] = ()

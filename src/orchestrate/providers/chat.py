@@ -401,7 +401,7 @@ def _require_there(host: HostConfig, name: str) -> None:
 
 
 def configured(settings: Settings, name: str) -> HostConfig:
-    """Return the configured host with this name. Raises `UsageError` if there is no such host."""
+    """Return the configured host with this name. Raises `UsageError` for an unknown name."""
     host = settings.host(name)
     if host.base_url is None:
         raise UsageError(

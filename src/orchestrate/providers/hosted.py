@@ -268,7 +268,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
 
 
 def later(found: Sequence[Event], after: str | None) -> Sequence[Event]:
-    """Return the events after the event with this id, or all events if there is no such event."""
+    """Return the events after the event with this id, or all events if the id is unknown."""
     ids = [event.id for event in found]
     return found[ids.index(after) + 1 :] if after in ids else found
 

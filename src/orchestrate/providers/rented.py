@@ -6,6 +6,7 @@ when its session ends, or by the host's timeout if the program was killed."""
 from __future__ import annotations
 
 import atexit
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -116,8 +117,7 @@ class RentedMachines(ABC):
     def _unseen_s(self, machine: RequestedMachine) -> float:
         """Return the longest time in seconds that a machine may have been billed if its response was lost and
         it is no longer up."""
-        most, since = machine.inactive_s + POLL_S, (now() - machine.asked_at).total_seconds()
-        return min(since, most) if since >= 0 else most  # the clock may have been set back
+        return min(_age_s(machine), machine.inactive_s + POLL_S)
 
     # -- one run's -----------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class RentedMachines(ABC):
             id = one.id
             if id is None:
                 found = self._match(one, self.up())
-                if found is None and 0 <= (now() - one.asked_at).total_seconds() < SEARCH_S:
+                if found is None and _age_s(one) < SEARCH_S:
                     raise OutcomeUnknown(
                         self._provider, run.ref, "the machine may still appear within a minute"
                     )
@@ -184,6 +184,12 @@ class RentedMachines(ABC):
         for id, owner in self.refs(up).items():
             if owner == ref and any(raw["id"] == id for raw in up):
                 self.stop(id)
+
+
+def _age_s(machine: RequestedMachine) -> float:
+    """Return the seconds since the request, or infinity if the clock was set back since."""
+    age_s = (now() - machine.asked_at).total_seconds()
+    return age_s if age_s >= 0 else math.inf
 
 
 class MachineWatch:

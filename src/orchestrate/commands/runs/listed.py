@@ -97,12 +97,10 @@ def runs(  # noqa: PLR0913  each is an option
 
 def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool) -> str:
     more = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
-    if elsewhere:
-        shown, fix = count(elsewhere, "sandbox run"), "orchestrate runs --sandbox"
-        return f"no runs except {more}{shown}. To list them: {fix}"
-    if kept:
-        shown, fix = count(kept, "archived run"), "orchestrate runs --archived"
-        return f"no runs except {more}{shown}. To list them: {fix}"
+    for number, kind in ((elsewhere, "sandbox"), (kept, "archived")):
+        if number:
+            shown = count(number, f"{kind} run")
+            return f"no runs except {more}{shown}. To list them: orchestrate runs --{kind}"
     if provider is None and not narrowed:
         return "no runs yet: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""

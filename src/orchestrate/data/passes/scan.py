@@ -38,7 +38,7 @@ from orchestrate.data.rows import (
     problem,
 )
 from orchestrate.data.rows.content import candidates, confirmed, sifted
-from orchestrate.data.rows.traits import Picture, Trait, pictures
+from orchestrate.data.rows.traits import IMAGES, TOOLS, Picture, Trait, pictures
 from orchestrate.data.rows.traits import add as add_pictures
 from orchestrate.data.shapes.reading import (
     ReadRow,
@@ -58,7 +58,6 @@ from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
 
 _JUDGED = (UnpairedExample, PreferenceExample, RLExample)
-_TOOLS, _IMAGES = Trait.TOOLS.value, Trait.IMAGES.value
 CHUNK = 8 << 20
 """Size of one task in bytes."""
 PIECE = 256 << 10
@@ -325,7 +324,7 @@ def _note(part: ScannedRange, rows: list[ReadRow], path: str, compare: bool) -> 
     part.canonical_bytes += SIZED * sum(json_bytes(e) for n, e, _ in good if n % SIZED == 1)
     part.digests += b"".join([sha256(canonical(example)).digest() for _, example, _ in good])
     for _, example, traits in good:
-        if traits & _IMAGES:
+        if traits & IMAGES:
             add_pictures(part.pictures, pictures(messages_of(example), Path(path).parent))
     part.notice([(traits, number) for number, _, traits in good])
     sequences = Counter([tuple([m.role for m in messages_of(example)]) for _, example, _ in good])
@@ -340,7 +339,7 @@ def _note(part: ScannedRange, rows: list[ReadRow], path: str, compare: bool) -> 
 
 
 def _compare(part: ScannedRange, example: Example, traits: int) -> None:
-    if traits & _TOOLS:
+    if traits & TOOLS:
         part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
     part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
     if isinstance(example, _JUDGED):

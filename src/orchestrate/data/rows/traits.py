@@ -284,8 +284,9 @@ def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
 
 
 # Plain integers, because combining flags takes a microsecond each time.
-_TOOLS, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
-    t.value for t in (Trait.TOOLS, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS, Trait.SEVERAL_TRAINED)
+TOOLS, IMAGES, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
+    t.value
+    for t in (Trait.TOOLS, Trait.IMAGES, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS, Trait.SEVERAL_TRAINED)
 )
 _ROLE_TRAITS = {
     "developer": Trait.DEVELOPER.value,
@@ -328,7 +329,7 @@ def _messages(
     if unusual.open_calls and not answers_only:
         unusual.unanswered(len(messages) - 1)
     if tools:
-        unusual.traits |= _TOOLS
+        unusual.traits |= TOOLS
         unusual.found += tool_problems(tools)
     if users > 1:
         unusual.traits |= _MULTI_TURN

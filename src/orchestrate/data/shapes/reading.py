@@ -24,7 +24,7 @@ from orchestrate.data.rows import (
     messages_of,
     problem,
 )
-from orchestrate.data.rows.traits import Trait, examine
+from orchestrate.data.rows.traits import TOOLS, Trait, examine
 from orchestrate.data.shapes import known
 from orchestrate.types import Problem, Severity, decoding
 
@@ -37,8 +37,6 @@ _STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
 
 _MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
 """Problems that the lenient reader may resolve: calls in an answer's text, or Python names of types."""
-_TOOLS = Trait.TOOLS.value
-"""A plain integer, because combining a flag with an integer takes a microsecond per row."""
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=rows.digits_of)
 
 
@@ -83,7 +81,7 @@ class RowReading:
                 traits, found = examine(example)
                 if _may_repeat(line, example):
                     found = [*repeated_keys(line), *found]
-                if not found and not (traits & _TOOLS and _is_unnumbered(example)):
+                if not found and not (traits & TOOLS and _is_unnumbered(example)):
                     return ReadRow(example, traits)
                 if found and _MENDED.isdisjoint(p.code for p in found):
                     return _row(example, traits, found)

@@ -214,7 +214,7 @@ class ModelFolder:
 
 
 def local_folder(model: str) -> Path | None:
-    """Return the absolute path of this folder, or `None` if there is no such folder."""
+    """Return the absolute path of this folder, or `None` if it does not exist."""
     path = _at(model)
     return path.resolve() if _is_dir(path) else None
 

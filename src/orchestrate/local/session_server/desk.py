@@ -303,7 +303,7 @@ class SessionDesk:
     # -- who asks ------------------------------------------------------------------------------------------
 
     def caller(self, id: str, owner: str) -> Caller:
-        """Return this owner's session and mark it as active. Raises `HostError` 404 if there is no such
+        """Return this owner's session and mark it as active. Raises `HostError` 404 for an unknown
         session."""
         found = self.callers.get(id)
         if found is None or found.owner != owner:
@@ -312,7 +312,7 @@ class SessionDesk:
         return found
 
     def model(self, id: str, owner: str) -> SessionModel:
-        """Return this owner's model. Raises `HostError` 404 if there is no such model."""
+        """Return this owner's model. Raises `HostError` 404 for an unknown model."""
         found = self.models.get(id)
         if found is None or found.owner != owner:
             raise HostError(
@@ -480,7 +480,7 @@ class SessionDesk:
         write_whole(file, sampler.to_json())
 
     def sampler(self, id: str, owner: str) -> SavedSampler:
-        """Return this owner's sampling session. Raises `HostError` 404 if there is no such session."""
+        """Return this owner's sampling session. Raises `HostError` 404 for an unknown session."""
         with suppress(HostError, OSError, msgspec.MsgspecError):
             return SavedSampler.from_json(self._sampler_file(id, owner).read_bytes())
         raise HostError(404, f"sampling session {id[:200]} does not exist")

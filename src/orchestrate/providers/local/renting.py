@@ -81,8 +81,8 @@ def fits(
 
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
-    """Return the selected machine and the reason for the choice. If there is no list of machines, the machine
-    is `None`. Raises `UsageError` if no machine meets the request."""
+    """Return the selected machine and the reason for the choice. The machine is `None` if the place lists
+    no machines. Raises `UsageError` if no machine meets the request."""
     wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
         return None, "the place decides"
