@@ -171,7 +171,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     tuned: str = ""
     """Text that appears in the names of tuned models but not in the names of base models."""
     answers_as: str = "name"
-    """The listing field whose value requests must use as the model name: `name` or `model`."""
+    """The listing field that contains the model name to use in requests: `name` or `model`."""
     adapters: AdapterUpload | None = None
     """Call that uploads an adapter. `None` means that the host only serves models that it trained."""
     note: str = ""
@@ -199,7 +199,7 @@ class Described(Table, frozen=True, kw_only=True):
     rows: RowRules = RowRules()
     files: FileStates = FileStates()
     statuses: dict[str, str] = {}
-    """Maps additional job statuses of the host to ours."""
+    """Maps additional job statuses of the host to Orchestrate's statuses."""
     page: int = 100
     features: tuple[str, ...]
     missing: dict[str, str]

@@ -54,7 +54,7 @@ class OrchestrateError(Exception):
     exit_code: ClassVar[int] = 1
     retryable: bool = False
     lost_requests: int = 0
-    """Number of requests that got no answer and may have been billed, for at most `lost_usd`."""
+    """Number of requests that got no answer but may have been billed. Their cost is at most `lost_usd`."""
     lost_usd: Decimal | None = Decimal(0)
     """Maximum cost of the lost requests, in US dollars. `None` if no price is known."""
     _added: tuple[str, ...] = ()
@@ -162,10 +162,10 @@ class KeyElsewhere(SetupError):
         tied = (
             f"the key may only be sent to {', '.join(known)}"
             if known
-            else "the host comes from an orchestrate.toml, and the key was never used with it"
+            else "the host comes from an orchestrate.toml, and the key was never used with this host"
         )
         super().__init__(
-            f"the API key of {provider} would be sent to {host}; {tied}; nothing was sent",
+            f"the API key of {provider} would be sent to {host}, but {tied}; nothing was sent",
             fix="check the base URL (environment, orchestrate.toml). If it is correct: orchestrate "
             f"keys trust {provider} {host}",
         )
@@ -213,7 +213,7 @@ class OtherAccount(SetupError):
             right = "" if sure else ", or this key is not permitted to see it"
             where = f"run {run_id} is in another {provider} account: {account}{right}"
         super().__init__(
-            f"{where}, but the current key belongs to {here}",
+            f"{where}. The current key belongs to {here}",
             fix=f"orchestrate cancel {run_id}, then submit again"
             if unsent
             else "use the key, organization, project or account id that submitted the run",

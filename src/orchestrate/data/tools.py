@@ -1,5 +1,5 @@
 """Convert rows to the formats of other tools: ShareGPT, Alpaca, TRL, TRL's unpaired rows (two per pair) and
-Parquet. As for hosts, rules declare which kinds of rows and which traits each format supports.
+Parquet. As with hosts, rules declare which kinds of rows and which traits each format supports.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from orchestrate.data.rules import EVERY_KIND, HostRules, RowTarget, Rule
 from orchestrate.data.shapes.chat import calls_in
 from orchestrate.types import Severity
 
-# Rows for clouds without a backend in Orchestrate: Gemini on Vertex AI and Bedrock's conversation schema.
+# Rows for clouds that Orchestrate has no backend for: Gemini on Vertex AI, and Bedrock's conversation schema.
 #
-# Both separate the system prompt, store arguments as objects, and put tool results into the user's turn.
+# Both formats separate the system prompt, store arguments as objects, and put tool results into the user's
+# turn.
 
 Row = dict[str, Any]
 
@@ -234,7 +235,7 @@ WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows train 
 """Rule for a file in which only some rows fit TRL's prompt-completion format."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("message weights")}
-_JOINED = Rule("parts-joined", Severity.INFO, "text parts are joined into one text", "nothing to do")
+_JOINED = Rule("parts-joined", Severity.INFO, "text parts are joined into one string", "nothing to do")
 _CHAT_ONLY = "only conversations can be represented"
 _NO_LABEL = "the labels would be lost, and training would treat undesirable answers like the others"
 _UNJUDGED = "the rows do not mark answers as good or bad. Only preference pairs and unpaired rows do"
@@ -248,7 +249,7 @@ _CLOUD = {
     **_WEIGHTS,
     Trait.NAMES: _lost("message names"),
     Trait.DEVELOPER: _AS_SYSTEM,
-    Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+    Trait.FUNCTION_ROLE: _refused("messages with the role 'function'"),
     Trait.SYSTEM_LATER: _refused("system messages after the first message"),
     Trait.LOCAL_IMAGES: _refused("local image files"),
 }
@@ -262,7 +263,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.NAMES: _lost("names of messages"),
             Trait.IMAGES: _refused("images"),
             Trait.DEVELOPER: _AS_SYSTEM,
-            Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+            Trait.FUNCTION_ROLE: _refused("messages with the role 'function'"),
             Trait.TOOLS: Rule(
                 "call-ids-renumbered", Severity.INFO, "ids of tool calls are renumbered", "nothing to do"
             ),
@@ -280,7 +281,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.IMAGES: _refused("images"),
             Trait.TOOLS: _refused("tool calls"),
             Trait.DEVELOPER: _AS_SYSTEM,
-            Trait.FUNCTION_ROLE: _refused("messages with the role function"),
+            Trait.FUNCTION_ROLE: _refused("messages with the role 'function'"),
             Trait.SYSTEM_LATER: _refused("system messages after the first message"),
             Trait.STARTS_WRONG: _refused("conversations that start with the assistant"),
             Trait.NOT_ALTERNATING: _refused("turns that do not alternate"),
@@ -295,7 +296,10 @@ FORMATS: dict[str, HostRules] = {
     ),
     "gemini": HostRules(
         kinds={**_CONVERSATIONS, "preference": None},
-        traits={**_CLOUD, Trait.SEVERAL_ANSWERS: _refused("several messages on one side of a pair")},
+        traits={
+            **_CLOUD,
+            Trait.SEVERAL_ANSWERS: _refused("preference pairs with several messages in one answer"),
+        },
     ),
     "bedrock": HostRules(
         kinds=_CONVERSATIONS,
@@ -350,13 +354,13 @@ _NOT_IN_CLOUDS = (
     "description and parameters"
 )
 UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
-    "gemini": (f"images with URLs other than gs:// or data:, {_NOT_IN_CLOUDS}", not_for_gemini),
-    "bedrock": (f"images with URLs other than s3:// or data:, {_NOT_IN_CLOUDS}", not_for_bedrock),
+    "gemini": (f"images that are not gs:// or data: URLs, {_NOT_IN_CLOUDS}", not_for_gemini),
+    "bedrock": (f"images that are not s3:// or data: URLs, {_NOT_IN_CLOUDS}", not_for_bedrock),
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
-    "trl": ("a grader field named prompt in a row with messages", _has_prompt_field),
+    "trl": ("a grader field named 'prompt' in a row with messages", _has_prompt_field),
 }
-"""For each format, content that it cannot represent and that no trait covers. Each row is checked for this
-content while it is written."""
+"""Maps each format to content that it cannot represent and that no trait covers, and to a function that
+detects this content. Rows are checked while they are written."""
 
 
 def _canonical(example: Example) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
 
 def target_for(data: Facts, target: RowTarget) -> RowTarget:
     """Return the target for writing the rows. In TRL's format, conversations in which only the last answer is
-    trained on are written as prompts with completions. A file of prompts with completions can't contain any
-    other conversations."""
+    trained on are written as prompt-completion rows. A file with such rows can't contain any other
+    conversations."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
         return target
     if not _has(data, Trait.SEVERAL_TRAINED):

@@ -15,7 +15,7 @@ from orchestrate.errors import UsageError
 from orchestrate.paid.journal import Answer as Answer
 from orchestrate.types import Criterion, Message, Record, Rubric
 
-# What is asked and what was answered, as it lies in the files of an evaluation.
+# Questions and answers, as stored in the files of an evaluation.
 
 
 class Item(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -132,7 +132,7 @@ def by_chat(
 
     identity = {"host": contender.served_by, "model": contender.model, "run": contender.run_id}
     identity |= {"checkpoint": contender.checkpoint} if contender.checkpoint else {}
-    # Answers without that time are none for those who want it.
+    # Stored answers without a time to first token can't be reused when that time is requested.
     streamed = {"stream": True} if first_seconds else dict[str, Any]()
     respondent = Respondent(
         name=contender.name,

@@ -205,9 +205,9 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return two lists of names, both without base models and rivals: the models that get a verdict, and the
-    reference models. If there are tuned models, only they get a verdict, and the other models are references.
-    Otherwise, every model gets a verdict."""
+    """Return two lists of names: the models that get a verdict, and the reference models. Neither list
+    includes base models or rivals. If there are tuned models, only they get a verdict, and the other models
+    are references. Otherwise, every model gets a verdict."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]
@@ -298,8 +298,8 @@ def _quantization_cost(
         if one.precision != other.precision and (one.model, one.shots) == (other.model, other.shots):
             score = apart.score
             yield (
-                f"quantization, before any training: {one.name} ({one.precision}) against {other.name} "
-                f"({other.precision}): {metric.name} {points(metric, score.value)} "
+                f"effect of quantization before any training: {one.name} ({one.precision}) against "
+                f"{other.name} ({other.precision}): {metric.name} {points(metric, score.value)} "
                 f"({points(metric, score.low)} to {points(metric, score.high)})"
             )
 

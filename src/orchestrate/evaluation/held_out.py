@@ -86,7 +86,7 @@ def held_out(
             left_out[found] += 1
             continue
         rows += 1
-        # Items that are the same are asked once, and each counts; but what answers one answers them all.
+        # Identical items share one answer, so they belong to the same cluster. Each of them counts.
         cluster_id = next((together[one.id] for one in own if one.id in together), own[-1].id)
         for one in own:
             together[one.id] = cluster_id
@@ -140,7 +140,7 @@ def item_of(example: Example, unread: Mapping[str, Any]) -> Item | str:
     calls = tuple(msgspec.to_builtins(call) for call in answer.tool_calls or ())
     if not prompt or not (answer.text or calls):
         return "rows that end without an answer"
-    # A row may hold its thinking in the answer's text; a model is not judged by what it thought.
+    # The answer's text may include reasoning, which is not part of the expected answer.
     expected = read_answer(answer.text, calls=False).content or answer.text
     return _made(prompt, expected, calls, tools, fields)
 
@@ -241,7 +241,7 @@ def prompts(path: str) -> HeldOut:
         else:
             items.append(found)
     if not items:
-        why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "the value is empty"
+        why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "the file has no rows"
         raise DataError(
             f"{path} has no usable prompt: {why}",
             fix="use rows with messages, prompt, input or question, or a log: orchestrate record --help",

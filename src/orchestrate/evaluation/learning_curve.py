@@ -100,7 +100,7 @@ def _drawn(points: Sequence[Measured], most: int, chance: random.Random) -> list
     """Draw curves in proportion to how well they fit. The prior is uniform over the powers, and over floors
     and scales from 0."""
     worst, best = max(point.loss for point in points), min(point.loss for point in points)
-    # Where no error is known, those from 1% to half of what the points differ by are looked at.
+    # If standard errors are unknown, errors from 1% to 50% of the range of the losses are tried.
     spread = (worst - best) or abs(best) or 1.0
     all_known = all(point.error for point in points)
     errors = [0.0] if all_known else [spread * 0.01 * 50 ** (k / 7) for k in range(8)]

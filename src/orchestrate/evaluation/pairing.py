@@ -127,7 +127,7 @@ class Pairing(Record, frozen=True, kw_only=True):
     same_answers: int
     """Number of items with identical answers."""
     differences: tuple[Difference, ...]
-    """Second contender's score minus the first's, in each shared metric that is a mean."""
+    """Second contender's score minus the first's, for each shared metric that is a mean of marks."""
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from orchestrate.store.store import Store
 
 
-# Which prompts to record, when not all can be: each once, then so many that cover the rest.
+# Selects the prompts to record if not all of them can be recorded. Duplicates are dropped first.
 #
-# Half of the places go to prompts that lie apart (farthest first), so that no kind is left out; the other
-# half to the clusters around them by their size, so that what is common stays common. Likeness is that of
-# near duplicates: the sketches of `data.passes.compare`.
+# Half of the selection are prompts that differ most from each other (farthest first), so no kind of prompt
+# is missed. The other half comes from the clusters around these prompts, in proportion to their size, so
+# common prompts stay common. Similarity is measured as for near duplicates (`data.passes.compare`).
 
 
 @dataclass(frozen=True)

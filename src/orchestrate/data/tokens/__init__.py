@@ -17,8 +17,8 @@ from orchestrate.data.rows import Example
 
 # Count and encode repeated texts only once.
 #
-# Rows of a data set share texts: system prompts, tools, earlier turns of a conversation, the prompt
-# of both answers of a pair. The result for a text is always the same.
+# Rows of a dataset share texts, such as system prompts, tools, earlier turns and the prompt of a
+# preference pair. Equal texts always have equal results.
 
 V = TypeVar("V")
 
@@ -27,13 +27,13 @@ MOST_CHARACTERS = 1 << 19
 _ENTRY = 100
 """Memory overhead of a cached text, in characters."""
 _PROBED = 8
-"""Sampling interval of lookups. At first, only one in this many texts is looked up. If that saves time, all
-texts are."""
+"""Sampling interval of lookups. At first, only one in this many texts is looked up. If enough of these
+texts are repeated, all others are looked up too."""
 _MOST_PASSES = 15
 """Maximum number of consecutive calls without a lookup."""
 _PAYS = 1 / 20
-"""Minimum share of repeated characters at which lookups save time, because a lookup is faster than
-counting."""
+"""Minimum share of characters in repeated texts. With fewer repetitions, lookups take more time than they
+save."""
 
 Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
 """Token ids and the (start, end) position of each token in the text."""
@@ -107,7 +107,7 @@ class PieceEncoder:
 
     def __init__(self, encode: Callable[[str], Encoded], marks: Mapping[str, int]) -> None:
         self._encode, self._marks = encode, marks
-        # If two start at the same position, the longer one wins.
+        # If two marks start at the same position, the longer one wins.
         longest_first = sorted(marks, key=len, reverse=True)
         self._cut = re.compile("|".join(map(re.escape, longest_first)))
         self._recent: Recent[_Kept] = Recent()

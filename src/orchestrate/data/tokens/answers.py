@@ -91,8 +91,8 @@ class AnswerShape:
     ends: frozenset[str] = frozenset()
     """Special tokens that end an answer."""
     others: frozenset[str] = frozenset()
-    """Tokens that begin another speaker's turn. They are only needed if the token before them can also occur
-    within an answer."""
+    """Tokens that begin another speaker's turn. They mark the end of an answer if its own end token can also
+    occur within an answer."""
     special: frozenset[str] = frozenset()
     """All special tokens of the tokenizer. If one is not part of the answer format, it is removed from the
     output."""

@@ -382,9 +382,9 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
-    """Return the start of an unfinished text that is final: whatever follows, it won't become part of a call
-    or of one of the `marks`. Returns an empty string if tools were `offered` and the text starts like JSON,
-    because the entire text may be a call."""
+    """Return the leading part of an unfinished text that is final because no later text can make it part of
+    a call or of one of the `marks`. Returns an empty string if tools were `offered` and the text starts like
+    JSON, because the entire text may be a call."""
     if offered and text.lstrip().startswith(("{", "[")):
         return ""
     if opening := _OPENINGS.search(text):

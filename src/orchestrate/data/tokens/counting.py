@@ -58,7 +58,7 @@ tools."""
 STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
 """Relative half-widths of the error band for families counted with o200k, based on the ratio of the family's
 own token counts to o200k counts (Llama 3: 0.98-1.02, Qwen 3: 0.91-1.12). Measured on English prose, Python
-code, short orders with numbers, and Chinese, Japanese and Korean text."""
+code, short texts with numbers (orders), and Chinese, Japanese and Korean text."""
 OTHER_BAND = 0.25
 """Relative half-width of the error band for families that were not measured."""
 
@@ -82,8 +82,8 @@ PRIMING = 3
 _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
     "o200k": ("o200k_base", ChatOverhead(row=PRIMING, message=4), 0.0),
     "cl100k": ("cl100k_base", ChatOverhead(row=PRIMING, message=4), 0.0),
-    # <|start|>role<|message|> ... <|end|>, answers with a channel of 2 tokens, and a system message of
-    # some 60
+    # <|start|>role<|message|> ... <|end|>. Answers also name a channel (2 tokens), and each row has a
+    # system message of about 60 tokens.
     "harmony": ("o200k_harmony", ChatOverhead(row=62, message=4), 0.05),
     # The band reflects that the package's vocabulary counts 0-10% more than the family's published one.
     # <|im_start|> role newline content <|im_end|> newline. Only the content and <|im_end|> are trained on.
@@ -417,7 +417,7 @@ def _ranges_file(folder: Path, path: str, read_as: object, counter: str) -> Path
 
 def seen(path: str, columns: object, folder: Path | None) -> str | None:
     """Return the digest that was stored for a file with this path, size and modification time. The content
-    can differ nevertheless, so the digest only suggests that cached counts still apply."""
+    may still differ, so the digest is only a hint that cached counts apply."""
     if folder is None:
         return None
     with suppress(OSError, ValueError):  # or an invalid path

@@ -36,7 +36,7 @@ def load(folder: Path, added_tokens: Sequence[str] = ()) -> Any:
         raise SetupError(f"no tokenizer in {folder}", fix="use the folder that contains tokenizer.json")
     with needed("local", "reading a Hugging Face tokenizer", "transformers"):
         from transformers import AddedToken, AutoTokenizer
-    # Never run a folder's code. Without this argument, transformers would ask on the terminal.
+    # Never run a folder's code. If `trust_remote_code` is not set, transformers asks on the terminal.
     tokenizer = cast("Any", AutoTokenizer).from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )

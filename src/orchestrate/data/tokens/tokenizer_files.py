@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _AS_THEY_STAND = {"TokenizersBackend", "PreTrainedTokenizerFast"}
-"""Classes of transformers that load `tokenizer.json` unchanged."""
+"""Tokenizer classes in transformers that load `tokenizer.json` unchanged."""
 _REBUILT_TYPES = {
     "qwen2": "Qwen2Tokenizer",
     "qwen3_5": "Qwen3_5Tokenizer",

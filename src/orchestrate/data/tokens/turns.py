@@ -59,7 +59,7 @@ APART = "the text before an answer differs from the generation prompt"
 _AGREEING = ("enable_thinking", "thinking")
 """Template settings that control whether the prompt opens the reasoning, closes it, or neither."""
 _AS_GIVEN: list[tuple[int, int]] = []
-"""Default order: the order of the messages' texts."""
+"""Placeholder for the default search order: message by message."""
 _SHORT = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", content="y")]
 _THOUGHT_OUT = [_SHORT[0], ChatMessage(role="assistant", content="y", reasoning="z")]
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
@@ -286,7 +286,7 @@ class Conversations:
                 continue
             after = self._cut(messages[: i + 1], tools, order)
             if m["role"] != "assistant":
-                # No prompt precedes it, so it starts with its own text.
+                # No generation prompt precedes such a message, so its turn starts with its own text.
                 theirs.append(_turn(cut, i, None, after, marks)[0])
                 continue
             before = self._cut(messages[:i], tools, order, answer_next=True)
@@ -313,10 +313,13 @@ class Conversations:
             for value in (False, True):
                 if reads(self.templates, name) and self._agrees({name: value}, _SHORT):
                     settings = f"chat_template_kwargs: {{{name}: {str(value).lower()}}}"
-                    return f"{note} (set {settings} to make both the same)"
+                    return f"{note} (to make training match inference, set {settings})"
         if self._agrees({}, _THOUGHT_OUT):
-            return f"{note} (add each answer's reasoning to its row to make both the same)"
-        return f"{note} (use a chat_template that starts an answer with the text that ends a prompt)"
+            return f"{note} (to make training match inference, add each answer's reasoning to its row)"
+        return (
+            f"{note} (to make training match inference, use a chat_template that starts an answer with the "
+            "text that ends a prompt)"
+        )
 
     def _agrees(self, settings: Mapping[str, Any], messages: Sequence[ChatMessage]) -> bool:
         """Return whether an answer directly follows the generation prompt under these settings."""
@@ -482,11 +485,11 @@ def _begin(lead: str, before: str | None, marks: _Marks) -> tuple[int, bool]:
     start = _common_prefix(lead, before)
     if start == len(before):
         return start, False
-    # They differ within a header. If the same header still follows, the answer starts after it.
+    # The two differ within a header. If `lead` also contains the prompt's header, the answer follows it.
     header = before[max((before.rfind(mark) for mark in marks.special if mark), default=-1) :]
     if (at := lead.rfind(header)) >= 0 and any(mark in header for mark in marks.special if mark):
         return at + len(header), True
-    # Otherwise, the last started line or token belongs to the answer.
+    # Otherwise, the answer starts after the last newline or special token before the difference.
     begun = [at + len(mark) for mark in marks.special if (at := lead.rfind(mark, 0, start)) >= 0]
     return max([*begun, lead.rfind("\n", 0, start) + 1]), True
 
@@ -542,10 +545,10 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
     return [*silent, *answer]
 
 
-# Reasoning that a chat template drops from an answer when another turn follows.
+# Some chat templates drop an answer's reasoning when another turn follows.
 #
-# Templates of reasoning models only show the last answer's reasoning. If trained as one row, the earlier
-# answers would teach the model to answer without reasoning.
+# Templates of reasoning models only show the last answer's reasoning. If such a conversation is trained on
+# as one row, its earlier answers teach the model to answer without reasoning.
 
 Earlier = Literal["train", "split", "untrained"]
 """How to treat earlier answers that the template renders without their reasoning: train on them anyway, train

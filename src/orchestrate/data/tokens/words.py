@@ -249,7 +249,7 @@ class MessageFormat(NamedTuple):
     no_content: bool = False
     """True if the content next to tool calls is `None` instead of an empty string."""
     short_ids: bool = False
-    """True if ids consist of nine letters and digits."""
+    """True if tool call ids must have exactly nine characters, all letters or digits."""
     parts: bool = False
     """True if content is a list of parts."""
 

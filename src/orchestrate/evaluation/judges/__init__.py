@@ -23,11 +23,11 @@ from orchestrate.types import Criterion, Message, MetricUsed, Rubric
 if TYPE_CHECKING:
     from orchestrate.evaluation.judges.calibration import Calibration
 
-# A judge: a model that is asked what people would say of an answer, or of two.
+# A judge is a model that predicts how people would rate one answer, or which of two they would prefer.
 
 
-# What a judge is asked, by `NAME.txt` here. A prompt that changes gets a new name: what was measured with
-# the old one is not what the new one would say.
+# Names of the judge prompts in this folder (`NAME.txt`). A changed prompt gets a new name, because a
+# calibration with the old prompt doesn't apply to the new one.
 
 SCORE, PAIR = "score-1", "pair-1"
 
@@ -67,7 +67,7 @@ def _question(
 ) -> tuple[Message, ...]:
     if expected:
         shown = [shown[0], ("reference answer", expected), *shown[1:]]
-    # The author of an answer cannot know the mark, as it depends on all of the text.
+    # The separator contains a hash of the entire text, so an answer can't include it to imitate a section.
     mark = "=" * 5 + hashlib.sha256(msgspec.json.encode([*body, *shown])).hexdigest()[:12]
     parts = [f"{mark} {title}\n{shown_text}" for title, shown_text in shown]
     content = "\n\n".join([*filter(None, body), *parts, mark])
@@ -131,7 +131,7 @@ class Judge:
         return hashlib.sha256(msgspec.json.encode(self.detail(kind), order="deterministic")).hexdigest()
 
     def detail(self, kind: Kind) -> dict[str, Any]:
-        """Return the details that are stored with the judge's marks."""
+        """Return what determines the judge's marks: its model, URL, prompt and rubric."""
         prompt = SCORE if kind == "score" else PAIR
         return {
             "model": self.model,
@@ -241,7 +241,9 @@ class PairJudge(_HeldJudge):
         if value == other:
             return Mark(value, one.note)
         self.moved += 1
-        return Mark(0.5, f"the judge's choice depends on the order: {one.note} / {turned.note}")
+        return Mark(
+            0.5, f"the judge's choice changed when the two answers were swapped: {one.note} / {turned.note}"
+        )
 
 
 def _scored(answer: Answer, rubric: Rubric) -> tuple[Mark, dict[str, int]]:

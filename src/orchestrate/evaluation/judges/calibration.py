@@ -29,12 +29,12 @@ from orchestrate.evaluation.review import ReviewTask
 from orchestrate.evaluation.review.results import votes_of
 from orchestrate.types import Message, MetricUsed, Rating, Record, Review, Rubric, Score, decoding
 
-# Answers that people have rated, in JSON lines: what a judge is held against.
+# Human-rated answers in JSON Lines, with which a judge's ratings are compared.
 #
-# A line has the conversation as `prompt` (a text, or messages), or a whole chat row as `messages`, whose
-# last message is the answer. Then one `answer` with its `scores` by criterion (or `rating`, where the
-# rubric has one criterion), or two `answers` with `preferred`: first, second, tie or both bad. What we
-# write of a single one has it as the only one of its `answers`.
+# A line has a `prompt` (a string or messages), or an entire chat row as `messages`, which ends with the
+# answer. A single `answer` has `scores` by criterion, or a `rating` if the rubric has one criterion. Two
+# `answers` have `preferred`: first, second, tie or both bad. Exported files always use `answers`, even for
+# a single answer.
 
 Preferred = Literal["first", "second", "tie", "both bad"]
 
@@ -46,7 +46,7 @@ class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
     expected: str = ""
     answers: tuple[str, ...]
     preferred: Preferred | None = None
-    """Answer that most raters preferred, for pairs."""
+    """The raters' overall preference, for pairs."""
     scores: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     """Raters' average score by criterion, for single answers."""
     raters: int = 1
@@ -212,7 +212,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     def summary(self) -> str:
         """A one-line summary."""
         ranks = "" if self.spearman is None else f", rank correlation {text.score(self.spearman)}"
-        moved = f", {self.moved} changed when the order was swapped" if self.moved else ""
+        moved = f", {self.moved} changed when the answers were swapped" if self.moved else ""
         same = f"agrees on {self.same.value:.0%} of {self.n} answers"
         return f"kappa {text.score(self.kappa)}{ranks}, {same}{moved}"
 
@@ -323,9 +323,8 @@ def _item(one: RatedAnswer) -> Item:
     return Item(id=item_id(one.prompt, [], one.expected, []), prompt=one.prompt, expected=one.expected)
 
 
-# `orchestrate data judge`: training rows rated by a judge, and parted by it. Nothing is lost: a row is
-# kept, rejected or not judged, and lies in the file of its kind, as it was; what was said of each is beside
-# them.
+# `orchestrate data judge` splits training rows by a judge's ratings. Every row is written unchanged to one of
+# three files: kept, rejected or not judged. The ratings are written to a separate log.
 
 
 KINDS = ("chat", "completion")
@@ -473,7 +472,7 @@ def _judged(number: int, row: CalibrationRow, scored: Any, keep: float) -> Judge
     mark, points = next(scored)
     if mark.value is None:
         return JudgedRow(row=number, verdict="not judged", reason=mark.note)
-    # A mean of thirds must not miss 2/3 by the last digit.
+    # The tolerance allows for rounding: a mean of thirds may fall just below a threshold of 2/3.
     verdict = "kept" if mark.value >= keep - 1e-9 else "rejected"
     return JudgedRow(row=number, verdict=verdict, score=mark.value, scores=points, reason=mark.note)
 

@@ -88,7 +88,7 @@ class F1:
         each = [2 * r / (w + g) if w + g else 0.0 for r, w, g in zip(rights, wanted, given, strict=True)]
         if self.average == "weighted":
             return sum(f * w for f, w in zip(each, wanted, strict=True)) / (sum(wanted) or 1.0)
-        # A draw of the bootstrap may lack a label, which then has no F1.
+        # A label that is missing from a bootstrap sample has no F1.
         there = [f for f, w, g in zip(each, wanted, given, strict=True) if w + g]
         return sum(there) / len(there) if there else 0.0
 

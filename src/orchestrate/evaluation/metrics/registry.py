@@ -21,15 +21,16 @@ from orchestrate.evaluation.metrics.text import word_count
 from orchestrate.text import meant
 from orchestrate.types import MetricUsed
 
-# Metrics of the user: a function in a Python file, or what another package offers by an entry point.
+# User-defined metrics: a function in a Python file, or an entry point of an installed package.
 #
 #     # checks.py                                     orchestrate eval RUN --metrics checks.py:cites
 #     def cites(expected: str, answer: str) -> bool:
 #         return "[1]" in answer
 #
-# A function that says `-> bool` is right or wrong, any other gives a number from 0 to 1. One whose first
-# parameter is called `item` gets the `Item` and the `Answer`. An object with `used` and `marks` is a `Metric`
-# itself. Packages offer either under the entry point group `orchestrate.metrics`.
+# A function annotated `-> bool` scores answers as right or wrong. Any other function returns a number from 0
+# to 1. If the first parameter is named `item`, the function gets the `Item` and the `Answer` instead of their
+# texts. An object with `used` and `marks` is used as a `Metric`. Packages register functions and metrics in
+# the entry point group `orchestrate.metrics`.
 
 GROUP = "orchestrate.metrics"
 

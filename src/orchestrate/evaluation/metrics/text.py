@@ -144,7 +144,7 @@ def _unspaced(word: str) -> list[str]:
     return found
 
 
-# sacrebleu's types leave out what its metrics compute from.
+# The fields are `Any` because sacrebleu's public types lack the methods used here.
 @dataclass(frozen=True)
 class Overlap:
     """A metric from sacrebleu. N-gram counts are summed over all answers, as in a corpus-level score."""
@@ -229,7 +229,8 @@ def matcher(pattern: str) -> Compare:
                 "are stored",
             ) from None
 
-    # What takes for ever does so for a few dozen of the same character, before an answer is paid.
+    # Try the pattern before any answer is paid for. Catastrophic backtracking usually shows on a few dozen
+    # repetitions of one character.
     for character in sorted({c for c in pattern if c.isalnum()} | {"a", "0", " "})[:_MOST_TRIED]:
         search(character * 64 + "\0")
 
