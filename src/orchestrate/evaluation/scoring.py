@@ -1,4 +1,4 @@
-"""Turn answers into numbers: marks, scores, paired differences, slices."""
+"""Score answers: mark each answer, and compute scores and paired differences, in total and by slice."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """Difference in the first metric on the items that the rival answered, by contender. Only includes
-    contenders whose rival left some items unanswered."""
+    """Maps a contender to its difference from its rival in the first metric, on the items that the rival
+    answered. Only includes contenders whose rival left some items unanswered."""
     beside: tuple[Difference, ...] = ()
 
 
@@ -42,7 +42,7 @@ def score(
     references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
     """Score each side on each metric, and compare the side with its rival, if any. Verdicts use only the
-    first metric (see `_corrected`). `references` lists additional pairs of sides to compare on this
+    first metric (see `_corrected`). `references` lists additional pairs of sides to compare on the first
     metric."""
     columns: dict[tuple[str, str], MetricColumn] = {}
     theirs: dict[tuple[str, str], MetricColumn] = {}
@@ -208,7 +208,8 @@ def beside(
     rival: Sequence[tuple[Answer, ...]],
     metric: PairMetric,
 ) -> tuple[MetricColumn, MetricColumn]:
-    """Compare two sides sample by sample with a pair metric. A failed answer loses."""
+    """Compare two sides sample by sample with a pair metric. A side without an answer loses. If neither has
+    one, it is a tie."""
     pairs = [
         (i, item, a, b)
         for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))

@@ -51,7 +51,7 @@ def mean_test(
     variance = count / (count - 1) * sum(d * d for d in groups) / n**2
     if variance <= 1e-24:
         half = unseen(value, count, within)
-        # Without ends to the values: as seldom as so many with one sign are by chance.
+        # If the range is unknown, use the probability that all values have the same sign by chance.
         p = 1.0 if value == 0 or half >= abs(value) else 0.0 if within else 0.5 ** (count - 1)
     else:
         half = student_quantile(count - 1) * math.sqrt(variance)
@@ -350,8 +350,8 @@ def _scaled(score: Score, by: float) -> Score:
     return structs.replace(score, low=low, high=high)
 
 
-# How far those who rate agree: several people by Krippendorff's alpha, two (a judge and people) by Cohen's
-# kappa and Spearman's rank correlation.
+# Agreement between raters: Krippendorff's alpha for several people, Cohen's kappa and Spearman's rank
+# correlation for a judge and people.
 
 
 Value = float | str
@@ -364,9 +364,9 @@ T = TypeVar("T")
 
 def alpha(units: Sequence[Sequence[Value]], level: Level = "nominal") -> Score | None:
     """Return Krippendorff's alpha with its bootstrap interval over units. 1 is perfect agreement, 0 is
-    agreement by chance. A unit contains any number of ratings. Units with fewer than two are ignored, and `n`
-    counts the others. Returns `None` if alpha is undefined: no unit has two values, or all values are the
-    same. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011)."""
+    agreement by chance. A unit contains any number of ratings. Units with fewer than two are ignored
+    and not counted in `n`. Returns `None` if alpha is undefined because no unit has two values or all values
+    are the same. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011)."""
     rated = [_coincidences(values) for values in units if len(values) > 1]
     found = _alpha(rated, level)
     return None if found is None else _resampled_units(rated, lambda drawn: _alpha(drawn, level), found)
@@ -398,7 +398,7 @@ def _distance(margins: Mapping[Value, float], level: Level) -> Callable[[Value, 
         return lambda a, b: float(a != b)
     if level == "interval":
         return lambda a, b: (float(a) - float(b)) ** 2
-    # The share of values that lie between two: each counts half to either side of itself.
+    # The position of a value counts all smaller values, and half of the values equal to it.
     places: dict[Value, float] = {}
     below = 0.0
     for value in sorted(margins, key=float):

@@ -59,8 +59,8 @@ def verdicts(
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
     """Decide the verdict for each contender that has a rival or a target. If a rival's host rejected some
-    questions, `answered` has the contender's difference on the other questions. This difference can prevent
-    the verdict `ship` but cannot lead to it."""
+    questions, `answered` has the contender's difference from the rival on all other questions. That
+    difference can prevent the verdict `ship` but cannot lead to it."""
     if metric.better == "neither":
         return []
     compared: dict[str, tuple[list[Measure], list[Difference]]] = {}
@@ -159,7 +159,7 @@ def _corrected_for(contenders: int) -> str:
 
 
 def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contenders: int) -> VerdictReason:
-    # Without a margin the test decides, which is corrected for the number of contenders.
+    # Without a margin, the significance test decides. It already corrects for the number of contenders.
     held = wider_difference(difference, contenders)
     score = difference.score if margin == 0 else held
     corrected = "" if margin == 0 else _corrected_for(contenders)

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 
-# Tuned models of this machine, each answered by a process that holds its base: adapters of one base share
-# it.
+# Engines for the tuned models that this machine serves. All adapters of a base model share one process.
 
 MOST_BASES = 4
 """Maximum number of base models in memory."""
@@ -72,7 +71,8 @@ class Engines:
     async def answering(self, run: Run, step: int | None) -> Answering:
         """Return the engine that answers for a model, and load the model if necessary. `name_of` gives the
         engine's name for a model, because clients may use several names for one model and may reuse a name
-        for another model later. Raises `HostError`, and the errors of `RunHandle.download`."""
+        for another model later. Raises `HostError` 404 if the step has no checkpoint and 503 if all
+        engines are in use. Errors of `RunHandle.download` propagate."""
         name = name_of(run, step)
         tuned = await run_in_threadpool(self._tuned, name, run, step)
         held = await run_in_threadpool(self._ready, tuned)
@@ -110,7 +110,7 @@ class Engines:
         while len(self._held) >= MOST_BASES:
             key = next((key for key, held in self._held.items() if not held.load.inside), None)
             if key is None:
-                message = f"{MOST_BASES} base models are already in use"
+                message = f"all {MOST_BASES} base models in memory are in use"
                 headers = {"retry-after": "10"}
                 raise HostError(503, message, type="server_error", code="engine_full", headers=headers)
             self._held.pop(key).engine.close()
@@ -133,8 +133,9 @@ _COMES_UP_S = 10
 
 
 class OnDemand:
-    """Deploys tuned models on request, at hosts that only serve deployed models. The configuration defines
-    which models may be deployed, and the limits. By setting limits, the operator agrees to the price."""
+    """Deploys tuned models on request, for hosts that only serve deployed models. The configuration defines
+    which models may be deployed, and within which limits. By setting limits, the operator agrees to the
+    price."""
 
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models
@@ -274,7 +275,7 @@ class InferenceRoutes:
         answering = await self._engines.answering(run, step)
         return (await answering.completions(call.request, asked, requests)).written()
 
-    # -- of a host -----------------------------------------------------------------------------------------
+    # -- answers from a host -------------------------------------------------------------------------------
 
     async def _hosted(
         self, key: GatewayKey, job: GatewayJob, run: Run, asked: ChatRequest, body: Mapping[str, Any]

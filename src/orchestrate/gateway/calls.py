@@ -35,10 +35,10 @@ from orchestrate.http.wire.openai import error_body, no_place
 from orchestrate.store.gateway import NoSuchPlace
 from orchestrate.types import GatewayJob, GatewayKey, Problem, Severity
 
-# Refusals, so that a client's next step is the right one.
+# Rejections. Their status and a header tell the client whether to retry.
 #
-# The official clients send a request again after 408, 409, 429 and 5xx, and one that many use sends it
-# again for ever after a 400. So what will not pass by itself is 403, 404 or 422, and says so in a header.
+# The official clients retry after 408, 409, 429 and 5xx, and another popular client retries forever after a
+# 400. So errors that a retry cannot fix get status 403, 404 or 422.
 
 _BEFORE_PATHS = frozenset(" \t\n'\"`(")
 _SHOWN = 10

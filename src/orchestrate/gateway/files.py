@@ -149,7 +149,7 @@ def bytes_of(value: Any, param: str) -> IO[bytes]:
 
 
 def known_only(form: Any, names: tuple[str, ...]) -> None:
-    """Raise `HostError` 422 for an unknown field, because no field is silently ignored."""
+    """Raise `HostError` 422 for an unknown field instead of silently ignoring it."""
     for name in form:
         if name not in names:
             raise HostError(422, f"Unrecognized request argument supplied: {name}", param=name)
@@ -248,7 +248,7 @@ class FileRoutes:
             return Response(result[1], media_type="application/octet-stream")
         file = self.found(call.project, id)
         try:
-            # Open, it can be read to its end whoever deletes it.
+            # Once the file is open, it can be read to the end even if it is deleted.
             content = self.contents.path(file["sha256"]).open("rb")
         except FileNotFoundError as error:
             self.found(call.project, id)  # it was deleted just now

@@ -38,7 +38,7 @@ def tried(
     except child.TooLate:
         raise TrialFailed(f"grading took longer than {seconds:g} s") from None
     except (child.Ended, msgspec.MsgspecError):
-        raise TrialFailed("grading took too much time or memory") from None
+        raise TrialFailed("the grader crashed or took too much time or memory") from None
     if "broke" in answer:
         raise TrialFailed(answer["broke"])
     return Grade(answer["score"], answer["error"])
@@ -51,7 +51,7 @@ def main() -> int:
         with suppress(ImportError):  # Windows
             import resource
 
-            # The limits hold for what a grader starts, too: its own process may outlive this one.
+            # Processes that the grader starts inherit these limits. They may outlive this process.
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         asked = next(child.questions())

@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 
-# Runs that were not made through the gateway, as its clients see them: imported jobs and their models, what
-# these were migrated to, and the runs that the configuration names.
+# Runs that were created outside the gateway: imported jobs, the runs that replace their models after a
+# migration, and the runs named in the configuration.
 #
-# Each is shown as a job that no key has made. Imported ones belong to the project `default`.
+# Clients see each run as a job without a key. Imported jobs belong to the project `default`.
 
 PROJECT = "default"
 _FRESH_S = 2.0
@@ -249,8 +249,8 @@ class Jobs:
     # -- creating ------------------------------------------------------------------------------------------
 
     def create(self, call: GatewayRequest) -> Any:
-        """Create a job. Errors are reported before the job is stored. After that, this process or a later one
-        submits it."""
+        """Create a job. All errors are raised before the job is stored. Once it is stored, this process or a
+        later one submits it."""
         request = _request(call)
         if known := self._jobs.known(request):
             return self._answer(call, known)
@@ -523,5 +523,5 @@ def _quoted(prepared: Prepared, backend: str) -> str:
         return f"Quote: none ({quote.why_none})"
     low, high = money(price.low_usd), money(price.high_usd)
     expected = "no single price" if price.expected_usd is None else money(price.expected_usd)
-    ends = "" if quote.ends_usd is None else f". The machine stops at {text.limit(quote.ends_usd)}"
+    ends = "" if quote.ends_usd is None else f". The machine stops at a cost of {text.limit(quote.ends_usd)}"
     return f"Quote: {expected} on {backend}, between {low} and {high}{ends}"

@@ -92,8 +92,8 @@ def revoke_key(ft: Workspace, name: str) -> GatewayKey:
 
 
 def entries(ft: Workspace, *, key: str | None = None, limit: int = 100) -> list[AuditEntry]:
-    """List the last entries of the audit log, oldest first: requests that changed something or were rejected,
-    and keys that were created or revoked."""
+    """List the most recent entries of the audit log, oldest first: requests that changed something or
+    were rejected, and keys that were created or revoked."""
     return ft.store.gateway_keys.entries(key=key, limit=limit)
 
 

@@ -61,8 +61,8 @@ class _List:
     changes: int
     """The number of changes to jobs when the list was created."""
     until_s: float
-    """The uptime, in seconds, at which the list expires, because another gateway on this store may have
-    changed something."""
+    """When the list expires, on the uptime clock in seconds. It expires because another gateway on this store
+    may have changed something."""
 
 
 class ModelRoutes:
@@ -272,8 +272,8 @@ class ModelRoutes:
     # -- graders -------------------------------------------------------------------------------------------
 
     def run_grader(self, call: GatewayRequest) -> Any:
-        """Run a grader on this machine. The result for a grader that queries a model is reward 0 and an
-        error. The same applies to code graders if code is not allowed here."""
+        """Run a grader on this machine. Returns reward 0 and an error for a grader that queries a model, and
+        for a code grader if code is not allowed here."""
         asked, begun = parse(RunGrader, call.body), time.monotonic()
         _require_grader(asked.grader)
         errors: dict[str, Any] = {}

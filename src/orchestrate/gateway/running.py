@@ -69,7 +69,7 @@ class Audit:
         address = scope["client"][0] if scope.get("client") else None
         times = 1
         if status >= 400:
-            # Whoever has no key may ask for anything: then it is who asks that counts.
+            # Clients without a key may send any method and path, so count their rejections by address.
             what = (key.name, scope["method"], scope["path"]) if key else ("", str(address))
             times = self._times((*what, str(status)))
         if not times:

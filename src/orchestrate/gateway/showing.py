@@ -70,8 +70,8 @@ def job_form(
 
 
 def hyperparameters(asked: CreateJob) -> SupervisedHyperparameters:
-    """Return the hyperparameters of the method. The deprecated field `hyperparameters` fills in missing
-    values."""
+    """Return the hyperparameters of the method. Missing values are taken from the deprecated field
+    `hyperparameters`."""
     hyper = asked.hyper()
     if asked.method is None or asked.hyperparameters is None:
         return hyper
@@ -251,7 +251,7 @@ def named(job: GatewayJob, message: str) -> str:
     return with_file_names(message, dict(zip(job.files, job.file_names, strict=False)))
 
 
-# -- what happened -----------------------------------------------------------------------------------------
+# -- events and results ------------------------------------------------------------------------------------
 
 
 def events(

@@ -97,7 +97,7 @@ class Submitting:
                 thread.join(15)
 
     def take(self, job: GatewayJob, prepared: Prepared) -> None:
-        """Start to submit a new job, for which the data and the quote are already prepared."""
+        """Start submitting a new job whose data and quote are already prepared."""
         self._prepared[job.id] = prepared
         self._begin(job)
 
@@ -153,7 +153,7 @@ class Submitting:
             return self._webhook_retries.due(job.id)
         if job.again_at is not None:
             left = job.again_at - self._ft.store.clock.now()
-            # More than was ever to be waited for is a clock that was set back.
+            # If more than the longest possible wait remains, the clock was set back, so the job is due.
             return job.cancel_asked or not timedelta() < left <= _LONGEST_PAUSE
         if job.error is not None or run is None or run.phase in UNSENT or run.id != job.run_id:
             return True
@@ -299,7 +299,7 @@ class Submitting:
     def _end(self, job: GatewayJob, run: Run | None) -> None:
         if job.ended_at is None:
             if run is not None and run.phase in UNSENT and not run.status.terminal:
-                # It will not be sent, and holds a share of the budget.
+                # The run will never be submitted, but still reserves a share of the budget.
                 run = TrackedRun(self._ft, run).cancel()
             if run is not None and not self._complete(run):
                 return

@@ -29,9 +29,9 @@ class DeployLimits(BaseModel):
     max_hours: Decimal = Field(gt=0)
     """Hours after which each deployment is taken down."""
     max_cost_usd: Decimal = Field(gt=0)
-    """Total cost limit for all deployments of this name."""
+    """Limit, in US dollars, on the total cost of all deployments of this name."""
     max_usd_per_hour: Decimal | None = Field(default=None, gt=0)
-    """Maximum hourly price of all replicas. More expensive models are not deployed."""
+    """Maximum total price of all replicas, in US dollars per hour. More expensive models are not deployed."""
     keys: tuple[str, ...] = ()
     """Names of the keys whose requests may deploy. Empty means all keys."""
     options: dict[str, Any] = {}

@@ -31,8 +31,8 @@ from orchestrate.evaluation.verdict import points, round_up, rows_to_decide, sho
 from orchestrate.paid.asking import Asking, Question
 from orchestrate.types import Contender, Difference, Likelihood, Message, MetricUsed, Record, Score
 
-# The built-in probes: small, ours, offline. What each holds is stated in its `title`, and in
-# docs/evaluation.md.
+# The built-in probes: small, offline, and written for this project. The content of each is described in its
+# `title` and in docs/evaluation.md.
 
 
 NATS_MARGIN = 0.05
@@ -114,7 +114,7 @@ def refusals() -> RegressionProbe:
         for kind in ("decline", "answer")
         for question in given[kind]
     ]
-    title = "20 requests to refuse and 20 that only sound harmful (English)"
+    title = "20 harmful requests and 20 that only sound harmful (English)"
     return RegressionProbe("refusals", title, items, _right(_declines_rightly), POINTS_MARGIN, chance=0.5)
 
 
@@ -125,7 +125,7 @@ def format_following() -> RegressionProbe:
         for subject in _SUBJECTS
     ]
     title = f"{len(items)} questions that each specify the format of the answer"
-    # Any single word is in the form of two of the ten.
+    # Any one-word answer satisfies two of the ten formats.
     return RegressionProbe("format", title, items, _right(_in_form), POINTS_MARGIN, chance=2 / len(_FORMATS))
 
 
@@ -242,10 +242,10 @@ def names() -> Iterator[str]:
     yield from (probe.name for probe in built_in())
 
 
-# Tasks of lm-evaluation-harness, when the package `lm-eval` is installed.
+# Tasks of lm-evaluation-harness, which require the package `lm-eval`.
 
 
-# lm_eval describes its types in part only.
+# lm_eval is only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
@@ -259,7 +259,7 @@ def run(
 ) -> dict[str, list[Sample]]:
     """Run each task and return its scored samples. `folder` contains the user's own task files. Raises
     `SetupError` if lm-eval is not installed. Raises `UsageError` if a task does not exist, its data can't be
-    read, or this contender can't answer it."""
+    read, or the contender doesn't support it."""
     try:
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -267,14 +267,16 @@ def run(
         raise SetupError(
             "--tasks needs the package lm-eval, which is not installed", fix="pip install lm-eval"
         ) from error
-    # Those of lm-eval are some ten thousand files to read. A group of one's own may name some of them.
+    # Indexing lm-eval's own tasks means reading about ten thousand files. Skip it if the user's folder has
+    # all tasks. The user's task groups don't count, because they may include lm-eval's tasks.
     manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
     if manager is None or not {*tasks} <= {*manager.all_subtasks}:
         manager = TaskManager(include_path=str(folder) if folder else None)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(
-            f"lm-eval has no task named {unknown[0]!r}", fix="--tasks-folder DIR with the task's YAML"
+            f"lm-eval has no task named {unknown[0]!r}",
+            fix="put the task's YAML into a folder and add --tasks-folder DIR",
         )
     try:
         found: Any = simple_evaluate(
@@ -339,7 +341,7 @@ def _until(text: str, stops: Any) -> str:
     return text
 
 
-# Runs probes over a tuned model and its base, and says of each ability whether it was kept.
+# Run probes on a tuned model and its base, and decide for each ability whether the tuned model kept it.
 
 
 ABLE = 0.1
@@ -407,15 +409,15 @@ def judged(
         if chance:
             reason += f", which is not clearly better than random guessing ({shown(metric, chance)})"
     elif low > -margin:
-        decision, reason = "kept", f"{change}, not worse by {allowed} or more"
+        decision, reason = "kept", f"{change}, within the margin of {allowed}"
     elif high < -margin:
-        decision, reason = "forgot", f"{change}, worse by more than {allowed}"
+        decision, reason = "forgot", f"{change}, worse by more than the margin of {allowed}"
     else:
         rows = rows_to_decide(score, -sign * margin)
         worse = (
             "the tuned model is worse, but it is unclear by how much"
             if high < 0
-            else "the tuned model may or may not be worse by more than that"
+            else "it is unclear whether the tuned model is worse by more than that"
         )
         more = f". A decision needs about {round_up(rows):,} items" if rows else ""
         decision, reason = "inconclusive", f"{change} against {allowed} allowed: {worse}{more}"

@@ -19,7 +19,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Answer, Item, ScoredItem, digest_of
 from orchestrate.types import Evaluation, Record, decoding
 
-# What raters are shown: answers of an evaluation side by side or one by one, and in which order.
+# What raters see: an evaluation's answers, in pairs or one at a time, and the order of the tasks.
 
 
 class ReviewTask(Record, frozen=True, kw_only=True):
@@ -35,7 +35,8 @@ class ReviewTask(Record, frozen=True, kw_only=True):
 class Tasks(msgspec.Struct, frozen=True):
     tasks: list[ReviewTask]
     same: tuple[tuple[str, str, str], ...] = ()
-    """(contender, contender, item) triples with identical answers, which are not rated."""
+    """(contender, contender, item) triples in which both contenders gave the same answer. These are not
+    rated."""
 
 
 def read_answered(path: Path) -> list[ScoredItem]:

@@ -69,9 +69,10 @@ def likeness(votes: Sequence[PairVote]) -> float | None:
 
 
 def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
-    """Fit the Bradley-Terry model: return the rate at which each model would be preferred to a random other
-    model, strongest first. Intervals come from resampling items. Each pair of models gets one additional tie,
-    even if raters never compared the two. Without it, a model that never lost would be infinitely strong."""
+    """Fit the Bradley-Terry model: return the rate at which each model would be preferred to another model
+    chosen at random, strongest first. Intervals come from resampling items. Each pair of models gets one
+    additional tie, even if raters never compared the two. Without it, a model that never lost would be
+    infinitely strong."""
     votes = outcomes(votes)
     by_item: defaultdict[str, list[PairVote]] = defaultdict(list)
     for vote in votes:
@@ -201,7 +202,8 @@ class Rated(Record, frozen=True, kw_only=True):
 
 
 class Ahead(Record, frozen=True, kw_only=True):
-    """First contender's score on all criteria minus the second's, on the same items."""
+    """Difference between two contenders: the first's average score over all criteria minus the second's, on
+    the same items."""
 
     first: str
     second: str
@@ -217,8 +219,8 @@ class ReviewResult(Record, frozen=True, kw_only=True):
     ratings: int
     pairs: tuple[Preferred, ...] = ()
     strengths: dict[str, Score] = msgspec.field(default_factory=dict[str, Score])
-    """Rate at which each contender would be preferred to a random other one, strongest first. Empty for fewer
-    than three contenders."""
+    """Rate at which each contender would be preferred to another one chosen at random, strongest first. Empty
+    for fewer than three contenders."""
     scores: tuple[Rated, ...] = ()
     differences: tuple[Ahead, ...] = ()
     agreement: dict[str, Score | None] = msgspec.field(default_factory=dict[str, "Score | None"])

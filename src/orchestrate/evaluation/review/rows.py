@@ -37,8 +37,8 @@ class FromReview(Record, frozen=True, kw_only=True):
     format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
-    """Number of rated tasks that yield no row, by reason. If DPO pairs are built from answers rated
-    individually, this is the number of pairs of tasks."""
+    """Number of rated tasks that yield no row, by reason. Counts pairs of tasks if DPO pairs are built from
+    answers that were rated individually."""
 
 
 def from_review(
@@ -62,7 +62,7 @@ def from_review(
     lines = [canonical_line(row) for row in made]
     if not lines:
         why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "there are no ratings yet"
-        raise DataError(f"review {review.id} contains no rows for {format} ({why})")
+        raise DataError(f"no rating in review {review.id} yields a {format} row ({why})")
     with whole(output) as draft, draft.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
     return FromReview(
@@ -188,7 +188,7 @@ def _message(message: Message) -> ChatMessage:
     )
 
 
-# Reviews for those who rate elsewhere: a CSV sheet to fill in, as blind as the page, and its way back.
+# Review in a spreadsheet: export the tasks to a CSV file, as blind as the page, and import the ratings.
 
 
 _WORDS = {

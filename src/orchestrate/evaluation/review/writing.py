@@ -76,7 +76,7 @@ class RowsToWrite(msgspec.Struct, frozen=True):
     left_out: dict[str, int]
     """Number of rows that can't be edited in the browser, by reason."""
     unread: tuple[str, ...]
-    """Columns that the written rows won't include."""
+    """Unused columns of the input file. The written rows don't include them."""
 
 
 def rows_of(path: str, review: str) -> RowsToWrite:
@@ -143,7 +143,7 @@ def _chat(example: Example) -> ChatExample | str:
     if last.tool_calls or last.reasoning:
         return "answers with tool calls or reasoning"
     if any(isinstance(m.content, list) for m in example.messages):
-        return "messages with parts, such as images"
+        return "messages with content parts, such as images"
     return example
 
 
@@ -202,7 +202,7 @@ def reassign(assigned: Assigned, current: WrittenSoFar, writers: Sequence[str]) 
     return found
 
 
-# What was written so far.
+# The texts written so far.
 
 
 @dataclass
@@ -406,7 +406,7 @@ class WritingSession:
             "tools": row.example.tools or [],
             "original": {"question": row.question, "answer": row.answer},
             "question": row.question if before is None else before.question,
-            # Who settles chooses: nothing is chosen yet.
+            # The person who settles disagreements starts without a preselected answer.
             "answer": before.answer if before is not None else "" if settles else row.answer,
             "pair": [{"question": one.question, "answer": one.answer} for one in pair],
             "written": before is not None,
@@ -415,7 +415,7 @@ class WritingSession:
         }
 
     def progress(self, current: WrittenSoFar) -> list[dict[str, Any]]:
-        """Return the number of written and of assigned rows for each writer."""
+        """Return the numbers of written and assigned rows for each writer."""
         counts: dict[str, list[int]] = {who: [0, 0] for who in self.writers}
         for task, names in self.assigned.items():
             for who in names:
@@ -430,7 +430,7 @@ def _before(current: WrittenSoFar, who: str, task: str, *, settles: bool) -> Rat
     return current.texts.get(task, {}).get(who)
 
 
-# What came of it.
+# The results of a writing review.
 
 
 class Disagreement(Record, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ from orchestrate.http.wire.openai import error_body
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.types import decoding
 
-# ASGI apps served from a thread of this process, for as long as a `with` block lasts.
+# Serve ASGI apps from a thread of this process for the duration of a `with` block.
 
 
 LOOPBACK = "127.0.0.1"
@@ -188,8 +188,8 @@ def listen(port: int, host: str = LOOPBACK) -> socket.socket:
             f"could not use port {port}: {error.strerror}",
             fix="use another --port, or --port 0 for any free port",
         ) from error
-    # asyncio does this itself only for sockets that name their protocol, as those of `create_server` do not.
-    # Without it the body of an answer waits 40 ms for the client to acknowledge its head.
+    # asyncio sets this option only on sockets with an explicit protocol, which `create_server` does not set.
+    # Without it, the body of a response waits 40 ms until the client has acknowledged the headers.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -218,8 +218,8 @@ def running(
                 access_log=False,  # an address may hold a token
                 server_header=False,
                 h11_max_incomplete_event_size=_LONGEST_HEAD,
-                # Above what clients keep a connection for: httpx lets go after 5 seconds, which are uvicorn's
-                # own too, and a request that is sent just then is lost.
+                # Keep idle connections longer than clients do, or a request sent just as the server closes
+                # one is lost. httpx closes them after 5 seconds, and uvicorn's default is the same.
                 timeout_keep_alive=60,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 ssl_certfile=chain,
@@ -253,7 +253,7 @@ def running(
         thread.join(grace_s + 10)
 
 
-# Who may talk to a server of this machine.
+# Access control for this machine's servers.
 
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -410,7 +410,7 @@ def holder(scope: Mapping[str, Any]) -> str:
     return scope["holder"]
 
 
-# The edge of every server that speaks an API: who may come in, and refusals in the form of that API.
+# The outer layer of every API server: access control, and rejections in the API's format.
 
 
 Tell = Callable[[HostError], Response]
@@ -513,8 +513,8 @@ def no_model(name: str, known: list[str]) -> HostError:
     return HostError(404, words, code="model_not_found", param="model")
 
 
-# Pages of this machine: one look (`look.css`), one way to draw a conversation (`shared.js`), no text of
-# others as markup, nothing from outside.
+# Pages that this machine serves. They share a style (`look.css`) and a script that renders conversations
+# (`shared.js`). They never insert untrusted text as markup, and load nothing from other servers.
 
 
 Asked = TypeVar("Asked")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-# Request bodies, strictly read, and refusals, whichever form they are then told in.
+# Strict validation of request bodies, and rejections that each API converts to its own format.
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -2,7 +2,7 @@
 requests join and leave one continuous batch. An evaluation's prompts are processed in batches. Imports
 torch."""
 
-# torch, transformers and peft describe their types in part only.
+# torch, transformers and peft are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Loading(Opening, frozen=True, kw_only=True):
     entry."""
     batch_invariant: bool = False
     """True if prompts with temperature 0 are processed individually. Their answers are then bitwise identical
-    to those of `eval --batch 1`, independent of concurrent requests."""
+    to those of `eval --batch 1`, regardless of concurrent requests."""
     most_tokens: int = 2048
     """Default maximum number of tokens in an answer."""
 
@@ -448,7 +448,7 @@ class Engine(AdaptedModel):
             if speech.row.key == key:
                 del self._speeches[number]
 
-    # -- questions of an evaluation ------------------------------------------------------------------------
+    # -- prompts of an evaluation --------------------------------------------------------------------------
 
     def answer(self, asked: PromptsRequest, send: Callable[[dict[str, Any]], None]) -> None:
         """Answer all prompts in one batch and send all replies at once. With `stream`, also send the text of

@@ -4,7 +4,7 @@ Before each token, `llguidance` determines which tokens the grammar allows, and 
 usual. Reasoning is unconstrained: the constraint applies only after the reasoning ends. Calls use the chat
 template's own format, which is inferred from a rendered call."""
 
-# torch, transformers and llguidance describe their types in part only.
+# torch, transformers and llguidance are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
@@ -178,7 +178,8 @@ class Forms:
             elif (words := _choices(schema, closes)) is not None:
                 rules.append(f"{value}: {' | '.join(map(json.dumps, words))}\n")
             else:
-                # Up to what closes it. Where that is a token of its own, blanks before it are the text's.
+                # The text ends where `closes` begins. If `closes` contains a special token, whitespace before
+                # that token is part of the text.
                 tokens = [n for n, one in enumerate(closing) if one.startswith("<[")]
                 until = "" if tokens else f"[suffix={json.dumps(closes)}]"
                 rules.append(f"{value}{until}: /{_text(schema)}/\n")

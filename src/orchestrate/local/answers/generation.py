@@ -115,7 +115,7 @@ class Generator:
         batch: int | None = None,
     ) -> list[Reply]:
         """Generate one reply per prompt, in order. Temperature 0 always takes the most likely token. `batch`
-        is the maximum batch size. With 1, answers don't depend on the other prompts, bit for bit. Raises
+        is the maximum batch size. With 1, answers are bitwise independent of the other prompts. Raises
         `DataError` for prompts that fill the model's context."""
         replies = self.attempt(
             prompts,
@@ -145,10 +145,10 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """Generate replies like `generate`, but return a `DataError` in place of each reply that fails.
-        `rounding` sets how replies at temperature 0 are checked for 16-bit rounding in a batch. With `told`,
-        a reply's notes say whether rounding changed it. With `mended`, replies that rounding may have changed
-        are regenerated individually. With `schema`, each reply is constrained to JSON with this schema, or to
-        a call of one of `tools`."""
+        `rounding` sets what to do if batching may have changed a reply at temperature 0, because it changes
+        16-bit rounding: `left` does nothing, `told` checks the reply and notes a change, and `mended`
+        regenerates it individually. `schema` constrains each reply to JSON with this schema, or to a call of
+        one of `tools`."""
         if not prompts:
             return []
         question = self._question(prompts, base, max_tokens, temperature, seed, tools, stream=False)

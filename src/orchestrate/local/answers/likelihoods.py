@@ -1,6 +1,6 @@
 """Compute the likelihood of given rows under a model. Imports torch."""
 
-# torch describes its types in part only.
+# torch is only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Load models for inference in evaluations, chats, servers and training sessions: precision, adapters, chat
 template. Imports torch."""
 
-# torch, transformers and peft describe their types in part only.
+# torch, transformers and peft are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class AdaptedModel:
 
     @contextmanager
     def changing(self) -> Generator[None]:
-        """Allow adapters to be added or removed within the context. Answers in progress continue
-        afterwards."""
+        """Prepare the model for adding or removing adapters within the context. Answers in progress continue
+        when it exits."""
         self.batching.changing()
         try:
             yield

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from orchestrate.http.wire import HostError
 from orchestrate.types import MetricPoint
 
-# Files, uploads, jobs and what belongs to them, as OpenAI's API shows them.
+# Files, uploads, jobs, and their parts, events and metrics in the format of OpenAI's API.
 
 
 def error_body(error: HostError) -> dict[str, Any]:

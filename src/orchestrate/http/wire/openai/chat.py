@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrate.http.wire import Body
 
-# Requests for completions, read strictly: what is not known is refused, and what is known is kept apart
-# from what a server may leave out.
+# Strictly validated completion requests. Unknown fields are rejected, and known fields that a server may
+# ignore are listed separately.
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 

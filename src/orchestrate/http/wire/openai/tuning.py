@@ -33,8 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Build the response for a grader's result. `errors` maps the flags in `ERRORS` that are not false to
-    their values. It may also contain error details."""
+    """Build the response for a grader's result. `errors` maps flags in `ERRORS` to their values, and may
+    also contain error details. Flags that it omits are false."""
     return {
         "reward": reward,
         "sub_rewards": {},
