@@ -37,12 +37,12 @@ def bill(
 ) -> Bill | None:
     """Compute the cost of a job from the best available source, or return `None` if it is not known yet.
 
-    For an hourly job that has not ended, pass `now` to get its cost so far, which is not final. It includes
-    paused time unless the job's workers report their working time.
+    For a job that is billed hourly and has not ended, pass `now` to get the cost so far, which is not final.
+    That cost includes paused time unless the job's workers report their working time.
 
-    A failed job costs nothing if its host does not bill this kind of failure. A job that ended early costs
-    the share that its host bills. The cost of a complete job comes from the first of these sources that is
-    available:
+    A failed job costs nothing if its host does not bill this kind of failure. For a job that ended early, the
+    cost is the share that the host bills. The cost of a complete job comes from the first of these sources
+    that is available:
 
     - the measured hours x `hourly`
     - the cost that the host reports (`job.cost_usd`)
@@ -73,7 +73,7 @@ def bill(
     found, final = reported or rates.of_work(job), ended and not computed
     if not early and reported is None:
         if found is None and job.status is JobStatus.SUCCEEDED:
-            # Rather an estimate than the quote's high end, at which a run without a bill is held.
+            # Estimate the bill, because budgets count a run without a bill at its quote's high end.
             found, final = _of_work(quote), False
         found = rates.at_least_the_minimum(found) if job.status is JobStatus.SUCCEEDED else found
     return None if found is None else msgspec.structs.replace(found, final=final)
@@ -141,8 +141,8 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the bill of a tracked run from its own quote. If its machine is billed hourly, the quoted rate
-    applies."""
+    """Compute the bill of a tracked run. The hourly rate of its machine and a price that the user set with
+    `--rate` are taken from the run's quote."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
 
@@ -238,7 +238,7 @@ def _of_work(quote: Quote | None) -> Bill | None:
     return Bill(usd=usd, origin=origin, final=False) if usd else None
 
 
-# -- against the quote -------------------------------------------------------------------------------------
+# -- comparison with the quote -----------------------------------------------------------------------------
 
 
 class BillDifference(Record, frozen=True, kw_only=True):

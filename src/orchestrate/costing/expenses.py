@@ -1,4 +1,4 @@
-"""Expenses of a store: amounts spent and committed, by user and purpose. Each run is one expense. Each
+"""Expenses in a run store: amounts spent and committed, by user and purpose. Each run is one expense. Each
 deployment is one expense per month in which it was up. Answers with the same purpose, backend, month and user
 are one expense. Sums of expenses are exact."""
 
@@ -17,7 +17,7 @@ from orchestrate.paid.limits import reached, require_within
 from orchestrate.text import limit, meant, money
 from orchestrate.types import Deployment, DeploymentState, Quote, Record, Run, SubmitPhase, Trial, TrialState
 
-# Limits: of one run, and of all runs of a store together.
+# Cost limits for one run, and for all runs in a store together.
 
 
 _SIXTH = Decimal("0.000001")
@@ -89,7 +89,7 @@ def caps(
     ends = [quote.held_usd for quote in quotes]
     high = sum(ends, Decimal(0))
     names = ", ".join(quote.provider for quote in quotes)
-    require_within(names, high, max_cost_usd, figure="the sum of the high ends of the quotes")
+    require_within(names, high, max_cost_usd, figure="the sum of the quotes' high ends")
     spare = max_cost_usd - high
     parts = [end / high if high else Decimal(1) / len(ends) for end in ends]
     shares = [
@@ -308,7 +308,7 @@ def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> lis
     total_s = sum(seconds.values())
     billed = bool(deployment.billed_s) or deployment.billing_since is not None
     spent = {month: exact(money.spent_usd * _share(part, total_s)) for month, part in seconds.items()}
-    # What the shares lose by rounding is the last month's, so that they add up.
+    # Add the rounding difference to the last month, so the months add up to the total.
     spent[last] += exact(money.spent_usd) - sum(spent.values(), Decimal(0))
     return [
         Expense(

@@ -25,9 +25,9 @@ COMPUTE_SHARE = (0.68, 0.58)
 after a prompt of 2,048 tokens takes 139 ms on one GPU and 402 ms on four."""
 SOURCE = "bandwidth and compute from the data sheet, times the efficiency of LMDeploy on A100 (2023-12)"
 BAND = 1.4
-"""Factor by which the true latency may be higher or lower. These measurements, which were not used for the
-fit, are within this factor: Llama-2-13B on one A100 (the same page), Llama-3.1 8B on one A100, and Llama-3.3
-70B with 8-bit weights on two H100s (NVIDIA's NIM)."""
+"""Factor by which the true latency may be higher or lower than predicted. The predictions are within this
+factor of these measurements, which were not used for the fit: Llama-2-13B on one A100 (the same page),
+Llama-3.1 8B on one A100, and Llama-3.3 70B with 8-bit weights on two H100s (NVIDIA's NIM)."""
 DEVICES = ("L4", "L40S", "A100 80GB", "H100")
 """GPUs for which latencies are predicted by default."""
 LARGER = "llama-3.3-70b"
@@ -35,7 +35,7 @@ LARGER = "llama-3.3-70b"
 
 
 class Device(Record, frozen=True, kw_only=True):
-    """A device with its achieved memory bandwidth and compute, over all its GPUs."""
+    """Memory bandwidth and compute that a device achieves, summed over its GPUs."""
 
     name: str
     gpus: int = 1
@@ -60,7 +60,7 @@ class Latency(Record, frozen=True, kw_only=True):
     token_ms: float
     """Milliseconds for each token after the first."""
     band: float = BAND
-    """Factor by which the true latency may be higher or lower."""
+    """Factor by which the true latency may be higher or lower than predicted."""
 
     @property
     def answer_ms(self) -> float:

@@ -158,7 +158,7 @@ _ENGINE = "your own vLLM on rented GPUs, excluding your work, storage and startu
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that serves adapters uploaded by users, billed per token."""
+    """A host that serves adapters uploaded by users and bills them per token."""
 
     provider: str
     """Provider name in the rate files, which list its prices as `inference_adapter_input` and
@@ -199,12 +199,12 @@ def adapters(
         if resolved.model is None or resolved.model.name not in host.models:
             continue
         theirs = Prices(host.provider, prices.book, prices.on)
-        # A host of ours has the price of its tuned models among its rates, wherever they were trained.
+        # A training backend's rate for tuned models also applies to adapters trained elsewhere.
         rates = token_rates(theirs, resolved, "inference_adapter") or token_rates(theirs, resolved)
         if host.closed and host.provider != trainer:
             yield host.title, host.closed
         elif rates is None:
-            reason = f"serves adapters of {resolved.name} billed per token, but no price was found"
+            reason = f"serves adapters of {resolved.name} and bills per token, but no price was found"
             yield host.title, f"{reason} ({host.source})"
         else:
             found = by_tokens(use.traffic, *rates)
@@ -253,7 +253,7 @@ class ServingTotal(Record, frozen=True, kw_only=True):
 
 
 class Paid(NamedTuple):
-    """Total cost of a serving option, with the amounts used to show and compare it."""
+    """Total cost of a serving option, with the amounts used to display and rank it."""
 
     least_usd: Decimal
     """Like `counted_usd`, but uses the low end of the training price if the quote is `undecided`."""
@@ -278,7 +278,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
     """Last day on which the tuned model is served, if that is within the period."""
     base: BasePrice | None = None
     base_words: str = ""
-    """Description of the models that you would prompt instead during that time."""
+    """Description of the base models that you would prompt instead over the same period."""
     elsewhere: tuple[ServingTotal, ...] = ()
     """Options for serving the same adapter on other hosts, cheapest first."""
 
@@ -458,7 +458,7 @@ class _Period:
             yield f"the comparison uses the high end of the training cost, {high}: {self.training.undecided}"
         if self.until is not None:
             yield (
-                f"{self.training.model} will be shut down on {self.until}, so both sides are compared over "
+                f"{self.training.model} will be shut down on {self.until}, so the comparison covers only "
                 f"{self.months:.1f} of {self.use.months} months"
             )
         while base is not None:

@@ -66,7 +66,7 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
     end: date | None = None
     """Last day on which the price is offered."""
     checked: date | None = None
-    """Day on which the source was last read. If `None`, it was last read on the day `start`."""
+    """Day on which the source was last read. If `None`, it was read on `start`."""
     undated: bool = False
     """True if the source is a copy that has no date."""
     confidence: Confidence
@@ -161,15 +161,15 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
 
     def fit(self, ids: frozenset[str], params_b: Decimal | None, gpu: str | None, tier: str | None) -> int:
-        """Return how closely the rate matches: 3 for the exact model or GPU, 2 for its size band, 1 for a
-        rate that applies to everything, and 0 for no match."""
+        """Return how closely the rate matches: 3 for the exact model or GPU, 2 for its size band or a
+        less specific GPU name, 1 for a rate that applies to everything, and 0 for no match."""
         if self.models:
             return 3 if any(name.lower() in ids for name in self.models) else 0
         if self.gpu is not None:
             if gpu is None or (tier is not None and tier != self.tier):
                 return 0
             requested, mine = _words(gpu), _words(self.gpu)
-            # People say H100 where the driver says NVIDIA H100 80GB HBM3.
+            # The user may write H100, while the driver reports NVIDIA H100 80GB HBM3.
             return 3 if requested <= mine else 2 if mine <= requested else 0
         if self.over_b is None and self.upto_b is None:
             return 1
@@ -194,7 +194,7 @@ class Lookup:
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
         """Return True if the quote would use this rate and no other rate in the book takes precedence over
-        it."""
+        it. For a machine billed hourly, any rate that fits its GPU counts."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:

@@ -38,7 +38,7 @@ Bills = Callable[["JobSize", "Rate"], Lines]
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job before its upload, as one backend would run it."""
+    """A job that has not been uploaded yet, with the settings that one backend would use."""
 
     provider: str
     profile: Profile
@@ -87,8 +87,8 @@ class JobSize(Record, frozen=True, kw_only=True):
 
 
 def effective(translation: Translation, name: str, default: Any = None) -> Any:
-    """Return the effective value of a setting: the value sent, or else the backend's default. Returns
-    `default` if the setting was rejected or is unknown."""
+    """Return the effective value of a setting: the value sent or the backend's default, or else the requested
+    value. Returns `default` if the setting was rejected or is unknown."""
     for setting in translation.settings:
         if setting.name == name and setting.outcome is not Outcome.REFUSED:
             return setting.asked if setting.sent is None else setting.sent
@@ -137,13 +137,15 @@ def measure(work: PlannedJob) -> JobSize:
         )
     if train.shared:
         notes.append(
-            "each preference pair counts as its prompt with each answer. The host does not "
+            "the prompt of each preference pair counts twice, once with each answer. The host does not "
             f"publish whether it bills the {train.shared:,} shared prompt tokens twice, so the "
             "low end counts them once"
         )
     if train.pictures:
         images = text.count(train.images, "image")
-        notes.append(f"including {train.pictures:,} tokens for {images}, by {work.profile.title}'s rule")
+        notes.append(
+            f"including {train.pictures:,} tokens for {images}, according to {work.profile.title}'s rule"
+        )
     uncounted = train.uncounted + validation.uncounted
     return JobSize(
         rows=data.train.rows,
@@ -277,7 +279,8 @@ def _file(
     spread = Decimal(str(count.error_band))
     shared = 0
     if dataset.kind == "preference" and count.tokens:
-        # What carries no loss is the prompt, once with each answer; rows that are cut keep their share of it.
+        # Tokens without loss are the prompts, which are counted with both answers. Truncated rows are assumed
+        # to keep the same share of prompt tokens.
         shared = (count.tokens - count.trained_tokens) // 2 * text_tokens // count.tokens
     least, likely, most, uncounted = 0, 0, 0, 0
     for picture, number in dataset.pictures.items():
@@ -321,7 +324,7 @@ def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
     chat = {} if spec is None else chat_of(spec)
     if spec is not None and spec.method.type == "sft" and spec.method.earlier_thinking not in (None, "train"):
         chosen = spec.method.train_on
-        # Where no earlier answer is trained, none gets a row of its own.
+        # Earlier answers only get their own rows if they are trained. Otherwise, the setting has no effect.
         if chosen != "last" and (not isinstance(chosen, tuple) or "assistant" in chosen):
             chat["earlier_thinking"] = spec.method.earlier_thinking
     return counting.for_model(

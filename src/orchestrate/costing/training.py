@@ -25,7 +25,7 @@ from orchestrate.spec import DPO, JobSpec, method_word
 from orchestrate.text import duration, rate
 from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
 
-# Jobs on hardware that is billed hourly, or by the electricity that it draws: local and Ray.
+# Jobs on machines that are billed hourly or by their electricity use: the local and Ray backends.
 
 
 EVAL_SHARE = Decimal(1) / 3
@@ -276,7 +276,7 @@ def _judged(spec: JobSpec, read_only: int) -> list[str]:
     why = "by the reference model"
     if method_word(spec.method) == "kto":
         why += " and to estimate the divergence"
-    return [f"{read_only:,} tokens are processed {why}, which takes a third as long as training on them"]
+    return [f"{read_only:,} tokens are processed {why}. This takes a third as long as training on them"]
 
 
 def _drawn(answers: SampledAnswers | None) -> list[str]:
@@ -291,7 +291,7 @@ def _drawn(answers: SampledAnswers | None) -> list[str]:
     ]
 
 
-# The price of training, before anything is uploaded.
+# Quotes for hosted jobs, computed before anything is uploaded.
 
 
 STALE_DAYS = 60
@@ -333,7 +333,7 @@ def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None
         return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
     if spec.method.type == "rft":
         return Lookup(prices, (("rft",),), names(resolved), resolved.params_b, "H100")
-    # Where a host has no price of DPO of its own, training_rate derives it from SFT's.
+    # If the host has no DPO price, training_rate derives one from the SFT price.
     instead = training_methods(spec, "sft") if spec.method.type == "dpo" else ()
     wanted = (training_methods(spec), ("minimum",))
     return Lookup(prices, wanted, names(resolved), resolved.params_b, instead=instead)
@@ -350,8 +350,8 @@ def quote_tokens_job(
     `gpu_hours`.
 
     `prices` defaults to today's prices of the profile's kind. If the model was shut down or has no published
-    price, the quote has `unavailable` set instead of a guess. A `sandbox` accepts jobs even after its host
-    has closed.
+    price, the quote has no total and `unavailable` states why. With `sandbox`, jobs are quoted even if the
+    real host no longer accepts them.
     """
     priced = PricedJob(
         work.provider,
@@ -485,8 +485,8 @@ def _quote_rft(
         return Quote(
             provider=provider,
             model=resolved.name,
-            unavailable=f"RFT is billed by time{each}, which is unknown before the run. Set your own "
-            "estimate with --gpu-hours",
+            unavailable=f"RFT is billed by time{each}, and the duration is unknown before the run. "
+            "Set your own estimate with --gpu-hours",
             warnings=resolved.warnings,
         )
     return summed(
@@ -519,7 +519,7 @@ def _minimum(lines: list[QuoteLine], minimum: Rate) -> QuoteLine:
         quantity=Decimal(1),
         unit="usd_per_job",
         usd_per_unit=top,
-        # A small job costs its minimum whatever its tokens, so its top-up falls as the tokens' price rises.
+        # The more the tokens cost, the smaller the top-up, so usd_low can be above usd_high.
         usd_low=top_low,
         usd=top,
         usd_high=top_high,
@@ -544,13 +544,13 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
     return found
 
 
-# The price of a job whose spec and data are gone, by what its host tells of it.
+# Quotes for recovered jobs, whose spec and data are unknown, from what the host reports.
 #
-# Only its high end is of use, to hold a share of a budget: the tokens of a file are known by its bytes alone.
+# Budgets reserve the high end. The range is wide because tokens are often estimated from the file size alone.
 
 BYTES_PER_TOKEN = 4
-"""Assumed bytes per token in JSON lines. English prose has 4 to 5 bytes per token, and more as JSON. Scripts
-whose characters take three bytes in UTF-8 have 3, and escaped characters 6."""
+"""Assumed bytes per token in JSON lines. English prose has 4 to 5 bytes per token, and more when encoded
+as JSON. Scripts with three-byte UTF-8 characters have 3, or 6 if the characters are escaped."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
 """Relative half-width of token counts: `bytes` for counts estimated from bytes (up to one token per 2 bytes),
 and `tokens` for counts reported by hosts."""
@@ -604,7 +604,7 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
         model=job.resolved.name,
         lines=(line,),
         assumptions=(
-            f"the job's machine stops after at most {duration(told.most_seconds)}, at "
+            f"the job's machine runs for at most {duration(told.most_seconds)}, at "
             f"{rate(told.usd_per_hour)} "
             "per hour",
         ),
@@ -634,7 +634,7 @@ def size_of(profile: Profile, told: Recalled) -> JobSize:
         low, high = 1, profile.default_epochs or profile.auto_epochs(told.rows or fewest)
     note = f"{tokens:,} tokens, counted by the host"
     if not counted:
-        note = f"{told.train_bytes:,} bytes, estimated as {tokens:,} tokens, at most twice as many"
+        note = f"{told.train_bytes:,} bytes, estimated as {tokens:,} tokens and at most twice that number"
     evaluated = _tokens(told.validation_bytes)
     band = Decimal(str(BAND["tokens" if counted else "bytes"]))
     return JobSize(

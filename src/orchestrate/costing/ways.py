@@ -131,12 +131,12 @@ def _number(text: str) -> Decimal:
     return Decimal(text.rstrip("km")) * factor
 
 
-# How many GPUs serve a model, and how many requests a replica of it carries: a model for sizing, with the
-# measurements that it was fitted to. It knows nothing of latency limits, long contexts and cached prompts.
+# Estimates of how many GPUs a model requires and how many requests a replica can serve, fitted to published
+# measurements. They ignore latency limits, long contexts and cached prompts.
 
 BYTES_PER_PARAM = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
-"""Bytes per parameter of the published weights. MXFP4: gpt-oss-120b's checkpoint has 65 GB for 116.8 billion
-parameters, because not all of its tensors have four bits."""
+"""Bytes per parameter of the published weights. MXFP4: gpt-oss-120b's checkpoint is 65 GB for 116.8 billion
+parameters, because not all of its tensors use four bits."""
 HEADROOM = 1.2
 """Factor by which memory must exceed the weights, for the cache and activations."""
 REFERENCE_TB_S = 3.35
@@ -151,7 +151,7 @@ Six dense and mixture models from 8B to 405B reach 133,000 to 212,000 in this un
 performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100, ShareGPT: 2,353 tokens per second
 in and out. Low: half of that, an assumption that allows for adapters and latency limits.
 """
-SPEED_SOURCE = "from vLLM, measured by GPUStack, to TensorRT-LLM, measured by NVIDIA"
+SPEED_SOURCE = "based on measurements of vLLM by GPUStack and of TensorRT-LLM by NVIDIA"
 PREFILL_SPEEDUP = 3
 """Speed of processing input tokens relative to generating output tokens. NVIDIA's figures for 1,000 tokens in
 and out, compared with 2,048 in and 128 out, imply 3.4 for Llama 3.1 8B and 2.3 for Llama 3.3 70B."""
@@ -342,7 +342,8 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
 
 
 _WHOLE = 8
-"""Number of GPUs in a complete machine. Only a replica on complete machines may span several of them."""
+"""Number of GPUs in a complete machine. A replica may span several rented machines only if each has this many
+GPUs."""
 
 
 def _machine(rate: Rate) -> int | None:
@@ -420,8 +421,8 @@ def own_machine(hourly: HourlyRate, use: ServingUse, training: Quote) -> Serving
             )
         utilisation = float(traffic.requests_per_day) * seconds / speed / (use.hours_per_day * 3600)
         sized = (
-            f"about {speed:,.0f} tokens per second (estimated from its training speed) for "
-            f"{needed:,.0f} at peak traffic"
+            f"about {speed:,.0f} tokens per second (estimated from its training speed), and peak traffic "
+            f"requires {needed:,.0f}"
         )
     hours = Decimal(str(use.hours_per_day)) * DAYS_PER_MONTH
     entry = hourly.line(hours, "0.01", component="hosting")

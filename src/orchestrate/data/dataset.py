@@ -27,7 +27,7 @@ class Dataset(Facts):
         names. The same pass counts tokens with each of `tokenizers`. `memory` is the cache folder for token
         counts.
 
-        Raises `DataError` if the format of the file is unknown. Problems in single rows are collected in
+        Raises `DataError` if the format of the file is unknown. Problems in individual rows are collected in
         `problems`. `examples` skips rows with errors."""
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
 

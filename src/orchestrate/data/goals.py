@@ -77,7 +77,7 @@ class Volume(Record, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.rows < FEW_SHOT_ROWS:
-            stands = f"with fewer than {FEW_SHOT_ROWS} rows, put the rows in the prompt as examples instead"
+            stands = f"with fewer than {FEW_SHOT_ROWS} rows, few-shot examples in the prompt work better"
         elif not self.enough:
             stands = f"add at least {self.least - self.rows:,} more"
         elif self.rows > self.most > self.least:

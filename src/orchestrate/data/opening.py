@@ -80,8 +80,8 @@ class OpenedFile:
 
 @dataclass
 class JoinedFiles:
-    """Reader for several files as one dataset. It reads each file once, collects facts about the rows, and
-    writes each valid row as a canonical line."""
+    """Reader that joins several files into one dataset. It reads each file once, collects facts about the
+    rows, and writes each valid row as a canonical line."""
 
     write: Callable[[bytes], object]
     total: Total = field(default_factory=Total)
@@ -448,8 +448,8 @@ def _held_out(lines: RowSource, total: Total) -> Iterator[Problem]:
         total.counts["held-out"] += 1
         shown = " and ".join(f"{n:,} for {split}" for split, n in counts.most_common())
         text = (
-            f"the column {column} marks {shown} of {total.written:,} rows as held out, but these rows "
-            "are used like all others"
+            f"the column {column} marks rows as held out ({shown}, of {total.written:,} rows), but they "
+            "are used like all other rows"
         )
         yield msgspec.structs.replace(problem("held-out", text, field=column), source=lines.path)
 

@@ -1,8 +1,8 @@
 """Rates in one YAML file per provider. The user's own rates override them.
 
-A file has `provider`, `sources` (key -> text) and `rates`. A rate has a price (the name of its field is the
-unit), a method, a scope (a model, a size band, a GPU, or everything), the day on which it started, the day on
-which it was last checked, and a confidence.
+A file has the fields `provider`, `sources` (which maps short keys to citations) and `rates`. A rate has a
+price (the name of its field is the unit), a method, a scope (a model, a size band, a GPU, or everything), the
+day on which it started, the day on which it was last checked, and a confidence.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _rates(document: Any, name: str) -> list[Rate]:
     listed: Any = values["rates"]
     sources: Any = values.get("sources") or {}
     if not isinstance(listed, list) or not isinstance(sources, dict):
-        raise ConfigError(f"{name}: rates must be a list, and sources must map names to texts")
+        raise ConfigError(f"{name}: rates must be a list, and sources must map names to strings")
     entries, names = cast("list[Any]", listed), cast("dict[str, Any]", sources)
     undated_ones = cast("list[Any]", list(values.get("undated") or ()))
     rates: list[Rate] = []
@@ -295,7 +295,7 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
-    """Report pairs of prices for the same thing that start on the same day. They occur if someone edits or
+    """Report pairs of prices for the same thing that start on the same day. This happens if someone edits or
     copies a price instead of adding a new one."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
@@ -312,8 +312,8 @@ def clashes(rates: Iterable[Rate]) -> list[str]:
 
 
 def prices_of(book: RateBook, model: str, on: date) -> tuple[Model, list[Rate]]:
-    """Return a model and the rates that apply to it on a day, on the backends that can fine-tune it. Raises
-    `UsageError` for an unknown model."""
+    """Return a model, with the rates that apply to it on this day on each backend that can fine-tune it.
+    Raises `UsageError` for an unknown model."""
     entry, found = find(model), list[Rate]()
     for r in current(book, on):
         host = entry.on(r.provider)

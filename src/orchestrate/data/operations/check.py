@@ -146,7 +146,7 @@ def check(
 
 def problems_of_files(opened: Mapping[str, OpenedFile]) -> list[Problem]:
     """Find the problems that don't depend on a backend: damaged rows, duplicates, and rows that appear in
-    several splits. `opened` maps each split to its file, which was read with `compare` and `content`."""
+    several splits. `opened` maps each split to its file. Open the files with `compare` and `content`."""
     found: list[Problem] = []
     for split, one in opened.items():
         found += one.facts.problems

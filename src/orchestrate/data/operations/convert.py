@@ -27,8 +27,8 @@ from orchestrate.types import Problem, Record, Severity
 
 class ConvertReport(Record, frozen=True, kw_only=True):
     """The result of `data convert`. `losses` describes what the written rows no longer contain and which rows
-    were left out. `rows` counts all rows of the file, including those with errors. A pair becomes two
-    unpaired rows."""
+    were left out. `rows` counts all rows of the file, including those with errors. `written` counts two
+    rows for each preference pair if the target is unpaired."""
 
     path: str
     output: str

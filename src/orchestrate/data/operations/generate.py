@@ -244,7 +244,8 @@ def _listed(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 Reasoning = Literal["no", "kept", "left out"]
-"""Reasoning mode: request none, include reasoning in the rows, or request reasoning and leave it out."""
+"""Reasoning mode: `no` requests no reasoning, `kept` includes it in the rows, and `left out` requests it but
+doesn't include it in the rows."""
 MOST_SEEDS = 50_000
 """Maximum number of seed rows. All seeds stay in memory, to compare each new row with them."""
 BARREN = 8
@@ -327,8 +328,8 @@ class GenerateOrder:
     parallel: int = 4
     instructions: str = ""
     hosts: tuple[RowTarget, ...] = ()
-    """Backends to generate rows for. Every generated row must be valid for each of them, except for backends
-    that reject a seed row, which are ignored."""
+    """Backends to generate rows for. Every generated row must be valid for each of them. Backends that
+    reject a seed row, or reasoning that is kept, are ignored."""
     threshold: float = 0.8
     """Similarity at which a row counts as a near duplicate."""
     seed: int = 0
@@ -369,7 +370,7 @@ class _State:
 
     lines: list[bytes] = field(default_factory=list[bytes])
     earlier: dict[int, Decimal] = field(default_factory=dict[int, Decimal])
-    """Prices of requests logged by earlier versions, by request number."""
+    """Cost of each request that an earlier version logged, keyed by request number."""
     unscreened: dict[str, Answer] = field(default_factory=dict[str, Answer])
     requested: set[str] = field(default_factory=set[str])
     requests: int = 0

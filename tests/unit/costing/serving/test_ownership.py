@@ -316,7 +316,7 @@ def test_own_machine_must_carry_the_traffic() -> None:
     fits = total("local", "qwen3-8b", hourly=hourly, training=training)
     assert fits.unavailable is None
     assert (
-        "3,000 tokens per second (estimated from its training speed) for 312 at peak traffic"
+        "3,000 tokens per second (estimated from its training speed), and peak traffic requires 312"
         in fits.assumptions[0]
     )
     busy = Traffic(requests_per_day=Decimal(400_000), input_tokens=900, output_tokens=150)
