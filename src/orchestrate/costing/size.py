@@ -143,9 +143,7 @@ def measure(work: PlannedJob) -> JobSize:
         )
     if train.pictures:
         images = text.count(train.images, "image")
-        notes.append(
-            f"including {train.pictures:,} tokens for {images}, according to {work.profile.title}'s rule"
-        )
+        notes.append(f"including {train.pictures:,} tokens for {images}, as {work.profile.title} counts them")
     uncounted = train.uncounted + validation.uncounted
     return JobSize(
         rows=data.train.rows,
