@@ -1,4 +1,4 @@
-"""The settings of a local job, all resolved, as stored in `job.json`. Torch-free."""
+"""The fully resolved settings of a local job, as stored in `job.json`. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
     @property
     def word(self) -> str:
-        """Name of the method or of its loss. The amount of work per row depends on it."""
+        """Name of the method or its loss, used to compare the speed of similar runs."""
         return "sft"
 
 
@@ -125,7 +125,7 @@ class AdapterSettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Hyper(Record, frozen=True, kw_only=True):
-    """The settings of a training run, all resolved. No setting falls back to another library's default."""
+    """The fully resolved settings of a training run. No setting falls back to another library's default."""
 
     epochs: int | None = 3
     """Number of epochs. `None` trains for `max_steps`."""
@@ -161,13 +161,13 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Number of evaluations, spread evenly over the run and including a final one. `None` means one per
     epoch."""
     eval_steps: int | None = None
-    """Steps between evaluations, instead of `evals`. The last step is always evaluated."""
+    """Number of steps between evaluations. Overrides `evals`. The last step is always evaluated."""
     keep_best: bool = False
     """True to return the weights with the best evaluation result. Early stopping implies it."""
     checkpoints: int | None = None
     """Number of regular checkpoints, spread evenly over the run. `None` means one per epoch."""
     checkpoint_steps: int | None = None
-    """Steps between checkpoints, instead of `checkpoints`. The last step always gets one."""
+    """Number of steps between checkpoints. Overrides `checkpoints`. The last step always gets one."""
     save_total_limit: int | None = None
     """Maximum number of checkpoints to keep. Older ones are removed."""
     recovery_seconds: float = 60.0
@@ -193,7 +193,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     """Skip steps whose loss exceeds this multiple of the running mean. `None` never skips a step for its
     loss."""
     max_new_tokens: int = 256
-    """Maximum number of tokens of a sampled answer."""
+    """Maximum number of tokens in a sampled answer."""
     run_grader_code: bool = False
     """True if the user allowed the grader's Python code to run on this machine."""
     grader_seconds: float = 5.0

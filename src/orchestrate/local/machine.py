@@ -39,7 +39,7 @@ def mark(folder: Path) -> str:
 
 
 class GpuLoad(Record, frozen=True, kw_only=True):
-    """Temperature, utilization and memory use of the GPU, for the metrics."""
+    """Temperature, utilization and memory use of a GPU, as recorded in a run's metrics."""
 
     gpu_temperature_c: float
     gpu_use_percent: float

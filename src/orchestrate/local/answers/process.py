@@ -1,4 +1,4 @@
-"""The process that holds models for inference. Requests are JSON lines on standard input, and
+"""Inference process: keeps models loaded and answers requests. Requests are JSON lines on standard input, and
 answers are JSON lines on standard output. Each answer has the `id` of its request.
 
     {"op": "open", "id", "base", "models", ...}      load a base with its adapters, see `Loading`; repeatable
@@ -12,8 +12,8 @@ answers are JSON lines on standard output. Each answer has the `id` of its reque
     {"op": "prompts", "id", "model", "prompts", ...} answer prompts in one batch, see `PromptsRequest`
     {"op": "likelihoods", "id", "model", "rows", "base"}
 
-The reading thread tokenizes the prompts of `add` while other rows are generated. Torch is imported when the
-first model is loaded."""
+Prompts of `add` requests are tokenized while other answers are generated. Torch is imported when the first
+model is loaded."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class RequestQueue:
         """Long requests waiting to be tokenized. Canceled requests are removed."""
 
     def read(self, lines: Any) -> None:
-        """Turn each input line into a work item. Work in progress is completed even after the input ends. A
-        separate thread tokenizes long requests, so that other requests don't have to wait."""
+        """Queue a work item for each input line. Queued work is completed even after the input has ended.
+        Long requests are tokenized in a separate thread, so other requests don't have to wait for them."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
             for line in lines:
                 asked = msgspec.json.decode(line, type=Asked)
@@ -148,7 +148,7 @@ class RequestQueue:
 
     def work(self) -> None:
         """Process requests until the input has ended and everything is answered. If a step fails, the process
-        ends and its rows are lost. The parent process then starts a new one."""
+        exits and answers in progress are lost. The parent process then starts a new one."""
         open_ = True
         while open_ or not self._idle:
             while open_ and (self._idle or not self._asked.empty()):

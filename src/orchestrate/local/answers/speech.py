@@ -1,7 +1,7 @@
 """Parse an answer while it is generated: the text that can no longer change, stop sequences, and the finish
 reason."""
 
-# transformers describes its types in part only.
+# The type annotations of transformers are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from orchestrate.local.model.sampling.batching import DecodingRow
 from orchestrate.local.model.sampling.sampling import Sampler
 
 EVERY_TOKEN = 64
-"""Answer length in tokens up to which the text is parsed after every token. Longer answers are parsed less
-often, so that parsing never takes longer than generating."""
+"""Maximum answer length, in tokens, at which the text is parsed after every token. Longer answers are parsed
+less often, so that parsing doesn't become slower than generation."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class EngineModel:
     folder: Path | None = None
     """Folder of the tuned model. `None` for the base model."""
     replaced: bool = False
-    """True if the model changes its base model or is a full model. Its base must then be loaded
-    separately."""
+    """True if loading the model changes the base's weights, or if it is a fully trained model and not an
+    adapter. The unchanged base must then be loaded separately."""
     trained_length: int | None = None
-    """Maximum number of tokens in the model's training rows."""
+    """The `max_seq_length` that the model was trained with, in tokens. `None` if it is unknown."""
 
 
 @dataclass
 class Speech:
-    """The text of one answer. With `chat`, it is parsed in the template's format. Otherwise it is plain text.
-    With `stream`, each piece is sent as soon as it is final. Otherwise the entire answer is sent at the
-    end."""
+    """The text of one answer. If `chat` is set, the text is parsed according to the template's answer format.
+    Otherwise it is plain text. If `stream` is set, each piece is sent as soon as it is final. Otherwise the
+    entire answer is sent at the end."""
 
     row: DecodingRow
     model: EngineModel

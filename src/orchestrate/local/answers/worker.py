@@ -1,5 +1,5 @@
-"""The client side of processes that hold models. Chats, evaluations, sandboxes, servers and training sessions
-use the same protocol. Torch-free."""
+"""Clients of the processes that keep models loaded. Chats, evaluations, sandboxes, servers and training
+sessions use the same protocol. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Take = Callable[[dict[str, Any] | None], None]
 
 
 class ModelProcess(Child):
-    """A process that holds models. Each message has the `id` of a request. After `follow`, any thread may
-    send requests, and any number of requests may be in progress."""
+    """A process that keeps models loaded. Each message has the `id` of a request. After `follow`, any thread
+    may send requests, and any number of requests may be in progress."""
 
     def __init__(
         self, kind: str, opening: Mapping[str, Any], *, name: str = NAME, env: Mapping[str, str] | None = None
@@ -78,10 +78,10 @@ class ModelProcess(Child):
             take(None)
 
     def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
-        """Send a request and return its key. Requests are sent in the order of the calls. `take` receives the
-        answer. With `once=False`, it receives every message until `forget` is called. When the process ends,
-        it receives `None`. Raises `Ended` if the process has already ended, and msgspec's errors for fields
-        that cannot be encoded."""
+        """Send a request and return its key. Requests are sent in the order of the calls. `take` is called
+        with the answer. With `once=False`, `take` is called with every message until you call `forget`. If
+        the process ends, `take` is called with `None`. Raises `Ended` if the process has already ended, and
+        msgspec's errors for fields that cannot be encoded."""
         with self._sending:
             if self.lost:
                 raise Ended(self.lost, None)
@@ -96,7 +96,8 @@ class ModelProcess(Child):
         return key
 
     def forget(self, key: str) -> bool:
-        """Stop delivering messages for a request. Returns False if the request was no longer waiting."""
+        """Stop delivering messages for a request. Returns False if the request was not waiting for
+        messages."""
         return self._takes.pop(key, None) is not None
 
 
@@ -110,14 +111,14 @@ class Worker:
         self._owes = False
         self._turn = threading.Lock()
         self._whose: int | None = None
-        """The thread that currently uses the worker."""
+        """Id of the thread that currently uses the worker, if any."""
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
         """Reserve the worker for one caller. Starts the process and loads the model that `load` describes, if
-        necessary. Leaving the context before the answer has arrived ends the process, because the next caller
-        would receive that answer. Raises `UsageError` if the current thread has not read its previous answer
-        to the end."""
+        necessary. If the context exits before the complete answer has arrived, the process is ended, because
+        the next caller would otherwise receive the rest of that answer. Raises `UsageError` if the current
+        thread already holds the worker, for example because it has not read an earlier stream to the end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another stream of the same process is still open",
@@ -144,8 +145,8 @@ class Worker:
         self._here().send({"op": op, "id": "", **asked})
 
     def receive(self) -> dict[str, Any]:
-        """Receive the next part of the answer. Errors in the process propagate. Raises `RunFailed` if the
-        process ended."""
+        """Receive the next part of the answer. Raises any error that the process reports, and `RunFailed` if
+        the process ended."""
         child = self._here()
         try:
             answer = decoded(child.receive())
@@ -158,8 +159,8 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, even while it is answering. A thread that waits for the answer does not receive
-        it."""
+        """End the process, even while it is answering. A thread that is waiting for the answer doesn't
+        receive it."""
         child, self._child = self._child, None
         unwanted, self._owes, self._held = self._owes, False, None
         if child is not None:

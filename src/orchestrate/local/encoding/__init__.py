@@ -38,7 +38,7 @@ from orchestrate.data.tokens.turns import (
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import decoding
 
-# Rows to token ids and the weight that each token has in the loss.
+# Encode rows as token ids, with a loss weight for each token.
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ class Template:
     def skipped_thinking(
         self, shown: Rendered, offsets: Sequence[tuple[int, int]], weights: Sequence[float]
     ) -> frozenset[int]:
-        """Find the trained tokens that belong to empty reasoning blocks. If the generation prompt already
-        contains the start of a block, only the rest of the block counts."""
+        """Return the indices of trained tokens that belong to empty reasoning blocks. If the generation
+        prompt already contains the start of a block, only the rest of the block counts."""
         found: set[int] = set()
         answers = (m for m in shown.messages if m.role == "assistant")
         for message, turn in zip(answers, shown.turns, strict=True):
@@ -182,18 +182,18 @@ SKIPS_THINKING = (
     "the chat template adds an empty reasoning block before an answer, and training on it teaches "
     "the model not to reason (method.ignore_empty_think: true excludes it from the loss)"
 )
-NO_ROLES = "method.train_on selects messages in a conversation, but this row is not a conversation"
+NO_ROLES = "method.train_on has no effect, because it selects messages and the row is not a conversation"
 
 
 def encode_row(example: Example, template: Template, rules: Rules = EVERYTHING) -> list[Encoded]:
-    """Encode one row for training. Like `encode`, but with `earlier: split`, each earlier answer with
-    reasoning becomes a separate row."""
+    """Encode one row for training. Works like `encode`, except that `rules.earlier` may be `split`, which
+    turns each earlier answer with reasoning into a separate row."""
     if not isinstance(example, ChatExample):
         return [encode(example, template, rules)]
     messages = _chosen(example.messages, rules)
     rows = rows_of(template.chats, messages, example.tools, rules.earlier)
     chats = [msgspec.structs.replace(example, messages=list(messages)) for messages in rows]
-    # What is not said by the assistant is trained once, with the whole conversation.
+    # Messages of other roles are trained only once, in the row with the entire conversation.
     alone = replace(rules, train_on_inputs=False, train_on="all")
     parts = [alone] * (len(chats) - 1) + [rules]
     return [encode(chat, template, part) for chat, part in zip(chats, parts, strict=True)]
@@ -218,7 +218,7 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
     elif isinstance(example, TextExample):
         encoded = _encode_text(example, template)
     else:
-        raise DataError(f"supervised fine-tuning cannot train on a {type(example).__name__}")
+        raise DataError(f"supervised fine-tuning does not support rows of type {type(example).__name__}")
     if rules.train_on != "all" and not isinstance(example, ChatExample):
         encoded = replace(encoded, notes=(*encoded.notes, NO_ROLES))
     whole = isinstance(example, TextExample) or rules.train_on_inputs
@@ -226,9 +226,9 @@ def encode(example: Example, template: Template, rules: Rules = EVERYTHING) -> E
 
 
 def encode_pair(example: PreferenceExample, template: Template, rules: Rules = EVERYTHING) -> EncodedPair:
-    """Encode the preferred and the rejected answer, each after the prompt. Only the answer's tokens are
-    trained. If rows are truncated at the start, both lose the same number of tokens, so that both answers
-    still follow the same prompt."""
+    """Encode the preferred and the rejected answer, each after the prompt. Only the tokens of the answers are
+    trained. If the start is truncated, both sides lose the same number of tokens, so that both answers still
+    follow the same prompt."""
     sides = [_answered(example, answer, template) for answer in (example.preferred, example.rejected)]
     most = max(_over(side, rules) for side in sides)
     return EncodedPair(*(_cut(side, template, rules, most) for side in sides))
@@ -379,7 +379,7 @@ def decode_prompt(line: bytes) -> RLExample:
     return RLExample(messages=messages, fields=read, tools=tools)
 
 
-# Whether rows have anything to train on, as this machine's engine encodes them, before it trains.
+# Check before training whether the encoded rows contain any tokens to train on.
 
 
 @dataclass(frozen=True)
@@ -393,8 +393,8 @@ class TemplateCheck:
 def check_rows(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
-    """Check which rows have a token to train on. Checks every row in `long`. Checks the other rows only until
-    one with such a token is found. `counter` is `hf:FOLDER`, and `chat` has `chat_template`,
+    """Check whether rows contain tokens to train on: all rows whose numbers are in `long`, and other rows
+    only until one with such a token is found. `counter` is `hf:FOLDER`, and `chat` has `chat_template`,
     `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be encoded."""
     tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML

@@ -31,15 +31,15 @@ from orchestrate.local.encoding import (
 )
 from orchestrate.local.job import option
 
-# torch, transformers and numpy describe their types in part only.
+# The type annotations of torch, transformers and numpy are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""Minimum fraction of packable rows for skipping the sort by length. The few longer rows are padded
-separately."""
+"""If at least this fraction of the rows can be packed, rows are not sorted by length. The few longer rows are
+padded separately."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class EncodedRows:
     def window(self, line: int) -> int:
         """Return the number of batches within which `batches` sorts rows by length. Returns 1, which means no
         sorting, if most rows have at most `line` tokens. Such rows need no padding, so sorting gains nothing.
-        It would also make training slightly less effective, because a step's rows would be all short or all
-        long. Prompts are always sorted, because their answers are sampled in one batch."""
+        Sorting would also make training slightly less effective, because a step's rows would be all short or
+        all long. Prompts are always sorted, because their answers are sampled in one batch."""
         return 1 if not self.prompts and np.mean(self.lengths <= line) >= MOST else NEAR
 
     @classmethod
@@ -121,7 +121,7 @@ class EncodingReport:
     too_long: int = 0
     """Number of rows that were dropped entirely or in part because they exceed the length limit."""
     split: int = 0
-    """Number of rows that were added to train on earlier answers with their reasoning."""
+    """Number of rows that were added so that earlier answers are trained together with their reasoning."""
     notes: Counter[str] | None = None
     longest: int = 0
 
@@ -149,10 +149,10 @@ class EncodingReport:
             yield (
                 "info",
                 f"{name}: {self.split} earlier answers with reasoning became separate training "
-                f"rows, in addition to the {self.rows} rows of the file",
+                f"rows, in addition to the {self.rows} rows in the file",
             )
         for note, count in sorted((self.notes or {}).items()):
-            yield "warning", f"{name}: in {count} rows {note}"
+            yield "warning", f"{name}, {count} rows: {note}"
 
 
 class _Growing:
@@ -245,7 +245,7 @@ def encode_file(
                 raise DataError(f"{path.name}, row {number}: {error.message}", fix=error.fix) from error
             report.rows += 1
             _count(report, new)
-            # Of a pair both sides are needed; the parts of a row that was split stand each for itself.
+            # A pair needs both sides. The parts of a split row can be used independently.
             good = [e for e in new if e.trained]
             if len(good) == len(new) or (good and not pairs):
                 written.add(good, example.label if labelled else None)
@@ -258,7 +258,7 @@ def encode_file(
             raise DataError(told, fix="orchestrate check SPEC")
     rows = EncodedRows.open(folder, pairs=pairs, labelled=labelled)
     if rows is None:
-        raise OSError(f"could not read back {folder}")
+        raise OSError(f"could not read {folder} after writing it")
     return rows, report
 
 
@@ -299,7 +299,7 @@ def stacked(sides: list[Encoded], pairs: bool = False) -> EncodedRows:
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[list[int]]):
-    """The examples of each optimizer step of an epoch. Only the order of the examples is in memory."""
+    """The examples of each optimizer step in an epoch. Keeps only the order of the examples in memory."""
 
     order: npt.NDArray[np.int64]
     """Example numbers, ordered so that each batch is a contiguous range."""
@@ -329,8 +329,8 @@ class Batches(Sequence[list[int]]):
 def epoch_batches(
     lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, *, window: int = NEAR
 ) -> Batches:
-    """Split one epoch's examples into optimizer steps. The result is deterministic for a seed and epoch, so a
-    run can resume at any step.
+    """Split one epoch's examples into optimizer steps. The same seed and epoch always give the same result,
+    so a run can resume at any step.
 
     Rows are shuffled and then sorted by length within every `window` batches, to reduce padding. Then the
     batches are shuffled. Every row occurs once. The last batch may be smaller."""
@@ -364,8 +364,8 @@ def micro_batches(
     yield part
 
 
-# Prompts to which answers are drawn: their tokens on the disk, and what a grader reads beside each in the
-# file of the rows, from where both are read as they are needed.
+# Prompts for sampling answers. Their tokens and the fields that graders need stay on disk and are read on
+# demand.
 
 
 _PLACES = "places.npy"
@@ -405,9 +405,9 @@ def open_prompts(path: Path, folder: Path) -> EncodedRows | None:
 def encode_prompts(
     path: Path, template: Template, folder: Path, limit: int | None
 ) -> tuple[EncodedRows, int]:
-    """Encode the prompts of a file of RL rows into `folder`. Prompts of more than `limit` tokens are dropped,
-    because grading answers to truncated prompts is pointless. Also returns the number of dropped prompts.
-    Raises `DataError` with the number of the row that cannot be encoded."""
+    """Encode the prompts in a file of RL rows and write them to `folder`. Prompts with more than `limit`
+    tokens are dropped, because grading answers to truncated prompts is pointless. Returns the prompts and the
+    number of dropped ones. Raises `DataError` with the number of the row that cannot be encoded."""
     places, place, long = array("q"), 0, 0
     with path.open("rb") as lines, whole_folder(folder) as draft:
         with EncodedFile(draft) as written:
@@ -431,5 +431,5 @@ def encode_prompts(
         np.save(draft / _PLACES, np.frombuffer(places, dtype=np.int64))
     rows = open_prompts(path, folder)
     if rows is None:
-        raise OSError(f"could not read back {folder}")
+        raise OSError(f"could not read {folder} after writing it")
     return rows, long

@@ -35,11 +35,11 @@ def read_preview(
     columns: Mapping[str, str],
     chat: Mapping[str, Any] | None = None,
 ) -> PreviewReport:
-    """Show how the rows of a file are tokenized and which tokens are trained. `masking` has `max_seq_length`,
-    `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`, and `chat` has `chat_template` and
-    `chat_template_kwargs`. Both are as in a spec. `None` means the default. Raises `SetupError` if the
-    model's tokenizer is not on this machine, `DataError` for a row number that does not exist, and
-    `SpecError` for a chat template that cannot be read."""
+    """Show how the rows of a file are tokenized and which tokens are trained. `masking` may contain
+    `max_seq_length`, `truncation`, `train_on_inputs`, `train_on` and `ignore_empty_think`. `chat` may contain
+    `chat_template` and `chat_template_kwargs`. These settings mean the same as in a spec. Missing ones get
+    their defaults. Raises `SetupError` if the model's tokenizer is not on this machine, `DataError` for a row
+    number that does not exist, and `SpecError` for a chat template that cannot be read."""
     tokenizer = opened(tokenizer_folder(model))
     given, settings = ((chat or {}).get(name) for name in ("chat_template", "chat_template_kwargs"))
     own = template_text(given) if given else tokenizer.template or CHATML
@@ -48,14 +48,14 @@ def read_preview(
     data = Dataset.open(file, columns=columns)
     if data.kind == "rl":
         raise DataError(
-            f"{file} contains RFT prompts, which the engine on this machine cannot train on",
-            fix="preview chat, preference, prompt/completion or text rows",
+            f"{file} contains RFT prompts, which have no answers to preview",
+            fix="use a file with chat, preference, prompt/completion or text rows",
         )
     rows: list[RowTokens] = []
 
     def add(number: int, example: Example, encoded: Encoded, side: str | None = None) -> None:
         shown = texts(encoded.ids, tokenizer.decode)
-        # The first token is never predicted, so its weight counts for nothing.
+        # The first token is never predicted, so its weight has no effect.
         weights = [0.0, *encoded.weights[1:]]
         tokens = tuple(
             Token(id=i, text=t, weight=w, special=i in template.special)

@@ -1,4 +1,4 @@
-"""Load a model and replace parts of the libraries with faster ones."""
+"""Load models, and replace parts of the libraries they use with faster code."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.local import machine
 
-# Which accelerators and which precision a run uses, and why. Torch-free: `plan` says the same as the
-# worker.
+# Choose a run's engine and precision, with the reasons. Torch-free, so that `plan` can use it and makes the
+# same choice as the worker.
 
 
 NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
@@ -26,8 +26,8 @@ COMPILE_TOKENS = 20_000_000
 
 
 class EngineMissing(SetupError):
-    """Raised if the requested engine cannot run here. `fix` is the command that installs the engine, if there
-    is one."""
+    """Raised if the requested engine or precision is not available on this machine. `fix` is the command that
+    installs the engine, or the setting to use instead."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def precision(
     if full and device == "cpu":
         if asked in ("bf16", "fp16"):
             raise EngineMissing("full fine-tuning on a CPU requires fp32", fix="precision: auto")
-        return SettingChoice("fp32", "full fine-tuning on a CPU")
+        return SettingChoice("fp32", "full fine-tuning on a CPU requires it")
     if asked not in (None, "auto"):
         return SettingChoice(asked, "set in the spec")
     if device != "cpu":

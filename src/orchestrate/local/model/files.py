@@ -20,8 +20,7 @@ from orchestrate.local.space import FULL
 from orchestrate.profile import this_machine
 from orchestrate.types import decoding
 
-# Bases whose files hold their linear layers in few bits: which library reads them, and how large they are.
-# Torch-free.
+# Base models with quantized linear layers: the library that reads them, and their size. Torch-free.
 
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -44,8 +43,8 @@ NF4 = "NF4 (4 bits)"
 
 
 def expanded(config: Mapping[str, Any]) -> str | None:
-    """Return the quantization format if weights in this format are expanded when they are loaded, otherwise
-    `None`. `config` is the contents of config.json."""
+    """Return the quantization format of a model whose weights are expanded when they are loaded, and `None`
+    for any other model. `config` is the parsed config.json."""
     held, method = _named(config)
     return method.upper() if held and method in _EXPANDED else None
 
@@ -99,7 +98,7 @@ class Quantised:
         if method not in PACKAGES or not isinstance(bits, int):
             return cls(method, None, None)
         group = held.get("group_size") or held.get("q_group_size") or 128
-        # For each group a scale in 16 bits and a zero point in as many bits as a weight.
+        # Each group has a 16-bit scale and a zero point with as many bits as a weight.
         grouped = (2 + bits / 8) / group if isinstance(group, int) and group > 0 else 0.0
         return cls(method, bits, bits / 8 + grouped)
 
@@ -133,7 +132,7 @@ def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
     return NF4 if four_bit else dtype
 
 
-# Where a model's files are. Torch-free: the backend and the checks use it too.
+# Locate a model's files. Torch-free, because the backend and the checks use it too.
 
 
 WHOLE_HASH_LIMIT = 4 << 30
@@ -154,7 +153,7 @@ class ModelFolder:
 
     @property
     def context(self) -> int | None:
-        """Context length in tokens, which prompt and answer share. `None` if the configuration does not
+        """Context length in tokens, for prompt and answer together. `None` if the configuration does not
         specify it."""
         config = self.config
         for given in (config, config.get("text_config") or {}):
@@ -416,12 +415,13 @@ def _download(model: str) -> str:
             ) from error
         raise _unreachable(model) from error
     except Exception as error:
-        # httpx's or httpx2's, by the version of the hub's client; it has tried some times itself.
+        # The class comes from httpx or httpx2, depending on the version of huggingface_hub, which has already
+        # retried.
         if "TransportError" not in {kind.__name__ for kind in type(error).__mro__}:
             raise
         raise ConfigError(
             f"lost the connection while downloading {model}: {error}",
-            fix="try again. Complete files are kept, and the model is used only after all files have arrived",
+            fix="try again. Files that are already complete are not downloaded again",
         ) from error
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from orchestrate.core.files import write_whole
 from orchestrate.local.model import PLAIN, SettingChoice
 
-# From hidden states to logits. Imports torch.
+# Compute logits from hidden states. Imports torch.
 
 
-# torch describes its types in part only.
+# The type annotations of torch are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -68,7 +68,7 @@ class OutputHead:
         return max(16, self.block_elements // int(self.layer.weight.shape[0]))
 
 
-# torch describes its types in part only.
+# The type annotations of torch are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -78,7 +78,7 @@ BF16 = SettingChoice("bf16", "requested by name")
 
 @dataclass
 class TrainedOnly:
-    """Limits the last layer's MLP to the trained positions, because the loss depends on no others."""
+    """Limits the last layer's MLP to the trained positions, because the loss doesn't depend on any others."""
 
     places: torch.Tensor | None = None
 
@@ -163,7 +163,7 @@ class Loaded:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the entire model. Packed 4-bit weights count in full."""
+        """Number of parameters in the entire model. Every value in a packed 4-bit weight is counted."""
         packed = ((p, getattr(p, "quant_state", None)) for p in self.model.parameters())
         return sum(p.numel() if state is None else state.shape.numel() for p, state in packed)
 
@@ -189,7 +189,7 @@ class Loaded:
         """Compute hidden states before the output layer: [rows, tokens] -> [rows, tokens, hidden]. With
         `places` (positions in the flattened input), only the states at these positions are correct."""
         if "layout" in inputs:
-            # A mask of four dimensions is taken as it is; our attention looks at the layout instead.
+            # transformers passes a 4-D mask through unchanged. Our attention ignores it and uses the layout.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         if self.balancing:
             inputs["output_router_logits"] = True
@@ -219,10 +219,10 @@ class OwnLogits(torch.nn.Module):
         return logits
 
 
-# When memory runs out: how it shows, and how what the failed pass held is given back. Imports torch.
+# Detect out-of-memory errors, and free what the failed pass had allocated. Imports torch.
 
 
-# torch describes its types in part only.
+# The type annotations of torch are incomplete.
 # pyright: reportUnknownMemberType=false
 
 
@@ -230,7 +230,7 @@ R = TypeVar("R")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch has no class of its own for it, and oneDNN another message.
+    # On a CPU, torch has no separate exception class for this, and oneDNN uses other messages.
     said = ("DefaultCPUAllocator", "bad_alloc", "could not create a memory", "could not create a primitive")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
 
@@ -250,7 +250,7 @@ def give_back(device: torch.device) -> None:
 
 
 def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tuple[R, int]:
-    """Call `compute` with this number of rows, and halve the number until memory is sufficient. Returns the
+    """Call `compute` with this number of rows, and halve the number each time memory runs out. Returns the
     result and the number of rows that fit. If even one row does not fit, the error propagates."""
     while True:
         try:
@@ -262,7 +262,7 @@ def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tup
         rows //= 2
 
 
-# How many threads a process takes on a CPU: as many as are fastest now, beside whatever else runs here.
+# Choose the number of CPU threads that is fastest under the machine's current load.
 
 
 _FILE = "threads"
@@ -274,8 +274,8 @@ _WORTH = 0.9
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
-    """Choose the number of threads like `chosen`, and store it in the run's folder. A resumed run uses the
-    stored number."""
+    """Choose the number of threads with `chosen`, and store it in the run's folder. A resumed run uses the
+    stored number unless `asked` is set."""
     try:
         before = int((folder / _FILE).read_text(encoding="ascii"))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """Load the model, adapter and tokenizer for training. Imports torch, so only workers import this module."""
 
-# torch, transformers and numpy describe their types in part only.
+# The type annotations of torch, transformers and numpy are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def pick_device(wanted: str | None) -> torch.device:
 def load_tokenizer(
     folder: Path, template: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Any:
-    """Load the tokenizer. `template` replaces its chat template, and `settings` are variables of the
-    template. Raises `UsageError` for invalid files and for tokenizers that need custom code."""
+    """Load the tokenizer. `template` replaces its chat template, and `settings` are values for the template's
+    variables. Raises `UsageError` for invalid files and for tokenizers that need custom code."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
@@ -214,7 +214,7 @@ def load_base(
     dtype = dtype or DTYPES[precision(None, device.type).name]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # Said as `None` it would hide what the files say.
+    # Passing `quantization_config=None` would override the setting in the files.
     quantisation: dict[str, Any] = {}
     if four_bit and held is None:
         quantisation = {"quantization_config": nf4(dtype, spread=spread)}
@@ -228,7 +228,7 @@ def load_base(
         "device_map": {"": device} if device.type != "cpu" else None,
         "use_safetensors": True,
         "local_files_only": True,
-        # Not only the default: without a word transformers asks on the terminal.
+        # Set explicitly, because transformers otherwise asks on the terminal.
         "trust_remote_code": False,
     }
     if expanded(stored):
@@ -274,10 +274,10 @@ def load(
     init: AdapterInit | None = None,
     vocabulary: tuple[int, Sequence[int]] = (0, ()),
 ) -> Loaded:
-    """Load the model for a job: the base model, a new adapter or the one in `continue_from`, and the engine's
-    optimizations. Random numbers come from the job's seed. `tokens` is the token count of the entire run, on
-    which the choice of engine depends. `vocabulary` is the tokenizer's size and the ids of tokens that were
-    added for this job."""
+    """Load the base model for a job, add a new adapter or the one in `continue_from`, and turn on the
+    engine's optimizations. Random numbers come from the job's seed. `tokens` is the token count of the entire
+    run, on which the choice of engine depends. `vocabulary` is the tokenizer's size and the ids of tokens
+    that were added for this job."""
     kind = job.adapter.type
     sharded = job.hyper.sharded
     choice = _ALONE if sharded else choose(job.engine, device.type, tokens)
@@ -361,7 +361,7 @@ def _all_weights(folder: ModelFolder, device: torch.device) -> Any:
             f"the model's weights are stored in {held.description} and cannot be trained",
             fix="adapter: lora",
         )
-    # bf16 weights would lose most updates; the products still run in bf16 on a GPU.
+    # With bf16 weights, most updates would be lost. On a GPU, matmuls still run in bf16.
     return load_base(folder.path, four_bit=False, device=device, dtype=torch.float32)
 
 
@@ -394,9 +394,9 @@ _UNFIT = (ValueError, KeyError, TypeError, AttributeError, re.error)
 
 
 def load_adapter(base: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
-    """Load an adapter from a folder onto the base model, and call it `name` in peft. Raises `UsageError` and
-    leaves the base model unchanged if the adapter does not fit. Also raises it if the adapter has no
-    safetensors file, because peft would then load a pickle."""
+    """Load an adapter from a folder onto the base model, under the name `name` in peft. If the adapter does
+    not fit, raises `UsageError` and leaves the base model unchanged. Also raises `UsageError` if the adapter
+    has no safetensors file, because peft would then load a pickle."""
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():

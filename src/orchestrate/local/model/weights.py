@@ -23,10 +23,10 @@ from transformers import (
 
 from orchestrate.errors import UsageError
 
-# The experts of a mixture, all in one tensor for each weight: held in 4 bits, and with LoRA beside them.
+# Mixture-of-experts layers that store all experts in one tensor per weight, with 4-bit weights and LoRA.
 
 
-# torch, transformers, peft and bitsandbytes describe their types in part only.
+# The type annotations of torch, transformers, peft and bitsandbytes are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -177,7 +177,7 @@ def use(model: Any) -> bool:
     for module in found:
         vars(module).setdefault("before", module.config._experts_implementation)
     for module in found:
-        # The check of transformers' own setter is for its own names.
+        # transformers' setter accepts only its own names.
         module.config._experts_implementation_internal = NAME
     return bool(found)
 
@@ -237,10 +237,10 @@ def spread_out(model: Any, dtype: torch.dtype) -> None:
             setattr(module, name, torch.nn.Parameter(whole, requires_grad=False))
 
 
-# transformers' class for a model that answers in text, by its configuration. Imports transformers.
+# Choose the transformers class of a text-generating model from its configuration. Imports transformers.
 
 
-# torch and transformers describe their types in part only.
+# The type annotations of torch and transformers are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -280,10 +280,10 @@ def _sees(config: Any) -> bool:
     return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
-# Weights that a model's files hold in MXFP4 or FP8, expanded one after the other while they are read.
+# Expand MXFP4 or FP8 weights one tensor at a time while the files are read.
 
 
-# torch, transformers and safetensors describe their types in part only.
+# The type annotations of torch, transformers and safetensors are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-# How code of others is run on this machine: as far from everything of the user as the kernel allows.
+# Run untrusted code on this machine, isolated as strictly as the kernel allows.
 
 
 Way = Literal["bubblewrap", "namespaces", "limits only"]
@@ -69,7 +69,7 @@ class Isolation:
 
     @property
     def description(self) -> str:
-        """How the grader's code is isolated, in words for the user."""
+        """How the grader's code is isolated, as shown to the user."""
         return _DESCRIPTIONS[self.way]
 
     def command(self, script: Path, folder: Path) -> list[str]:
@@ -135,19 +135,19 @@ def _python() -> Sequence[str]:
 
 def _bubblewrap(script: Path, as_nobody: bool) -> list[str]:
     words = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session"]
-    # In a user namespace of its own root could become nobody else.
+    # In a separate user namespace, root could not switch to another user.
     spaces = ["ipc", "pid", "net", "uts", "cgroup-try"] if as_nobody else ["all"]
     words += [f"--unshare-{name}" for name in spaces]
     words += ["--cap-drop", "ALL", "--perms", "1777", "--size", str(_ROOM_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
     words += ["--proc", "/proc", "--dev", "/dev"]
     words += _flat(["--ro-bind", f"/proc/{name}", f"/proc/{name}"] for name in _there(_READ_ONLY))
     words += _flat(["--ro-bind", "/dev/null", f"/proc/{name}"] for name in _there(_HIDDEN))
-    # The folders above are made by bubblewrap, for their owner alone.
+    # bubblewrap would create the parent folders with access only for their owner.
     above = sorted({str(parent) for folder in _python() for parent in Path(folder).parents} - {"/", "/tmp"})  # noqa: S108
     words += _flat(["--perms", "0755", "--dir", parent] for parent in above)
     for folder in (*_SYSTEM, *_python()):
         words += ["--ro-bind-try", folder, folder]
-    # The root is a file system in memory too: read-only, so that it cannot be filled.
+    # The root is an in-memory file system too. It is read-only, so that it cannot be filled.
     words += ["--ro-bind", str(script), "/script.py", "--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108
     if not as_nobody:
         return words

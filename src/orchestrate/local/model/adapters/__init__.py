@@ -15,8 +15,8 @@ from orchestrate.core.tensors import tensors
 from orchestrate.local.job import AdapterSettings
 from orchestrate.types import Record
 
-# Names of a model's modules and parameters, and what of an adapter's settings fits none of them. Torch-
-# free: plans and checks ask before anything is trained, the worker asks again.
+# Find adapter settings that match no module or parameter of the model. Torch-free, so that plans and checks
+# can do this before training. The worker checks again.
 
 
 V = TypeVar("V")
@@ -105,8 +105,8 @@ def narrowed(names: Sequence[str], adapter: AdapterSettings) -> list[str]:
 
 
 def matches(asked: str | Sequence[str], name: str) -> bool:
-    """Return whether a module name matches `asked`, by peft's rules. A string is a regular expression for the
-    full name. A list contains full names or suffixes."""
+    """Return whether a module name matches `asked` according to peft's rules. A string is a regular
+    expression that must match the full name. A list contains full names or suffixes."""
     if isinstance(asked, str):
         return re.fullmatch(asked, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in asked)
@@ -198,7 +198,7 @@ def _leaves(names: Sequence[str]) -> list[str]:
     return sorted(leaf for leaf in leaves if leaf and not leaf.isdigit())
 
 
-# Which adapters leave the base that they lie on as it is.
+# Find out whether an adapter changes its base model.
 
 
 _OWN = frozenset(
@@ -246,13 +246,13 @@ def is_removable(folder: Path) -> bool:
     start, bias = others.pop("init_lora_weights", True), others.pop("bias", "none")
     if config.get("peft_type") != "LORA" or start not in _STARTS or bias != "none" or any(others.values()):
         return False
-    # Whole tables and biases are written over those of the base.
+    # Any other tensors, such as embeddings and biases, replace those of the base model.
     return all("lora_" in name for name in names)
 
 
 def changes_base(folder: Path) -> bool:
     """Return whether loading the adapter changes the base model itself, so that disabling the adapter does
-    not restore it. Returns False for unreadable files, because loading the adapter reports them."""
+    not restore it. Returns False for unreadable files, because loading the adapter then raises the error."""
     if (found := _read(folder)) is None:
         return False
     config, names = found

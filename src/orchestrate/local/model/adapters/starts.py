@@ -30,14 +30,14 @@ from orchestrate.local.model.adapters import ALL_LINEAR, ModuleNames, ends, matc
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import decoder_of
 
-# torch, transformers, safetensors and peft describe their types in part only.
+# The type annotations of torch, transformers, safetensors and peft are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
 EVA_TOKENS = 4096
 """Maximum number of tokens in a forward pass of EVA, including padding."""
 EVA_PASSES = 512
-"""Maximum number of batches for EVA. The directions converge within a few hundred."""
+"""Maximum number of batches for EVA. The principal directions converge within a few hundred batches."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def create_adapter(inner: Any, config: Any, adapter: AdapterSettings, init: Adap
         raise RunFailed(f"init_lora_weights: {start} only works in a run that saves its initial weights")
     there = init is not None and (init.kept / "adapter_config.json").is_file()
     if start == "eva" and there and init is not None:
-        # Its ranks follow from what the layers read, and must be those of the checkpoints.
+        # EVA derives the ranks from the layers' inputs. A resumed run must use the same ranks as its
+        # checkpoints.
         return PeftModel.from_pretrained(inner, str(init.kept), is_trainable=True)
     if start == "eva" and init is not None:
         found = _eva(inner, config, init)
@@ -184,7 +185,7 @@ def as_plain_lora(folder: Path, kept: Path) -> None:
     its initial weights were subtracted."""
     after, first = (load_file(f / "adapter_model.safetensors") for f in (folder, kept))
     for name, value in after.items():
-        # Adapters on embeddings take nothing out of them.
+        # Nothing was subtracted from embeddings, so nothing is added back.
         zero = torch.zeros_like(first[name])
         if ".lora_A." in name or "lora_embedding_A" in name:
             after[name] = torch.cat([value, first[name] if ".lora_A." in name else zero], dim=0)
@@ -204,10 +205,10 @@ def as_plain_lora(folder: Path, kept: Path) -> None:
     write_whole(path, msgspec.json.format(msgspec.json.encode(config), indent=2))
 
 
-# Which modules and parameters of a model an adapter is put on.
+# Choose the modules and parameters that get an adapter.
 
 
-# torch, transformers and peft describe their types in part only.
+# The type annotations of torch, transformers and peft are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -215,7 +216,8 @@ ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
 """Names of layers that route tokens to experts. They get no adapter, so that the choice of experts stays the
 same."""
 _NEEDED = ("targets", "target_parameters", "modules_to_save")
-"""Settings that raise an error if their names match nothing in the model. Other settings are then ignored."""
+"""Settings whose names must match something in the model, otherwise an error is raised. Other settings are
+ignored if their names match nothing."""
 
 
 @dataclass(frozen=True)
@@ -344,10 +346,10 @@ def _without(messages: list[str], names: list[str], dropped: set[str], reason: s
     return [name for name in names if name not in dropped]
 
 
-# Tokens that the tokenizer did not have, and the rows of embeddings and output layer that are theirs.
+# Add tokens to the tokenizer, and their rows to the embeddings and the output layer.
 
 
-# torch, transformers and peft describe their types in part only.
+# The type annotations of torch, transformers and peft are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 

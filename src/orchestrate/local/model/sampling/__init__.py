@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-# The next token of each row, by that row's own settings and random numbers. Imports torch.
+# Sample each row's next token with the row's own settings and random numbers. Imports torch.
 
 
-# torch describes its types in part only.
+# The type annotations of torch are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -35,7 +35,7 @@ class Holds(Protocol):
     """A constraint on the tokens of an answer."""
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Mask the logits [vocabulary]: set tokens that are not allowed next to -inf. Raises `ValueError` if
+        """Mask the logits [vocabulary]: set the logit of each forbidden token to -inf. Raises `ValueError` if
         the constraint is too complex."""
         ...
 
@@ -62,7 +62,7 @@ class SamplingSettings:
     generator: torch.Generator | None = None
     """Random number generator of the row. `None` uses the process's global generator, which rows share."""
     held: Holds | None = None
-    """The constraint on the form of the answer."""
+    """Constraint that the answer must satisfy, such as a JSON schema."""
 
     @property
     def shared(self) -> bool:
@@ -167,11 +167,10 @@ def _chosen(logits: Tensor, settings: SamplingSettings) -> int:
     return int(torch.multinomial(odds, 1, generator=settings.generator))
 
 
-# What a model has read: its caches, and the beginning that several prompts share, which is read once.
-# Imports torch.
+# Caches, and prefixes that several prompts share and that are computed only once. Imports torch.
 
 
-# torch and transformers describe their types in part only.
+# The type annotations of torch and transformers are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -180,7 +179,7 @@ LEAST_SHARED = 32
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer that allocates columns in advance. The library's own layer copies the entire cache for
+    """A cache layer that allocates columns in advance. transformers' own layer copies the entire cache for
     each token."""
 
     _room: tuple[Tensor, Tensor] | None = None
@@ -229,8 +228,8 @@ def _with_room(states: Tensor, columns: int) -> Tensor:
 
 
 def new_cache(model: Any) -> Any:
-    """Create an empty cache that never drops columns. The mask implements sliding windows, because a column
-    can be outside one row's window and inside another's."""
+    """Create an empty cache that never drops columns. Sliding windows are applied by the mask instead,
+    because a column can be outside one row's window but inside another's."""
     cache = _as_configured(model)
     growing = (DynamicLayer, DynamicSlidingWindowLayer)
     cache.layers = [GrowingLayer() if type(layer) in growing else layer for layer in cache.layers]
@@ -265,7 +264,7 @@ def in_common(prompts: Sequence[Sequence[int]]) -> int:
     Returns 0 for fewer than `LEAST_SHARED`."""
     if len(prompts) < 2:
         return 0
-    # What the first and the last in order share, all share.
+    # A prefix shared by the first and the last prompt in sorted order is shared by all.
     rows = [list(prompt) for prompt in prompts]
     ends = zip(min(rows), max(rows), strict=False)
     shared = min(map(len, rows)) - 1
@@ -290,11 +289,11 @@ def for_rows(cache: Any, rows: int) -> Any:
     return copied
 
 
-# Which answers hang on the rounding of 16 bits: a batch adds products up in another order, and where two
-# tokens are about as likely the other one wins. Imports torch.
+# Find answers that depend on 16-bit rounding. In a batch, sums are computed in a different order, so a
+# different token can win if two are almost equally likely. Imports torch.
 
 
-# torch describes its types in part only.
+# The type annotations of torch are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 

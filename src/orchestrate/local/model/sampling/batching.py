@@ -1,12 +1,12 @@
-"""The generation loop for all purposes, with continuous batching. Rows join and leave the batch while others
-continue. Each row has its own adapter and random numbers.
+"""The generation loop for inference and training, with continuous batching. Rows join and leave the batch
+while others continue. Each row has its own adapter and random numbers.
 
 By default, each prompt is prefilled alone and without padding, so that other requests cannot change its first
-token. Callers with many prompts pass a `PromptReader`, which prefills several prompts in one pass. The new
-cache is padded on the left and appended to that of the rows in progress. If the architecture's caches can't
-be concatenated, rows are processed one after another. Imports torch."""
+token. Callers with many prompts pass a `PromptReader`, which prefills several prompts in one pass. Its cache
+is padded on the left and appended to the cache of the rows in progress. If the architecture's caches can't be
+concatenated, rows are processed one after another. Imports torch."""
 
-# torch, transformers and peft describe their types in part only.
+# The type annotations of torch, transformers and peft are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false
 
@@ -84,7 +84,7 @@ class Mixing:
             if found is None:
                 continue
             a, b, scale = found
-            # Added up as PEFT does, before it is rounded: an evaluation's answers are the server's.
+            # Like PEFT, add before rounding, so that evaluations give the same answers as the server.
             more = linear(linear((given if index is None else given[index]).to(a.dtype), a), b) * scale
             if index is None:
                 said = (said + more).to(said.dtype)
@@ -130,7 +130,7 @@ KINDS = ("GrowingLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentio
 """Supported classes of cache layers: one column per position, one state per row, both, and layers that reuse
 an earlier layer's cache. Listed by name because some releases of transformers lack some of them."""
 AS_IT_IS = ""
-"""Adapter name that leaves the model as the caller set it."""
+"""Adapter name that uses whichever adapter the caller has already activated."""
 ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
 """Adapter features that PEFT cannot apply to individual rows of a batch."""
 PROMPTS_A_STEP = 4
@@ -153,7 +153,7 @@ class DecodingRow:
     settings: SamplingSettings
     """Sampling settings."""
     room: int
-    """Maximum number of tokens of the answer."""
+    """Maximum number of tokens in the answer."""
     stops: frozenset[int] = frozenset()
     """Tokens that end the answer."""
     others: tuple[tuple[int, ...], ...] = ()

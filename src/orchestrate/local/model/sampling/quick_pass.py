@@ -4,7 +4,7 @@ input, rotates queries and keys in one operation, builds the mask once, and afte
 computes only the positions whose logits are needed. It is used only if its results match those of
 transformers. Calls with unsupported arguments use the transformers pass."""
 
-# torch, transformers and peft describe their types in part only.
+# The type annotations of torch, transformers and peft are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Joined:
             found = self._added.get(name)
             if found is None:
                 continue
-            # Added up as PEFT does, before it is rounded.
+            # Like PEFT, add before rounding.
             given = x if index is None else x[index]
             more = linear(linear(given.to(found.a.dtype), found.a), found.b).mul_(found.scale)
             if index is None:
@@ -279,7 +279,7 @@ def quicken(inner: Any) -> QuickPass | None:
 
 
 def quick_of(model: Any) -> QuickPass | None:
-    """Return the quick pass of a model with or without adapters, or `None` if it has none."""
+    """Return a model's quick pass, or `None` if the model has none. The model may have adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = vars(inner).get("forward")
     return found if isinstance(found, QuickPass) else None

@@ -1,6 +1,6 @@
 """Sample answers from a loaded model, for inference and reinforcement fine-tuning. Imports torch."""
 
-# torch, transformers and numpy describe their types in part only.
+# The type annotations of torch, transformers and numpy are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Sampler:
     pad: int
     device: torch.device
     context: int | None
-    """Context length in tokens, which prompt and answer share. `None` if it is unknown."""
+    """Context length in tokens, for prompt and answer together. `None` if it is unknown."""
     shares: bool = False
     """True to compute a prefix only once if all prompts of a batch share it."""
     fitting_rows: int | None = None
@@ -68,9 +68,9 @@ class Sampler:
     ) -> list[list[int]]:
         """Sample one answer to each prompt, in order. Answers are token ids and include the end token, if
         any. Prompts of similar length are prefilled in one pass if this changes no answer. `check_requests`
-        is called before each step and may raise. `watch` is called with the rows after each step. `close`
-        collects the indices of prompts whose answers 16-bit rounding in a batch may have changed. Raises
-        `RunFailed` if the model's outputs are not finite."""
+        is called before each step and may raise. `watch` is called with the rows after each step. Adds to
+        `close` the index of each prompt whose answer may have been changed by 16-bit rounding in a batch.
+        Raises `RunFailed` if the model's outputs are not finite."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
         rows = [
             DecodingRow(
@@ -116,7 +116,7 @@ class Sampler:
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Strip the tokens that end an answer. Also returns True if there were any, which means that the
+        """Strip the tokens that end an answer. Also returns whether there were any, which means that the
         model ended the answer itself."""
         if ids and ids[-1] in self.stops:
             return ids[:-1], True
@@ -126,11 +126,11 @@ class Sampler:
         return ids, False
 
     def room(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """Return the maximum number of tokens in the answer: the requested number, or the remaining context
-        after the prompt if that is smaller."""
+        """Return the maximum number of tokens in the answer: `max_tokens`, or the context that remains after
+        the prompt if that is smaller."""
         return max_tokens if self.context is None else max(0, min(max_tokens, self.context - len(prompt)))
 
-    # -- reading, as `batching.Reader` has it --------------------------------------------------------------
+    # -- prefilling, as in `batching.PromptReader` -----------------------------------------------------------
 
     @property
     def joins(self) -> bool:

@@ -1,6 +1,6 @@
 """Apply torch.compile, Liger or Unsloth to a model."""
 
-# torch, transformers, Liger and Unsloth describe their types in part only.
+# The type annotations of torch, transformers, Liger and Unsloth are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from orchestrate.local.model.shortcuts import packed_attention, probes
 from orchestrate.local.model.shortcuts.accelerating import compile_layers, undo_compiling
 from orchestrate.local.model.shortcuts.kernels import undo, use_on_cpu, watched
 
-# LoRA and its frozen linear layer in one step of autograd.
+# Run LoRA and its frozen linear layer as a single autograd function.
 
 
-# torch, transformers and numpy describe their types in part only.
+# The type annotations of torch, transformers and numpy are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -38,8 +38,8 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), b.to(x.dtype)
-        # In the shape in which it is given back: some models write into a layer's result, and autograd allows
-        # that of no view that was made in here.
+        # Compute `out` in its final shape. Some models modify a layer's output in place, and autograd doesn't
+        # allow that for a view created in this function.
         out = F.linear(rows.view(x.shape), weight().to(x.dtype), bias)
         low = rows @ a.t()
         out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
@@ -117,12 +117,12 @@ def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tenso
     return fused_forward
 
 
-# torch and transformers describe their types in part only.
+# The type annotations of torch and transformers are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
 def turn_on(loaded: Loaded, job: LocalJob) -> None:
-    """Turn on the optimizations that work with this model. The reasons for leaving out others are in
+    """Turn on the optimizations that work with this model. Stores the reason why each of the others is off in
     `loaded.left_out`. Raises `RunFailed` if the model cannot complete a training step even without them."""
     if not probes.head_is_understood(loaded):
         loaded.head = OutputHead(OwnLogits(loaded.head.layer.weight.detach()))
@@ -154,7 +154,7 @@ def turn_on(loaded: Loaded, job: LocalJob) -> None:
         compile_layers(loaded.inner)
         if reason := probes.trains(loaded):
             undo_compiling(loaded.inner)
-            loaded.choice = SettingChoice("plain", f"compiled, {reason}")
+            loaded.choice = SettingChoice("plain", f"torch.compile does not work: {reason}")
             loaded.left_out["torch.compile"] = reason
 
 
@@ -244,8 +244,8 @@ def _rows(loaded: Loaded, job: LocalJob) -> None:
         message = f"packing up to {loaded.line_limit} tokens"
         loaded.turned_on.append(message + (", shared prefixes computed once" if loaded.shares else ""))
     if job.hyper.gradient_checkpointing or loaded.own_logits or loaded.balancing:
-        # A layer that is computed again would no longer know which places were meant, and routers speak of
-        # all tokens.
+        # With gradient checkpointing, a recomputed layer would no longer have the positions. The model's own
+        # logits and the load-balancing loss need all positions.
         return
     if probes.trained_only(loaded) is None:
-        loaded.turned_on.append("last MLP only for trained tokens")
+        loaded.turned_on.append("last layer's MLP computed only for trained tokens")

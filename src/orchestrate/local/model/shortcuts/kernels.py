@@ -22,10 +22,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orchestrate.local.model.loaded import decoder_of
 
-# Causal attention a block of queries at a time: what lies after a block is never computed.
+# Causal attention, one block of queries at a time. Scores for keys after the block are never computed.
 
 
-# torch describes its types in part only.
+# The type annotations of torch are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -79,10 +79,10 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int]]:
     return ((begin, min(begin + BLOCK, length)) for begin in range(0, length, BLOCK))
 
 
-# Rows of a step in one line of tokens, without padding and with what they have in common once.
+# Pack a step's rows into one sequence, without padding and with shared prefixes stored once.
 
 
-# torch and numpy describe their types in part only.
+# The type annotations of torch and numpy are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -97,8 +97,8 @@ AT_ONCE = 32_768
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Segments of a packed sequence whose attention is computed in one batch. The queries are a segment's own
-    tokens. The keys are its row's shared prefix and its own tokens."""
+    """Segments of a packed sequence whose attention is computed in one batch. In each segment, the queries
+    are its own tokens, and the keys are the shared prefix and its own tokens."""
 
     first: int
     last: int
@@ -230,7 +230,7 @@ class _LineAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *kept = ctx.saved_tensors
         grad_q = torch.empty_like(q)
-        # Several rows add to a shared beginning: in 32 bits.
+        # In fp32, because several rows add to the gradients of a shared prefix.
         grad_k = torch.zeros(k.shape, dtype=torch.float32)
         grad_v = torch.zeros(v.shape, dtype=torch.float32)
         for group in ctx.layout.groups:
@@ -285,14 +285,14 @@ def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
     return _LineAttention.apply(q, k, v, layout, scale)[None]  # type: ignore[no-any-return]
 
 
-# torch, transformers and numpy describe their types in part only.
+# The type annotations of torch, transformers and numpy are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
 NAME = "orchestrate_short_rows"
 SHORT_ROW = 1024
-"""Maximum row length in tokens for which attention weights are stored for the backward pass. Their number per
-token and layer is half of heads x length, so memory grows with the square of the length."""
+"""Maximum row length in tokens for which attention weights are stored for the backward pass. Each layer
+stores about heads x length / 2 of them per token, so memory grows with the square of the length."""
 
 
 _POSITIONS = ("position_ids", "cache_position")
@@ -358,7 +358,7 @@ def attention(
     scale = dim**-0.5 if scaling is None else scaling
     plain = is_plain(module, dropout, kwargs)
     if (layout := kwargs.pop("layout", None)) is not None:
-        # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
+        # `Loaded.hidden` passes a mask with a single element. Any larger mask was created by the model.
         if not plain or (attention_mask is not None and attention_mask.numel() > 1):
             raise NotImplementedError(
                 "attention over packed rows does not support dropout, soft cap, bias or mask"

@@ -1,7 +1,7 @@
 """Attention over packed rows on a GPU, with torch's variable-length attention kernel, which needs no
 quadratic mask."""
 
-# torch and transformers describe their types in part only.
+# The type annotations of torch and transformers are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return found, None
-    # The mask of `Loaded.hidden` is a single one; any other was made by the model itself.
+    # `Loaded.hidden` passes a mask with a single element. Any larger mask was created by the model.
     if not is_plain(module, dropout, kwargs) or (attention_mask is not None and attention_mask.numel() > 1):
         raise NotImplementedError(
             "attention over packed rows does not support dropout, soft cap, bias or mask"

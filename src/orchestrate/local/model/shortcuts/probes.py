@@ -2,7 +2,7 @@
 in evaluation and training mode. It is turned off if it changes the hidden states, lets rows attend to one
 another, or fails."""
 
-# torch and transformers describe their types in part only.
+# The type annotations of torch and transformers are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 CLOSE = 0.03
 """Maximum relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
-"""Maximum relative change in a row's hidden states when another row's content changes at the same length.
-Close to 0, because sums of the same shape round identically. Does not apply to a mixture of experts, where
-the content changes the size of each expert's batch."""
+"""Maximum relative change in a row's hidden states when the content of another row changes but not its
+length. Close to 0, because sums of the same shape round identically. Does not apply to a mixture of experts,
+where the content changes the size of each expert's batch."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
 """Number of tokens in the common prefix of all synthetic rows."""
@@ -152,7 +152,7 @@ def apart(loaded: Loaded, arrange: Arrange, shared: int) -> str | None:
     rows = [_ids(loaded, n, seed).cpu().numpy() for seed, n in enumerate(LENGTHS)]
     beginning = chance.integers(3, 50, SHARED)
     rows = [np.concatenate([beginning, row]) for row in rows]
-    # The second row says other things, of the same length.
+    # Change the second row's content but not its length.
     changed = [rows[0], np.concatenate([beginning, np.roll(rows[1][SHARED:], 1)[::-1]]), *rows[2:]]
     try:
         with as_before(loaded.device):
