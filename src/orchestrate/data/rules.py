@@ -54,7 +54,11 @@ ONE_ANSWER = refused(
 )
 INLINE_IMAGES = refused("remote-image", "images must be inline base64", "embed the image as a data: URL")
 AS_SYSTEM = Rule(
-    "developer-as-system", Severity.INFO, "developer messages are sent as system", "nothing to do", lossy=True
+    "developer-as-system",
+    Severity.INFO,
+    "developer messages are sent as system messages",
+    "nothing to do",
+    lossy=True,
 )
 NO_NAMES = Rule(
     "names-dropped",
@@ -93,7 +97,7 @@ NO_KTO = "KTO is not supported. Train on this machine, or use preference pairs (
 
 
 EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
-"""Mapping that accepts every kind of row."""
+"""Value of `HostRules.kinds` for hosts that accept every kind of row."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +302,7 @@ def _lengths(
         return [_file_problem(host, data, "too-long", message, fix, Severity.WARNING)]
     of_a_row = 2 if data.kind == "preference" else 1  # a pair has two sequences
     places = {i // of_a_row for i, length in enumerate(tokens.lengths) if length > limit}
-    # Parts of split rows follow the rows, and are never longer.
+    # The other sequences are parts of split rows, and never longer than the complete rows.
     long = sorted(place for place in places if place < data.rows)
     rows = [data.number(place) for place in long[:5]]
     counted = "" if tokens.exact else f", counted with {tokens.tokenizer}"

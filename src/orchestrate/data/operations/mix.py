@@ -42,8 +42,8 @@ class MixedFile(Record, frozen=True, kw_only=True):
     taken: int
     """Rows in the mix that come from the file."""
     sample: list[int]
-    """Numbers, within the file, of the rows that were added one extra time. All other rows occur `weight`
-    times, rounded down."""
+    """Row numbers, in the file, of the rows that occur one extra time. All other rows occur `weight` times,
+    rounded down."""
 
     @property
     def description(self) -> str:
@@ -97,9 +97,9 @@ def open_mix(
     compare: bool = False,
     content: bool = False,
 ) -> OpenedFile:
-    """Mix the rows of all files into one file in `folder` and open it. `OpenedFile.mix` contains the mix.
-    Each file is read once, and the same files give the same mix. For the other arguments see `Dataset.open`
-    and `ScanTask`.
+    """Mix the rows of all files into one file in `folder` and open it. The mixed rows are in
+    `OpenedFile.mix`. Each file is read once, and the same files give the same mix. For the other arguments
+    see `Dataset.open` and `ScanTask`.
 
     Raises `DataError` if a file can't be read, has a different kind of rows than the first file, or has a
     weight so low that none of its rows are selected."""
@@ -144,8 +144,8 @@ def open_mix(
 def _require_kind(one: OpenedFile, first: OpenedFile) -> None:
     if one.facts.kind != first.facts.kind:
         raise DataError(
-            f"{first.facts.path} has {first.facts.kind} rows and {one.facts.path} {one.facts.kind} "
-            "rows: all files of a mix must have the same kind of rows",
+            f"{first.facts.path} has {first.facts.kind} rows, but {one.facts.path} has {one.facts.kind} "
+            "rows. All files of a mix must have the same kind of rows",
             fix="convert the files to one kind of rows: orchestrate data convert",
         )
 
@@ -154,7 +154,7 @@ def _part(file: TrainFile, opened: OpenedFile, spool: Path) -> _MixedFile:
     rows = opened.facts.rows
     whole, share = int(file.weight), file.weight % 1
     chance = random.Random(f"{file.seed}")  # noqa: S311  samples rows, no secrets
-    # Sample from a fixed random order, so that a larger share contains a smaller one.
+    # Sample from a fixed random order, so the rows of a smaller share are also part of any larger one.
     places = sorted(chance.sample(range(rows), rows)[: round(share * rows)])
     taken = whole * rows + len(places)
     if not taken:
@@ -202,6 +202,6 @@ def _mix_note(mix: Mix, path: Path) -> Problem:
     return Problem(
         code="mix",
         severity=Severity.INFO,
-        message=f"{mix.description}. Rows are listed in {path.with_suffix('.mix.json').name}",
+        message=f"{mix.description}. The recipe to reproduce it is in {path.with_suffix('.mix.json').name}",
         source=str(path),
     )

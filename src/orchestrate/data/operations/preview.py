@@ -68,7 +68,7 @@ def _article(row: RowTokens) -> str:
 def _span(token: Token) -> str:
     tag = "b" if token.weight else "i"
     special = ' class="s"' if token.special else ""
-    # A token with only the start of a character has no text.
+    # A token that ends in the middle of a multi-byte character has no text.
     shown = escape(token.text).replace("\n", "⏎\n") or "·"
     return f'<{tag}{special} title="{token.id}, weight {token.weight:g}">{shown}</{tag}>'
 

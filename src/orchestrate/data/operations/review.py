@@ -1,7 +1,7 @@
 """`orchestrate data review`: record a person's decision on each row of a file.
 
 Decisions are stored by row content in an append-only journal next to the file (`FILE.review`). The file
-itself is never changed. You can add or move rows, and a review resumes where it stopped.
+itself is never changed. A review resumes where it stopped, even if rows were added or moved.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ State = Literal["pending", "accepted", "edited", "rejected"]
 
 
 class Required(msgspec.Struct, tag="required"):
-    """Journal entry that marks the file for review, because its rows weren't written by a person."""
+    """Journal entry that marks the file as needing review, because its rows weren't written by a person."""
 
     at: datetime
 
@@ -176,7 +176,7 @@ class Review:
         )
 
     def first_pending(self) -> int:
-        """Return the index of the first row without a decision, or 0 when all are decided."""
+        """Return the index of the first row without a decision, or 0 if every row has one."""
         return next((i for i, key in enumerate(self._keys) if self._state(key) == "pending"), 0)
 
     def row(self, index: int) -> ReviewRow:

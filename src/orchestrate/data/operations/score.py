@@ -33,8 +33,8 @@ from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record, decoding
 
 OUTLIER = 3.5
-"""Distance from the median at which a length is an outlier, in robust standard deviations (Iglewicz and
-Hoaglin, 1993)."""
+"""Number of robust standard deviations from the median above which a length counts as an outlier (Iglewicz
+and Hoaglin, 1993)."""
 SAME_ANSWER = 0.5
 """Minimum fraction of shared words for two answers to agree."""
 FOLDS = 5
@@ -59,20 +59,20 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Standard deviation of the token losses."""
     prompt: float | None = None
     """The loss, divided by the loss without the prompt (Li et al. 2023, Instruction-Following Difficulty). At
-    1 and above, the prompt doesn't help to predict the answer."""
+    1 or above, the prompt doesn't help to predict the answer."""
     loss_after: float | None = None
     """The tuned model's loss, in nats per token."""
     duplicate_of: int | None = None
-    """Number of the earlier row that this row duplicates or nearly duplicates."""
+    """Row number of the earlier row that this row duplicates or nearly duplicates."""
     length: float | None = None
     """Distance of the answer's length from the median, in robust standard deviations on a log scale."""
     contradicts: tuple[int, ...] = ()
-    """Numbers of the first rows with a near-identical question and a different answer."""
+    """Row numbers of the first few rows that have a near-identical question but a different answer."""
     contradiction: float | None = None
-    """Share of the rows with a near-identical question that have a different answer."""
+    """Among the rows with a near-identical question, the fraction whose answer is different."""
     label: float | None = None
     """Probability of the most likely other label minus the probability of the row's own label, from -1 to 1.
-    The models that estimate both were not trained on the row."""
+    Both are estimated by a model that was not trained on the row."""
     likely_label: str | None = None
     """Label that confident learning suggests instead."""
     judge: float | None = None
@@ -146,7 +146,7 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     label_issues: int = 0
     """Number of rows whose label is probably wrong according to confident learning."""
     missing: tuple[str, ...] = ()
-    """Reason why each unknown signal could not be computed."""
+    """For each signal that could not be computed, the reason."""
     usd: Decimal | None = None
     """Cost of the judge's requests in US dollars."""
 
@@ -177,7 +177,7 @@ def place(path: str) -> Path:
 
 
 def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) -> OpenedFile:
-    """Open the file to score. Raises `DataError` when it cannot be read."""
+    """Open the file to score. Raises `DataError` if it cannot be read or its rows have no answers."""
     found = open_dataset(path, columns=columns, compare=True, workers=workers)
     require_rows(found.facts)
     if found.facts.kind == "rl":
@@ -186,7 +186,8 @@ def opened(path: str, columns: Mapping[str, str] | None, workers: int | None) ->
 
 
 def of_rows(read: OpenedFile, scores: Scores, workers: int | None = None) -> list[str]:
-    """Compute the signals that need only the rows, and note which signals could not be computed."""
+    """Compute the signals that need only the rows. Returns a message for each signal that could not be
+    computed."""
     data = read.facts
     rows = _Rows([], [], [])
     for number, example in data.numbered():
@@ -341,7 +342,7 @@ def _out_of_sample(texts: Sequence[str], labels: Sequence[int], folds: int) -> A
         )
     words = text.TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")  # noqa: S106
     model = pipeline.make_pipeline(words, linear.LogisticRegression(C=STRENGTH, max_iter=1000))
-    # The prefix gives every text at least one word.
+    # The prefix ensures that every text has at least one word.
     return selection.cross_val_predict(
         model,
         [f"row {one}" for one in texts],
@@ -438,7 +439,7 @@ class LeftOut(Record, frozen=True, kw_only=True, omit_defaults=True):
     why: str
     doubt: float | None = None
     left_out: msgspec.Raw | str
-    """The text of a line that isn't JSON."""
+    """The row's JSON, or the text of the line if it isn't valid JSON."""
 
 
 class SelectReport(Record, frozen=True, kw_only=True):
@@ -487,7 +488,7 @@ def select(
     columns: Mapping[str, str] | None = None,
 ) -> SelectReport:
     """Write the best rows, unchanged and in file order. A log next to the output lists the other rows with
-    reasons. Raises `UsageError` if either file exists or the rows have not been scored."""
+    reasons. Raises `UsageError` if either output file exists or the rows have not been scored."""
     if not 0 < keep < 1:
         raise UsageError(f"--keep must be a fraction between 0 and 1 (got {keep:g})")
     require_writable(output, path)

@@ -2,10 +2,10 @@
 rows are added.
 
 The hash of a group's key determines its split. Rows of one conversation (the same first user message and
-system text) form a group, and near duplicates merge groups, so neither is ever divided between splits. A
-group's key is the smallest digest of its rows, so the order of the file has no effect. Added rows can move a
-group in two cases: if a new near duplicate has the smallest digest of the group (probability 1 / (n + 1) for
-a group of n rows), or if a new row merges two groups.
+system text) form a group, and groups with near duplicates of each other are merged. A group is never divided
+between splits. A group's key is the smallest digest of its rows, so the order of the file has no effect.
+Added rows can move a group in two cases: if a new near duplicate has the smallest digest of the group
+(probability 1 / (n + 1) for a group of n rows), or if a new row merges two groups.
 """
 
 from __future__ import annotations
@@ -74,14 +74,13 @@ class SplitReport(Record, frozen=True, kw_only=True):
     """Number of rows with errors. They are not part of any split."""
     source_format: str
     format: str
-    """The format of the files."""
+    """Format of the written files."""
     fields_left_out: int
-    """Number of rows and messages with fields that no training format uses. The files do not contain these
-    fields."""
+    """Number of rows and messages with fields that no training format uses. These fields are not written."""
     seed: int = 0
     pooled: int = 0
-    """Number of groups whose answers are too rare to appear in every split. `stratify` treats these groups as
-    one stratum."""
+    """Number of groups whose answers are too rare to appear in every split. With `stratify`, these groups
+    form one stratum."""
     ungrouped: int = 0
     """Number of rows without a value in the `group_by` column. Each forms its own group."""
 
@@ -101,7 +100,8 @@ class Division:
     """True to put near duplicates into the same split."""
     stratify: bool = False
     """True to give each answer (a label, or a range of answer lengths) the same share in every split. Answers
-    that are too rare for that form one stratum. A row at a boundary may move when rows are added."""
+    that are too rare for this are pooled into one stratum. Rows near the boundary between two splits may move
+    when rows are added."""
     fill: bool = False
     """True to choose a seed that fills every split and comes close to the shares, for small files. Rows may
     then move when rows are added."""
@@ -300,7 +300,7 @@ def _too_few(path: str, groups: Sequence[int], division: Division) -> TooFew:
     near_duplicates = division.near_duplicates
     of = "near-duplicate rows" if near_duplicates else "rows of the same conversation"
     if division.group_by is not None:
-        of = f"rows with one {division.group_by}"
+        of = f"rows with the same {division.group_by}"
     made = count(len(set(groups)), "group")
     return TooFew(
         f"{path}: {count(len(groups), 'row')} form {made} of {of}. Groups are never divided, so a "
@@ -363,9 +363,10 @@ def _least(rows: Sequence[_SplitRow], groups: Sequence[int]) -> dict[int, _Split
 
 
 _SEEDS = 1000
-"""Number of seeds to try. One seed in 21 puts three groups into three different splits."""
+"""Number of seeds to try. With shares of 80/10/10, about one seed in 21 puts three groups into three
+different splits."""
 _FEW = 2000
-"""Minimum number of groups for which a 10% split deviates by less than 1% of the rows."""
+"""Number of groups from which a 10% split typically deviates from its share by less than 1% of the rows."""
 _FEWEST = 100
 """Minimum number of groups for stopping at the first seed that fits. With fewer groups, all seeds are
 compared, because a single row is a large share of a split."""

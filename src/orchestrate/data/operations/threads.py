@@ -122,7 +122,7 @@ class _Words(HTMLParser):
             self.words.append(data)
 
 
-# Detect internal notes in tickets by the columns of help desk software:
+# Detect internal notes in tickets from the columns that help desk software uses to mark them:
 #
 # `public` (Zendesk) and `jsdPublic` (Jira), `private` (Freshdesk), `type` and `part_type` (Help Scout,
 # Intercom), and common names in other exports.
@@ -200,7 +200,7 @@ class Columns:
     """Columns to ignore. They are not reported as unused."""
     user: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    """Senders of messages to leave out of all conversations."""
+    """Senders whose messages are left out of all conversations."""
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
@@ -214,12 +214,12 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     open: int
     """Number of threads left out because nobody answered."""
     unanswered_ends: int
-    """Number of written threads whose messages after the last answer were left out."""
+    """Number of converted threads whose messages after the last answer were left out."""
     several_agents: int
-    """Number of written threads with answers from several `assistant` senders. Training mixes the styles of
+    """Number of converted threads with answers from several `assistant` senders. Training mixes the styles of
     these senders."""
     unasked: int
-    """Number of written threads whose messages before the first question were left out."""
+    """Number of converted threads whose messages before the first question were left out."""
     empty: int
     """Number of messages that were empty after quotes and the signature were removed."""
     unthreaded: int
@@ -237,7 +237,7 @@ class ThreadsReport(Record, frozen=True, kw_only=True):
     time: str | None
     """Column used to sort the messages, or `None` for file order."""
     unread: tuple[str, ...]
-    """Unused columns that have values."""
+    """Unused columns that contain values."""
 
 
 def columns_of(  # noqa: PLR0913  independent options
@@ -262,7 +262,8 @@ def columns_of(  # noqa: PLR0913  independent options
     if thread is None or role is None or not assistant:
         raise UsageError(
             "to build conversations, Orchestrate must know which messages are answers",
-            fix="add --thread COLUMN --role COLUMN --assistant VALUE. An mbox only needs --assistant ADDRESS",
+            fix="add --thread COLUMN --role COLUMN --assistant VALUE. "
+            "An mbox file only needs --assistant ADDRESS",
         )
     return Columns(
         thread, role, tuple(assistant), text, time, frozenset(ignored), tuple(user), tuple(left_out)

@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 3
-"""Maximum number of results per worker that wait to be read. Limits memory use."""
+"""Maximum number of unread results per worker, to limit memory use."""
 
 _START = (
     "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
@@ -75,8 +75,8 @@ def ordered(
     runs in this process.
 
     `function` must be a module-level function, and its exceptions are raised here. `ready` loads data that
-    workers can share. It is called with the first task if sharing saves time. If `ready` raises an exception,
-    it is ignored, because `function` will raise it again."""
+    workers can share. It is called with the first task if sharing saves time. Exceptions from `ready` are
+    ignored, because `function` will raise them again."""
     engine = _engine.get()
     if engine is not None:
         yield from engine(function, tasks)
@@ -180,7 +180,7 @@ class _Pool:
 @dataclass(frozen=True)
 class _Worker:
     process: subprocess.Popen[bytes]
-    """The worker's process, or the one that it was forked from."""
+    """The worker's process, or the process from which the worker was forked."""
     into: IO[bytes]
     out: IO[bytes]
 

@@ -2,9 +2,9 @@
 
 Near duplicates are found with MinHash over five-word shingles and locality-sensitive hashing in bands.
 
-rensa computes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row. Rows with an
-equal band are candidates, and their sketches confirm them. At a similarity of 0.8 a pair is found with
-probability 0.95, at 0.9 with 0.9999.
+rensa computes the signatures. A worker returns 16 band keys and a 128-byte sketch for each row. Rows that
+share a band key are candidates, and their sketches are compared to confirm them. A pair is found with
+probability 0.95 at a similarity of 0.8, and 0.9999 at 0.9.
 
 Rows of the same task are similar without being duplicates, so phrases that many rows share (an instruction, a
 template) count as the file's form and are ignored. A system prompt counts for at most a fifth of its row.
@@ -130,7 +130,7 @@ FORM_SHARE, FORM_ROWS = 0.1, 20
 """Minimum fraction and minimum number of sampled rows that must share a phrase for it to count as part of
 the file's form."""
 SYSTEM_SHARE = 4
-"""Number of a row's own phrases per phrase that its system prompt may contribute."""
+"""Minimum number of a row's own phrases for each phrase that is used from its system prompt."""
 
 
 @dataclass
@@ -183,7 +183,7 @@ def sign(task: ScanTask, form: Any) -> Signatures:
 
 def shared_form(files: Sequence[tuple[ScanTask, int]]) -> Any:
     """Return the hashes (uint64, sorted) of phrases that many rows share, estimated from a sample of the
-    files. `files` has the task and the size in bytes of each file."""
+    files. `files` contains each file's task and size in bytes."""
     np = numpy()
     sample: dict[int, tuple[ScanTask, bytes]] = {}
     for task, size in files:
@@ -253,7 +253,7 @@ def _sketched(hashes: Sequence[Any]) -> tuple[Any, Any]:
 
 
 class SeenTexts:
-    """Collection of texts that detects near duplicates among new ones."""
+    """Collection of texts for detecting near duplicates among new texts."""
 
     def __init__(self, threshold: float = 0.8) -> None:
         self._threshold = threshold
@@ -261,8 +261,8 @@ class SeenTexts:
         self._by_band: dict[tuple[int, int], list[int]] = {}
 
     def add(self, texts: Sequence[str]) -> list[bool]:
-        """Return whether each text is a near duplicate of a text stored earlier in this call or in a previous
-        one. Texts without a near duplicate are stored."""
+        """Add texts one by one, and skip near duplicates of texts that are already stored. Returns, for each
+        text, True if it was skipped."""
         if not texts:
             return []
         found: list[bool] = []
@@ -303,7 +303,7 @@ def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
     leader = list(range(rows))
     bands = np.frombuffer(bytes(signed.bands), dtype=np.uint64).reshape(rows, BANDS)
     sketches = np.frombuffer(bytes(signed.sketches), dtype=np.uint8).reshape(rows, PERMUTATIONS)
-    # Only neighbors are compared, so their order must not depend on the order of the rows.
+    # Only neighbors in the sorted order are compared, so ties are sorted by content, not by row order.
     content = (bands * np.arange(1, 2 * BANDS, 2, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
     for band in range(BANDS):
         keys = bands[:, band]

@@ -25,7 +25,7 @@ from orchestrate.errors import ConfigError
 def on_ray(workers: int | None = None) -> Generator[int]:
     """Run the data commands in the `with` block on Ray, and yield the number of CPUs.
 
-    Uses the cluster at `RAY_ADDRESS`, or one that `ray start` started on this machine. Otherwise, it starts a
+    Uses the cluster at `RAY_ADDRESS`, or one that `ray start` started on this machine. Otherwise, starts a
     temporary cluster with `workers` CPUs (by default one for each core). Raises `MissingExtra` if ray is not
     installed, and `ConfigError` if no cluster is reachable at `RAY_ADDRESS`."""
     ray = _ray()
@@ -61,7 +61,7 @@ def _connect(ray: Any, workers: int | None) -> None:
                 fix="start the cluster or correct RAY_ADDRESS. To use a temporary cluster, unset RAY_ADDRESS",
             ) from error
         return
-    # Not address="auto", which joins any cluster on this machine, even one that another command will stop.
+    # Don't use address="auto": it joins any cluster on this machine, even one that another command will stop.
     own: dict[str, Any] = {"num_cpus": workers or passes.cores(), "include_dashboard": False, **quiet}
     try:
         try:
@@ -108,7 +108,7 @@ def _ordered(
             except ray.exceptions.RayError as error:
                 raise passes.WorkerDied(
                     f"a data worker in Ray crashed: {type(error).__name__}",
-                    fix="free memory on its machine, or give the cluster fewer CPUs",
+                    fix="free memory on the machine that ran it, or give the cluster fewer CPUs",
                 ) from error
             yield answer
     finally:

@@ -68,9 +68,9 @@ SIZED = 16
 FIRST_ROWS = 20
 """Maximum number of row numbers stored for each trait."""
 LONGEST_LABEL = 60
-"""Maximum number of characters in an answer that may be a label."""
+"""Maximum length, in characters, of an answer that can count as a label."""
 MOST_LABELS = 200
-"""Maximum number of distinct short answers that may be labels."""
+"""Maximum number of distinct short answers for them to count as labels."""
 
 DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 """Names of unpaired rows' labels, as in KTO."""
@@ -134,7 +134,7 @@ class Tally:
 
 @dataclass
 class ScannedRange(Tally):
-    """The result for one range. Row numbers count the lines of the range from 1."""
+    """The result for one range. Row numbers are line numbers within the range, starting at 1."""
 
     digests: bytearray = field(default_factory=bytearray)
     """32 bytes for each valid row, the sha256 of its canonical form."""
@@ -146,7 +146,7 @@ class ScannedRange(Tally):
                 self.problems.append(msgspec.structs.replace(p, row=row))
 
     def notice(self, marked: list[tuple[int, int]]) -> None:
-        """Add rows to the trait counts. `marked` has a pair (trait bits, row number) for each row, in row
+        """Add rows to the trait counts. `marked` contains (trait bits, row number) for each row, in row
         order."""
         for mask, number in marked:
             self.masks[mask] += 1
@@ -399,8 +399,8 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems, plus one that counts the rest for each code with more problems than
-        stored."""
+        """Return all stored problems. For each code with more problems than were stored, add one problem that
+        gives the number of the others."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():
@@ -427,21 +427,22 @@ class Total(Tally):
 
 # Estimate the tokens of a large file, with an interval, from a sample of its rows.
 #
-# The file is divided into equal stretches, and the row at one random byte of each is counted. Their average
-# tokens per byte estimate the file's: rows are sampled in proportion to their length,
-# so a few long rows among many short ones are not missed. Rows with errors have no tokens, as in a full
-# count. The interval includes a margin for unsampled rows with few bytes but many tokens.
+# The file is divided into stretches of equal size. In each, the row at a random byte is tokenized. The
+# average number of tokens per byte of these rows is the estimate for the file. Rows are sampled in
+# proportion to their length, so a few long rows among many short ones are not missed. Rows with errors
+# count as zero tokens, as in a full count. The interval includes a margin for unsampled rows with few bytes
+# but many tokens.
 
 PLACES = 2000
-"""Number of positions in the file at which rows are sampled. Rows sampled twice count once."""
+"""Number of positions in the file at which rows are sampled. A row sampled twice has double weight."""
 LEAST_BYTES = 8 << 20
-"""Size below which a file is counted completely, because sampling would not be faster."""
+"""Size, in bytes, below which a file is counted completely, because sampling would not be faster."""
 _QUANTILE = 2.576
 """Quantile of the normal distribution for `COVERAGE`. The sample is stratified, so its error is smaller than
 this estimate for random positions."""
 _UNMET = math.log(2 / (1 - COVERAGE / 100))
-"""Fraction of the file that the sample may have missed entirely, multiplied by the number of positions. The
-error estimate does not include this part."""
+"""Upper bound, with confidence `COVERAGE`, of the fraction of the file that the sample missed entirely,
+multiplied by the number of positions. The normal approximation does not cover this part."""
 _DENSEST = 1.0
 """Maximum number of tokens per byte in unsampled text. A token is rarely shorter than a byte."""
 _BLOCK = 16 << 10
@@ -453,7 +454,7 @@ class Sample:
 
     tokens: float = 0.0
     half_width: float = 0.0
-    """Half-width of the interval around `tokens`."""
+    """Half-width of the confidence interval around `tokens`, in tokens."""
     trained: float = 0.0
     lengths: array[int] = field(default_factory=lambda: array("I"))
     """Number of tokens in each sequence of the sampled rows."""
@@ -471,7 +472,7 @@ def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -
     counted: dict[int, tuple[int, Lengths | None]] = {}
     met: list[int] = []
     start = end = 0
-    # Not memory-mapped: if the file were truncated during the scan, this process would crash.
+    # The file isn't memory-mapped, because this process would crash if it were truncated during the scan.
     with rows_file(task.path) as file:
         for place in _places(task.end, places, seed):
             if place >= end:
@@ -539,7 +540,7 @@ def _estimated(size: int, counted: dict[int, tuple[int, Lengths | None]], met: l
         sample.trained += share * sum(lengths.trained)
         sample.lengths.extend(sequences)
         sample.weights.extend([share] * len(sequences))
-    # A sample doesn't know the row numbers.
+    # The row numbers of sampled rows are unknown.
     sample.remarks = tuple(
         replace(one, count=max(1, round(rows[text])), first=()) for text, one in remarks.items()
     )

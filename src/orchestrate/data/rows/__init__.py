@@ -155,7 +155,8 @@ def messages_of(example: Example) -> list[ChatMessage]:
 
 
 KEPT_PER_CODE = 100
-"""Maximum number of rows stored per code, to limit memory. One additional problem counts the other rows."""
+"""Maximum number of problems stored per code, to limit memory use. One additional problem gives the number of
+the other rows."""
 
 
 @dataclass(frozen=True)

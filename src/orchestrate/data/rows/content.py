@@ -2,7 +2,7 @@
 
 First, a filter over the texts of many rows finds candidates: hyperscan if it is installed, otherwise a search
 for the patterns' literals. Then the exact pattern, and its checksum if it has one, confirms each candidate in
-its text. Both filters therefore give the same results.
+its text. The results are therefore the same with and without hyperscan.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""First UTF-8 byte of every character that can occur after the first character in a wrongly decoded
-sequence."""
+"""Possible first UTF-8 bytes of the characters that result from wrongly decoding a UTF-8 continuation
+byte."""
 
 
 @cache
@@ -424,7 +424,7 @@ def _filters() -> tuple[list[bytes], list[int]]:
     """Return the expressions of the automaton and their flags."""
     expressions: list[bytes] = []
     for pattern in PATTERNS:
-        # The other regexes are slow and rarely more selective than their literals.
+        # Regexes of other codes are slow and rarely more selective than their literals.
         searchable = pattern.code in ("secret", "personal-data")
         literals = b"|".join(b"".join(b"\\x%02x" % byte for byte in each) for each in pattern.literals)
         expressions.append(_sieve(pattern) if searchable else literals)

@@ -283,7 +283,7 @@ def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
     return 0, found
 
 
-# Plain integers, because combining flags takes a microsecond each time.
+# Plain integers, because combining `IntFlag` values takes about a microsecond each time.
 TOOLS, IMAGES, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
     t.value
     for t in (Trait.TOOLS, Trait.IMAGES, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS, Trait.SEVERAL_TRAINED)
@@ -437,7 +437,8 @@ def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]
     for begin, end in spans:
         if not at < begin < end <= len(text):
             message = (
-                f"{begin} to {end} overlaps another span or lies outside the text ({len(text)} characters)"
+                f"the span {begin} to {end} is empty, out of order, touches the previous span, or lies "
+                f"outside the text ({len(text)} characters)"
             )
             return [problem("bad-weight", message, field=field)]
         at = end
@@ -496,7 +497,8 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
 
 
 MOST_SIZES = 1000
-"""Number of image sizes that are counted separately. Others are rounded up to a multiple of `STEP`."""
+"""Number of image sizes that are counted separately. Width and height of other images are rounded up to a
+multiple of `STEP` pixels."""
 STEP = 32
 _HEAD = 64 << 10
 """Number of leading bytes that contain the size of nearly every image. For other images, all bytes are
@@ -504,8 +506,8 @@ read."""
 
 
 class Picture(NamedTuple):
-    """Properties of an image that determine its cost. Pixels are `None` if unknown: an image by URL, an
-    unknown file type, or a missing file."""
+    """Properties of an image that determine its cost. `width` and `height` are in pixels. They are `None` for
+    a remote image, an unknown file type or a missing file."""
 
     width: int | None
     height: int | None

@@ -79,7 +79,7 @@ def _ranked(row: Row) -> Read:
     prompt, found = preferences.side(row[name], "user", name)
     found = [*found, *unread(_beside(row[place]), (), place)]
     if len(ordered) > 2:
-        message_ = f"unused: {len(ordered) - 2} answers between the best and the worst"
+        message_ = f"{len(ordered) - 2} answers between the best and the worst are not used"
         found = [*found, problem("extra-fields", message_, field=place)]
     example = PreferenceExample(
         prompt=with_system(row, prompt, found),

@@ -215,7 +215,7 @@ _ITEM = frozenset(
         "encrypted_content", "phase",
     }
 )  # fmt: skip
-"""Fields of a Response's items that are read or irrelevant to a model."""
+"""Fields of a Response's items that are either read, or irrelevant to a model."""
 
 
 def _is_stored(row: Row) -> bool:
@@ -244,7 +244,8 @@ REQUEST = frozenset(
 )  # fmt: skip
 """Parameters of a request and metadata of an answer, which training never uses."""
 NOTES = frozenset({"metadata", "child_runs", "observations"})
-"""Fields that contain labels or other recorded calls. They are reported only if they contain text."""
+"""Fields that contain labels or other recorded calls. They are reported as unused only if they contain
+prose."""
 _SPEND = frozenset(
     {
         "request_id", "call_type", "api_key", "spend", "total_tokens", "prompt_tokens", "completion_tokens",
@@ -333,7 +334,7 @@ _KWARGS = frozenset(
         "tool_calls", "tool_call_id", "example", "artifact",
     }
 )  # fmt: skip
-"""Fields of LangChain's messages that are read or irrelevant to a model."""
+"""Fields of LangChain's messages that are either read, or irrelevant to a model."""
 
 
 def _generated(value: Any) -> Row | None:
@@ -515,8 +516,8 @@ RECORDERS = (
 
 
 def exchange(request: Row, response: Row, place: str) -> Read:
-    """Read one chat request with its response: chat completions, Responses, or Messages with their
-    content in blocks."""
+    """Read one chat request with its response. Supports chat completions, Responses, and Messages with
+    content blocks."""
     if response.get("choices"):
         return read_stored({"request": request, "response": response})
     if response.get("output"):

@@ -183,8 +183,8 @@ def _is_rl(row: Row) -> bool:
 
 
 _PROMPTS = frozenset({"query", "question", "instruction", "input", "context", "system"})
-"""Columns that contain a pair's prompt or part of it. If one has a value, the answers' common prefix is not
-the prompt."""
+"""Columns that contain a pair's prompt or part of it. If a row with text answers has one of them, the common
+prefix of the answers is not used as the prompt."""
 
 
 def _is_implicit(row: Row) -> bool:

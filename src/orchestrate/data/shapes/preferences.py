@@ -280,16 +280,16 @@ def _transcript(text: str) -> list[ChatMessage]:
     return [message("system", before.strip()), *said] if before.strip() else said
 
 
-# Unpaired preferences (KTO): one answer to a prompt, labeled good or bad. The formats
-# of TRL and LLaMA-Factory (a conversation in OpenAI, ShareGPT or Alpaca format with a tag).
+# Unpaired preferences (KTO): one answer to a prompt, labeled good or bad. Reads the formats of TRL and
+# LLaMA-Factory (a conversation in OpenAI, ShareGPT or Alpaca format with a tag).
 
 TAGS = frozenset({"label", "kto_tag"})
 """Fields that contain the label. Training on all answers in such rows would also teach the bad ones."""
 
 
 def is_trl(row: Row) -> bool:
-    """Return whether a row is a prompt with a completion and a label in TRL's unpaired format. A `label`
-    column with classes, such as words, belongs to a different task."""
+    """Return whether a row is a prompt with a completion and a label in TRL's unpaired format. If its `label`
+    is a class, such as a word, and not a verdict, the row belongs to a different task."""
     labels = (row.get("label"), row.get("kto_tag"))
     return {"prompt", "completion"} <= row.keys() and any(map(_may_label, labels))
 

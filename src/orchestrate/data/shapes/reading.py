@@ -44,8 +44,8 @@ _NONE: Mapping[str, Any] = {}
 
 
 class ReadRow(msgspec.Struct, frozen=True, gc=False):
-    """The result of reading one row. `example` is `None` if the row has an error, and no output includes such
-    a row."""
+    """The result of reading one row. `example` is `None` if the row has an error, in which case the row is
+    not written to any output."""
 
     example: Example | None
     traits: int = 0
@@ -69,8 +69,8 @@ class RowReading:
         return known.BY_NAME[self.format]
 
     def read(self, line: bytes) -> ReadRow:
-        """Read the row in one line of JSON, with or without its line ending. Never raises for invalid
-        content."""
+        """Read the row in one line of JSON, with or without its line ending. Never raises an exception for
+        invalid content."""
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:
             try:
@@ -136,7 +136,7 @@ def parse(line: bytes) -> tuple[Any, Problem | None]:
     except RecursionError:
         return None, problem("too-deep")
     except UnicodeDecodeError as error:
-        return None, problem("encoding", f"byte {error.start + 1} of a text is not valid UTF-8")
+        return None, problem("encoding", f"byte {error.start + 1} of a string is not valid UTF-8")
     except msgspec.DecodeError as error:
         return None, _why_not_json(line, str(error))
 

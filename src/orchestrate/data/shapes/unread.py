@@ -49,7 +49,7 @@ MEANING = {
         "whether the answer is good",
     ),
     **dict.fromkeys(("tools", "functions"), "the tools"),
-    **dict.fromkeys(("role", "parent_id"), "the speaker (--thread groups such rows)"),
+    **dict.fromkeys(("role", "parent_id"), "the speaker (use --thread to group such rows)"),
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking"), "the reasoning"),
 }
 """Columns that change what a row teaches, in any format."""
