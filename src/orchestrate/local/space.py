@@ -27,7 +27,7 @@ def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None
     if free >= whole:
         return None
     return (
-        f"the disk has {size(free)} free, but {count(kept, 'checkpoint')} need {size(whole)}. "
+        f"the disk has {size(free)} free, but the result and {count(kept, 'checkpoint')} need {size(whole)}. "
         f"If the disk fills up, training continues without new checkpoints"
     )
 

@@ -85,7 +85,7 @@ def test_a_vocabulary_that_llama_cpp_cuts_otherwise_is_refused(tmp_path: Path) -
     tuned = TunedModel("t", adapter, str(TINY), "adapter")
     with pytest.raises(
         UsageError,
-        match="does not know this model's pre-tokenizer",
+        match="does not support this model's pre-tokenizer",
     ):
         export(tuned, "gguf", tmp_path / "x")
     assert not (tmp_path / "x").exists()

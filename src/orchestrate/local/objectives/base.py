@@ -1,4 +1,4 @@
-"""Compute the gradient of an optimizer step, or an evaluation. Losses are summed over micro-batches and
+"""Compute the gradient of an optimizer step, or evaluate the model. Losses are summed over micro-batches and
 divided by the entire batch's weight, so the split into micro-batches only changes rounding."""
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
 from orchestrate.local.model.loaded import Loaded, OutputHead
 from orchestrate.local.model.shortcuts.kernels import common_start, line_up
 
-# Losses that never hold the logits of all tokens: the head is applied to trained tokens only, a block at a
-# time.
+# To save memory, these losses never hold the logits of all tokens. The head is applied only to trained
+# tokens, one block at a time.
 
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -108,8 +108,8 @@ class Preference:
     """DPO (Rafailov et al. 2023) and related losses, with the formulas from their papers. The margin is from
     Meng et al. 2024, and `rpo_alpha` from Pang et al. 2024. `orpo` is from Hong et al. 2024, where `beta` is
     called lambda. `label_smoothing` is the probability that a pair's labels are flipped (Mitchell 2023).
-    `ipo` is from Azar et al. 2023, eq. 17, where `beta` is called tau. Its log-ratios are means over tokens,
-    as the authors confirmed to TRL's developers."""
+    `ipo` is from Azar et al. 2023, eq. 17, where `beta` is called tau. For IPO, log-ratios are means over
+    tokens, as the authors confirmed to TRL's developers."""
 
     beta: float = 0.1
     normalize_by_length: bool = False
@@ -178,7 +178,7 @@ class Desirability:
         return weights * (1 - torch.sigmoid(self.beta * gain))
 
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -241,10 +241,10 @@ def collate(
     share: bool = False,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> TrainingBatch:
-    """Combine the rows with these numbers into one model input. With `packing`, several rows share a
-    sequence. With `line`, all rows are in one sequence. Otherwise, each row has its own. With `line` and
-    `share`, a prefix that several rows have in common appears only once. `layout_of` computes additional
-    inputs for packed rows from their position ids."""
+    """Combine the rows at these indices into one model input. By default, each row is a sequence. With
+    `packing`, a sequence may contain several rows. With `line`, all rows are in one sequence, and with
+    `share` too, a prefix that several rows have in common appears in it only once. `layout_of` computes
+    additional inputs for packed rows from their position ids."""
     whole = [rows.row(i) for i in numbers]
     parts = [_TargetRow.of(*row) for row in whole]
     if line:
@@ -302,7 +302,8 @@ def _in_line(
     shared = [0] * len(families)
     for f, members in enumerate(families):
         if share and len(members) > 1:
-            # The last shared token may predict different ones, so it must not be a trained place.
+            # Share no position that predicts a trained token, because the predicted tokens may differ between
+            # rows.
             limit = min(int(parts[r].places[0]) if len(parts[r].places) else 0 for r in members)
             shared[f] = common_start([parts[r].ids for r in members], limit)
     line = line_up([p.ids for p in parts], families, shared)
@@ -363,7 +364,7 @@ class Objective:
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
     def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:
-        """Return the total loss weight of these examples. Their summed loss is divided by it."""
+        """Return the total loss weight of these examples, by which their summed loss is divided."""
         return float(sum(rows.row(i)[1][1:].sum() for i in examples))
 
     def collate(self, rows: EncodedRows, numbers: Sequence[int]) -> TrainingBatch:
@@ -395,7 +396,8 @@ class Objective:
         return loss, correct, None
 
     def longest(self, rows: EncodedRows, examples: Sequence[int]) -> int:
-        """Return the number of tokens in the smallest possible micro-batch, which must fit in memory."""
+        """Return the length of the longest example in tokens, which is the lowest possible token limit of a
+        micro-batch."""
         return max(int(rows.lengths[i]) for i in examples)
 
     def to_lower(self, values: dict[str, float]) -> float:
@@ -403,8 +405,8 @@ class Objective:
         return values["valid_loss"]
 
     def run(self, rows: EncodedRows, examples: Sequence[int], total: float, *, backward: bool) -> Sums:
-        """Compute the loss of some examples. With `backward`, divide its gradient by `total` and add it to
-        the parameters' gradients."""
+        """Compute the loss of some examples. With `backward`, also compute the gradient of the loss, divide
+        it by `total`, and add it to the parameters' gradients."""
         numbers = rows.rows_of(examples)
         batch = self.collate(rows, numbers)
         with torch.set_grad_enabled(backward), self.precision():
@@ -434,8 +436,8 @@ class Objective:
     def part(
         self, rows: EncodedRows, examples: Sequence[int], total: float, max_tokens: int, max_rows: int
     ) -> Sums:
-        """Compute the gradient of some of a step's examples. `total` is the total weight of all examples in
-        the step."""
+        """Compute the part of a step's gradient that comes from these examples. `total` is the total weight
+        of all examples in the step."""
         sums = Sums()
         for part in self.parts(rows, examples, max_tokens, max_rows):
             add(sums, self.run(rows, part, total, backward=True))

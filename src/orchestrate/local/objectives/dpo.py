@@ -31,7 +31,7 @@ from orchestrate.local.objectives.base import (
     token_losses,
 )
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -46,8 +46,8 @@ class JudgedObjective(Objective):
         return self.log_probabilities(self.collate(rows, numbers))[0]
 
     def log_probabilities(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute each row's weighted sum of log-probabilities of trained tokens [rows] and its total weight
-        [rows]. Also returns the number of correctly predicted tokens."""
+        """Compute for each row the weighted sum of its trained tokens' log-probabilities [rows] and the sum
+        of their weights [rows]. Also returns the number of correctly predicted tokens."""
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         nothing = torch.zeros(batch.rows, device=losses.device, dtype=losses.dtype)
         lengths = nothing.index_add(0, batch.row, batch.weights.to(losses.dtype))
@@ -91,13 +91,13 @@ def with_reference(
     """Add the current model's log-probabilities to the rows as the reference. Values that an earlier worker
     stored in `folder/reference.npy` are reused. `check_requests` is called before each micro-batch and may
     raise. With a sharded model, `agreed` returns the first process's value in all processes, so that they
-    compute the same micro-batches. Only a process that sets `keeps` stores the results."""
+    compute the same micro-batches. Only processes called with `keeps` store the results."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.evaluation_mode(), torch.no_grad(), objective.precision():
         for part in micro_batches(range(rows.examples), rows.lengths, max_tokens, MOST_ROWS):
             numbers = rows.rows_of(part)
-            # A part is all or nothing: what is computed beside what changes the last bits.
+            # If any value is missing, compute the entire micro-batch: its composition affects rounding.
             if agreed(kept is not None and bool(np.isnan(kept[numbers]).any())):
                 check_requests()
                 values = objective.loaded.computed(partial(objective.judged, rows, numbers))
@@ -109,7 +109,8 @@ def with_reference(
 
 
 def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
-    """Open a file of numbers that is filled gradually. Missing numbers are NaN."""
+    """Open an array file that is filled gradually, or create it. Values that have not been computed yet are
+    NaN."""
     if path.exists():
         try:
             kept = np.lib.format.open_memmap(path, mode="r+")
@@ -117,7 +118,7 @@ def open_kept(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.
                 return kept
         except (OSError, ValueError):
             pass  # it was damaged
-    # Under another name until all of it is NaN: a new file holds zeros, which would be taken for results.
+    # Fill the file with NaN under a temporary name first. A new file contains zeros, which look like results.
     part = path.with_suffix(".part")
     kept = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     kept[:] = np.nan
@@ -138,10 +139,10 @@ def preference_of(method: Preferences) -> Preference:
     )
 
 
-# Training on unpaired answers, each with a label (KTO).
+# KTO: training on unpaired, labeled answers.
 
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -181,7 +182,7 @@ def _answer(weights: npt.NDArray[np.float32]) -> int:
 
 
 class UnpairedObjective(JudgedObjective):
-    """The KTO loss. Rewards are reported as means per label."""
+    """The KTO loss. Reports the mean reward of each label."""
 
     divisible: ClassVar[bool] = False
 
@@ -222,7 +223,7 @@ class UnpairedObjective(JudgedObjective):
         return _by_label(sums, _labels(rows, batch))
 
     def evaluate(self, rows: EncodedRows, max_tokens: int) -> dict[str, float]:
-        """Compute mean loss and rewards with the same batches as in training, because the loss depends on
+        """Compute the mean loss and rewards. Rows are batched as in training, because the loss depends on
         which rows are in a batch."""
         sums = Sums()
         with self.loaded.evaluation_mode():
@@ -235,8 +236,8 @@ class UnpairedObjective(JudgedObjective):
         }
 
     def estimate(self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int) -> float:
-        """Estimate the model's KL divergence from the reference with this batch's mismatched answers. At
-        least 0."""
+        """Estimate the model's KL divergence from the reference with this batch's mismatched answers. The
+        estimate is at least 0."""
         policy = self.mismatched(rows, batch, max_tokens, max_rows)
         return max(0.0, float((policy - self._reference(rows, batch)).mean()))
 
@@ -293,17 +294,17 @@ def with_mismatched(
     max_tokens: int,
     check_requests: Callable[[], None],
 ) -> EncodedRows:
-    """Add the current model's log-probabilities of mismatched answers to the rows, for each epoch. Values
-    that an earlier worker stored in `folder/mismatched.npy` are reused. `check_requests` is called before
-    each batch and may raise."""
+    """Compute the current model's log-probabilities of each epoch's mismatched answers, and return the rows
+    with them. Values that an earlier worker stored in `folder/mismatched.npy` are reused. `check_requests` is
+    called before each batch and may raise."""
     path = folder / "mismatched.npy"
     kept = open_kept(path, (epochs, rows.examples))
-    # Both may be larger than memory. Which answer it is follows from the seed and is written anew each time.
+    # Both arrays may be larger than memory. `before` is recomputed each time, because the seed determines it.
     before = np.lib.format.open_memmap(folder / "before.npy", mode="w+", dtype=np.int32, shape=kept.shape)
     for epoch in range(epochs):
         for batch in objective.mismatch.batches(rows, epoch):
             before[epoch, batch] = objective.mismatch.before(rows, batch)
-            # A batch is all or nothing: what is computed beside what changes the last bits.
+            # If any value is missing, compute the entire batch: its composition affects rounding.
             if np.isnan(kept[epoch, batch]).any():
                 check_requests()
                 kept[epoch, batch] = objective.mismatched(rows, batch, max_tokens, MOST_ROWS)

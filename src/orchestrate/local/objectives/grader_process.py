@@ -17,7 +17,7 @@ PROCESSES = 512
 
 
 def limit() -> None:
-    """Limit the resources of this process. The code cannot raise the limits again."""
+    """Limit the resources of this process. The grader's code cannot raise them again."""
     try:
         import resource
     except ImportError:  # Windows
@@ -36,7 +36,7 @@ def limit() -> None:
 
 def serve() -> None:
     limit()
-    # What the code prints must not get between the answers.
+    # Send what the code prints to stderr, so it can't mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     me = os.getpid()

@@ -116,9 +116,9 @@ KINDS = ("string_check", "text_similarity", "python", "multi")
 OPERATIONS = ("eq", "ne", "like", "ilike")
 METRICS = ("fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
 ELSEWHERE = {
-    "score_model": "not supported for training on this machine, because it calls a model API per answer",
-    "label_model": "not supported for training on this machine, because it calls a model API per answer",
-    "endpoint": "not supported for training on this machine, because it calls a server per answer",
+    "score_model": "not supported for training on this machine, because it calls a model API for each answer",
+    "label_model": "not supported for training on this machine, because it calls a model API for each answer",
+    "endpoint": "not supported for training on this machine, because it calls a server for each answer",
 }
 _FIELDS = {
     "string_check": {"input", "reference", "operation"},
@@ -137,7 +137,7 @@ _PLACE = re.compile(r"\w[\w.\[\]-]*")
 
 
 class GradingError(Exception):
-    """Raised if one answer could not be graded."""
+    """Raised if an answer cannot be graded."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Grader:
 
     def grade(self, answers: Sequence[str | ReadAnswer], items: Sequence[dict[str, Any]]) -> list[Grade]:
         """Grade each answer, in order. `items` are the rows that the prompts came from. Answers without
-        reasoning and tool calls can be strings."""
+        reasoning or tool calls can be strings."""
         return [self._one(sample_of(a), item) for a, item in zip(answers, items, strict=True)]
 
     def _one(self, sample: dict[str, Any], item: dict[str, Any]) -> Grade:
@@ -235,7 +235,8 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] 
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
         return (
-            f"evaluators only exist on hosted backends. Use a grader whose type is one of {', '.join(KINDS)}"
+            "evaluators are only supported on hosted backends. Use a grader whose type is one of "
+            f"{', '.join(KINDS)}"
         )
     if kind in asks:
         return _model_refusal(grader)
@@ -256,7 +257,8 @@ def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] 
     if kind == "text_similarity" and grader["evaluation_metric"] not in METRICS:
         metrics = ", ".join(METRICS)
         return (
-            f"evaluation_metric {grader['evaluation_metric']!r} is not available here. Use one of {metrics}"
+            f"evaluation_metric {grader['evaluation_metric']!r} is not supported on this machine. "
+            f"Use one of {metrics}"
         )
     return next(filter(None, map(_slot_refusal, _slots(grader))), None)
 
@@ -291,7 +293,7 @@ def _multi_refusal(grader: Mapping[str, Any], allow_code: bool, asks: Sequence[s
         unknown = Formula.parse(str(grader["calculate_output"])).names - {str(n) for n in parts}
     except GradingError as error:
         return f"calculate_output: {error}"
-    return f"calculate_output uses {sorted(unknown)[0]}, which is not a name in graders" if unknown else None
+    return f"calculate_output uses {sorted(unknown)[0]}, which is not defined in graders" if unknown else None
 
 
 def _slots(grader: Mapping[str, Any]) -> list[str]:
@@ -311,7 +313,7 @@ def _slot_refusal(slot: str) -> str | None:
 
 
 def runs_code(grader: Mapping[str, Any]) -> bool:
-    """Return whether a valid grader includes code to run."""
+    """Return True if the grader runs code. The grader must be valid."""
     if grader.get("type") == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return any(map(runs_code, parts.values()))
@@ -319,8 +321,8 @@ def runs_code(grader: Mapping[str, Any]) -> bool:
 
 
 def fields_read(grader: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the row fields that a valid grader's templates use, such as `answer` or `deep.n`. Fields that
-    only code uses are not included."""
+    """Return the row fields that the grader's templates use, such as `answer` or `deep.n`. Excludes fields
+    that only its code uses. The grader must be valid."""
     if grader["type"] == "multi":
         parts: dict[str, dict[str, Any]] = grader["graders"]
         return tuple(sorted({field for part in parts.values() for field in fields_read(part)}))
@@ -473,8 +475,8 @@ class Formula:
         return formula
 
     def value(self, values: Mapping[str, float], *, checking: bool = False) -> float:
-        """Compute the formula's value. Raises `GradingError` if that fails. With `checking`, errors that
-        depend on the numbers, such as a division by zero, are ignored."""
+        """Evaluate the formula. Raises `GradingError` if that fails. With `checking`, errors that depend on
+        the numbers, such as a division by zero, are ignored, and 0 is returned instead."""
         try:
             return float(_value(self.tree, values))
         except RecursionError as error:
@@ -501,4 +503,4 @@ def _value(node: ast.expr, values: Mapping[str, float]) -> float:
             return _FUNCTIONS[name](*(_value(a, values) for a in args))
         case _:
             pass
-    raise GradingError(f"{ast.unparse(node)!r} is not arithmetic on grader names and numbers")
+    raise GradingError(f"{ast.unparse(node)!r} is not allowed in a formula of grader names and numbers")

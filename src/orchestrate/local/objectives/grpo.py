@@ -1,11 +1,11 @@
 """Reinforcement fine-tuning with GRPO (Shao et al. 2024): the model answers each prompt several times, and
-each answer's reward is compared with those of the others. Each optimizer step samples new answers, so
-training is on-policy and no ratio needs clipping. Rewards are centered and scaled within each prompt's group
-of answers. The loss is a mean over the step's answer tokens (Yu et al. 2025), which avoids a bias towards
-long answers. With `kl_beta`, the KL divergence from the initial model is part of the loss. The defaults are
-TRL's."""
+each answer's reward is compared with the rewards of the other answers. Each optimizer step samples new
+answers, so training is on-policy and no ratio needs clipping. Rewards are centered and scaled within each
+prompt's group of answers. The loss is a mean over the step's answer tokens (Yu et al. 2025), which avoids a
+bias towards long answers. With `kl_beta`, the KL divergence from the initial model is part of the loss. The
+defaults are TRL's."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -185,13 +185,15 @@ class PolicyObjective(Objective):
         start = self._log_probabilities_at_start(batch)
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         log_p = -losses
-        # One, with the gradient of the ratio between what is trained and what drew the answers.
+        # The value is 1, but the gradient is that of the probability ratio between trained and sampling
+        # policy.
         ratio = (log_p - log_p.detach()).exp()
         loss = -(ratio * advantages[batch.row]).sum()
         if start is None:
             return loss, None, correct
         apart = start - log_p
-        # Times the ratio the gradient is the divergence's own, not only its estimate's.
+        # The factor `ratio` makes this the gradient of the divergence itself. Without it, the gradient is
+        # biased.
         divergence = (ratio * (apart.exp() - apart - 1)).sum()
         return loss + self.kl_beta * divergence, divergence.detach(), correct
 
@@ -223,8 +225,8 @@ class PolicyObjective(Objective):
 
 @contextmanager
 def padded_attention(model: Any) -> Generator[None]:
-    """Switch to attention that supports left padding within the context. Orchestrate's own attention doesn't
-    support it."""
+    """Use an attention implementation that supports left padding while the context manager is active.
+    Orchestrate's own attention doesn't support it."""
     own = model.config.get_text_config()._attn_implementation
     switched = own.startswith("orchestrate")
     if switched:

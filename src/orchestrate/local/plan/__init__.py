@@ -11,7 +11,7 @@ import msgspec
 from orchestrate.local.model.files import Quantised
 from orchestrate.types import Record
 
-# The sizes of a decoder-only transformer, from its configuration. Torch-free.
+# Dimensions of a decoder-only transformer, read from its configuration. Torch-free.
 
 
 LLAMA_LIKE = frozenset(
@@ -34,10 +34,11 @@ gated feed-forward network and two norms."""
 OTHER_LAYER = 1.4
 """Activation memory of other families' layers, relative to Llama. Gemma 3 was measured at 1.2 to 1.4."""
 MOE_LAYER = 1.2
-"""Factor on activation memory for full fine-tuning of a mixture of experts. Not measured."""
+"""Factor by which a mixture of experts needs more activation memory in full fine-tuning. Not measured."""
 FROZEN_MOE_LAYER = 1.06
-"""Factor on activation memory for training an adapter on a mixture of experts. With it, plans were 2 to 5%
-above measurements with 1, 2 and 4 of 4 experts active and rows of 128 to 1,024 tokens."""
+"""Factor by which a mixture of experts needs more activation memory when an adapter is trained. With this
+factor, plans were 2 to 5% above measurements with 1, 2 and 4 of 4 experts active and rows of 128 to 1,024
+tokens."""
 QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
 """Model families that normalize queries and keys."""
 
@@ -68,7 +69,8 @@ class ModelShape(Record, frozen=True, kw_only=True):
     held: float | None = None
     """Bytes per parameter of the linear layers, if they stay quantized in memory. Otherwise `None`."""
     held_by: str | None = None
-    """Quantization method of the files, if its bytes per parameter are unknown."""
+    """Name of the weight files' quantization method, if its bytes per parameter are unknown. Otherwise
+    `None`."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:

@@ -1,4 +1,5 @@
-"""Plan how a job fits into a machine's memory, and how many tokens each forward pass may have. Torch-free."""
+"""Plan how a job fits into a machine's memory, and how many tokens each forward pass may contain.
+Torch-free."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def _is_particular(adapter: AdapterSettings) -> bool:
 
 
 def rows_of(method: Method, hyper: Hyper, lengths: Mapping[int, int]) -> tuple[Mapping[int, int], int]:
-    """Return the arguments `lengths` and `most_rows` of `fit`: the number of examples of each length in
+    """Compute the arguments `lengths` and `most_rows` for `fit`: the number of examples of each length in
     tokens, and the maximum number of examples per forward pass. If the method samples answers, an example is
     a prompt with an answer of maximum length."""
     samples = _samples(method)

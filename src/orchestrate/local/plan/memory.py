@@ -23,7 +23,7 @@ from orchestrate.local.plan import FROZEN_MOE_LAYER, MOE_LAYER, NAMES, OTHER_LAY
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Record
 
-# What each optimizer keeps for a trained parameter, and what has to be installed for it. Torch-free.
+# Optimizer state per trained parameter, and the packages that optimizers need. Torch-free.
 
 
 EIGHT_BIT = 1 + 4 / 256
@@ -62,8 +62,8 @@ def state_bytes(optimizer: str, rank: int | None) -> float:
 
 
 def require(optimizer: str, find: Callable[[str], object | None] = find_spec) -> None:
-    """Raise `OptimizerMissing` if the optimizer's package is missing. Doesn't import packages. `find` locates
-    a package."""
+    """Raise `OptimizerMissing` if the optimizer's package is missing or too old. Doesn't import packages.
+    `find` returns `None` for a package that is not installed."""
     if optimizer.startswith("schedule_free") and find("schedulefree") is None:
         raise OptimizerMissing(
             f"optimizer {optimizer} needs the package schedulefree, which is not installed",
@@ -178,7 +178,7 @@ same as `kernels.SHORT_ROW`."""
 BLOCK = 128
 """Number of queries in a block of attention, the same as `kernels.BLOCK`."""
 OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
-"""Bytes of memory that libraries use. On a CPU, 530 to 600 MiB of a worker's resident memory was not tensors
+"""Bytes of memory used by libraries. On a CPU, 530 to 600 MiB of a worker's resident memory was not tensors
 (torch 2.13). On a GPU, the value is typical for the driver's context and kernels, but not measured."""
 SLACK = 0.05
 """Fraction of temporary memory that the allocator loses to fragmentation."""
@@ -205,7 +205,7 @@ class Setup(Record, frozen=True, kw_only=True):
     longest: int = 2048
     """Length of the longest row in tokens."""
     trained: float = 1.0
-    """Fraction of tokens with a loss. Other tokens don't reach the output layer."""
+    """Fraction of tokens that are trained. Other tokens don't reach the output layer."""
     pairs: bool = False
     judged: bool = False
     """True if the loss uses the log-probabilities of individual answers rather than pairs."""
@@ -359,16 +359,17 @@ def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:
     wide = shape.feed_forward * shape.experts_used
     full, ours = setup.adapter == "full", device == "cpu" and setup.adapter != "full"
     b = setup.bytes
-    # transformers' norm keeps its input in 32 bits, ours (kernels.py) its result in the model's precision;
-    # one that is trained keeps both.
+    # For the backward pass, transformers' norm stores its input in fp32, and our norm (kernels.py) stores its
+    # result in the model's precision. A trained norm stores both.
     own, work = (8 * h + 4, 12 * h) if full else (b * h + 4, 14 * h) if ours else (4 * h + 4, 20 * h)
     norm = own + b * h
     attention = b * (q + 2 * kv)
     if shape.qk_norm:
         attention += (2 * b if full else b if ours else 4) * (q + kv) + 4 * (shape.heads + shape.kv_heads)
     if device == "cpu" and setup.longest <= SHORT_ROW:
-        # A block's weights end with its last query and are kept in the model's own precision. Of one row at a
-        # time its scores and their softmax are there in 32 bits, or a gradient and what is made of it.
+        # A block's attention weights extend to its last query and are stored in the model's precision. In
+        # addition, one row at a time has its scores and softmax in fp32, or in the backward pass its
+        # gradients.
         block = min(BLOCK, setup.longest)
         scores = shape.heads * block / setup.rows
         attention += b * shape.heads * (setup.longest + block) / 2
@@ -380,14 +381,15 @@ def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:
     if shape.experts > 1 and not full:
         feed_forward = _experts(shape, setup)
     if setup.dropout and not full:
-        # peft's own forward: a 32-bit input after dropout and its mask for each linear layer, and what these
-        # read is not kept besides.
+        # With dropout, peft's own forward pass runs. For each linear layer, it stores the fp32 input after
+        # dropout and the dropout mask, but not the input before dropout.
         each = 8 if device == "cpu" else 5
         norm -= b * h
         feed_forward += each * (5 * h + q + wide) - b * wide - b * q
         low *= 2
     if setup.dora and not full:
-        # peft's forward again: each input and each low-rank product in 32 bits, and the base's own result.
+        # With DoRA, peft's own forward pass runs too. It stores inputs and low-rank products in fp32, and the
+        # base layer's output.
         norm -= b * h
         feed_forward += 4 * (5 * h + q + wide) - b * (wide + q) + (4 + b) * (q + 2 * kv + 2 * h + 2 * wide)
         low *= 2
@@ -416,9 +418,9 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     layer = _layer(shape, setup, device)
     trainable = shape.parameters if full else _adapter(shape, setup)
     gradients = 4 * trainable if setup.accumulates else 0
-    # Products in 16 bits read the adapter in as many; backward keeps those copies.
+    # 16-bit matmuls use 16-bit copies of the adapter's weights, which are kept for the backward pass.
     copies = 2 * trainable if b == 2 else 0
-    # With frozen embeddings the first norm needs no gradient.
+    # If the embeddings are frozen, the first norm needs no gradient.
     first = 0 if full else layer.norm - layer.norm_output
     if setup.gradient_checkpointing:
         before, last = b * h * shape.layers * tokens, 0.0
@@ -430,16 +432,19 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     kept = before + last + final * tokens
     logits, head_gradient = _head(shape, setup)
     table = 4 * shape.vocabulary * shape.hidden if full else 0
-    # Tied, the output layer's gradient waits for that of the embeddings, and their sum is a third.
+    # If embeddings are tied, the output layer's gradient is kept until the embeddings' gradient is computed.
+    # Their sum is a third tensor of this size.
     waiting = table if shape.tied else 0
     chosen = 2 * b * h * tokens * setup.trained  # hidden states of the trained tokens, and their gradient
     yield _Moment("the output layer", kept + chosen, max(logits, head_gradient), gradients)
     yield _Moment("the last norm", kept + waiting + layer.norm_work * tokens, 0, gradients)
-    # A frozen 4-bit weight is spread out, a trained one's new gradient stands beside the sum.
+    # A frozen 4-bit weight is dequantized. A trained weight has a new gradient in addition to the accumulated
+    # one.
     kind = setup.adapter if full or shape.held is None else "qlora"
     weight = {"qlora": b, "lora": 0, "full": 4}[kind] * h * shape.feed_forward
     if setup.dora:
-        # peft makes each norm from an identity matrix, the adapter's product and the sum, in 32 bits.
+        # peft computes DoRA's weight norms in fp32 from an identity matrix, the adapter's product, and the
+        # sum of product and weight.
         weight += 4 * shape.feed_forward * (shape.feed_forward + 3 * h)
     inside = before + waiting + copies + b * h * tokens  # and the gradient of the layer's output
     work = 4 * wide + 8 * h if setup.dropout and not full else 2 * b * wide
@@ -454,7 +459,7 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     yield _Moment("attention, forward", inside + (attention + layer.attention_forward) * tokens, 0, gradients)
     if setup.drawn:
         cache = kv_cache_bytes(shape, setup.drawn, setup.longest, b)
-        # The prompts go through one layer after the other; a layer's cache is copied when it grows.
+        # All prompts pass through one layer at a time. A layer's cache is copied when it grows.
         passing = (2 * b * wide + 4 * b * h) * setup.drawn * setup.longest + cache / shape.layers
         yield _Moment("sampling answers", cache + passing, 12 * setup.drawn * shape.vocabulary, 0)
     if full:
@@ -467,7 +472,8 @@ def _head(shape: ModelShape, setup: Setup) -> tuple[float, float]:
     block = max(16, LOGITS // shape.vocabulary)
     size = min(round(setup.tokens * setup.trained), block) * shape.vocabulary
     if setup.adapter == "full":
-        # Log-softmax, its gradient and theirs, in 32 bits; then the weight's gradient beside the last.
+        # First the log-softmax, its gradient and the logits' gradient, all in fp32. Then the logits' gradient
+        # and the weight's gradient.
         return 12 * size, 4 * size + 4 * shape.vocabulary * shape.hidden
     if setup.pairs or setup.judged or setup.drawn:
         return 12 * size, 0

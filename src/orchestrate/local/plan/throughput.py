@@ -1,8 +1,8 @@
 """Estimate how fast this machine trains, based on finished runs, on `orchestrate local bench`, or on its
 hardware. Torch-free. Each token takes about 4 operations per frozen weight (2 in the forward pass, 2 for the
-gradient of the activations) and 6 per trained weight. Attention and the adapter are within the error band.
-One number, operations per second in a training step, can therefore be measured with one model and used for
-others of similar size."""
+gradient of the activations) and 6 per trained weight. The operations of attention and the adapter are few
+enough to be covered by the error band. Therefore, one number, the operations per second in a training step,
+can be measured with one model and used for others of similar size."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from orchestrate.core.files import opener, private_folder, write_whole
 from orchestrate.local import machine
 from orchestrate.types import Record, decoding
 
-# What finished runs on this machine took. Each worker adds a line when its run has succeeded; quotes are
-# fitted to them, and their bands to how far earlier estimates were off. Torch-free.
+# Speeds of finished runs on this machine. Each worker appends a line when its run succeeds. Quotes are fitted
+# to these lines, and the quotes' error bands to the errors of earlier estimates. Torch-free.
 
 
 READ_SHARE = 1 / 3
@@ -167,17 +167,18 @@ def startups(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLo
 
 def combined(points: Sequence[KnownLog], *, least: float, errors: Sequence[float] = ()) -> Estimate:
     """Compute the weighted mean of the points. The error band depends on the points' expected errors and on
-    `errors`, the errors of earlier estimates in logarithms. `least` is the minimum expected error."""
+    `errors`, the logarithmic errors of earlier estimates. `least` is the minimum expected error."""
     weights = [1 / point.off**2 for point in points]
     mean = sum(w * p.log for w, p in zip(weights, points, strict=True)) / sum(weights)
     expected = max(least, sum(weights) ** -0.5)
-    # As if two estimates had been off by what was expected of them.
+    # The expected error counts as much as two observed errors.
     off = math.sqrt((2 * expected**2 + sum(e**2 for e in errors)) / (2 + len(errors)))
     return Estimate(value=math.exp(mean), factor=math.exp(NINETY_PERCENT * off))
 
 
 def errors(kind: ThroughputKey, paces: Sequence[MeasuredPace], told_by: str) -> list[float]:
-    """Return the errors, in logarithms, of earlier estimates from the same source for similar runs."""
+    """Return the logarithmic errors of earlier estimates for similar runs, if they come from the same
+    source."""
     found = [
         math.log(pace.tokens / pace.seconds / pace.told)
         for pace in paces
@@ -211,10 +212,10 @@ UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
 """Speed of a CPU in fp32 as a fraction of its speed in 16 bits."""
 UNMEASURED = 0.8
-"""Expected error, in logarithms, for an unmeasured machine: a factor of 2.2. The factor exceeds 3.7 in 10% of
-cases."""
+"""Expected logarithmic error for an unmeasured machine: a factor of 2.2. The error exceeds a factor of 3.7 in
+10% of cases."""
 UNPROVED = 0.4
-"""Minimum expected error, in logarithms, of an estimate that no later run has confirmed. Later runs have
+"""Minimum expected logarithmic error of an estimate that no later run has confirmed. Later runs have
 different rows and share the machine with other processes."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
 """Startup time in seconds (libraries, model, encoding), if no run has measured it."""
@@ -295,7 +296,7 @@ def kind_of(
     threads: int | None = None,
     device: str | None = None,
 ) -> ThroughputKey:
-    """Return the key of a run that would be started on this machine now."""
+    """Return the key of a run started on this machine now."""
     gpu = next(iter(machine.gpus()), None) if device != "cpu" else None
     return ThroughputKey(
         device=gpu.name if gpu else "cpu",
@@ -375,4 +376,4 @@ def _source(kind: ThroughputKey, ran: list[MeasuredPace], home: Path, told_by: s
         )
         return f"measured on this machine with {nearest.model} on {nearest.measured_on}"
     measured = "orchestrate local bench" if place is None else f"train once on {place}"
-    return f"estimated for {what} (to measure it: {measured})"
+    return f"estimated for {what} (to measure the speed: {measured})"

@@ -22,7 +22,7 @@ from orchestrate.data.rows import (
 from orchestrate.errors import DataError
 from orchestrate.local.encoding import decode_prompt, decode_row
 
-# What a served model is asked: conversations of every kind, and prompts of the data. No torch here.
+# Prompts for a served model: conversations of various kinds, and prompts from the data. Torch-free.
 
 
 CANDIDATES = 16
@@ -53,7 +53,7 @@ WEATHER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ProbePrompt:
-    """A prompt: a conversation without its next answer, or a string to continue."""
+    """A prompt: a conversation to answer, or a string to continue."""
 
     messages: tuple[ChatMessage, ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
@@ -72,9 +72,9 @@ def _said(*turns: tuple[str, str]) -> tuple[ChatMessage, ...]:
 
 
 def probes(marks: Sequence[str]) -> list[ProbePrompt]:
-    """Build the built-in prompts: conversations of kinds that servers often render differently. `marks` are
-    the model's special tokens as text. One of the prompts contains a special token, because servers differ
-    most in how they handle special tokens."""
+    """Build the built-in prompts: conversations with features that servers often render differently. `marks`
+    are the model's special tokens as text. One of the prompts contains a special token, because servers
+    differ most in how they handle special tokens."""
     mark = next((m for m in marks if len(m) > 2), "<|endoftext|>")
     hello = ("user", "Name three rivers.")
     return [
@@ -111,7 +111,8 @@ def of_data(path: Path, most: int) -> list[ProbePrompt]:
 
 
 def of_example(example: Example) -> ProbePrompt | None:
-    """Return the prompt of a row, which is the part before the last answer, or `None` if there is none."""
+    """Return the prompt of a row, which is the part before the last answer. Returns `None` if that part is
+    empty."""
     match example:
         case ChatExample():
             last = max((n for n, m in enumerate(example.messages) if m.role == "assistant"), default=0)

@@ -1,7 +1,7 @@
 """Build the fingerprint of a tuned model: the prompts on which it differs most from its base, with the
 answers and log-probabilities computed during training. Imports torch."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from orchestrate.local.proof import (
 from orchestrate.types import Canary, Probe, Said, Sheet
 
 CLEAR = 0.125
-"""Minimum difference in nats between the model's token and the alternative: two steps of a bf16 logit. If the
-difference is smaller, rounding in another engine or batch may reverse the order, so the answer does not
-identify the model."""
+"""Minimum difference in nats between the log-probabilities of the model's token and the alternative: two
+steps of a bf16 logit. If the difference is smaller, rounding in another engine or batch may reverse the
+order, so the answer does not identify the model."""
 
 
 @dataclass(frozen=True)

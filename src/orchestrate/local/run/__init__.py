@@ -27,8 +27,8 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.job import LocalJob
 from orchestrate.types import Event, JobError, JobStatus, MetricPoint, Record
 
-# Which process works on a job, and whether it still lives. A process id alone does not tell: ids are used
-# again, so the start time is kept beside it.
+# Identify a job's worker process and check that it is alive. Process ids are reused, so the start time is
+# stored too.
 
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
@@ -112,7 +112,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-# The run directory: all that a local job is, on disk. No torch here.
+# The run directory, which contains everything about a local job. Torch-free.
 
 
 R = TypeVar("R", bound=Record)
@@ -201,7 +201,7 @@ class RunDir:
     def exists(self) -> bool:
         return (self.path / "job.json").is_file()
 
-    # -- what to do ------------------------------------------------------------------------------------------
+    # -- the job ---------------------------------------------------------------------------------------------
 
     @classmethod
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
@@ -231,10 +231,10 @@ class RunDir:
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RunFailed(
                 f"this version of Orchestrate cannot read the job in {path}: {error}",
-                fix="submit the run again. You can delete this folder",
+                fix="submit the run again. You can delete the run's folder",
             ) from error
 
-    # -- where it stands -------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     def state(self) -> JobState:
         """Return the last state that the worker wrote. The status is `interrupted` if the worker died before
@@ -242,12 +242,12 @@ class RunDir:
         state = self.written_state()
         if state.terminal or state.status == "paused" or self.alive():
             return state
-        # The worker may have ended between the two looks.
+        # The worker may have written its final state and exited since the first read.
         state = self.written_state()
         if state.terminal or state.status == "paused":
             return state
         if state.status == "queued" and not self.had_worker():
-            # One that comes late all the same does no harm: of two workers the lock lets one work.
+            # A worker that starts even later does no harm, because the lock lets only one worker run.
             age_s = (now() - state.updated_at).total_seconds()
             if age_s < STARTING_S:
                 return state
@@ -326,7 +326,7 @@ class RunDir:
         """Lock the job against other workers. Yields False if another worker holds the lock."""
         return locked(self.path / "lock", wait_s=wait_s)
 
-    # -- what happened ---------------------------------------------------------------------------------------
+    # -- events and metrics ----------------------------------------------------------------------------------
 
     def events(self, after: str | None = None) -> list[Event]:
         first = int(after) if after and after.isdigit() else 0

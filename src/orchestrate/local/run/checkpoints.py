@@ -118,7 +118,7 @@ def newest_complete(folder: Path) -> tuple[CompleteCheckpoint | None, list[str]]
 
 
 def listed(folder: Path) -> list[CompleteCheckpoint]:
-    """List the regular checkpoints, oldest first. Only checks that they have a manifest, without verifying
+    """List the regular checkpoints, oldest first. Skips checkpoints without a manifest, but doesn't verify
     files."""
     found: list[CompleteCheckpoint] = []
     for path in sorted(_named(folder)):

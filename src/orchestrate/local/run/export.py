@@ -1,6 +1,6 @@
 """Write a run's result: safetensors and a provenance record (passport)."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations

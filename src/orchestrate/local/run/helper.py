@@ -2,7 +2,7 @@
 Processes that are already connected call `assist` directly. Helper processes write nothing to the run
 directory, and end when their parent process ends."""
 
-# torch describes its types in part only.
+# torch has incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Save and restore a training loop's checkpoints."""
 
-# torch describes its types in part only.
+# torch has incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CheckpointedLoop:
             raise RunFailed(
                 f"{whole.path} belongs to a different run, which has {whole.progress.total_steps} steps"
             )
-        # Each process may have it in a folder of its own.
+        # The run directory's path may differ between processes, so use this process's own path.
         tensors = load_file(self.dir.checkpoints / whole.path.name / "state.safetensors")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -150,5 +150,5 @@ class CheckpointedLoop:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    # safetensors raises its own error class around the system's.
+    # safetensors wraps the system's error in its own class.
     return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"

@@ -130,7 +130,7 @@ def spawn_module(
         umask=PRIVATE_UMASK,
         env=env,
     )
-    # Reaps the worker when it ends before its parent does.
+    # Reap the worker if it exits before this process does.
     threading.Thread(target=worker.wait, daemon=True, name=f"reap-{run.ref}").start()
     return worker.pid
 

@@ -1,6 +1,6 @@
 """The training loop and all of its state."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.local.run.sharding import Sharded, number
 
 MOST_TOKENS = 2048
-"""Maximum number of tokens in the measured pass, which always has at least one row."""
+"""Maximum number of tokens in the pass that measures speed before the first step. The pass has at least one
+row, even if that row is longer."""
 SLOW = 5.0
-"""If the first measured pass, which has one row, takes at least this many seconds, no second pass is
-measured."""
+"""Threshold in seconds: if the first measured pass, which has one row, takes at least this long, no second
+pass is measured."""
 SOON = 20.0
-"""If the first step is expected to take less than this many seconds, no second pass is measured, because the
-step itself soon gives a better measurement."""
+"""Threshold in seconds: if the first step is expected to take less time, no second pass is measured, because
+the step itself soon gives a better measurement."""
 
 
 @dataclass
 class TrainingWork:
-    """The amount of work in a run, in trained tokens. Tokens without loss count as a fraction of one."""
+    """The amount of work in a run, in trained tokens. A token without loss counts as a fraction of a trained
+    token."""
 
     rows: EncodedRows
     valid: EncodedRows | None
@@ -107,7 +109,8 @@ class TrainingWork:
         step = first[1] * sum(int(self.rows.lengths[i]) for i in order) / first[0]
         if first[1] >= SLOW or step < SOON:
             return first
-        # That one made kernels and buffers. Like lengths go together: rows from the middle are typical.
+        # The first pass also created kernels and buffers, so measure another one. Passes group rows of
+        # similar length, so rows of medium length are typical.
         part = order[len(order) // 2 :]
         longest = int(self.rows.lengths[part[-1]])
         return self._time(objective, part[: max(1, MOST_TOKENS // longest)])
@@ -324,7 +327,8 @@ class Loop(CheckpointedLoop):
         groups = group_metrics(self.optimizer, rate)
         norm = number(torch.nn.utils.clip_grad_norm_(parameters, self.hyper.max_grad_norm))
         values = means(sums)
-        # Where nothing is to be learnt (all rewards equal), momentum alone would carry the weights away.
+        # If the gradient is 0 (for example, because all rewards are equal), skip the step: momentum alone
+        # would still change the weights.
         if scale and not self._rescale(norm):
             pass  # too large for fp16: the next step is tried at half the scale
         elif self.guard.acceptable(values["loss"], norm, self.progress) and norm > 0:
@@ -361,7 +365,8 @@ class Loop(CheckpointedLoop):
         if scale < 1:
             raise RunFailed(
                 f"step {p.step + 1}: values overflow in fp16",
-                fix=f"{option('precision')}: fp32, or use a GPU with bf16 (compute capability 8.0 or higher)",
+                fix=f"set {option('precision')}: fp32, "
+                "or use a GPU with bf16 (compute capability 8.0 or higher)",
             )
         self.progress = msgspec.structs.replace(p, loss_scale=scale, whole_steps=steps)
         return whole
@@ -386,7 +391,7 @@ class Loop(CheckpointedLoop):
         if self.max_tokens <= longest:
             raise RunFailed(
                 f"a row of {longest} tokens does not fit in memory: {said}",
-                fix=f"lower max_seq_length, set {option('gradient_checkpointing')}, or use qlora",
+                fix=f"lower max_seq_length, set {option('gradient_checkpointing')}: true, or use qlora",
             )
         self.max_tokens = max(longest, self.max_tokens // 2)
         self.dir.add_event(

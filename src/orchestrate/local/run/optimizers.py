@@ -13,7 +13,7 @@ from orchestrate.local.job import Hyper
 from orchestrate.local.plan.memory import require
 from orchestrate.local.run.sharding import number, placed
 
-# torch, transformers and bitsandbytes describe their types in part only.
+# torch, transformers and bitsandbytes have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
@@ -172,8 +172,9 @@ def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
 
 @contextmanager
 def evaluation_parameters(optimizer: Any, parameters: Parameters) -> Generator[None]:
-    """Switch to the parameters to evaluate and save within the context. With schedule-free optimizers, they
-    differ from the parameters in training, which are restored afterwards, bit for bit."""
+    """Give the model the parameters to evaluate and save while the context manager is active. With
+    schedule-free optimizers, these differ from the parameters in training, which are restored exactly
+    afterwards."""
     if not hasattr(optimizer, "eval"):
         yield
         return
@@ -194,7 +195,8 @@ def state_tensors(optimizer: Any, parameters: Parameters) -> dict[str, torch.Ten
     for name, state in _states(optimizer, parameters):
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
-                # bitsandbytes shares its quantisation maps between parameters; a file cannot.
+                # Parameters share bitsandbytes' quantization maps, but tensors in a safetensors file can't
+                # share memory.
                 found[f"optimizer.{name}.{key}"] = value.clone() if key.startswith("qmap") else value
             else:
                 found[f"optimizer.{name}.{key}{NUMBER}"] = _number(value)
@@ -244,17 +246,17 @@ def _held(
     """Convert the state to the form that the optimizer itself stores."""
     for short, value in state.items():
         if short.endswith(NUMBER):
-            # The step count of torch's AdamW stays on the CPU, unless fused.
+            # A number rather than a tensor, such as the step count of bitsandbytes.
             yield short.removesuffix(NUMBER), value.item()
         elif short in _PAGED and getattr(part, "is_paged", False):
-            # In main memory when the GPU's is short, as before the run was broken off.
+            # Paged memory, as before the interruption: it moves to main memory if GPU memory runs short.
             buffer = part.get_state_buffer(parameter, dtype=value.dtype)
             yield short, buffer.copy_(value)
         else:
             yield short, placed(value, parameter)
 
 
-# The loss scale of fp16, and the random state at a moment.
+# Loss scale for fp16, and random state.
 
 
 FIRST_SCALE, LONG_ENOUGH = 2.0**16, 2000
@@ -263,8 +265,8 @@ doubled."""
 
 
 def rescaled(scale: float, steps: int, *, whole: bool) -> tuple[float, int]:
-    """Compute the loss scale for the next fp16 step and the number of steps since it last changed, by the
-    rules of torch.amp.GradScaler. `whole` is True if all gradients were finite."""
+    """Compute the loss scale for the next fp16 step and the number of steps since it last changed, following
+    the rules of torch.amp.GradScaler. `whole` is True if all gradients were finite."""
     if not whole:
         return scale / 2, 0
     return (scale * 2, 0) if steps + 1 >= LONG_ENOUGH else (scale, steps + 1)

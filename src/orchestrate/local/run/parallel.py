@@ -6,7 +6,7 @@ of processes. Each step sends every trained parameter and its gradient once, whi
 all-reduce. If one process dies, all processes end, and a new worker resumes the run from its newest
 checkpoint."""
 
-# torch describes its types in part only.
+# torch has incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPossiblyUnboundVariable=false
 
@@ -47,8 +47,8 @@ CUT_S = 10.0
 ENDED_S = 120.0
 """Seconds within which the parent process notices that a process has ended."""
 NEVER = timedelta(days=365)
-"""Timeout for connections, long enough never to expire, because processes wait while the first one evaluates
-and saves. Lost processes are detected by other means."""
+"""Timeout for connections. It must never expire, because processes wait while the first one evaluates and
+saves. Lost processes are detected by other means."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class WorkerGroup(Peers):
         env["CUDA_VISIBLE_DEVICES"] = _visible(rank)
         command = [sys.executable, "-P", "-m", "orchestrate.local.run.helper"]
         command += [str(self.run.path), str(rank), str(self.processes), str(self._meeting)]
-        # It holds the other end of their standard input: they see when it is gone.
+        # This process holds the other end of the helpers' standard input, so they notice when it exits.
         return subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
 
     def _watch(self) -> None:
@@ -177,7 +177,8 @@ class WorkerGroup(Peers):
         os._exit(1)
 
     def cut(self) -> None:
-        """Wait for the process that caused a connection error to exit, which ends this process too."""
+        """Handle a connection error: wait until the process that caused it has exited, and then end this
+        process. Returns if no process has exited within `CUT_S` seconds."""
         for _ in range(int(CUT_S / LOOK_S)):
             self._look()
             time.sleep(LOOK_S)

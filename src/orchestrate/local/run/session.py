@@ -1,6 +1,6 @@
 """Set up everything that a worker needs for training: rows, model, objective and loop."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _set_torch(run: RunDir, job: LocalJob, device: torch.device) -> None:
     torch.set_num_threads(threads.of_run(run.path, job.threads, device))
     if job.hyper.deterministic:
         torch.use_deterministic_algorithms(True)
-        # A search for faults that takes time; the module says of itself that it has no such name.
+        # A slow debugging aid. pyright doesn't find the attribute, because torch's annotations lack it.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -285,7 +285,7 @@ class Session:
     def _check_warmup(self) -> None:
         total = self.loop.progress.total_steps
         if (warm := warmup(total, self.job.hyper)) >= total:
-            message = f"the warm-up of {count(warm, 'step')} is longer than the run of {count(total, 'step')}"
+            message = f"the warm-up has {count(warm, 'step')}, but the run has only {count(total, 'step')}"
             self.run.add_event(message, level="warning", type="schedule")
 
     @property

@@ -5,7 +5,7 @@ process writes, and it makes all decisions that depend on time or on the user. I
 run can resume with any number of processes. All processes must take part in every pass, so a process without
 examples computes a row with zero weight."""
 
-# torch describes its types in part only.
+# torch has incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPossiblyUnboundVariable=false, reportPrivateImportUsage=false
 
@@ -77,7 +77,7 @@ class Sharded:
         for layer in layers:
             fully_shard(layer, mesh=self.mesh, reshard_after_forward=True)
         root = _Root(loaded.model)
-        # What is left: embeddings, output layer, last norm.
+        # The rest: embeddings, output layer and last norm.
         fully_shard(root, mesh=self.mesh, reshard_after_forward=True)
         loaded.root, loaded.device = root, self.device
 
@@ -88,7 +88,7 @@ class Sharded:
         maximum number of rows in a pass."""
         if self.rank:
             torch.manual_seed(seed + self.rank)
-        # Gradients come back as their mean over the processes.
+        # FSDP averages gradients over the processes. This division turns the mean into a sum.
         total = objective.weight_of(rows, batch) / self.processes
         return self._over_all(objective, rows, batch, most, total)
 
@@ -145,7 +145,7 @@ class _Root(torch.nn.Module):
 
 
 def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Convert a full tensor to the form of `parameter`. If the parameter is sharded, the result is sharded
+    """Convert a full tensor to the layout of `parameter`. If the parameter is sharded, the result is sharded
     too."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:

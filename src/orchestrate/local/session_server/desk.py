@@ -156,7 +156,7 @@ class SessionDesk:
         self._snapshots = home / "snapshots" / secrets.token_hex(8)
         self._held = ExitStack()
 
-    # -- the process ---------------------------------------------------------------------------------------
+    # -- training process ----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Wait until the base model is loaded. Loading errors propagate."""
@@ -300,7 +300,7 @@ class SessionDesk:
 
         return counting
 
-    # -- who asks ------------------------------------------------------------------------------------------
+    # -- sessions and models -------------------------------------------------------------------------------
 
     def caller(self, id: str, owner: str) -> Caller:
         """Return this owner's session and mark it as active. Raises `HostError` 404 for an unknown
@@ -485,7 +485,7 @@ class SessionDesk:
             return SavedSampler.from_json(self._sampler_file(id, owner).read_bytes())
         raise HostError(404, f"sampling session {id[:200]} does not exist")
 
-    # -- letting go ----------------------------------------------------------------------------------------
+    # -- ending sessions -----------------------------------------------------------------------------------
 
     def end(self, caller: Caller, *, keeps: bool) -> None:
         """End a caller's session. With `keeps`, save the current weights first. If saving fails, the weights

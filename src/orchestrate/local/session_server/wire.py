@@ -1,7 +1,7 @@
 """Tinker's message types: requests in JSON and protobuf, and results (package `tinker_public`, as in version
 0.38 of the official client)."""
 
-# protobuf's classes are made from descriptors and have no types.
+# protobuf classes are generated from descriptors at run time, so they have no type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -383,7 +383,7 @@ def _tensor(name: str, tensor: Any) -> dict[str, Any]:
     return {"data": found.tobytes(), "shape": shape, "kind": kind}
 
 
-# Results. `Values` come from the process as base64.
+# Results. The training process sends `Values` as base64.
 
 
 def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mapping[str, float]) -> bytes:

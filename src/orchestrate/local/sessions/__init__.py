@@ -1,7 +1,7 @@
 """The engine of training sessions: one base model, an adapter and an optimizer for each model in training,
 and sampling from live or saved weights. Imports torch."""
 
-# torch, transformers and peft describe their types in part only.
+# torch, transformers and peft have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class TrainedModel:
     adapter: str
     shape: AdapterShape
     parameters: dict[str, torch.nn.Parameter]
-    """Trained parameters. The adapter's name is left out of their names."""
+    """Trained parameters, keyed by their names without the adapter's name."""
     optimizer: Any
     steps: int = 0
 
@@ -263,8 +263,8 @@ class SessionEngine(AdaptedModel):
         self, id: str, data: Sequence[Datum], loss: str, config: Config, *, backward: bool
     ) -> tuple[list[Values], dict[str, float]]:
         """Compute the log-probabilities of each row's targets, and metrics summed over all rows. With
-        `backward`, also add the gradient to those of earlier calls. Raises `UsageError`, without adding a
-        gradient, for rows that do not match the loss."""
+        `backward`, also add the gradient to the gradients accumulated by earlier calls. Raises `UsageError`,
+        without adding a gradient, for rows that do not match the loss."""
         trained, compute = self._of(id), loss_of(loss, config)[0]
         rows = [self._row(datum, loss) for datum in data]
         parameters = list(trained.parameters.values())
@@ -359,7 +359,7 @@ class SessionEngine(AdaptedModel):
         head = OutputHead.of(inner)  # another layer since the first adapter that trains it
         loaded = Loaded(self.model, inner, head, self.device)
         with torch.set_grad_enabled(bool(sums.parameters)):
-            # No row sees the padding behind it: the mask is causal.
+            # Attention is causal, so no token attends to the padding after its row.
             hidden = loaded.hidden(ids.to(self.device)).reshape(len(rows) * longest, -1)[real]
             log_p = log_probabilities(hidden, targets, head)
             places, total, found = 0, torch.zeros((), device=self.device), list[Tensor]()

@@ -1,7 +1,7 @@
 """The losses of training sessions, with the formulas that Tinker publishes for its API (documentation pages
 "Losses" and "GSPO", read 2026-11-29). All losses are sums over tokens, never means. Imports torch."""
 
-# torch describes its types in part only.
+# torch has incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def _bounds(config: Config) -> tuple[float, float]:
 
 
 def cross_entropy(log_p: Tensor, inputs: Inputs, config: Config) -> Tensor:
-    """Compute -sum(w * log p). Weights may be negative, because callers pass their own losses as weights."""
+    """Compute -sum(w * log p). Weights may be negative, because callers implement their own losses by passing
+    weights."""
     del config
     weights = inputs.get("weights")
     return -(log_p if weights is None else log_p * weights).sum()
@@ -104,7 +105,7 @@ def loss_of(name: str, config: Config | None = None) -> tuple[Loss, tuple[str, .
             fix="pass loss_fn=importance_sampling, ppo, cispo or gspo",
         )
     if name not in LOSSES:
-        raise UsageError(f"unknown loss {name!r}", fix=f"loss_fn: one of {', '.join(LOSSES)}")
+        raise UsageError(f"unknown loss {name!r}", fix=f"set loss_fn to one of {', '.join(LOSSES)}")
     loss, needs, takes = LOSSES[name]
     if strange := [key for key in config or {} if key not in takes]:
         known = ", ".join(takes) or "none"

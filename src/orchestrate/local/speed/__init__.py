@@ -13,8 +13,6 @@ from orchestrate.errors import RunFailed
 from orchestrate.local.plan.throughput import Bench, remember
 from orchestrate.local.run.launching import require_packages, worker_environment
 
-# A measurement of this machine, in a process of its own.
-
 
 def measure(
     home: Path,

@@ -3,7 +3,7 @@ The benchmark trains LoRA r=16 on an NF4 base in batches of 16 synthetic rows. R
 chats, and half of their tokens are trained. Without a model folder, the base is a random model of a fixed
 shape, so that the result depends only on the machine."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measure the memory that a training step uses, as counted by torch's allocator. Imports torch."""
 
-# torch describes its types in part only.
+# torch has incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from orchestrate.core import child
 from orchestrate.local.run import NO_COMPILER
 from orchestrate.local.run.launching import require_packages, worker_environment
 
-# Asks a process of its own for work with weights; no torch here. The other side of it is `serve`.
+# Tasks run in a separate process, whose entry point is `serve`. This module is torch-free.
 
 
 def ask(task: str, *, threads: int | None = None, module: str = "worker", **fields: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Convert models to GGUF with llama.cpp's own scripts and library, in a separate process because they exit
-the process on failure. The critical part is the pre-tokenizer. llama.cpp splits text by a named set of rules,
-and the script determines the name from how the tokenizer splits a test string. Unknown tokenizers are
-rejected here, unless they split text exactly like a known one."""
+"""Convert models to GGUF with llama.cpp's own scripts and library, in a separate process because llama.cpp's
+code exits the process on failure. The critical part is the pre-tokenizer. llama.cpp splits text by a named
+set of rules, and the script determines the name from how the tokenizer splits a test string. Unknown
+tokenizers are rejected here, unless they split text exactly like a known one."""
 
-# torch, gguf and llama.cpp describe their types in part only.
+# torch, gguf and llama.cpp have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportMissingImports=false
 
@@ -113,7 +113,7 @@ def _know_the_cut(llama_cpp: Path, model: Path) -> None:
             if name := _cut_of(model):
                 return name
             raise UsageError(
-                "llama.cpp does not know this model's pre-tokenizer, so it would tokenize prompts "
+                "llama.cpp does not support this model's pre-tokenizer, so it would tokenize prompts "
                 "differently than in training",
                 fix="try a newer version of llama.cpp, or run  orchestrate export --to merged  and serve the "
                 "model with transformers or vLLM",
@@ -157,8 +157,8 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def read(file: str, rows: list[dict[str, Any]], adapter: str | None = None) -> dict[str, Any]:
-    """Query a GGUF file with llama.cpp's library and tokenizer and with the file's own chat template. Takes
-    the same rows as `worker.read`."""
+    """Query a GGUF file as llama.cpp serves it, with llama.cpp's tokenizer and the file's own chat template.
+    Takes the same rows as `worker.read`."""
     from orchestrate.local.weights.llama import LlamaReader
 
     reader = LlamaReader(file, adapter)

@@ -1,6 +1,6 @@
 """Query a GGUF file with llama.cpp's library: token ids, greedy answers and log-probabilities."""
 
-# The library's bindings describe no types.
+# The library's bindings have no type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportMissingImports=false, reportPrivateUsage=false
 
@@ -56,7 +56,7 @@ class LlamaReader:
         text = render(
             template, [_shown(m) for m in row["messages"]], row.get("tools"), names=names, answer_next=True
         )[0]
-        # llama.cpp's server does the same: what the template begins with is not put there twice.
+        # As in llama.cpp's server, no second BOS token is added if the template starts with one.
         begins = bool(names["bos_token"]) and text.startswith(names["bos_token"])
         return self._llama.tokenize(text, add_special=not begins, parse_special=True)
 

@@ -201,11 +201,11 @@ def test_code_without_a_grade_says_so(source: str, said: str) -> None:
     [
         (
             {"type": "score_model", "model": "o3"},
-            "not supported for training on this machine, because it calls a model API per answer",
+            "not supported for training on this machine, because it calls a model API for each answer",
         ),
         (
             {"evaluator": "accounts/a/evaluators/b"},
-            "evaluators only exist on hosted backends. Use a grader",
+            "evaluators are only supported on hosted backends. Use a grader",
         ),
         ({"type": "regex"}, "type must be one of"),
         (check(reference=4), "reference must be text"),
@@ -246,7 +246,7 @@ def test_the_fields_that_a_grader_reads() -> None:
 def test_a_refused_grader_starts_nothing() -> None:
     with pytest.raises(
         RunFailed,
-        match="not supported for training on this machine, because it calls a model API per answer",
+        match="not supported for training on this machine, because it calls a model API for each answer",
     ):
         Grader({"type": "score_model"})
     assert refusal(code("def grade(sample, item): return 1"), allow_code=True) is None

@@ -240,7 +240,7 @@ def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:
     measured = provider.quote(spec, data, provider.translate(spec), built_in())
     assert measured.expected_usd > modelled.expected_usd
     said = [" ".join(q.assumptions) for q in (modelled, measured)]
-    assert "to measure it: orchestrate local bench" in said[0]
+    assert "to measure the speed: orchestrate local bench" in said[0]
     assert "measured on this machine with tiny-chat on 2026-11-01" in said[1]
 
 

@@ -66,7 +66,7 @@ def bench(parameters: int, speed: float, threads: int = 1) -> Bench:
 def test_what_is_known_better_counts_for_more(tmp_path: Path) -> None:
     modelled = estimate(tmp_path, SMALL)
     assert modelled.source.startswith(
-        "estimated for 1 CPU thread (to measure it:"
+        "estimated for 1 CPU thread (to measure the speed:"
     ) and modelled.besides.value == pytest.approx(10)
     throughput.remember(tmp_path, bench(30_000_000, 1500.0))
     measured = estimate(tmp_path, SMALL)
