@@ -165,7 +165,7 @@ def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
         standing=tuple(Found(item=one, foreign=False, idle=False) for one in (job, ended)),
         usd_per_hour=Decimal(0),
     )
-    told = "no hourly billing in 1 account; 1 job running, included in committed"
+    told = "no hourly billing in 1 account; 1 job running, included in the committed amount"
     assert headline(report).endswith(told)
 
 

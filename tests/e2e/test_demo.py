@@ -63,5 +63,5 @@ def test_its_files_are_written_and_never_over_those_of_others(tmp_path: Path, cl
     (folder / "train.jsonl").write_text("mine\n")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     refused = cli("demo")
-    assert refused.code == 2 and "train.jsonl is not from the demo" in refused.err
+    assert refused.code == 2 and "train.jsonl already exists with different content" in refused.err
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrate.errors import MissingExtra, SetupError
 
-# The packages that Orchestrate needs, by its own metadata: each least version is said once, in pyproject.
+# Minimum versions are read from Orchestrate's own package metadata, so only pyproject.toml states them.
 
 
 _NAME_END = re.compile(r"[^A-Za-z0-9._-]")
@@ -81,7 +81,7 @@ def _same(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-# Names of a package that load their module when first used.
+# Public names of a package whose modules are imported on first use.
 
 
 def late(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -244,7 +244,7 @@ def raised(answer: Mapping[str, Any]) -> OrchestrateError:
     return (kind if kind in _KNOWN else RunFailed)(str(answer["error"]), fix=answer.get("fix"))
 
 
-# -- in the process ----------------------------------------------------------------------------------------
+# -- in the child process ----------------------------------------------------------------------------------
 
 
 def answering() -> Callable[[Mapping[str, Any]], None]:

@@ -236,12 +236,12 @@ def locked(path: Path, *, wait_s: float | None = 0.0, keep: bool = True) -> Gene
     still holds the lock after `wait_s` seconds (`None` waits without a limit). The kernel releases the lock
     when the process ends.
 
-    Locking truncates the file, so use a file without content. It is deleted only if `keep` is false and no
-    other process is waiting for the lock.
+    Locking truncates the file, so use a file without content. If `keep` is false, the file is deleted at the
+    end of the block. On Windows, it is kept while another process has it open.
     """
     from filelock import FileLock, Timeout  # 40 ms that most commands need not spend
 
-    # Not of one thread: what holds a lock may be ended by another thread than the one that began it.
+    # Not thread-local, because a different thread than the one that acquired the lock may release it.
     lock = FileLock(
         path,
         timeout=-1 if wait_s is None else wait_s,

@@ -60,12 +60,17 @@ class ParityOptions:
     test: Annotated[
         str | None,
         typer.Option(
-            "--test", metavar="FILE", help="Held-out rows. Default: those of the run or of its recording."
+            "--test",
+            metavar="FILE",
+            help="Held-out rows. Default: the run's own, or the ones in its recording.",
         ),
     ] = None
     old: Annotated[
         str,
-        typer.Option("--old", help="live queries the old model, recorded uses its recording, auto chooses."),
+        typer.Option(
+            "--old",
+            help="Source of the old model's answers: live (query it), recorded (use its recording) or auto.",
+        ),
     ] = "auto"
     metrics: Annotated[
         list[str] | None,
@@ -96,10 +101,10 @@ class ParityOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationSteps:
-    """Options for the steps to carry out."""
+    """Options that control the migration's steps and its report."""
 
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Propose, translate and quote. Sends nothing.")
+        bool, typer.Option("--dry-run", help="Only propose, translate and quote. Nothing is sent.")
     ] = False
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until the new models are trained, then compare.")
@@ -107,9 +112,10 @@ class MigrationSteps:
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the report: .html, .md, .json, .txt.")
     ] = None
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with code 1 unless parity is shown. For CI.")] = (
-        False
-    )
+    gate: Annotated[
+        bool,
+        typer.Option("--gate", help="Exit with code 1 unless the test shows parity. Use this in CI."),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,12 +276,13 @@ def _submit(
 def finish(
     ft: Orchestrator, prepared: PreparedMigration, handles: list[tuple[str, RunHandle]], *, yes: bool
 ) -> Migration:
-    """Wait for the new models, show the price of the comparison, and compare."""
+    """Wait until the new models are trained, show the price of the comparison with the old model, and
+    compare."""
     from orchestrate.migration.parity import PreparedProof
 
     for name, handle in handles:
         if not handle.status.terminal:
-            note(f"{name}: waiting for run {handle.id}. If interrupted, continue with the same command")
+            note(f"{name}: waiting for run {handle.id}. If interrupted, repeat the command to continue")
         handle.wait()
         note(f"{name}: run {handle.id} {handle.status.value}")
     with PreparedProof(ft, prepared, handles) as proof:
@@ -299,7 +306,7 @@ def _write_plan(
     if not order.to:
         raise UsageError("name the target backends", fix="orchestrate migrate --all --plan F --to BACKENDS")
     if path.exists():
-        # Raises the error before any data is read.
+        # If the file already exists, raise the error before reading any data.
         account.write_plan(ft, path, [], order.margin)
     prepared: list[Prepared] = []
     planned = account.proposed(ft, order, _quiet(), prepared.append)

@@ -58,15 +58,17 @@ def delete(
         str | None,
         typer.Argument(
             metavar="[RUN|FILE|MODEL]",
-            help="An ended run, or the host's id of a file or tuned model. Default: list all files and "
-            "models of the runs in the store.",
+            help="A run that has ended, or the host's id of a file or tuned model. Default: list the files "
+            "and models of all runs in the store.",
             autocompletion=completing.runs,
         ),
     ] = None,
     *,
     provider: ProviderOpt = "all",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="List or search sandboxes instead.")] = False,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="List or search sandboxes instead of real accounts.")
+    ] = False,
 ) -> Output[list[Stored]]:
     """Delete a run's tuned model and uploaded rows from its host, or one file or model by id. This is
     permanent.
@@ -176,7 +178,7 @@ def _show_stored(found: Sequence[AccountStorage]) -> None:
         for line in one.unseen:
             (warn if one.partial else note)(f"{one.provider}: {line}")
     if keyless := [one.provider for one in found if one.keyless]:
-        note(f"not checked, no key: {joined(keyless)}")
+        note(f"not checked because no key is set: {joined(keyless)}")
 
 
 def _stored_table(found: Sequence[AccountStorage], only: str | None = None) -> TextTable:

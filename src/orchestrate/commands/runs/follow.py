@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.5
 _CHECK_S = 2.0
-"""Seconds between checks of the background watcher."""
+"""Seconds between checks for problems and stalled runs."""
 _POLLED_AT_ONCE = 8
 """Maximum number of runs that are polled before the first frame is drawn."""
 
@@ -63,8 +63,9 @@ class StallOptions:
         float | None,
         typer.Option(
             help="Report a run as stalled after this many minutes without a new step, event or metric. "
-            "Default: 5 times the typical longest gap in your earlier runs on that backend, but at "
-            "least 15 minutes, or 60 with fewer than 3 runs. Also ORCHESTRATE_STALLED_MINUTES.",
+            "Default: 5 times the longest gap so far in this run or in a typical earlier run on that "
+            "backend, but at least 15 minutes, or 60 minutes with fewer than 3 earlier runs. Also "
+            "ORCHESTRATE_STALLED_MINUTES.",
         ),
     ] = None
     cancel_stalled: Annotated[
@@ -102,8 +103,8 @@ def watch(
 ) -> Output[list[Run]] | Output[WatchStopped]:
     """Follow runs live until they end. Runs continue if you interrupt the command or close the terminal.
 
-    On a terminal, a background process keeps watching and notifies you when a run ends. It stops when no
-    run is active."""
+    On a terminal, a background process keeps watching and notifies you when a run ends. The process stops
+    when no run is active."""
     with orchestrator(context) as ft:
         if stop:
             return Output(WatchStopped(stopped=watching.stop_background(ft.settings)), _show_stopped)
@@ -134,9 +135,9 @@ def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
 def follow(
     ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
 ) -> None:
-    """Display the stored runs until all have ended. If `here` is set, a thread of this process polls the
-    hosts. Otherwise, the background watcher polls them. Raises the backend's error if a backend cannot be
-    reached."""
+    """Display the runs live until all have ended. The hosts are polled by a thread of this process if `here`
+    is true, and by the background watcher if it is false. By default, the background watcher is only used on
+    a terminal, and never on Windows. Raises the backend's error if a backend cannot be reached."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:
@@ -292,7 +293,7 @@ class _Following:
         for failure in failures:
             if not failure.retryable and failure.provider in ours and failure.message not in self._reported:
                 self._reported.add(failure.message)
-                # Polling from here raises the error with its own type, fix and exit code.
+                # Poll in this process, so the original error is raised, with its type, fix and exit code.
                 for h in [h for h in live if h.record.provider == failure.provider][:_POLLED_AT_ONCE]:
                     self._poll(h)
 
@@ -370,13 +371,13 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
 
 
 def require_reachable(ft: Orchestrator, run: Run) -> None:
-    """Raise `UsageError` if the run is on a different host than configured, and `SetupError` if the key is
-    missing."""
+    """Raise `UsageError` if the run is on a different host than the configured one, and `SetupError` if the
+    key is missing."""
     backend = ft.ready(run.provider)
     if backend.host != run.host:
         raise UsageError(
             f"run {run.id} is on {run.provider} at {run.host}, not at {backend.host}",
-            fix="use the configuration and key that submitted the run",
+            fix="use the configuration and key that the run was submitted with",
         )
 
 
@@ -401,7 +402,7 @@ def _leave(handles: list[RunHandle], interrupt: KeyboardInterrupt, *, in_backgro
     if in_background:
         err.print("still watching in the background. To stop: orchestrate watch --stop")
     sys.stderr.flush()
-    # A watcher thread may be in a request. Its result is not needed.
+    # Exit without waiting for a watcher thread that may be in a request, because its result is not needed.
     os._exit(128 + next(iter(interrupt.args), signal.SIGINT))
 
 

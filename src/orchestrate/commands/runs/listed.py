@@ -44,7 +44,9 @@ def runs(  # noqa: PLR0913  each is an option
     status: StatusOpt = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Show only models with this text in their name.", autocompletion=completing.models),
+        typer.Option(
+            help="Show only runs whose model name contains this text.", autocompletion=completing.models
+        ),
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only this tag.")] = None,
     search: Annotated[
@@ -102,7 +104,7 @@ def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool)
             shown = count(number, f"{kind} run")
             return f"no runs except {more}{shown}. To list them: orchestrate runs --{kind}"
     if provider is None and not narrowed:
-        return "no runs yet: orchestrate submit"
+        return "no runs yet. To submit one: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""
     return f"no run matches{guess}. To list all: orchestrate runs"
 

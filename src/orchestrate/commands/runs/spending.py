@@ -107,7 +107,7 @@ class ExitCodeOptions:
         if self.fail_if_over and what.sandbox:
             raise UsageError(
                 "--fail-if-over cannot be combined with --sandbox: sandbox costs are not real and "
-                "count toward no budget"
+                "do not count toward the budget"
             )
         if self.fail_if_over and settings.budget_usd is None:
             fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
@@ -170,8 +170,8 @@ def spending(
     channels: NotifyOptions,
     end: OrphanOptions,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
-    """Show spent, committed and remaining money. Then query every configured account for resources that are
-    or may be billed, no matter who started them. Lists accounts that could not be reached."""
+    """Show spent, committed and remaining money. Also query every configured account, and list resources that
+    are or may be billed, no matter who started them, and accounts that could not be reached."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:
@@ -274,7 +274,7 @@ def _plain(usd: Decimal | None) -> str | None:
     return None if usd is None else f"{usd:f}"
 
 
-# -- what people read -------------------------------------------------------------------------------------
+# -- the report as text -----------------------------------------------------------------------------------
 
 
 def headline(report: SpendingReport) -> str:
@@ -311,7 +311,7 @@ def _hourly(report: SpendingReport) -> str:
     if others := len(jobs) - ours:
         gaps = f"; {count(others, 'job')} running outside this store, not included in the totals{gaps}"
     if ours:
-        gaps = f"; {count(ours, 'job')} running, included in committed{gaps}"
+        gaps = f"; {count(ours, 'job')} running, included in the committed amount{gaps}"
     if not report.billing:
         return f"no hourly billing in {asked}{gaps}"
     foreign = sum(found.foreign for found in report.billing)
@@ -362,8 +362,8 @@ def notes(report: SpendingReport) -> list[Text]:
     if given_up := report.total.abandoned:
         told.append(
             Text(
-                f"abandoned: {joined(list(given_up))}. Their last known cost counts. Their hosts are not "
-                "checked",
+                f"abandoned: {joined(list(given_up))}. The last known costs still count. The hosts are no "
+                "longer checked",
                 style="dim",
             )
         )
@@ -380,7 +380,10 @@ def notes(report: SpendingReport) -> list[Text]:
             told.append(_warning(text) if one.partial else Text(hide(text), style="dim"))
     for reason, names in unused.items():
         told.append(
-            Text(hide(f"not checked, no runs in this store: {joined(names)} ({reason})"), style="dim")
+            Text(
+                hide(f"not checked because this store has no runs there: {joined(names)} ({reason})"),
+                style="dim",
+            )
         )
     return told
 
@@ -392,9 +395,8 @@ def _orphan(found: Found) -> str:
     lost = found.lost_run
     recovery = "" if lost is None else f"To recover the run: orchestrate recover {lost} -p {item.provider}. "
     return (
-        f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}. {recovery}To end it: "
-        "orchestrate spending --end-orphans, or to ignore it: --ignore "
-        f"{quote(item.name or item.id)}"
+        f"{item.provider} {item.id} may be billed {price}, and {found.unaccounted}. {recovery}To ignore it, "
+        f"pass --ignore {quote(item.name or item.id)}. To end it: orchestrate spending --end-orphans"
     )
 
 

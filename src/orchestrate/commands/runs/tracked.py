@@ -332,7 +332,8 @@ def annotate(
         bool | None, typer.Option("--archive/--unarchive", help="Hide the run from lists, or show it again.")
     ] = None,
 ) -> Output[Run]:
-    """Write a note on a run, or archive it. Contacts no host. An archived run's cost still counts."""
+    """Set a run's note, or archive the run. Does not contact the host. The cost of an archived run still
+    counts."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         if text is not None or archive is not None:

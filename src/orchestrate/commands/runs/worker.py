@@ -92,9 +92,9 @@ def recover(
         typer.Option("--all", help="Recover all jobs without confirmation, including those of colleagues."),
     ] = False,
 ) -> Iterator[Output[Recovered]]:
-    """Rebuild a lost store from the jobs that Orchestrate created on the hosts. In a shared account, some
-    jobs may be a colleague's, so you confirm them first. Exit code 4 means that a backend you named, or have
-    a key for, could not be searched."""
+    """Rebuild a lost store from the jobs that Orchestrate created on the hosts. Asks for confirmation first,
+    because some jobs in a shared account may belong to colleagues. Exit code 4 means that a backend you
+    named, or have a key for, could not be searched."""
     with orchestrator(context) as ft:
         report = watching.recover(ft, provider, None if all_of_them else _choice(run))
         synced = ft.sync()

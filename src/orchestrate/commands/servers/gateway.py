@@ -48,7 +48,7 @@ app.add_typer(keys, name="keys")
 class GatewayShown(TypedDict):
     url: str
     models: dict[str, str]
-    """Maps each model name to `model on backend`."""
+    """Maps each model name to a description of its target, such as `MODEL on BACKEND`."""
 
 
 class KeyMade(TypedDict):
@@ -87,7 +87,7 @@ class GatewayAddress:
 @app.callback()
 @command
 def gateway(context: typer.Context, *, where: GatewayAddress) -> Iterator[Output[GatewayShown]]:
-    """Serve OpenAI's HTTP API for fine-tuning until interrupted: files, jobs, models, chat. The table
+    """Serve OpenAI's HTTP API for fine-tuning (files, jobs, models, chat) until interrupted. The table
     `gateway` in orchestrate.toml maps each model name to a model on a backend."""
     if context.invoked_subcommand is not None:
         return
@@ -210,7 +210,7 @@ def _show_keys(found: list[KeyShown]) -> None:
         may, open_jobs, project = ", ".join(limits) or "all", str(key.open_jobs), key.project
         if key.opens == "serve":
             project = used = open_jobs = "-"
-            may = "query models served by serve and ab serve"
+            may = "query the models that `serve` and `ab serve` run"
         shown.add_row(key.name, key.opens, project, state, used, open_jobs, may)
     out.print(shown)
 

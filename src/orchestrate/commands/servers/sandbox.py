@@ -43,14 +43,15 @@ TrainOpt = Annotated[
 ]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Train the model in this folder instead.")]
 SlotsOpt = Annotated[
-    int | None, typer.Option("--slots", min=1, help="Concurrent trainings. Default: 3, one per host.")
+    int | None,
+    typer.Option("--slots", min=1, help="Maximum number of concurrent training jobs. Default: 3."),
 ]
-ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per training.")]
+ThreadsOpt = Annotated[int, typer.Option("--threads", min=1, help="Threads per training job.")]
 AlsoOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--also",
-        help="Also run a host that has a YAML description, such as azure, on any free port. Repeatable.",
+        help="Also run a sandbox of this YAML-described host, such as azure, on any free port; repeatable.",
     ),
 ]
 PortOpt = Annotated[
@@ -60,7 +61,7 @@ PortOpt = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """Options for starting the hosts."""
+    """Options for starting the sandboxes."""
 
     home: HomeOpt = None
     speed: SpeedOpt = 1.0
@@ -86,7 +87,7 @@ def sandbox(
     hosts: SandboxOptions,
     port: PortOpt = FIRST_PORT,
 ) -> Iterator[Output[SandboxUp]]:
-    """Start the hosts, print the environment variables that clients need, and serve until interrupted.
+    """Start the sandboxes, print the environment variables that clients need, and serve until interrupted.
 
     Jobs are saved in the home folder and continue after a restart."""
     if context.invoked_subcommand is not None:
@@ -97,7 +98,7 @@ def sandbox(
             SandboxUp(sandbox=True, env=running.env, urls=running.urls, home=str(running.home)), _show
         )
         note(f"sandbox on {', '.join(running.urls.values())}; jobs are saved in {running.home}")
-        note("paste the lines above into another shell. Ctrl-C stops the hosts")
+        note("paste the lines above into another shell. Ctrl-C stops the sandbox")
         ended.wait()
 
 
@@ -115,15 +116,15 @@ def run(
     hosts: SandboxOptions,
     port: PortOpt = 0,
 ) -> None:
-    """Run a command against the sandbox, then stop the sandbox. Returns the command's exit code.
+    """Run a command against the sandbox. Returns the command's exit code.
 
-    Uses the running sandbox, if there is one. Jobs are saved, and commands that query them later restart the
-    sandbox."""
+    Uses the running sandbox. If none is running, starts one and stops it after the command. Jobs are saved,
+    and later commands that query them restart the sandbox."""
     from orchestrate.sandbox.joining import joined
 
     words = [*command, *context.args]
     kept = hosts.home or _default_home(context)
-    # If this program was started by its path, `orchestrate` in the command must find it as well.
+    # The command may call `orchestrate`, which is not on PATH if this program was started by its path.
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     with joined(kept, port, **_start_options(hosts)) as env:
         try:

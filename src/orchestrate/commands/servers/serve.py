@@ -83,7 +83,10 @@ class ServeEngineOptions:
     base: Annotated[str | None, typer.Option(help="Serve this base model without a run.")] = None
     most_at_once: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 32
     most_waiting: Annotated[
-        int, typer.Option("--queue", min=0, help="Maximum number of waiting requests. Others get status 429.")
+        int,
+        typer.Option(
+            "--queue", min=0, help="Maximum number of waiting requests. Further requests get status 429."
+        ),
     ] = 128
     most_tokens: Annotated[
         int,
@@ -95,7 +98,7 @@ class ServeEngineOptions:
         bool | None,
         typer.Option(
             "--four-bit/--no-four-bit",
-            help="Load the base in 4 bits. Default: as in training, otherwise by size.",
+            help="Load the base in 4 bits. Default: as in training, or by model size if that is unknown.",
         ),
     ] = None
     precision: PrecisionOpt = None
@@ -203,7 +206,7 @@ def serve(
             for proof in for_people(proofs) or failed:
                 show_proof(proof)
             if failed:
-                warn("nothing is served. To serve it anyway: --no-prove")
+                warn("nothing is served because verification failed. To serve without verifying: --no-prove")
                 raise typer.Exit(1)
             shown = ServeReport(
                 url=f"{up.url}/v1",
@@ -256,4 +259,4 @@ def _choice(how: ServeEngineOptions) -> serving.EngineOptions:
 def _show_added(added: list[Added]) -> None:
     for one in added:
         print_text(f"{one['model']}  {one['url']}")
-        note(f"{one['model']} was loaded in {1000 * one['seconds']:.0f} ms without interrupting the others")
+        note(f"{one['model']} was loaded in {1000 * one['seconds']:.0f} ms without interrupting other models")

@@ -65,7 +65,9 @@ class SessionEngineOptions:
     device: DeviceOpt = None
     four_bit: Annotated[
         bool | None,
-        typer.Option("--four-bit/--no-four-bit", help="Load the base in 4 bits. Default: by size."),
+        typer.Option(
+            "--four-bit/--no-four-bit", help="Load the base in 4 bits. Default: depends on the model's size."
+        ),
     ] = None
     precision: PrecisionOpt = None
 

@@ -77,7 +77,7 @@ def _write(folder: Path) -> None:
         path = folder / name
         if path.exists() and path.read_bytes() != text:
             raise UsageError(
-                f"{path} is not from the demo or was changed. Nothing was written",
+                f"{path} already exists with different content. Nothing was written",
                 fix="orchestrate demo ANOTHER_FOLDER",
             )
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.setup.doctor import Check
 
 _HOSTNAME = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
-"""Matches host names. For a server that generates data, the key file uses the server's host name as the name
-of the API key."""
+"""Matches host names. The API key of a server that generates data is stored under the server's host name."""
 
 _MARKS: dict[bool | None, tuple[str, str]] = {
     True: ("ok", "green"),
@@ -195,7 +194,7 @@ def keys_trust(
     """Allow a key to be sent to another host. Each key is tied to the host it was first used with.
 
     With --project, trust this project's config files to set programs, addresses, the store, prices and the
-    budget, and list what they set. After a change, you must trust them again."""
+    budget, and list what they set. If a config file changes, you must trust the project again."""
     if project:
         given: dict[str, Any] = context.find_root().obj or {}
         _trust_project(given.get("config"))
@@ -234,7 +233,8 @@ def _trust_project(given: Path | None) -> None:
         listed.add(project.files)
     except OSError as error:
         raise SetupError(
-            f"{listed.path} cannot be written: {error}", fix="check its folder, or set ORCHESTRATE_KEYS"
+            f"{listed.path} cannot be written: {error}",
+            fix="check the permissions of its folder, or set ORCHESTRATE_KEYS to a file elsewhere",
         ) from error
     note(f"trusted until changed: {', '.join(map(str, project.files))}")
     for name, value in sorted({**project.closed, **project.figures}.items()):
@@ -246,7 +246,8 @@ def _tie(key: str, url: str) -> None:
         Pins(pin_file()).allow(key, url)
     except OSError as error:
         raise SetupError(
-            f"{pin_file()} cannot be written: {error}", fix="check its folder, or set ORCHESTRATE_KEYS"
+            f"{pin_file()} cannot be written: {error}",
+            fix="check the permissions of its folder, or set ORCHESTRATE_KEYS to a file elsewhere",
         ) from error
 
 

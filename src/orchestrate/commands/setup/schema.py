@@ -32,7 +32,7 @@ def names() -> list[str]:
 def of(command: str) -> dict[str, Any]:
     """Return the JSON schema of a command's output. Raises `UsageError` for a command without `--json`."""
     group, _, word = command.rpartition(" ")
-    # A group's default command, and synonyms of the command.
+    # Also try the default command of a group, and synonyms of the command's name.
     tried = (command, f"{command} list", *(f"{group} {other}".strip() for other in synonyms_of(word)))
     named = next((name for name in tried if name == _ERROR or _body(name)), None)
     if named is None:
@@ -117,7 +117,9 @@ def schema(
             help="Command, such as show or data check, or `error` for the error record. Default: list all."
         ),
     ] = None,
-    all: Annotated[bool, typer.Option("--all", help="Print the schemas of all commands, by name.")] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Print all schemas as one JSON object, keyed by command.")
+    ] = False,
 ) -> None:
     """Print the JSON schema of a command's --json output."""
     if command or all:

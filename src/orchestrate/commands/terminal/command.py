@@ -35,7 +35,8 @@ class Output(Generic[Printed]):
         return self.code
 
     def line(self) -> None:
-        """Print this output immediately. For commands with several outputs. JSON is printed as one line."""
+        """Print this output immediately, on one line if it is JSON. For a command with several outputs, call
+        this for each."""
         if prints_json():
             sys.stdout.write(inert_json(msgspec.json.encode(self.record).decode()) + "\n")
         else:

@@ -56,7 +56,7 @@ class _Console(Console):
             renderable = renderable.copy()
             renderable.plain = plain
         for segment in super().render(renderable, options):
-            # Control segments move the cursor of live views. Only rich creates them, never from text.
+            # Control segments move the cursor in live views. Rich never creates them from external text.
             yield segment if segment.control else Segment(inert(segment.text), segment.style)
 
     @Console.file.getter
@@ -293,10 +293,10 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
     if isinstance(error, OrchestrateError):
         report_error(error, as_json=as_json)
         return error.exit_code
-    # Typer's errors about the command line. Their classes have no public path that all its versions share.
+    # Typer's errors about the command line. No import path of their classes works in all Typer versions.
     if (format_message := getattr(error, "format_message", None)) and hasattr(error, "exit_code"):
         if type(error).__name__ == "NoArgsIsHelpError":
-            # Help in boxes prints itself. On a narrow terminal, the plain help is the error's text.
+            # Help in boxes is already printed. Plain help, for narrow terminals, is in the message.
             if page := str(format_message()).strip():
                 print_text(page)
             return UsageError.exit_code
@@ -383,7 +383,7 @@ def _package_of(error: Exception) -> str | None:
     found, frame = None, error.__traceback__
     while frame is not None:
         name = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        # An error in a library counts as its caller's: the plug-in's or ours.
+        # Blame an error raised inside a library on the code that called it: the plug-in's or ours.
         found = packages.get(name, None if name == "orchestrate" else found)
         frame = frame.tb_next
     return found

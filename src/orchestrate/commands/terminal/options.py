@@ -173,7 +173,7 @@ class SpecOptions:
 
         named = [name.strip() for name in provider.split(",")]
         known = [*built_in(), *described()]
-        # An instance of a place has its own name.
+        # Any other name is a remote place, or a configured instance of one, which has a name of its own.
         found = list(places()) if provider == "all" else [name for name in named if name not in known]
         if not found:
             option = f"--{next(iter(asked)).replace('_', '-')}"
@@ -213,8 +213,8 @@ IgnoreOpt = Annotated[
 
 
 def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = None) -> dict[str, str]:
-    """Parse `--map` and `--ignore` into a mapping from fields to columns. Ignored names map to an empty
-    string."""
+    """Parse `--map` and `--ignore` into one mapping. Each field maps to its column, and each ignored column
+    maps to an empty string."""
     pairs = [pair.partition("=") for item in given or () for pair in item.split(",")]
     if any(not (wanted and column) for wanted, _, column in pairs):
         raise UsageError("--map must be FIELD=COLUMN, for example --map prompt=question,completion=answer")
@@ -273,8 +273,8 @@ class ServingOptions:
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Model to prompt instead, for the break-even point. Default: one that stays available for "
-            "the entire period.",
+            help="Model that you could prompt instead of tuning, for the break-even point. Default: a model "
+            "that stays available for the entire period.",
         ),
     ] = None
     saved_tokens: Annotated[
@@ -330,7 +330,9 @@ class AimOptions:
             metavar="NAME", help="Score to optimize: validation_loss, or eval:METRIC on held-out rows."
         ),
     ] = "validation_loss"
-    test: Annotated[str | None, typer.Option(metavar="FILE", help="Held-out rows for eval: targets.")] = None
+    test: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Held-out rows, for --target eval:METRIC.")
+    ] = None
     max_parallel: Annotated[int, typer.Option(min=1, help="Concurrent runs.")] = 1
     max_cost: Annotated[
         str | None,

@@ -137,5 +137,5 @@ def _bars(console: Console) -> Progress:
     from rich.progress import BarColumn, Progress
 
     columns = ("{task.description}", BarColumn(bar_width=24), "{task.fields[far]}", "{task.fields[long]}")
-    # Data is written to stdout directly, not through the progress display.
+    # Other code writes data to stdout directly, so rich must not redirect it through the progress display.
     return Progress(*columns, console=console, transient=True, auto_refresh=False, redirect_stdout=False)

@@ -173,8 +173,9 @@ def _show(found: Advice, name: str) -> None:
     out.print(
         f"{name}: {count(f.rows, f'{f.kind} row')} with, on average, {f.prompt_tokens:,.0f} "
         f"prompt tokens and {f.answer_tokens:,.0f} answer tokens; "
-        f"{count(f.distinct_answers, 'distinct answer')}; {f.copied_share:.0%} of their words "
-        f"occur in the prompts; {f.json_share:.0%} are JSON; {f.duplicate_share:.0%} of rows are duplicates",
+        f"{count(f.distinct_answers, 'distinct answer')}; {f.copied_share:.0%} of the answers' words "
+        f"occur in the prompts; {f.json_share:.0%} of the answers are JSON; {f.duplicate_share:.0%} of the "
+        "rows are duplicates",
     )
     out.print(str(found.volume))
     if found.rule is not None:

@@ -162,7 +162,7 @@ def require_agreement(
             continue
         if sys.stdin.isatty():  # otherwise the error says it
             warn(same.message)
-        # `--yes` confirms a price, not paying twice.
+        # `--yes` agrees to the price, but not to a second, identical run.
         if not confirm("Submit a second one?", yes=False):
             raise same
     names = [found.provider for found in new]
@@ -180,7 +180,7 @@ def require_agreement(
     _announce(ft, names, quotes, caps)
     _warn_of_rows(prepared, names, how.named)
     limited = spending.max_cost is not None or each is not None
-    # If the user set a price of 0, ask anyway: limits can't act on it.
+    # Ask anyway if the user's own price is 0, because a cost limit would never take effect.
     unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
     require_consent(
         sum((q.high_usd or Decimal(0) for q in quotes), Decimal(0)),
@@ -217,7 +217,7 @@ def _announce(
     ft: Orchestrator, names: list[str], quotes: list[Quote], caps: dict[str, Decimal | None]
 ) -> None:
     if pretended := days.pretended(days.today()):
-        warn(f"{pretended}. The host bills by its own date")
+        warn(f"{pretended}. The host bills according to the actual date")
     for name, quote in zip(names, quotes, strict=True):
         backend = ft.provider(name)
         head = [SANDBOX, "  "] if backend.config.sandbox else []

@@ -25,7 +25,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
     the spec, and finally rejected settings. Without `all`, hides settings that the spec does not set, unless
     the backends' own values differ."""
     every = {t.provider: {s.name: s for s in t.settings} for t in translations}
-    # Nothing else is known for a backend without the model.
+    # If a backend rejects the model, its other settings are unknown, so it gets no column.
     without = [name for name, found in every.items() if _refused(found.get("model"))]
     rows = {name: found for name, found in every.items() if name not in without}
     names = [n for n in dict.fromkeys(name for found in rows.values() for name in found) if n != "model"]
@@ -178,5 +178,5 @@ def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
 
 def _value(value: Any) -> str:
     shown = str(value)
-    # A chat template is too long for one line.
+    # Shorten long values, such as chat templates.
     return f"{shown.strip()[:40]}... ({len(shown):,} characters)" if len(shown) > 300 else shown
