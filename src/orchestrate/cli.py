@@ -27,7 +27,7 @@ from orchestrate.core.underway import ProgressCallback, heard_by
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
-"""Name of the codec error handler that replaces characters missing from a stream's encoding."""
+"""Name of the codec error handler that replaces characters that a stream's encoding can't represent."""
 
 _LATE = 200_000
 """Number of allocations before the first garbage collection. Short commands stay below it."""
@@ -133,7 +133,7 @@ def common(
     ] = False,
 ) -> None:
     del version
-    # An empty path would be the working folder, and a store in it.
+    # An empty path would mean the working folder, and the store would be created there.
     given = home if home is not None and home.parts else None
     context.obj = {
         "config": config,
@@ -146,9 +146,10 @@ def common(
 
 @contextmanager
 def guarded_streams() -> Generator[None]:
-    """Make all text written to stdout and stderr safe. Text that bypasses our consoles (warnings, tracebacks,
-    other libraries) can't control the terminal, and characters that the stream's encoding lacks (a redirect
-    on Windows, `LC_ALL=C`) don't crash a command."""
+    """Make all text written to stdout and stderr safe, including warnings, tracebacks and the output of other
+    libraries. Control sequences are made harmless. Characters that the stream's encoding can't represent (for
+    example in redirected output on Windows, or with `LC_ALL=C`) are replaced, so they don't crash a
+    command."""
     streams = sys.stdout, sys.stderr
     codecs.register_error(_WRITABLE, escaped if "--json" in sys.argv else lookalike)
     for stream in streams:
@@ -206,7 +207,7 @@ def main() -> None:
     as_json = "--json" in sys.argv
     _collect_later()
     try:
-        # Typer must not print a wrong command line itself: it may contain a hostile file name.
+        # Typer must not print an invalid command line itself, because it may contain a malicious file name.
         with guarded_streams(), nullcontext() if as_json else heard_by(_show):
             code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -220,7 +221,7 @@ def main() -> None:
         from orchestrate.commands.terminal.console import report
 
         code = report(error, as_json=as_json, verbose=any(a in sys.argv for a in ("-v", "-vv", "--verbose")))
-    # The exit frees all memory anyway. Without this, Python scans it several times first.
+    # Exiting frees all memory anyway. Without the freeze, Python would scan it several times first.
     gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
 

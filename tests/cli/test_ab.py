@@ -109,9 +109,7 @@ def test_the_page_is_what_happens(
         printed = StringIO()
         with redirect_stdout(printed):
             exec(block("library").replace("8100", str(port)), {})
-        assert (
-            printed.getvalue().startswith("running {") and "of the 200 required users" in printed.getvalue()
-        )
+        assert printed.getvalue().startswith("running {") and "each arm needs 200 users" in printed.getvalue()
 
         status = cli("ab", "status", "support-bot", "-o", "report.html", "--json")
         jsonschema.validate(status.json, of("ab status"))
@@ -208,7 +206,7 @@ def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> Non
         (("size", "--rate", "0.9", "--gain", "0.2"), "--rate plus --gain must be between 0 and 1"),
         (
             ("size", "--rate", "0.9", "--gain", "0"),
-            "--gain and the spread of the metric must not be 0",
+            "--gain and the metric's standard deviation must not be 0",
         ),
     ):
         done = cli("ab", *arguments)

@@ -94,7 +94,7 @@ def test_check_finds_leakage(tmp_path: Path) -> None:
 
 def test_what_check_has_not_looked_for_is_said_only_then(tmp_path: Path) -> None:
     files = (ORDERS / "train.jsonl", "--validation", ORDERS / "validation.jsonl")
-    said = "near-duplicates were not checked for. To check for them (takes about twice as long): --near"
+    said = "skipped the check for near-duplicates. To run it (takes about twice as long): --near"
     assert said not in run("check", *files, cwd=tmp_path).err
     assert said in run("check", *files, "--no-near", cwd=tmp_path).err
     assert said in run("check", files[0], cwd=tmp_path).err

@@ -18,19 +18,20 @@ from typing import NamedTuple
 from orchestrate.store.experiments import StoredOutcome
 from orchestrate.types import Evidence, EvidencePoint, Exposure, PlannedMetric
 
-# Evidence that may be looked at as often as one likes.
+# The evidence is anytime-valid: it can be checked as often as you like.
 #
-# `LabelEvidence` is exact: whether the arms' labels say anything about right and wrong, by betting on each
-# user's arm after Turner, Ly and Grünwald (arXiv 2106.02693) where the share is known; its evidence exceeds
-# 1 / alpha ever with a chance of at most alpha, however rare an outcome is. `Means` is the normal mixture for
-# means (Robbins 1970; Waudby-Smith et al., arXiv 2103.06476), which is right for many users only: it has a
-# gate.
+# `LabelEvidence` is exact. It bets on each user's arm, whose probability is known, to test whether outcomes
+# depend on the arm (Turner, Ly and Grünwald, arXiv 2106.02693). If they do not, the probability that the
+# evidence ever exceeds 1 / alpha is at most alpha, however rare an outcome is. `Means` uses the normal
+# mixture for means (Robbins 1970; Waudby-Smith et al., arXiv 2103.06476). It is only valid for many users, so
+# a gate checks their number first.
 #
-# Both are stratified: users are compared with those alone who had the same chance at the same time.
+# Both are stratified: users are only compared with users who had the same probability of getting the tuned
+# model in the same phase.
 
 PRIOR = 60.0
-"""Prior sample size of the e-process. Evidence grows fastest at about 500 users in the smaller arm, but is
-valid for any number of users."""
+"""Prior sample size of the e-process. With this value, evidence grows fastest when the smaller arm has about
+500 users. The evidence is valid for any number of users."""
 LEAST_OF_EACH = 10
 """Minimum number of users with each outcome (right or wrong) in each arm. With fewer, the confidence interval
 of a proportion is not valid."""
@@ -79,9 +80,9 @@ class _Cell:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The current difference between the means of the two arms. `information` is the effective number of
-    users for a difference (n1 n0 / (n1 + n0), summed over the strata), and `deviation` is the standard
-    deviation per unit of information."""
+    """The current difference between the means of the two arms. `information` is the effective sample size
+    (n1 n0 / (n1 + n0), summed over the strata), and `deviation` is the standard error of the difference,
+    multiplied by sqrt(`information`)."""
 
     difference: float
     information: float
@@ -108,8 +109,8 @@ def detectable(information: float, deviation: float, alpha: float) -> float:
 
 
 def users_for(difference: float, deviation: float, share: float, alpha: float) -> int:
-    """Return the total number of users in both arms that is needed to detect a difference with 80% power at a
-    constant traffic share."""
+    """Return the total number of users in both arms needed to detect `difference` with 80% power if the tuned
+    model's traffic share stays at `share`."""
     low, high = 1.0, 1e15
     while high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
@@ -141,7 +142,7 @@ class Means:
 
     @property
     def skewness(self) -> float:
-        """Return the skewness of the values, each measured from the mean of its arm and stratum."""
+        """Return the skewness of the values after subtracting the mean of their arm and stratum."""
         users = self.users(True) + self.users(False)
         squares = sum(cell.squares for cell in self.cells.values()) / users
         cubes = sum(cell.cubes for cell in self.cells.values()) / users
@@ -175,24 +176,29 @@ def gate_of_share(means: Means) -> str | None:
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None
-    return f"only {round(least)} of the {LEAST_OF_EACH} required users with each outcome in each arm"
+    return f"each outcome needs at least {LEAST_OF_EACH} users in each arm (fewest so far: {round(least)})"
 
 
 def gate_of_mean(means: Means) -> str | None:
     """Explain why the confidence interval of a numeric metric is not valid yet, or return `None`."""
     fewest = min(means.users(True), means.users(False))
     if fewest < 2:
-        return "fewer than 2 users in an arm"
+        return "an arm has fewer than 2 users"
     needed = max(LEAST_USERS, math.ceil(28 + LEAST_BY_SKEW * means.skewness**2))
     if fewest >= needed:
         return None
-    why = "" if needed == LEAST_USERS else f" because the values are skewed ({means.skewness:+.1f})"
+    why = (
+        ""
+        if needed == LEAST_USERS
+        else f" (a skewness of {means.skewness:+.1f} requires more than {LEAST_USERS})"
+    )
     return f"only {fewest:,} of the {needed:,} required users per arm{why}"
 
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Approximate maximum number of evaluations of the evidence, and of points on its curve."""
+"""Approximate limits per metric: the first for evaluations of a numeric metric's evidence, the second for
+points on the evidence curve."""
 
 
 class EvidenceUnit(NamedTuple):
@@ -205,8 +211,8 @@ class EvidenceUnit(NamedTuple):
 def units(
     metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[StoredOutcome], now: datetime
 ) -> list[EvidenceUnit]:
-    """List the units of a metric in the order in which they enter the evidence. `exposures` are sorted by
-    time, `outcomes` by when they were recorded. Users who could only have gotten one of the models are
+    """List the units of a metric in the order in which they enter the evidence. `exposures` must be sorted by
+    time and `outcomes` by recording time. Users who could only have been assigned one of the models are
     excluded, because they carry no information."""
     there = {(e.user, e.phase): e for e in exposures if 0 < e.chance < 1}
     if metric.window_h is None:
@@ -256,7 +262,8 @@ def _folded(how: str, values: Sequence[float]) -> float:
 
 
 def ratio_p(exposures: Iterable[Exposure]) -> float:
-    """Return the anytime-valid p-value of the test that users were split between the arms as planned."""
+    """Return the anytime-valid p-value for the null hypothesis that users were split between the arms as
+    planned."""
     labels = LabelEvidence()
     for one in exposures:
         if 0 < one.chance < 1:
@@ -304,7 +311,8 @@ class _Walk:
 
     def evaluate(self) -> None:
         if self.exact:
-            # What the arms' numbers alone say, as when one arm's outcomes come later, is no evidence.
+            # The arms can have different numbers of outcomes, for example if one arm's outcomes arrive later.
+            # These numbers alone are not evidence of a difference, so subtract what they contribute.
             self.log_e = self.labels.log_e - max(0.0, self.ratio.log_e)
         elif self.gate is None:
             mixture = self.means.mixture()

@@ -31,11 +31,12 @@ from orchestrate.types import (
     decoding,
 )
 
-# Users as an experiment knows them: a hash, and a place between 0 and 1 that says which model they get.
+# A salted hash of the user id gives the key under which a user is stored, and a place between 0 and 1 that
+# determines the user's model.
 #
-# A user whose place is below the share gets the tuned model, so that who has it keeps it while the share
-# grows. The salt is the experiment's own: places in two experiments have nothing to do with each other, and
-# nobody who reads the store can tell who a user is.
+# A user whose place is below the tuned model's share gets the tuned model, so users keep it while the share
+# grows. Each experiment has its own salt, so a user's places in two experiments are independent. The store
+# contains no user ids.
 
 
 class Person(NamedTuple):
@@ -71,7 +72,7 @@ def exposed(
     the tuned model's share of traffic in the phase of that assignment."""
     chance = phase.share
     if last is not None and last_share is not None:
-        # Of those who had the base, the larger share takes some; who had the tuned model keeps it.
+        # Users of the tuned model keep it. A larger share moves some users of the base to the tuned model.
         rest = (phase.share - last_share) / (1 - last_share) if last_share < 1 else 0.0
         chance = 1.0 if last.arm == "tuned" else rest
     arm = arm_at(who.place, phase.share)
@@ -138,8 +139,8 @@ def key_of(metric: str, id: str | int) -> str:
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
     """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. A line
     without an id gets an id derived from its text and the number of earlier lines with the same text, so you
-    can read a file again after appending to it. If lines are invalid, raises `DataError` that lists the first
-    ones."""
+    can read a file again after appending to it. Raises `UsageError` if the file cannot be read, and
+    `DataError`, with the first errors, if lines are invalid."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -167,7 +168,7 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
         examples = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
         raise DataError(
             f"{len(wrong):,} lines of {path} are not outcomes, so nothing was recorded\n{examples}{more}",
-            fix='{"user": "u1", "metric": "resolved", "value": true}  per line',
+            fix='write one outcome per line:  {"user": "u1", "metric": "resolved", "value": true}',
         )
     return iter(found)
 
@@ -180,7 +181,7 @@ request."""
 _AT_ONCE = 500
 """Number of outcomes per transaction."""
 _LONGEST = 64
-"""Maximum length of an event's name."""
+"""Maximum length of an event's name, in characters."""
 _STATES: Mapping[str, Literal["shipped", "rolled back", "stopped"]] = {
     "ship": "shipped",
     "roll back": "rolled back",
@@ -279,9 +280,9 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """End the experiment and give all users this model from now on, even if it had ended with the other
-        model. Returns `False` if it had already ended with this model, or if another process ended it
-        first."""
+        """End the experiment and give all users this model from now on. If the experiment has already ended
+        with the other model, switch all users to this one. Returns `False` if the experiment has already
+        ended with this model, or if another process started a new phase first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
@@ -290,9 +291,9 @@ class Experiment:
     # -- users ---------------------------------------------------------------------------------------------
 
     def assign(self, user: str | int) -> Assignment:
-        """Assign a user to a model. The model only changes when the tuned model's share does: if the share
-        grows, some users of the base switch to the tuned model. If it shrinks, some switch back. From now on,
-        the user's outcomes count."""
+        """Assign a user to a model. A user's model changes only when the tuned model's traffic share changes.
+        If the share grows, some users switch from the base to the tuned model. If it drops to 0, all users
+        get the base. From now on, the user's outcomes count, unless the experiment has ended."""
         phase = self.phases(fresh=False)[-1]
         if phase.over:
             return Assignment("tuned" if phase.share == 1 else "base", phase.number, False)
@@ -360,7 +361,7 @@ class Experiment:
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Record values measured for an answer, keyed by metric, such as its latency. Metrics that the plan
+        """Record values measured for an answer, such as its latency, keyed by metric. Metrics that the plan
         does not include are ignored."""
         if not at.counted:
             return
@@ -370,7 +371,8 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Count an event that is not a metric, for the report. `what` has at most 64 characters."""
+        """Add `more` to the count of an event that is not a metric. The report shows these counts. `what` is
+        the event's name, 1 to 64 characters. Raises `UsageError` for any other length."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
             raise UsageError(f"the name of a counted event must have 1 to {_LONGEST} characters")
         self._kept.count(self.id, what, more)
@@ -385,7 +387,7 @@ class Experiment:
                 self.count(f"outcomes {name}, not counted", number)
         return taken
 
-    # -- what it shows -------------------------------------------------------------------------------------
+    # -- report --------------------------------------------------------------------------------------------
 
     def report(self) -> ExperimentReport:
         """Evaluate the outcomes so far and return a report. The statistics stay valid no matter how often you
@@ -425,7 +427,7 @@ class Experiment:
         )
 
     def step(self) -> ExperimentReport:
-        """Carry out the rule's current decision, and return the new state. If several processes call this
+        """Apply the rule's current decision and return the resulting report. If several processes call this
         method at the same time, only one of them acts."""
         seen = self.report()
         verb, share, why = seen.decision.verb, seen.decision.share, seen.decision.why
@@ -465,7 +467,7 @@ def _begun(store: Store, plan: ExperimentPlan) -> ExperimentRecord:
         known = kept.get(plan.name)  # another process was first
     if known.plan != plan:
         raise UsageError(
-            f"{plan.name} was started with a different plan, and a plan cannot change after its start",
+            f"{plan.name} was started with a different plan, and a plan cannot be changed after the start",
             fix=f"use another plan name, or continue with  orchestrate ab serve {plan.name}",
         )
     return known

@@ -217,8 +217,8 @@ def _on_host(ft: Workspace, handle: TrackedRun, arm: Arm) -> Upstream:
     chat = capability(handle.provider, Chats).chat(handle.record.handle, base=arm == "base", max_tokens=1)
     if chat is None:
         raise UsageError(
-            f"{handle.provider.name} does not use the chat completions API",
-            fix=f"pass {arm} as https://ADDRESS/v1=MODEL",
+            f"{handle.provider.name} does not serve this model through the chat completions API",
+            fix=f"in the plan, set {arm} to https://ADDRESS/v1=MODEL",
         )
     config = at_chat(handle.provider.config)
     on_use = partial(used, ft, handle.id) if arm == "tuned" else None  # the base is the host's own, for all

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 class ABMiddleware:
     """Assigns each user's request to an arm and stores the assignment in `scope["state"]["ab"]` (Starlette:
     `request.state.ab`). Records each answer's latency and whether it failed (HTTP 5xx, exceptions), if the
-    plan has metrics for these. Requests without a user get no `ab` entry, but are counted.
+    plan has metrics for these. Requests without a user get no `ab` entry, and nothing is recorded for them.
 
     `user` is a function that takes a request's scope and returns the user id, or `None` if there is none."""
 

@@ -76,9 +76,7 @@ def decide(
     reached = _reached(plan, primary)
     most = plan.rule.most_users
     if most is not None and users >= most and reached is None:
-        why = (
-            f"{primary.metric} was not shown to be {plan.rule.goal} after {users:,} of at most {most:,} users"
-        )
+        why = f"{primary.metric} was not shown to be {plan.rule.goal} after {users:,} users (limit: {most:,})"
         return ExperimentDecision(verb="roll back", share=0.0, why=why)
     stages = [share / 100 for share in plan.rule.stages]
     following = next(share for share in stages if share > phase.share + 1e-9)
@@ -87,7 +85,7 @@ def decide(
     if silent := [one for one in deciding if not all(one.users.values())]:
         return held("; ".join(_nothing_counted(plan, one) for one in silent))
     if following < 1:
-        why = f"no harm shown at {phase.share:.0%} after enough users and hours"
+        why = f"no harm found at {phase.share:.0%}, with enough users and hours"
         return ExperimentDecision(verb="ramp", share=following, why=why)
     if reached is None:
         return held(f"{primary.metric} is not yet shown to be {plan.rule.goal}. All other conditions are met")
@@ -100,8 +98,8 @@ def _nothing_counted(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     if planned is not None and planned.absent is not None:
         return (
-            f"no user of {arms} counts toward {one.metric} yet: a user counts {planned.window_h:g} h "
-            "after the first request"
+            f"no user of the {arms} model counts toward {one.metric} yet: users count {planned.window_h:g} h "
+            "after their first request"
         )
     return (
         f"no {one.metric} outcome was recorded for {arms}: check that your application records it "
@@ -114,10 +112,10 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
-        f"outcomes of one arm are missing, or {one.metric} is recorded only when it happens. If it is, start "
-        "a new experiment with absent and window_h"
+        f"some outcomes of one arm are missing, or your application records {one.metric} only when it "
+        "happens. In the second case, start a new experiment that sets absent and window_h"
         if sometimes
-        else "outcomes of one arm are missing"
+        else "some outcomes of one arm are missing"
     )
     return f"the two arms record {one.metric} at different rates (p = {one.counted_ratio_p:.1g}): {guess}"
 
@@ -173,7 +171,7 @@ def _waiting(
     rule = plan.rule
     fewest = min(in_phase.get("base", 0), in_phase.get("tuned", 0))
     if fewest < rule.min_users:
-        return f"{fewest:,} of the {rule.min_users:,} required users per arm seen at {phase.share:.0%}"
+        return f"each arm needs {rule.min_users:,} users at {phase.share:.0%} (fewest so far: {fewest:,})"
     hours = (now - phase.at).total_seconds() / 3600
     if hours < 0:
         return f"this machine's clock ({now:%Y-%m-%d %H:%M} UTC) is before the start of this phase"
@@ -239,7 +237,7 @@ def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
     if len(set(names)) < len(names):
         yield f"metrics: {max(names, key=names.count)!r} occurs twice"
     if sum(metric.role == "primary" for metric in plan.metrics) != 1:
-        yield "metrics: exactly one must have  role: primary. The others must be guardrail or told"
+        yield "metrics: exactly one must have  role: primary. The others must have role guardrail or told"
         return
     for metric in plan.metrics:
         yield from (f"metrics.{metric.name}: {wrong}" for wrong in _wrong_metric(metric))

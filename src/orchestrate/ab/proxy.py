@@ -65,8 +65,8 @@ class Upstream:
 
     @property
     def resting(self) -> bool:
-        """True if the model has failed several times in a row. Requests then skip it for some seconds, so
-        that users don't wait for each failure."""
+        """True if the model has failed several times in a row. Requests then skip it for 10 seconds, so users
+        don't have to wait for each failure."""
         return time.monotonic() < self._until
 
     def record_result(self, *, failed: bool) -> None:
@@ -191,7 +191,8 @@ async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[byte
 
 
 def tokens(data: bytes) -> tuple[int, int] | None:
-    """Return the numbers of prompt and completion tokens that an answer, or the end of a stream, reports."""
+    """Return the numbers of prompt and completion tokens reported in an answer or at the end of a stream.
+    Returns `None` if they are not reported."""
     lines = data.splitlines() if b"data:" in data else [data]
     for line in reversed(lines):
         if b'"usage"' not in line:
@@ -219,7 +220,7 @@ _log = logging.getLogger(__name__)
 STORE_S = 2.0
 """Seconds to wait for the store when looking up a user's model."""
 SILENT_S = 10.0
-"""Seconds for which the store is skipped after a timeout."""
+"""Seconds during which the proxy does not use the store after the store has failed or timed out."""
 _CONNECT_S = 5.0
 
 
@@ -250,8 +251,8 @@ class ArmAnswer:
 
 
 class Proxy:
-    """A proxy that runs an experiment in front of two models. `timeout_s` limits the time until the first
-    chunk of an answer, and between two chunks. A model that exceeds it counts as failed."""
+    """A proxy that runs an experiment in front of two models. `timeout_s` limits the wait for the first chunk
+    of an answer, and then for each further chunk. A model that exceeds this limit counts as failed."""
 
     def __init__(
         self,
@@ -268,7 +269,7 @@ class Proxy:
         self._timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
         self._client: httpx.AsyncClient | None = None
         self._silent_until = 0.0
-        # Threads of its own: a store that hangs does not take those that answers need.
+        # The store has its own threads, so a hanging store can't block the threads that answers need.
         self._asking_store = anyio.CapacityLimiter(8)
 
     def app(self, *, names: tuple[str, ...] = (), origins: tuple[str, ...] = ()) -> ASGIApp:
@@ -325,7 +326,8 @@ class Proxy:
                 except OrchestrateError as error:
                     _log.warning("could not access the store of %s: %s", self._experiment.plan.name, error)
             self._silent_until = time.monotonic() + SILENT_S
-            _log.warning("could not record the users of %s for %.0f s", self._experiment.plan.name, SILENT_S)
+            plan = self._experiment.plan.name
+            _log.warning("the users of %s are not recorded for the next %.0f s", plan, SILENT_S)
         return self._experiment.guess(user)
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:
@@ -347,7 +349,7 @@ class Proxy:
             return ArmAnswer(answer, "base", answer.failed)
         if answer.good:
             turn.counts.append(FAILOVERS)
-        # What both refuse is the request's fault.
+        # If both models reject the request, the request is at fault, so the tuned model did not fail.
         return ArmAnswer(answer, "base", answer.good or tried is None or tried.failed)
 
     def _respond(self, turn: ProxiedRequest, answered: ArmAnswer) -> Response:
@@ -387,7 +389,7 @@ class Proxy:
             turn.counts.append(BROKEN)
         if cut:
             yield event(error_body(HostError(502, cut, type="server_error", code="cut"))).encode()
-        # Not reached where the client has left: what a model has not finished is no outcome.
+        # Not reached if the client has disconnected, because an unfinished answer is not an outcome.
         seconds = time.monotonic() - turn.begun
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(self._observe, turn, answered, bytes(tail), seconds)
@@ -423,7 +425,7 @@ class Proxy:
         return JSONResponse(page([shown], more=False))
 
     async def outcomes(self, request: Request) -> Response:
-        """Record the outcome in the request body, or all outcomes in the body's list `outcomes`."""
+        """Record the outcome in the request body, or all outcomes in the body's `outcomes` list."""
         values = await json_body(request)
         listed: Any = values.get("outcomes", [values])
         try:

@@ -129,8 +129,8 @@ class Orchestrator(Workspace):
         """Show how each setting is translated for each backend. Unsupported settings are marked as refused.
         Works offline.
 
-        Reads no files by default. With `measured`, also reads the data if possible, so that memory use is
-        estimated for the longest row on backends that support it.
+        Reads no files by default. With `measured`, reads the data if possible, and estimates memory use for
+        the longest row on backends that support this.
         """
         from orchestrate.runs.preparing import prepared
 
@@ -254,10 +254,10 @@ class Orchestrator(Workspace):
         other_data: bool = False,
         **terms: Any,
     ) -> RunHandle:
-        """Repeat a finished run from its stored spec, on its backend or another one. `settings` override
-        fields of the spec, by dotted name. A sandbox run is repeated in its sandbox. If the data's digest
-        doesn't match the run's, the call raises `DataError`, unless `other_data` is set. Otherwise, `terms`
-        and the errors raised are the same as for `submit`."""
+        """Repeat a finished run from its stored spec, on its backend or another one. `settings` maps dotted
+        names of spec fields to the values that replace them. A sandbox run is repeated in its sandbox.
+        `terms` are passed to `submit`. Raises `DataError` if the data's digest doesn't match the run's,
+        unless `other_data` is set, and the same errors as `submit`."""
         from orchestrate.runs import rerun
 
         record = self.record(run) if isinstance(run, str) else run.record
@@ -290,8 +290,9 @@ class Orchestrator(Workspace):
         max_cost_each_usd: Decimal | None = None,
     ) -> dict[str, Decimal | None]:
         """Run all checks of `submit` for these backends without sending anything. The budget and
-        `max_cost_usd` (default: the spec's) must cover all of them together. Returns a cost limit for each
-        backend. The limits add up to at most `max_cost_usd`. Raises the same errors as `submit`."""
+        `max_cost_usd` (default: the spec's) must cover the jobs on all backends together. Returns a cost
+        limit for each backend. The limits add up to at most `max_cost_usd`. Raises the same errors as
+        `submit`."""
         from orchestrate.runs import submit as submission
 
         return submission.preflight(
@@ -332,7 +333,7 @@ class Orchestrator(Workspace):
         selects only archived runs (`True`) or only the rest (`False`). `sort` is created, name, backend,
         model, status, cost, updated, loss, spec.NAME or tag.NAME. A leading `-` sorts in descending order.
         `after` is the id of the last run of the previous page. Raises `UsageError` for an unknown status or
-        order.
+        sort key.
         """
         from orchestrate.store.listing import RunQuery
 
@@ -420,7 +421,7 @@ class Orchestrator(Workspace):
                 cancel_stalled=cancel_stalled,
             )
 
-    # -- what it is worth -----------------------------------------------------------------------------------
+    # -- evaluation -----------------------------------------------------------------------------------------
 
     def compare(self, runs: Iterable[RunHandle | Run | str]) -> Comparison:
         """Compare runs side by side. `.save("report.html")` writes the comparison as HTML, Markdown, CSV or

@@ -19,24 +19,24 @@ from orchestrate.profile import this_machine
 from orchestrate.types import Record, decoding
 
 WARN_DAYS = 90
-"""Number of days before a shutdown at which warnings start."""
+"""Number of days before a model's shutdown when warnings begin."""
 
 _DISK_METHODS = ("sft", "dpo")
 _DISK_ADAPTERS = ("lora", "qlora", "full")
 
 
 class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A model as offered for fine-tuning on one backend."""
+    """One backend's offer of a base model: its id there, methods, limits and dates."""
 
     id: str
     tunable: Literal["yes", "unconfirmed", "no"] = "yes"
     methods: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     context: tuple[int, int] | None = None
-    """Maximum number of tokens in a training row (SFT, DPO). `None` if the host does not publish a limit."""
+    """Maximum tokens in a training row, as a pair (SFT, DPO). `None` if the host does not publish a limit."""
     max_rank: int | None = None
     no_new_jobs_after: date | None = None
-    """Last day on which the host accepts new jobs for this model."""
+    """First day on which the host no longer accepts new jobs for this model."""
     shutdown: date | None = None
     """Last day of service. Afterwards, the base model and all models tuned from it are unavailable."""
     successor: str | None = None
@@ -126,7 +126,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     by_name: dict[str, Model]
     host_names: frozenset[str]
     described: dict[str, dict[str, HostModel]]
-    """Models of the hosts that YAML files describe, keyed by host and then by model name."""
+    """Models of the hosts that are defined in YAML files, keyed by host and then by model name."""
     comparison: str
     starters: tuple[str, ...]
 
@@ -244,7 +244,7 @@ def _haystack(model: Model) -> str:
 
 
 def alternatives(model: Model, provider: str | None = None) -> list[Model]:
-    """List open models to migrate to from `model`, most similar first. `provider` limits the list to models
+    """List open models that can replace `model`, most similar first. `provider` limits the list to models
     that the backend can tune."""
     found = [find(name) for name in model.alternatives]
     return [other for other in found if provider is None or _tunable(other.on(provider))]
@@ -306,8 +306,8 @@ def comparison() -> Model:
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the closed model most similar to an open model, among the closed models that the host can tune.
-    Returns `None` if none of these lists the open model as an alternative."""
+    """Return the closed model that the host can tune and that is most similar to the open model `model`.
+    Returns `None` if no closed model on this host lists `model` as an alternative."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()
@@ -323,7 +323,7 @@ def known_hosts() -> frozenset[str]:
 
 
 class Licence(Record, frozen=True, kw_only=True):
-    """A short summary of a license, for a confirmation. Only the license itself is binding."""
+    """A short summary of a license, shown before the user accepts it. Only the license itself is binding."""
 
     id: str
     """The license's name on the Hub."""

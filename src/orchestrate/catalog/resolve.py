@@ -28,9 +28,9 @@ _COMPARED = ("tunable", "context", "max_rank", "shutdown")
 class CatalogChange(Record, frozen=True, kw_only=True):
     provider: str
     model: str
-    """Id of the model at the host."""
+    """Id of the model on the host."""
     field: str
-    """Name of the changed field, or `model` if only the host or only the catalog has the model."""
+    """Name of the changed field, or `model` if the host or the catalog lacks the model."""
     ours: str | None = None
     theirs: str | None = None
 
@@ -198,7 +198,8 @@ def _is_path(name: str) -> bool:
 
 def _not_offered(model: Model, name: str, provider: str) -> SpecError:
     near = [m.name for m in alternatives(model, provider)]
-    there = f"Most similar models there: {', '.join(near)}" if near else f"It fine-tunes: {_offers(provider)}"
+    what = f"Most similar models that it can fine-tune: {', '.join(near)}"
+    there = what if near else f"It fine-tunes: {_offers(provider)}"
     return SpecError(
         f"{provider} cannot fine-tune {model.name}. {there}",
         fix=f"list its models with: orchestrate models --provider {provider}. To name one model per "

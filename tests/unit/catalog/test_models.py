@@ -63,7 +63,7 @@ def test_a_tune_of_openai_keeps_its_base() -> None:
         (
             "gpt-4.1",
             "together",
-            "together cannot fine-tune gpt-4.1. Most similar models there: llama-3.3-70b",
+            "together cannot fine-tune gpt-4.1. Most similar models that it can fine-tune: llama-3.3-70b",
         ),
         ("qwen3-14b", "together", "together cannot fine-tune qwen3-14b. It fine-tunes:"),
         ("llama-4", "openai", "unknown model 'llama-4'"),

@@ -107,7 +107,7 @@ def _show(model: ModelShown) -> None:
         if warning := backends.shutdown_warning(model, provider, today):
             out.print(warning, style="yellow")
         if host.successor:
-            out.print(f"{provider} names {host.successor} as its replacement")
+            out.print(f"{provider} recommends {host.successor} as the replacement")
 
 
 @app.command()
@@ -121,7 +121,7 @@ def refresh(
         ),
     ] = "all",
 ) -> Output[ModelChanges]:
-    """Compare the catalog with what each host can fine-tune now. Includes limits and shutdown dates. Changes
+    """Compare the catalog's models, limits and shutdown dates with what each host reports now. Changes
     nothing."""
     with orchestrator(context) as ft:
         found = ft.model_changes(provider)

@@ -43,11 +43,14 @@ def book_of(context: typer.Context, flags: list[str] | None = None) -> RateBook:
 def list_prices(
     context: typer.Context,
     provider: ProviderFilter = None,
-    method: Annotated[str | None, typer.Option(help="sft_lora, dpo_lora, deployment, gpu_rental ...")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Show only prices of this kind: sft_lora, dpo_lora, deployment, gpu_rental ..."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Show only prices for this model.")] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="Show only hourly prices of GPUs with this text in their name, such as H100."),
+        typer.Option(help="Show only hourly prices of GPUs whose name contains this text, such as H100."),
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Include ended and superseded prices.")] = False,
     rate: RateOpt = None,

@@ -91,7 +91,7 @@ def convert(
     requests: Annotated[
         str | None,
         typer.Option(
-            "--requests", metavar="FILE", help="For batch results in FILE: the input file of the batch."
+            "--requests", metavar="FILE", help="Input file of the batch, if FILE contains batch results."
         ),
     ] = None,
     messages: ThreadOptions,
@@ -139,13 +139,15 @@ class SplitOptions:
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Keep the same mix of answers in each split.")
     ] = False
-    near: Annotated[bool, typer.Option("--near/--no-near", help="Keep near-duplicates in one split.")] = True
+    near: Annotated[
+        bool, typer.Option("--near/--no-near", help="Keep near-duplicates in the same split.")
+    ] = True
     group_by: Annotated[
         str | None,
         typer.Option(
             "--group-by",
             metavar="COLUMN",
-            help="Keep rows with the same value, such as a customer, in one split.",
+            help="Keep rows with the same value in this column, such as a customer id, in the same split.",
         ),
     ] = None
     exact: Annotated[
@@ -218,8 +220,8 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     note_rewritten(report)
     if report.pooled:
         note(
-            f"{count(report.pooled, 'group')} have answers too rare to appear in every split, so these "
-            "groups were pooled before splitting"
+            f"pooled {count(report.pooled, 'group')} before splitting, because some answers are too rare "
+            "to appear in every split"
         )
     if report.ungrouped:
         note(
@@ -327,17 +329,17 @@ def _conversations(file: str, given: ThreadOptions, ignored: Iterable[str]) -> G
                 counted = count(number, "message" if what in _OF_MESSAGES else "thread")
                 note(f"{counted} {text}{f': {shown}' if shown else ''}")
         if report.time is None:
-            note("no time column found: using file order (--time COLUMN)")
+            note("no time column found, so messages stay in file order. To set the column: --time COLUMN")
         if report.unread:
             note(
-                f"unused columns: {', '.join(report.unread)}. If one of them marks internal messages, "
-                "remove those messages first. Otherwise, the model will be trained on them"
+                f"unused columns: {', '.join(report.unread)}. If one of these columns marks internal "
+                "messages, remove the internal messages first, or the model will be trained on them"
             )
         if report.internal:
             plural = "s" if len(report.internal_by) > 1 else ""
             by = f"column{plural} {', '.join(report.internal_by)}"
             note(
-                f"dropped {count(report.internal, 'message')} as internal, according to {by}. To keep them: "
+                f"dropped {count(report.internal, 'message')} marked as internal in {by}. To keep them: "
                 f"--ignore {quote(','.join(report.internal_by))}"
             )
         with _named(rows, file):

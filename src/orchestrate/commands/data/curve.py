@@ -101,7 +101,7 @@ def curve(
         carry_out(ft, carried)
         if carried.stopped:
             warn(carried.stopped)
-            note(f"spent so far: {money(carried.spent_usd())}. To continue, repeat with a higher limit")
+            note(f"spent so far: {money(carried.spent_usd())}. To continue, rerun with a higher limit")
         if selected:
             best = best_rows.best_rows(carried, rows, points.by, points.keep, selected)
             yield Output(best, _show_best, 0 if best.over and not carried.stopped else 1)

@@ -94,7 +94,7 @@ def generate(
     context: typer.Context,
     seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="Example rows to imitate.")],
     model: Annotated[
-        str, typer.Option("--model", help="Model that generates the rows, as the host names it.")
+        str, typer.Option("--model", help="Model that generates the rows, by its id on the host.")
     ],
     output: OutputOpt = None,
     rows: Annotated[int, typer.Option(min=1, help="Target number of rows in the file.")] = 100,
@@ -105,8 +105,8 @@ def generate(
     """Generate rows in the format of SEEDS with a chat model. Checks and deduplicates the rows, and marks
     them for review.
 
-    If interrupted, repeat the command to continue. Exit code 6 if a limit stopped it, or 1 if the model only
-    repeats itself."""
+    If interrupted, repeat the command to continue. Exits with code 6 if a limit was reached, or 1 if the
+    model only repeats itself."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
 

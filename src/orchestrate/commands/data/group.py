@@ -140,7 +140,7 @@ def check(
 def _show_checked(checked: DataChecked, near: bool) -> None:
     show_check(checked["report"], checked["fix"])
     if not near:
-        note("near-duplicates were not checked for. To check for them (takes about twice as long): --near")
+        note("skipped the check for near-duplicates. To run it (takes about twice as long): --near")
 
 
 app.command()(convert)
@@ -158,7 +158,8 @@ class PreviewOptions:
         int | None, typer.Option(min=8, help="Truncate rows to this many tokens, as training would.")
     ] = None
     truncation: Annotated[
-        str, typer.Option(help="For longer rows: cut the right (end) or left (start), or drop the row.")
+        str,
+        typer.Option(help="What to do with longer rows: cut the end (right), cut the start (left), or drop."),
     ] = "right"
     train_on_inputs: Annotated[bool, typer.Option("--train-on-inputs", help="Also train on the prompt.")] = (
         False

@@ -140,7 +140,7 @@ def from_review(
         ),
     ] = None,
     agreement: Annotated[
-        float, typer.Option(min=0.5, max=1, help="Fraction of raters per item that must agree.")
+        float, typer.Option(min=0.5, max=1, help="Fraction of each item's raters who must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
     """Convert people's ratings to rows for preference tuning. Reports how many ratings yield no row."""

@@ -19,7 +19,7 @@ FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset 
 WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
-    str | None, typer.Option(help="o200k, cl100k, harmony, qwen3.5, hf:FOLDER, FAMILY~COUNTER.")
+    str | None, typer.Option(help="Tokenizer: o200k, cl100k, harmony, qwen3.5, hf:FOLDER, FAMILY~COUNTER.")
 ]
 EngineOpt = Annotated[
     str,

@@ -50,7 +50,9 @@ class RecordOptions:
     ] = None
     n: Annotated[
         int | None,
-        typer.Option("--n", min=1, help="Number of prompts, chosen to cover every kind in the file."),
+        typer.Option(
+            "--n", min=1, help="Number of prompts, chosen to cover every kind of prompt in the file."
+        ),
     ] = None
     max_tokens: MaxTokensOpt = 512
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers per prompt.")] = 1
@@ -84,7 +86,7 @@ def record(
     yes: PayOpt = False,
 ) -> Output[Recording] | Output[list[Recording]] | Output[list[Due]]:
     """Record a model's answers before it is shut down, with log-probabilities if the host provides them. Use
-    them later to prove that a replacement model is as good.
+    the answers later to prove that a replacement model is as good.
 
     Shows the price first. If interrupted, repeat the command to continue. You don't pay twice. Evaluate
     the recording like a model: eval --model record:ID.
@@ -130,8 +132,8 @@ def _print_plan(plan: RecordPlan) -> None:
     for column in plan.unread:
         warn(f"column {column} is not used. Its text differs in most rows and appears in no prompt")
     if plan.taken < plan.prompts - plan.equal - plan.near:
-        kinds = f", across {count(plan.clusters, 'kind')}" if plan.clusters else ""
-        note(f"{count(plan.taken, 'prompt')} selected to represent the rest{kinds}")
+        kinds = f" of {count(plan.clusters, 'kind')}" if plan.clusters else ""
+        note(f"selected {count(plan.taken, 'prompt')}{kinds} to represent the file")
     asked = plan.asked
     if asked.expected_usd is None or asked.high_usd is None:
         price = "the price per token is unknown"
@@ -176,14 +178,14 @@ def _show_calendar(found: list[Due]) -> None:
         _show_day(day, list(dues))
     for name, day in {due.provider: due.no_new_jobs_after for due in found}.items():
         if day is not None:
-            note(f"{name} accepts no new jobs starting {day}")
+            note(f"{name} accepts no new jobs from {day} on")
     if not found:
         note("no tuned model in this store has an announced shutdown date")
         note("to import an account's past jobs: orchestrate import PROVIDER")
     elif any(due.command for due in found):
         note(
-            "to record a run's answers: orchestrate record RUN [--prompts FILE]. Runs without "
-            "prompts of their own need FILE"
+            "to record a run's answers (runs without prompts of their own need --prompts): "
+            "orchestrate record RUN [--prompts FILE]"
         )
 
 
@@ -196,7 +198,7 @@ def _show_day(day: date, dues: list[Due]) -> None:
     out.print(
         f"record by {day}, in {count(left, 'day')}"
         if left >= 0
-        else f"shut down after {day}, {count(-left, 'day')} ago",
+        else f"shut down after {day} ({count(-left, 'day')} ago)",
         style="bold",
     )
     out.print(rows)

@@ -65,7 +65,7 @@ def score(
     *,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Also compute the loss, spread and prompt scores with this local base."),
+        typer.Option("--model", help="Also compute loss, spread and prompt scores with this local model."),
     ] = None,
     after: Annotated[
         str | None,

@@ -40,7 +40,10 @@ def show_inspect(report: InspectReport) -> None:
         ("format", f"{report.format} ({report.kind})"),
         ("mixed with", _counted({k: n for k, n in report.formats.items() if k != report.format})),
         ("rows", rows),
-        ("tokens", f"{report.tokens:,} by {report.tokenizer}{exact}, {share:.0%} of them trained"),
+        (
+            "tokens",
+            f"{report.tokens:,} counted with {report.tokenizer}{exact}, {share:.0%} of them trained on",
+        ),
         ("length", f"{percentiles}, longest {lengths['100']:,}"),
         ("epochs", ", ".join(f"{n}: {tokens:,} tokens" for n, tokens in report.epoch_tokens.items())),
         ("roles", _counted(report.roles)),
@@ -83,7 +86,7 @@ def show_check(report: CheckReport, fixed: FixReport | None) -> None:
     for file in report.files:
         counted = ", tokens not counted"
         if file.tokens is not None:
-            counted = f", {file.tokens:,} tokens by {file.tokenizer}"
+            counted = f", {file.tokens:,} tokens counted with {file.tokenizer}"
         if file.tokens_from is TokensFrom.SAMPLED:
             counted += f" in a sample: {file.tokens_low:,} to {file.tokens_high:,}"
         good = f"{file.rows:,} of {count(file.lines, 'row')} good"

@@ -157,11 +157,14 @@ def status(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="Experiment name or id. Default: the only experiment. If there are several, list them.",
+            help="Experiment name or id. Default: the only experiment, or a list if there are several.",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help=".html, .json or .txt.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the report to this .html, .json or .txt file."
+        ),
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Apply what the rule decides.")] = False,
 ) -> Output[ExperimentReport] | Output[list[ABListed]]:
@@ -253,7 +256,7 @@ def size(
         tuned, part = rate + gain, share / 100
         deviation = math.sqrt(tuned * (1 - tuned) * (1 - part) + rate * (1 - rate) * part)
     if not gain or not deviation:
-        raise UsageError("--gain and the spread of the metric must not be 0")
+        raise UsageError("--gain and the metric's standard deviation must not be 0")
     users = experiments.users_for(gain, deviation, share / 100, alpha)
     return Output(Sized(users=users, tuned=round(users * share / 100)), _show_size)
 

@@ -76,9 +76,7 @@ class ContenderOptions:
     key_variable: KeyVariableOpt = None
     against: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Contender to compare all others with. Default: each run's own base."
-        ),
+        typer.Option(metavar="NAME", help="Model to compare all others with. Default: each run's own base."),
     ] = None
     on: Annotated[
         str,
@@ -100,7 +98,8 @@ class TestRowOptions:
     ignored: IgnoreOpt = None
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None
     cluster: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that groups rows that depend on each other.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column that groups dependent rows, such as a customer id."),
     ] = None
     slices: Annotated[
         str,
@@ -112,7 +111,9 @@ class TestRowOptions:
     seed: Annotated[int, typer.Option(min=0, help="Seed for sampling answers.")] = 0
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows per batch on this machine. 1 gives the same answers as chat."),
+        typer.Option(
+            min=1, help="Rows per batch on this machine. 1 gives the same answers as orchestrate chat."
+        ),
     ] = None
     response_format: Annotated[
         Path | None,

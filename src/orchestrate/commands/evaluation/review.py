@@ -58,7 +58,8 @@ class ReviewSelection:
         str | None,
         typer.Option(
             metavar="ID",
-            help="Evaluation to rate, instead of naming runs. Default: the newest one with all named runs.",
+            help="Evaluation to rate, instead of naming runs. Default: the newest evaluation that includes "
+            "all named runs.",
         ),
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed for items, order and sides.")] = None
@@ -336,7 +337,7 @@ def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None 
     out.print(shown)
     known = "assumed" if likeness is None else "measured in this review"
     value = LIKENESS if likeness is None else likeness
-    note(f"for 80% power to detect a preference of {share:.0%}")
+    note(f"these numbers give 80% power to detect a preference rate of {share:.0%}")
     note(f"correlation between two raters' votes on the same item: {value:.2f} ({known})")
 
 

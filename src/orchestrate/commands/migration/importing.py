@@ -80,7 +80,7 @@ def _show(taken: AccountImport) -> None:
         warn(f"{taken.provider} will shut down {models_text} after {day}")
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
-    note(f"training rows: {found.data_here:,} still available, {found.data_gone:,} lost")
+    note(f"training data: available for {text.count(found.data_here, 'run')}, lost for {found.data_gone:,}")
     for name, problem in list(taken.problems.items())[:5]:
         warn(f"{name}: {problem}")
     if taken.problems:
@@ -95,9 +95,9 @@ def _show_day(day: date | None, rows: list[InventoryRun]) -> None:
     if day is None:
         title = "no shutdown date announced"
     elif left is not None and left >= 0:
-        title = f"shut down after {day}, in {text.count(left, 'day')}"
+        title = f"will be shut down after {day} (in {text.count(left, 'day')})"
     else:
-        title = f"shut down after {day}, {text.count(-(left or 0), 'day')} ago"
+        title = f"shut down after {day} ({text.count(-(left or 0), 'day')} ago)"
     used = any(row.last_use for row in rows)  # as seen by this store: the hosts do not report it
     shown = table("run", "cost", "data", *(["last used"] if used else []), "model", fold=("model",))
     for row in rows:
