@@ -128,6 +128,20 @@ class Seconds:
         return [f"{seconds:>8.1f}s {file}" for file, seconds in most if seconds >= 5]
 
 
+class Failures:
+    """Prints each failure when it happens: a run that is broken off has named those that it found."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = crash.message if crash is not None else report.longreprtext
+            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when}): {why[:600]}")
+
+
 class Keys:
     """Fails the session when a key is in a file that it wrote, or in what a test printed or logged."""
 
@@ -187,6 +201,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Seconds(), "seconds")
         config.pluginmanager.register(Keys(), "key-scan")
+        config.pluginmanager.register(Failures(config), "failures")
     else:
         forking.shared = config.workerinput["python"]
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,6 @@ class Head:
         self.ports = [own_port() for _ in range(3)]
         self.address = f"http://127.0.0.1:{self.ports[0]}"
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self.start()
 
     def start(self) -> None:
         dashboard, gcs, client = map(str, self.ports)
@@ -106,10 +106,10 @@ def _below(parent: int) -> list[int]:
 
 @contextmanager
 def running(cpus: int = 2) -> Iterator[Head]:
-    folder = Path(f"/tmp/ray-{os.getpid()}")  # Ray's sockets allow no long path
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets allow no long path
     found = Head(folder, cpus)
     try:
+        found.start()
         yield found
     finally:
         found.kill()
