@@ -36,7 +36,7 @@ def test_the_page(page: Path, tmp_path: Path) -> None:
 
 EXPECTED = {
     "guide": ["goal format", "adapter.r", "served on dedicated GPUs", "over 6 months"],
-    "switch-backend": ["nothing is rejected", "SANDBOX", "together "],
+    "switch-backend": ["nothing is refused", "SANDBOX", "together "],
     "first-qlora": ["train_loss", "4 steps"],
     "own-prices": ["our contract of 2026-11-01", "rates.yaml"],
     "budget": ["$50.00", "above", "no hourly billing"],

@@ -185,7 +185,7 @@ def _sliced(dataset: Dataset, items: Sequence[Item], wanted: Sequence[str]) -> l
         elif one == "label":
             found = _labels(items)
         else:
-            _require_column(dataset, items, one)
+            _require_column(dataset, items, one, other="length, label or ")
             found = [_shown(item.fields.get(one)) for item in items]
         for place, value in zip(names, found, strict=True):
             if value:
@@ -212,12 +212,12 @@ def _labels(items: Sequence[Item]) -> list[str]:
     return [item.expected.strip() for item in items]
 
 
-def _require_column(dataset: Dataset, items: Sequence[Item], column: str) -> None:
+def _require_column(dataset: Dataset, items: Sequence[Item], column: str, other: str = "") -> None:
     if not any(column in item.fields for item in items):
         there = sorted({name for item in items for name in item.fields})
         raise UsageError(
             f"{dataset.path}: no row has a column named {column!r}",
-            fix=f"use length, label, or one of its columns: {', '.join(there) or 'none'}",
+            fix=f"use {other}one of its columns: {', '.join(there) or 'none'}",
         )
 
 

@@ -151,7 +151,7 @@ def _verdict(translations: Sequence[Translation]) -> None:
     inexact = [f"{s.name} on {t.provider}" for t, s in others]
     if inexact:
         out.print(Text(f"{len(inexact)} inexact, which --strict rejects: {joined(inexact)}", "yellow"))
-    line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is rejected"
+    line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is refused"
     out.print(Text(line, "red" if refused else "green"))
 
 

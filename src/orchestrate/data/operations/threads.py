@@ -188,8 +188,9 @@ SHOWN = 5
 @dataclass(frozen=True)
 class Columns:
     """The columns of a message table. `assistant`, `user` and `left_out` list values of the `role` column
-    (roles, names or addresses), with `*` as a wildcard. The first match wins. Common names for customers are
-    recognized automatically. Without `time`, messages are in file order."""
+    (roles, names or addresses), with `*` as a wildcard. An exact value takes precedence over a pattern, and a
+    pattern over `*`. Common names for customers are recognized automatically. Without `time`, messages are in
+    file order."""
 
     thread: str
     role: str

@@ -525,7 +525,7 @@ class Engine(AdaptedModel):
         if self.by_size:
             noted.append(CHOSEN_BY_SIZE)
         if longest is not None and len(prompt) > longest:
-            noted.append(f"the prompt is longer than the training rows ({longest} tokens)")
+            noted.append(f"the prompt is longer than the training run's max_seq_length ({longest} tokens)")
         return {
             "content": said.content,
             "reasoning": said.reasoning,

@@ -220,7 +220,7 @@ def _without_tokens(
 
 
 def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
-    """Report a warm-up that is longer than the run."""
+    """Report a warm-up that doesn't end before the run does."""
     if spec.warmup_steps is None or spec.packing or spec.method.type == "rft":
         return
     batch = spec.batch_size if isinstance(spec.batch_size, int) else 16
@@ -231,7 +231,7 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
     if spec.warmup_steps >= most:
         yield Problem(
             code="rate-never-peaks",
-            message=f"the warm-up of {count(spec.warmup_steps, 'step')} is longer than the run of about "
+            message=f"the warm-up of {count(spec.warmup_steps, 'step')} takes the whole run of about "
             f"{count(most, 'step')}, so the learning rate never reaches its peak",
             severity=Severity.WARNING,
             field="warmup_steps",

@@ -300,5 +300,5 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     }
     answerer.answer(msgspec.convert(asked_of, PromptsRequest), sent.append)
     short, long = (reply["notes"] for reply in sent[-1]["replies"])
-    told = "the prompt is longer than the training rows (64 tokens)"
+    told = "the prompt is longer than the training run's max_seq_length (64 tokens)"
     assert told in long and told not in short
