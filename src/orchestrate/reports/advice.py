@@ -74,8 +74,8 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
     @property
     def knowing(self) -> bool:
-        """True if the answers seem to contain knowledge: few of their words occur in the prompts, and few
-        answers are equal."""
+        """True if the answers seem to contain knowledge that the prompts don't: few of the answers' words
+        occur in the prompts, and few answers are identical."""
         return (
             self.copied_share < KNOWLEDGE_COPIED
             and self.distinct_share > 0.8
@@ -203,8 +203,8 @@ CONSISTENT = 0.95
 LABELS = 50
 """Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""Maximum share of the answers' words that occur in the prompts for answers to count as knowledge. They must
-also rarely repeat."""
+"""Maximum share of an answer's words that also occur in its prompt, for answers that count as knowledge. Such
+answers must also rarely repeat."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500
@@ -253,7 +253,7 @@ class AdviceVote(Record, frozen=True, kw_only=True):
     points: int
     reason: str
     turns: str
-    """Description of what would have to be different for this vote to change."""
+    """Description of what would change this vote."""
 
 
 class AdvisedWay(Record, frozen=True, kw_only=True):
@@ -435,7 +435,7 @@ def _by_few_shot(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that don't help on harder rows"
         )
-        if rule.base.low < rule.mark:  # else the prompt alone has said so
+        if rule.base.low < rule.mark:  # otherwise, the score without examples already led to this vote
             yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")
     elif rule.few_shot.high < rule.mark:
         yield AdviceVote(ways=(Way.FEW_SHOT,), points=-2, reason=f"{at}, below {rule.mark:.3g}", turns="")
@@ -525,7 +525,7 @@ def _by_prompt(facts: DataTraits) -> Iterable[AdviceVote]:
             reason=f"nearly every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions "
             "(long "
             f"means at least {LONG_INSTRUCTIONS})",
-            turns=f"instructions below {LONG_INSTRUCTIONS} tokens, or a cheap prompt cache",
+            turns=f"instructions shorter than {LONG_INSTRUCTIONS} tokens, or cheap prompt caching",
         )
         yield AdviceVote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")
 

@@ -15,11 +15,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 SERIES = 6
-"""Number of distinct series styles. Further series reuse them from the start."""
+"""Number of distinct series styles. If there are more series, the styles repeat."""
 DASHES = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
 TOP, BOTTOM, LEFT = 24, 44, 52
 LINE = 20
-"""Height of one line of a legend, in pixels."""
+"""Line height of a legend, in pixels."""
 
 
 class Paper(msgspec.Struct, frozen=True):
@@ -278,8 +278,8 @@ Item = TypeVar("Item", Bar, Interval)
 
 
 def bars(items: Sequence[Bar], *, title: str, x_name: str) -> str:
-    """Draw horizontal bars that start at zero, with a whisker from `low` to `high` if both are given. Quotes
-    are hollow."""
+    """Draw horizontal bars that start at zero, with a whisker from `low` to `high` if both are given. Hollow
+    bars are quotes."""
     top = max([b.high if b.high is not None else b.value for b in items], default=0.0) or 1.0
 
     def row(item: Bar, x: Scale, y: float) -> str:
@@ -296,7 +296,7 @@ def bars(items: Sequence[Bar], *, title: str, x_name: str) -> str:
 
 
 def intervals(items: Sequence[Interval], *, title: str, x_name: str) -> str:
-    """Draw one row per item, with a marker and its interval. Base models are hollow."""
+    """Draw one row per item, with a marker and its interval. Hollow markers are base models."""
     low, high = min(0.0, *(i.low for i in items)), max(1.0, *(i.high for i in items))
 
     def row(item: Interval, x: Scale, y: float) -> str:

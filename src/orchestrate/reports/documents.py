@@ -134,7 +134,7 @@ _KEPT = ("contender", "score (95%)", "n")
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
-    """Return a table whose cells may have any length. Omits columns that are empty in every row."""
+    """Return a table for cells of any length. Omits empty columns."""
     shown = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
     table = TextTable(*(head[at] for at in shown), fold=_FOLDED, keep=_KEPT)
     for row in rows:
@@ -185,7 +185,7 @@ def save(path: str | Path, endings: Mapping[str, str], render: Callable[[str], s
 
 def markdown(comparison: ComparedRuns) -> str:
     """Render a comparison as Markdown. The sandbox banner and the reasons why runs are not comparable come
-    before all numbers."""
+    first, before any numbers."""
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
         parts.append("> **SANDBOX**: trained by a local sandbox on a tiny model, not by the named hosts.")

@@ -116,8 +116,9 @@ def junit(one: Evaluation) -> str:
 
 
 def junit_suite(name: str, classname: str, cases: Sequence[tuple[str, str, str]]) -> str:
-    """Render (name, decision, reasons) as JUnit test cases. Proven regressions are failures, and inconclusive
-    results are errors. Omits control characters, which XML doesn't allow."""
+    """Render a test suite in JUnit XML. Each of the `cases` is a (name, decision, reasons) tuple. Proven
+    regressions are failures, and inconclusive results are errors. Omits control characters, which XML doesn't
+    allow."""
     suite = xml.Element("testsuite", name=_legal(name), tests=str(len(cases)))
     kinds = [_JUNIT.get(decision, "system-out") for _, decision, _ in cases]
     for (title, decision, reasons), kind in zip(cases, kinds, strict=True):

@@ -94,7 +94,8 @@ def notes(report: ExperimentReport) -> list[str]:
     found.append(
         "You can check the results anytime: the probability of a false positive is at most "
         f"{alpha:.2g} for the primary metric and at most {alpha:.2g} for all guardrails combined. Each user "
-        "counts once per phase. Differences are tuned minus base, within phases with the same share."
+        "counts once per phase. Differences are tuned minus base, among users who were equally likely to get "
+        "the tuned model."
     )
     return found
 

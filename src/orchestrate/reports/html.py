@@ -232,8 +232,8 @@ def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
     return "<h2>Asked again</h2>" + table(head, rows) if rows else ""
 
 
-# The head of a comparison's page: the answer, a card for each run, and quality against cost. Everything that
-# came from outside is escaped.
+# The top of a comparison page: the recommendation, a card for each run, and a plot of quality and cost. All
+# external text is escaped.
 
 CHIP = '<span class="chip">SANDBOX</span>'
 
@@ -340,7 +340,7 @@ def quality_and_cost(comparison: ComparedRuns) -> str:
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _SHORT = 34
-"""Maximum number of characters of a cell that never wraps."""
+"""Maximum length of a table cell that never wraps, in characters."""
 
 
 def page(comparison: ComparedRuns, now: datetime | None = None) -> str:
@@ -467,7 +467,7 @@ def _scores(comparison: ComparedRuns) -> str:
                         charts.Interval(name, score.value, score.low, score.high, label, i, side == "base")
                     )
             apart = found.difference
-            flips = f"{apart.gained} rows gained, {apart.lost} lost out of " if apart else ""
+            flips = f"{apart.gained} rows improved and {apart.lost} got worse out of " if apart else ""
             digest, count = found.rows
             captions.append(
                 f"{c.label}: {flips}{count} ({digest[:12]}), answered by {found.contender.answered_by}"

@@ -58,7 +58,7 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
             text=f"the runs' base models differ ({', '.join(models)}), and losses per token are not "
             "comparable between tokenizers",
         )
-    # Unsaid and "auto" are the hosts' default for conversations: the assistant's tokens only.
+    # If the setting is missing or "auto", hosts train only on the assistant's tokens of conversations.
     inputs = {c.settings.get("method.train_on_inputs", "").lower() == "true" for c in runs}
     if len(inputs) > 1:
         yield Reason(
@@ -157,7 +157,7 @@ def _best(runs: Sequence[Compared], between: Sequence[RunDifference]) -> Iterabl
             overlap = "and the 95% intervals overlap"
             yield f"There is no clear difference on {metric}: {first.label} has {gap}, {overlap}."
     for key, found in paired.items():
-        # Measured on different rows: those that both answered can be compared all the same.
+        # Even if the runs were scored on different rows, the rows that both answered can be compared.
         if key[2] not in covered:
             yield _difference_sentence(key[2], labels, *found)
 
@@ -204,7 +204,7 @@ def _each(runs: Sequence[Compared]) -> Iterable[str]:
             d = e.difference
             if d is None:
                 continue
-            # The newest evaluation is the one that a choice goes by.
+            # The recommendation is based on the newest evaluation, so mark the others.
             earlier = "" if e.evaluation.created_at == newest else f"Earlier ({e.evaluation.id}): "
             plain = d.against.startswith("base") and not e.evaluation.contender(d.against).shots
             rival = "its base model" if plain else d.against
@@ -247,7 +247,7 @@ def repeat_note(label: str, pairing: Pairing) -> str:
         )
     if other:
         return (
-            f"{label}: {other} of {pairing.items} answers differ from {pairing.first}, but no "
+            f"{label}: {other} of {pairing.items} answers differ from those in {pairing.first}, but no "
             "score changed by more than chance."
         )
     return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
@@ -354,7 +354,7 @@ def _alone(c: Compared) -> ComparisonSummary:
     basis = text.count(score.score.n, "row")
     chosen = c.run.id if _passes(c, score) else None
     given = [v for v in score.evaluation.verdicts if v.contender == score.contender.name]
-    # The first reason is that of the evaluation, which stands in the sentence.
+    # Skip the first reason: it comes from the evaluation, which the sentence already describes.
     more = given[0].reasons[1:] if given and given[0].decision != "ship" else ()
     caveats = "".join(f"; {reason}" for reason in more) or _forgotten(c)
     return ComparisonSummary(run=chosen, sentence=f"{opening} {c.label}: {why}, {basis}{cost}{caveats}.")
@@ -398,7 +398,9 @@ def _among(metric: str, scored: Sequence[tuple[Compared, RunScore]], pairs: Diff
     else:
         others = [pair for pair in level if pair is not choice]
         cheap = f"the cheapest of the good runs at {priced_as(choice[0])}; " if alone else ""
-        why = f"{cheap}there is no clear difference on {metric} from {_versus(metric, choice, others, pairs)}"
+        why = (
+            f"{cheap}on {metric}, there is no clear difference from {_versus(metric, choice, others, pairs)}"
+        )
     return ComparisonSummary(
         run=choice[0].run.id, sentence=f"Take {choice[0].label}: {why}{_forgotten(choice[0])}."
     )
@@ -453,7 +455,7 @@ def _versus(
     d = pairs.get((mine[0].run.id, other.run.id, metric))
     basis = f"{format_gap(d)}, {text.count(d.score.n, 'row')}" if d is not None else text.score(score.score)
     more = [c.label for c, _ in others[1:]]
-    return f"{other.label} ({basis})" + (f", nor to {text.joined(more)}" if more else "")
+    return f"{other.label} ({basis})" + (f", nor from {text.joined(more)}" if more else "")
 
 
 def _unmeasured(done: Sequence[Compared]) -> ComparisonSummary:

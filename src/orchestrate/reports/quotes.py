@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
 _SHORT = {"tokens billed": "tokens", "price": "price age"}
-"""Short column names for the terminal, where the price column only shows the price's age."""
+"""Short column names for the terminal. There, the price column only shows how old the price is."""
 _OWN_COLUMNS = (
     "trained and served",
     "model",
@@ -107,7 +107,7 @@ def verdict(quotes: Sequence[Quote]) -> str:
     (first, price), *others = priced
     if not others:
         return f"{first.provider} is the only backend with a known price: {_usd(first, price)} expected."
-    # An undecided price is ranked by its high end, and may be anything down to its low one.
+    # An undecided price is ranked by its high end, but the actual price may be as low as its low end.
     perhaps = next((one for one in others if one[0].undecided and one[1].low_usd < price.counted_usd), None)
     second, other = perhaps or others[0]
     if first.open_end or perhaps:
@@ -268,8 +268,8 @@ def _traffic(since: Decimal | None, most: Decimal | None) -> str:
 
 
 def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
-    """Sort available options first, then by price. Of the other places to serve of a backend only the
-    cheapest."""
+    """Sort the options: available ones first, then by price. Includes only the cheapest of each backend's
+    other serving options."""
     shown = [way for total in totals for way in total.options[: 1 + _SHOWN_ELSEWHERE]]
     return sorted(
         shown,
@@ -325,7 +325,7 @@ def _perhaps_cheaper(totals: Sequence[Ownership], best: Ownership, paid: Paid) -
 
 
 def _remarks_of(totals: Sequence[Ownership]) -> list[tuple[str, list[str]]]:
-    """Return what is assumed, by where it is served; what holds everywhere once."""
+    """Group the assumptions by serving location. List those that apply to all locations only once."""
     places: dict[str, dict[str, None]] = {}
     for total in _by_total(totals):
         at = f"served at {total.server}" if total.server else total.provider
@@ -398,5 +398,5 @@ def _cell(value: str) -> str:
 def markdown_text(value: str) -> str:
     """Escape HTML, links and images in external text, for use in Markdown."""
     value = re.sub(r"[\\\[\]`]", r"\\\g<0>", value).replace("<", "&lt;")
-    # Readers make links of bare addresses too.
+    # Markdown viewers also turn bare URLs into links.
     return value.replace("://", "&#58;//").replace("www.", "www&#46;")

@@ -14,7 +14,8 @@ from orchestrate.types import Contender, Difference, Evaluation, JobStatus, Metr
 
 class CurvePoint(Record, frozen=True, kw_only=True):
     tokens: float
-    """Number of tokens trained so far, or of steps if `Compared.tokens_known` is False for all runs."""
+    """Number of tokens trained so far, or number of steps if `Compared.tokens_known` is False for all
+    runs."""
     value: float
 
 
@@ -40,7 +41,7 @@ class RunScore(Record, frozen=True, kw_only=True):
 
     @property
     def rows(self) -> tuple[str, int]:
-        """Digest and number of the evaluated items. Two scores are comparable if both values are equal."""
+        """Digest of the evaluated items and their number. Two scores are comparable if both are equal."""
         e = self.evaluation
         return (e.items_digest or e.dataset_digest, e.items)
 
@@ -58,7 +59,7 @@ MARK = " (sandbox)"
 
 
 class Compared(Record, frozen=True, kw_only=True):
-    """One run of a comparison, with values derived from its rows."""
+    """One run of a comparison, with values derived from its records in the store."""
 
     run: Run
     label: str

@@ -1,4 +1,4 @@
-"""Rows that are the same in every format of a comparison."""
+"""Table rows that every output format of a comparison shares."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def interval(metric: MetricUsed, score: Score, *, signed: bool = False) -> str:
 
 
 def probability(difference: Difference) -> str:
-    """Format the p-value, corrected for multiple tests if possible."""
+    """Format the p-value: the one corrected for multiple tests, or else the uncorrected one."""
     p = difference.p_corrected if difference.p_corrected is not None else difference.p_value
     return text.NOTHING if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 

@@ -28,7 +28,7 @@ from orchestrate.workspace import Workspace
 DELETED = "deleted"
 """Kind of the records that list a run's deleted files and models."""
 REMAINING = "remaining upload"
-"""Kind of the records that list which files of a run's upload remain after one was deleted."""
+"""Kind of the records that list the remaining files of a run's upload after one of them was deleted."""
 _AT_ONCE = 8
 
 
@@ -68,7 +68,7 @@ class AccountStorage(Record, frozen=True, kw_only=True):
         return self.partial or not (self.listed or self.keyless)
 
 
-# -- of runs -----------------------------------------------------------------------------------------------
+# -- runs --------------------------------------------------------------------------------------------------
 
 
 def everything(ws: Workspace, *, sandbox: bool = False) -> list[Stored]:
@@ -200,7 +200,7 @@ def _require_unused(ws: Workspace, run: Run) -> None:
             )
 
 
-# -- of accounts -------------------------------------------------------------------------------------------
+# -- accounts ----------------------------------------------------------------------------------------------
 
 
 def account_storage(ws: Workspace, names: Iterable[str], *, sandbox: bool = False) -> list[AccountStorage]:
@@ -313,7 +313,7 @@ def delete_item(ws: Workspace, item: StoredItem) -> Stored:
         for run in store.runs.matching(provider=provider.name, host=provider.host)
         if (remote := _uploaded(ws, run)) is not None and item.id in _files(remote)
     ]
-    for run, remote in holders:  # the other files stay at the host, and known
+    for run, remote in holders:  # the other files stay on the host, so keep a record of them
         for id in _files(remote):
             if id != item.id:
                 left = msgspec.structs.replace(remote, train_id=id, validation_id=None)

@@ -47,5 +47,5 @@ def require_own(run: Run, provider: Provider) -> None:
     if is_private(run) and not provider.own:
         raise UsageError(
             f"{run.id} is private, and {provider.profile.title} is not known to be your own machine",
-            fix=f"orchestrate serve {run.id}   or, if it is yours: export {OWN_HOSTS}={provider.name}",
+            fix=f"orchestrate serve {run.id}, or if the machine is yours: export {OWN_HOSTS}={provider.name}",
         )

@@ -102,7 +102,7 @@ def most_usd(entry: QueueEntry) -> Decimal | None:
 
 
 def about(entry: QueueEntry) -> str:
-    """Describe an entry's state: the entries it waits for or its run, and its note."""
+    """Describe an entry: its run or the entries that it waits for, and its note."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)
@@ -114,7 +114,7 @@ def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
-        return f"{entry.provider}, the backend of this entry, is not available ({error.message})"
+        return f"this entry's backend, {entry.provider}, is not available ({error.message})"
     if here == entry.host:
         return None
     return (
@@ -137,7 +137,7 @@ def withdraw(ft: Workspace, run: Run, why: str) -> None:
     canceled once it is found. Does not contact the host, because its API key may no longer be available."""
     now = ft.store.clock.now()
     ft.store.runs.request_cancel(run.id)
-    with suppress(ImpossibleTransition):  # it was withdrawn meanwhile
+    with suppress(ImpossibleTransition):  # another process withdrew it first
         ft.store.runs.apply(run.id, lambda run: withdrawn(run, now), note=why)
 
 
@@ -169,7 +169,7 @@ def _changed(ft: Workspace, name: str, change: Callable[[QueueEntry], QueueEntry
     found, unmade = ft.store.queue.get(name), False
     with ExitStack() as alone:
         if found.state is QueueState.SUBMITTING:
-            # One whose server ended, or whose host does not answer, before there was a run.
+            # The server may have stopped, or the host may have failed to respond, before a run was created.
             with suppress(LeaseHeld):
                 alone.enter_context(ft.store.leases.hold("queue", _LEASE_S))
                 unmade = _sent(ft, found) is None
@@ -245,7 +245,7 @@ class QueueServer:
         if self.waiting():
             with suppress(LeaseHeld), self.ft.store.leases.hold("queue", _LEASE_S):
                 for entry in self.waiting():
-                    if self.ft.store.queue.paused:  # since the turn began
+                    if self.ft.store.queue.paused:  # paused after this turn began
                         break
                     if entry.state is QueueState.SUBMITTED:
                         entry = self.ft.store.queue.change(entry.id, _reopened)
@@ -278,14 +278,14 @@ class QueueServer:
 
     def _failed(self, entry: QueueEntry, error: OrchestrateError) -> QueueStep | None:
         made = self.ft.store.runs.of_key(_key(entry))
-        if error.retryable or isinstance(error, StoreError):  # a full disk is no fault of the entry's
+        if error.retryable or isinstance(error, StoreError):  # a full disk isn't the entry's fault
             tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
             self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
             self.problems.append(f"{entry.id}: {error.message}")
             return None
         if made is None or made.phase in UNSENT:
             return self._moved(entry, QueueState.HELD, note=error.message)
-        # Refused by its host, or its answer was lost: a run as any other.
+        # The host rejected the job, or its response was lost. The run is handled like any other.
         return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
 
     def _submit(self, entry: QueueEntry) -> Run:
@@ -293,9 +293,9 @@ class QueueServer:
         if prepared.data.digest != entry.digest:
             raise DataError("the training data changed after the price was confirmed")
         quote = prepared.offer(entry.provider).quote
-        # What training here takes is estimated anew after each run, and paid to nobody.
+        # Training on your own machine is not billed, and its estimate changes after each run.
         near = self.ft.provider(entry.provider).profile.near
-        # Of what would be refused there is none: the submit below says so.
+        # A job that would be rejected has no price. The submit below reports the reason.
         high = Decimal(0) if near else quote.held_usd
         what = "the confirmed price,"
         require_within(entry.provider, high, entry.agreed_usd, unknown=quote.unavailable, what=what)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _NO_HOURLY_PRICE = "its hourly price is unknown"
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
-"""Two times in seconds: how long the lease of a killed process stays valid, and how long to wait between
-checks of another process's lease."""
+"""How long the lease of a killed process stays valid, and how long to wait between checks of another
+process's lease, in seconds."""
 
 
 class RaisedLimits(NamedTuple):
@@ -40,7 +40,7 @@ class RaisedLimits(NamedTuple):
 
 
 class Resumed(Protocol):
-    """Interface of anything that can be resumed, such as a `TrackedRun`."""
+    """Interface of objects that can be resumed, such as a `TrackedRun`."""
 
     record: Run
 
@@ -60,7 +60,8 @@ def resume(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Run:
     if handle.record.job_id is None:
         return _sent(ws, handle, asked)
     capability(handle.provider, Resumes)
-    # Of two at once the second waits, and finds what the first has started: else each starts a machine.
+    # The second of two concurrent calls waits for the first and finds the worker that it started.
+    # Without the lease, each call would start a machine.
     name, wait = lease_name(handle.record), partial(ws.store.clock.sleep, _LOOK_S)
     with ws.store.leases.hold(name, _LEASE_S, wait=wait):
         _resumed(ws, handle, asked)
@@ -112,7 +113,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
     if not isinstance(provider, Limited):
         had = _at_host(ws, handle, asked)
         wanted = replace(had, max_usd=asked.usd)
-        if run.job_kind == SESSION:  # its process counts against the limit that it read when it began
+        if run.job_kind == SESSION:  # its process uses the limit that it read at startup
             _require_paused(run, had, wanted)
         _keep(ws, run, had, wanted)
         return
@@ -133,7 +134,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
     _require_paused(run, had, wanted)
     keep = partial(_keep, ws, run, had, wanted)
     tell = partial(provider.allow, run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
-    # Whatever ends this in between: no worker may spend more than the budget holds.
+    # Even if this is interrupted in between, no worker may spend more than the budget has reserved.
     for step in (tell, keep) if exceeds(had.most_usd, wanted.most_usd) else (keep, tell):
         step()
 
@@ -176,12 +177,12 @@ def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
 def _keep(ws: Workspace, run: Run, had: Allowance, wanted: Allowance) -> None:
     """Store the new limits together with an event that reports them."""
     if (run.max_cost_usd, run.max_hours) == (wanted.max_usd, wanted.max_hours):
-        return  # by the same command, which ended before its end
+        return  # an earlier, interrupted call already stored them
     most, before = wanted.most_usd, had.most_usd
     if most is None and not run.sandbox:
         require_price(run.provider, most, ws.settings.budget_usd, _NO_HOURLY_PRICE)
     if run.allowed_usd is None and (before is None or not exceeds(most, before)):
-        most = None  # a budget holds it as it did
+        most = None  # the amount reserved in the budget doesn't change
     at = ws.store.clock.now()
     event = Event(
         id=f"orchestrate-limits-{at.isoformat()}",

@@ -380,7 +380,7 @@ def test_the_cheapest_is_taken_of_those_that_nothing_separates(run: Make, result
     assert found.run == b.id
     assert "the cheapest of the good runs at $0.10 (billed)" in found.sentence
     assert (
-        "there is no clear difference on exact_match from together (-0.010 (-0.040 to +0.020), p = 0.6000"
+        "on exact_match, there is no clear difference from together (-0.010 (-0.040 to +0.020), p = 0.6000"
         in found.sentence
     )
 
@@ -449,7 +449,7 @@ def test_a_comparison_of_four_fits_on_a_screen(run: Make, result: Result) -> Non
     pairs = [apart(a.id, b.id, 0.01, 0.5) for i, a in enumerate(runs) for b in runs[i + 1 :]]
     text = plain_text(compare(runs, {}, scores, between=pairs).table(), 100)
     assert text.count("\n") <= 40
-    assert text.splitlines()[0].startswith("Take openai: there is no clear difference on exact_match")
+    assert text.splitlines()[0].startswith("Take openai: on exact_match, there is no clear difference from ")
 
 
 def test_each_score_of_two_contenders_is_on_one_line_of_80_columns(run: Make, result: Result) -> None:

@@ -80,7 +80,7 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
     rows = [row for row in handle.rendered() if row.row >= first][:count]
     if not rows:
         raise DataError(
-            f"{handle.record.provider} returned no rows of run {handle.id} starting at row {first}",
+            f"{handle.record.provider} returned no rows of run {handle.id} from row {first} on",
             fix="some rows may only be available after the job has ended",
         )
     return PreviewReport(path=f"run {handle.id}", model=handle.record.model, rows=tuple(rows))
@@ -164,7 +164,7 @@ def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
             failed = failed or error
             continue
         if found.model is None and kind not in asked and profile(kind).ids is None:
-            continue  # it takes any name, which tells nothing about this one
+            continue  # it accepts any name, so this proves nothing about the model
         return counting.for_model(tokenizer=found.tokenizer, hub=found.hub, folder=found.folder)
     assert failed is not None  # noqa: S101  the loop ran at least once
     raise failed

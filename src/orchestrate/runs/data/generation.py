@@ -47,7 +47,7 @@ class TeacherModel:
     temperature: float | None = None
 
     def place(self, settings: Settings) -> HostConfig:
-        """Return the host that runs the model. One host's key is never sent to another address. Raises
+        """Return the host that runs the model. A host's key is only used for that host's address. Raises
         `UsageError` for an unknown host or an invalid URL, `MissingKey` if the key's variable is not set, and
         `ConfigError` if the key would be sent unencrypted."""
         if self.base_url is None:

@@ -80,7 +80,7 @@ class PreparedScoring:
         if order.after is not None:
             self._put_losses(order.after, self._put_loss_after)
             scores.head = replace(scores.head, after=order.after)
-        score.write(scores, self._output)  # before anything is paid
+        score.write(scores, self._output)  # fail before anything is billed if the file can't be written
         usd = None
         if self._judged is not None and order.judge is not None:
             usd = self._put_judged(self._judged, progress)
@@ -146,7 +146,7 @@ def prepared(
     ft: Workspace, path: str, order: ScoreOrder, output: Path | None = None
 ) -> Generator[PreparedScoring]:
     """Read the rows, the rubric and the rated answers. Raises `DataError` for files that cannot be read, and
-    `UsageError` for options that can't be combined. Errors while finding the judge propagate."""
+    `UsageError` for options that can't be combined. Errors from looking up the judge are passed on."""
     if order.judge is None:
         yield PreparedScoring(ft, path, output, order, None)
         return

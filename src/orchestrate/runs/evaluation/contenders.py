@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
-"""Allowed values of `on`, the place where contenders run. Also allowed is the name of any host on which a
+"""Allowed values of `on`, the place where contenders run. `on` may also be the name of a host on which a
 run's adapter was deployed."""
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
@@ -49,8 +49,8 @@ SANDBOX_THREADS = 32
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""Supported precisions for a base model on this machine. The flags say whether to load the model in 4
-bits."""
+"""Supported precisions for a base model on this machine. Each value has one flag per model to load: True for
+4 bits, False for 16."""
 
 
 def other_host(on: str) -> str | None:
@@ -64,7 +64,7 @@ def _played(candidate: Candidate) -> Candidate:
 
 
 class Contenders:
-    """Looks up contenders (models to evaluate) by name. Never starts anything that is billed. Use it as a
+    """Lookup of contenders (models to evaluate) by name. Never starts anything that is billed. Use it as a
     context manager: on exit, it stops the processes that it started on this machine."""
 
     def __init__(
@@ -366,7 +366,7 @@ class Contenders:
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)
         ]
         for four_bit in BASE_PRECISIONS[base_precision] if base_precision else ():
-            # One process answers for all of them, with one base in memory at a time.
+            # One process runs all of these models, and keeps only one base model in memory at a time.
             own = generator.in_precision(four_bit=four_bit)
             base = _base_of(tuned, f"the base model on this machine, {generator.model}")
             if four_bit and own.expected_precision not in (None, NF4):
@@ -376,7 +376,7 @@ class Contenders:
                 )
             if four_bit:
                 base = msgspec.structs.replace(base, name=f"{base.name} in NF4")
-            # Under its adapter a base has the adapter's tokenizer and chat template.
+            # The base model uses the tokenizer and chat template of its adapter.
             weights = f"{fingerprint(generator.model)} {handle.record.spec.get('adapter')}"
             found.append(by_generator(base, own, self._sampling, weights, base=True))
         return found

@@ -312,7 +312,7 @@ class PreparedEvaluation:
             try:
                 measured = one.adapter_cost(name)
             except OrchestrateError as error:
-                notes.append(f"{name}: could not measure the cost of its adapter: {error.message}")
+                notes.append(f"{name}: could not measure how much time its adapter adds: {error.message}")
             else:
                 costs += [] if measured is None else [measured]
         return replace(found, adapter_costs=tuple(costs), notes=(*found.notes, *notes))
@@ -367,7 +367,7 @@ def _test_file(test: str | Path | None, handles: Sequence[TrackedRun]) -> str | 
 
 
 def _subject(dataset: Dataset, order: EvaluationOrder) -> Subject:
-    # Of a recorded model the last answer of each row is known, and no other.
+    # For a recorded model, only the last answer of each row is known.
     recorded = any(model.startswith(recordings.WRITTEN) for model in order.models)
     found = held_out(
         dataset,
@@ -396,7 +396,7 @@ def _left_out(found: HeldOut) -> list[str]:
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
-        notes.append(f"repeated: {same}. All are scored, but repetitions add no statistical evidence")
+        notes.append(f"{same} repeated. All are scored, but repetitions add no statistical evidence")
     return notes
 
 

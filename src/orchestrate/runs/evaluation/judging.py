@@ -48,7 +48,7 @@ class JudgeTerms:
 
 
 class JudgePlan(Record, frozen=True, kw_only=True):
-    """The number of questions for the judge and their cost. Nothing has been sent yet."""
+    """Number of questions for the judge and their cost. Nothing has been sent yet."""
 
     rows: int
     rated: int
@@ -154,7 +154,7 @@ def prepared(
     ft: Workspace, path: str, output: Path, terms: JudgeTerms, *, keep: float
 ) -> Generator[PreparedJudging]:
     """Read the rows, the rubric and the rated answers. Raises `DataError` for a file that cannot be read, and
-    `UsageError` if the judge has never been calibrated. Errors while finding the model propagate."""
+    `UsageError` if the judge has never been calibrated. Errors from looking up the model are passed on."""
     contenders = Contenders(ft, Sampling(), "auto", terms.key_variable, limit_usd=terms.max_cost_usd)
     try:
         yield PreparedJudging(ft, path, output, terms, keep, contenders)

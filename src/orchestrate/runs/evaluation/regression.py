@@ -163,7 +163,7 @@ class PreparedRegression:
     def run(self, progress: Progress | None = None) -> Regression:
         """Query both models, score their answers, and store the result with the run."""
         self._asking.progress = progress
-        # One after the other: on this machine each may need its base loaded in another precision.
+        # Query the models one by one: on this machine, each may need the base in a different precision.
         sides = [answer_probes(one, self.probes, self._asking) for one in (self._tuned, self._base)]
         results = [probed(*each) for each in zip(self.probes, *sides, strict=True)]
         results += self._tasks()

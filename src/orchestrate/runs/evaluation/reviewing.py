@@ -111,7 +111,7 @@ def _wanted(
     if not names and order.evaluation is None:
         raise UsageError(
             "choose the runs or the evaluation to rate",
-            fix="orchestrate review RUN   or: orchestrate review --evaluation ID",
+            fix="orchestrate review RUN, or: orchestrate review --evaluation ID",
         )
     run_ids = list(dict.fromkeys(ft.record(name).id for name in names))
     there = {e.id: e for e in ft.store.history.evaluations(*run_ids)}
@@ -261,8 +261,8 @@ def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
 
 
 def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
-    """Import the ratings from a spreadsheet. If a row is invalid, imports none and raises `DataError` with
-    its position."""
+    """Import the ratings from a spreadsheet. If any row is invalid, raises `DataError` with the row's
+    position and imports nothing."""
     if rater is None:
         raise UsageError("the spreadsheet does not say who gave the ratings", fix="--rater NAME")
     return sheets.take(desk, sheet, rater, ft.store.reviews.rate)

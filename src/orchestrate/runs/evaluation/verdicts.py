@@ -33,9 +33,9 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Determines whether two checkpoint names of a run refer to the same model. A name is a checkpoint's id
-    or step. The last step's checkpoint is the same as the run's own model, unless the run keeps its best
-    weights."""
+    """Comparison of a run's checkpoint names, to find out whether two of them refer to the same model. A name
+    is a checkpoint's id or step. The last step's checkpoint is the same as the run's own model, unless the
+    run keeps its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -91,7 +91,7 @@ class _RunFacts:
         self.parities = [e for e in ws.store.history.evaluations(run_id) if e.parity]
         self.reviews: list[ReviewResult] = []
         for review in ws.store.reviews.matching(run_ids=[run_id]):  # newest first
-            with suppress(OrchestrateError):  # whose answers were cleared away
+            with suppress(OrchestrateError):  # if the review's answers were deleted
                 self.reviews.append(reviewing.result(ws, reviewing.opened(ws, [review.id])))
 
 

@@ -49,7 +49,7 @@ class WritingOrder:
 class OpenedWriting:
     desk: WritingSession
     made: RowsToWrite | None
-    """The rows read from the file, if the review is new."""
+    """Rows read from the file if the review is new, otherwise `None`."""
 
 
 def opened(ft: Workspace, order: WritingOrder) -> OpenedWriting:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 DEPLOY_POINTS = ("after-intent", "after-creating", "after-request", "after-up")
 END_POINTS = ("after-ending", "after-end-request", "after-ended")
-"""Points at which tests simulate a crash, recognized by the host's state and the records in the store."""
+"""Points during creation and shutdown at which tests simulate a crash."""
 
 _POLL_S = 2.0
 
@@ -178,10 +178,10 @@ class Deployer:
         """Return the deployment that an earlier call left, once its outcome is known."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is not None and deployment.state is DeploymentState.ABANDONED:
-            deployment = self.poll(deployment)  # it may have gone on since it was given up
+            deployment = self.poll(deployment)  # it may have changed since it was abandoned
         if deployment is None or deployment.state.over:
             return None
-        if deployment.state is DeploymentState.INTENT:  # nobody is at it: we have the lease
+        if deployment.state is DeploymentState.INTENT:  # we hold the lease, so nobody else is creating it
             self._apply(deployment, lambda d, at: deployments.never_made(d, "started but never sent", at))
             return None
         if deployment.state in deployments.UNSETTLED:
@@ -191,7 +191,7 @@ class Deployer:
                 raise OutcomeUnknown(
                     self.provider.name,
                     deployment.job_id,
-                    f"the outcome of an earlier deploy is not known yet. It can be determined in {left}",
+                    f"the outcome of an earlier deploy is not known yet. Try again in {left}",
                 )
         return None if deployment.state.over else deployment
 
@@ -250,7 +250,7 @@ class Deployer:
             )
             return error
         if not any(item.kind == "deployment" for item in items):
-            # Should a host that says no do it all the same, the sweep sees it: it looks for a while yet.
+            # If the host creates it despite the error, upkeep finds it, because it checks again for a while.
             self._apply(deployment, lambda d, at: _not_made(d, error.message, at))
             return error
         self._apply(
@@ -290,7 +290,7 @@ class Deployer:
 
     def _end(self, deployment: Deployment) -> Deployment:
         try:
-            if deployment.host_id is None:  # what is ended unseen would count as never made
+            if deployment.host_id is None:  # without its id, it would count as never created
                 deployment = self.poll(deployment)
             if deployment.state.over:
                 return deployment
@@ -323,7 +323,7 @@ class Deployer:
         )
 
     def settles_in(self, deployment: Deployment) -> float:
-        """Return the number of seconds until the outcome of the create request can be determined."""
+        """Return how many seconds remain until the outcome of the create request can be determined."""
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
@@ -334,7 +334,7 @@ class Deployer:
         if here:
             return
         if deployment.job_kind == ADAPTER_JOB:
-            # The run's own account is one of another host.
+            # The adapter is on a different host than the run, so the run's own account doesn't help here.
             if here is False or not self._sees(deployment):
                 now = accounts.account_of(self.store, self.provider)
                 raise _or_abandon(

@@ -188,7 +188,7 @@ def hourly(found: Sequence[Deployment]) -> str:
 
 def used(ws: Workspace, run_id: str, at: str | None = None) -> None:
     """Record that a run's deployment received a request, so the deployment isn't reported as idle. `at` is
-    the backend, if it differs from the run's own."""
+    the deployment's backend, if it isn't the run's own."""
     from orchestrate.store import deployments
 
     known = ws.store.deployments.of_run(run_id, at or ws.store.runs.get(run_id).provider)

@@ -52,7 +52,7 @@ class Upkeep:
             return
         for deployment in tracked:
             if self._store.leases.held(lease_name(deployment.run_id)):
-                continue  # another process is making it
+                continue  # another process is changing it
             try:
                 self._update(deployment, listed.get(deployment.job_id.lower(), []))
             except OrchestrateError as error:
@@ -121,7 +121,7 @@ class Upkeep:
         """Report a difference between the clocks. Uptime counts, but stops while a virtual machine is
         paused."""
         made_at = min((item.created_at for item in items if item.created_at), default=None)
-        if made_at is None or made_at < deployment.created_at - _APART:  # the host had it before this store
+        if made_at is None or made_at < deployment.created_at - _APART:  # older than this store's record
             return
         counted = self._store.deployments.time_of(deployment) - deployment.created_at
         by_clock = self._store.clock.now() - made_at

@@ -1,4 +1,4 @@
-"""Advice on whether to use prompting, few-shot, retrieval or tuning."""
+"""Advice on whether to use prompting, few-shot examples, retrieval or tuning."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def advise(
     *,
     columns: Mapping[str, str] | None = None,
 ) -> Advice:
-    """Recommend prompting, few-shot, retrieval or tuning. See `Orchestrator.advise`. For RFT prompts, the
-    advice names the backends that no longer offer RFT."""
+    """Recommend prompting, few-shot examples, retrieval or tuning. See `Orchestrator.advise`. For RFT
+    prompts, the advice names the backends that no longer offer RFT."""
     dataset = Dataset.open(file, columns=columns)
     facts = advice.measure(dataset)
     found = weigh(facts, needs, totals, _latency(facts, needs))

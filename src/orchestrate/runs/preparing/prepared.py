@@ -142,7 +142,7 @@ def mark(path: str) -> Mark | None:
         found = Path(path).stat()
     except (OSError, ValueError):
         return None
-    # The time of the last change of any kind cannot be set by a program, as that of the last write can.
+    # Programs can set mtime back after a write, but they can't set ctime.
     return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
@@ -503,7 +503,7 @@ def _tokenizers(settings: Settings, specs: Mapping[str, JobSpec]) -> list[str]:
             model = catalog.resolve(spec.model_for(name), settings.host(name).kind)
             found[costing.tokenizer_for(model, spec)] = None
         except (SpecError, MissingExtra):
-            continue  # that backend says what it lacks; the others can be counted
+            continue  # the problem is reported for that backend, and the others can still be counted
     return list(found)
 
 

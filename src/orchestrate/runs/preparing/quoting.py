@@ -53,7 +53,7 @@ def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:
 
 
 def _live(ft: Workspace, offer: Offer, data: TrainingData) -> LivePrice:
-    from orchestrate.runs.submitting import accounts  # it brings the store, which no other quote reads
+    from orchestrate.runs.submitting import accounts  # imports the store, which only live prices need
 
     name, quote = offer.provider, offer.quote
     offline = quote.expected_usd
