@@ -149,7 +149,7 @@ def test_rows_that_are_left_out_are_told(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(chat % (city, city) for city in CITIES) + unanswered)
     made = cli("init", "rows.jsonl", "--for", "local")
     assert made.code == 0 and "10 rows, chat" in made.err, made.err
-    assert "1 row with errors left out. To list them: orchestrate data check rows.jsonl" in made.err
+    assert "left out 1 row with errors. To list them: orchestrate data check rows.jsonl" in made.err
 
 
 def test_the_command_that_shows_the_left_out_rows_knows_the_columns(cli: Cli, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_second_spec_of_one_table_leaves_the_rows_of_the_first(cli: Cli, tmp_p
         "init", "t.csv", "--for", "local", "--map", "prompt=Message body,completion=Team", "-o", "b.yaml"
     )
     assert other.code == 0, other.err
-    assert "another spec uses t.split, which contains other rows" in other.err
+    assert "another spec uses t.split, which contains different rows" in other.err
     assert {file: file.read_bytes() for file in sorted((tmp_path / "t.split").iterdir())} == before
     spec = yaml.safe_load((tmp_path / "b.yaml").read_text())
     assert spec["train"] == "t-2.split/train.jsonl"

@@ -397,7 +397,7 @@ class SessionRecord:
         made._held.callback(made._stop.set)
         return made
 
-    # -- going on ------------------------------------------------------------------------------------------
+    # -- continuing ----------------------------------------------------------------------------------------
 
     @property
     def seconds(self) -> float:

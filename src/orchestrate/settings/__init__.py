@@ -17,7 +17,7 @@ from orchestrate.core import require_recent
 from orchestrate.core.files import write_whole
 from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
 
-# Secrets, and where they are kept: the environment, a 0600 file, the system keyring.
+# Secrets, and where they are stored: the environment, a file with mode 0600, the system keyring.
 
 
 SANDBOX_KEY_PREFIX = "sandbox-"
@@ -40,7 +40,7 @@ _known: set[str] = set()
 _SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
 _USER = "***"
-"""Replaces the user and password in a URL, where `MASK` would be hard to read."""
+"""Mask for the user and password in a URL, where `MASK` would be hard to read."""
 
 
 class Secret:
@@ -71,7 +71,7 @@ class Secret:
 
 
 def hide(text: str) -> str:
-    """Remove the secrets that this process has used from a text."""
+    """Mask each occurrence of a secret that this process has used."""
     for value in tuple(_known):
         if value in text:
             text = text.replace(value, MASK)
@@ -79,8 +79,8 @@ def hide(text: str) -> str:
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """Mask a setting for storage and display: values with names such as `api_key`, and the user, password and
-    query values of URLs."""
+    """Mask the secret parts of a setting for storage and display: values with names such as `api_key`, and
+    the user, password and query values of URLs."""
     if isinstance(value, Mapping):
         return {k: masked(v, str(k)) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -109,7 +109,7 @@ def masked_url(text: str) -> str:
 
 
 def is_masked(value: Any) -> bool:
-    """Return whether a value contains anything masked by `masked`."""
+    """Return whether `masked` has masked any part of this value."""
     if isinstance(value, Mapping):
         return any(is_masked(item) for item in cast("Mapping[Any, Any]", value).values())
     if isinstance(value, list | tuple):
@@ -175,7 +175,7 @@ def write_key(path: Path, name: str, value: str | None) -> None:
     else:
         keys[name] = value
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # A JSON string is a TOML basic string.
+    # Any JSON string is also a valid TOML string.
     lines = (f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in sorted(keys.items()))
     write_whole(path, "".join(lines).encode(), private=True)
 
@@ -261,8 +261,8 @@ _URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
 def redact_text(text: str) -> str:
-    """Redact known secrets, text that looks like a key, and the queries of signed URLs. Use it for texts such
-    as errors and logs."""
+    """Redact known secrets, text that looks like a key, and the queries of signed URLs. Use it for errors and
+    logs."""
     return _SECRET_TEXT.sub(
         lambda found: MASK if found["secret"] else found.group(), _URL.sub(_unsigned, hide(text))
     )
@@ -278,7 +278,7 @@ def _unsigned(match: re.Match[str]) -> str:
     return urlunsplit(parts._replace(query=MASK))
 
 
-# The environment of the processes that Orchestrate starts: what programs need, and no key of a host.
+# The environment of child processes: variables that programs need, but no API keys.
 
 
 VARIABLES: Mapping[str, str] = {
@@ -302,7 +302,7 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
     "ORCHESTRATE_STALLED_MINUTES": "Number of minutes without progress after which a run counts as stalled.",
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret for signing the gateway's webhooks.",
-    "ORCHESTRATE_TODAY": "Date to assume (such as `2027-01-07`) for prices, shutdown dates and models.",
+    "ORCHESTRATE_TODAY": "Date used as today (such as `2027-01-07`) for prices, shutdown dates and models.",
 }
 """Orchestrate's environment variables, with descriptions. Variables of hosts are in their profiles."""
 

@@ -72,7 +72,7 @@ class Notify:
 
     @property
     def told(self) -> str:
-        """The channels as text, such as `by command and webhook`."""
+        """Description of the channels, such as `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]
         return f"by {' and '.join(used)}" if used else "here alone"
@@ -125,8 +125,8 @@ class Settings:
 
     def make_home(self) -> Path:
         """Create the home folder if needed, and return it. Only its owner can access a new folder, because it
-        contains copies of training data and answers. An existing folder keeps its mode, but its
-        subfolders with such data become private if an earlier version created them with a wider mode."""
+        contains copies of training data and answers. An existing folder keeps its mode, but its subfolders
+        with such data become private, because earlier versions made them more accessible."""
         with suppress(OSError):  # whoever needs a file in it will say so
             private_folder(self.home)
         for name in PRIVATE_FOLDERS:
@@ -155,7 +155,7 @@ class Settings:
         host = self.hosts.get(name) or HostConfig(name=name)
         options: dict[str, Any] = {"home": str(self.home)}
         if host.kind == this_machine().kind:
-            # Last, so that no file says it.
+            # `allow_grader_code` comes last, so no configuration file can override it.
             options |= {**self.local, **host.options, "allow_grader_code": self.allow_grader_code}
         else:
             options |= host.options
@@ -164,7 +164,7 @@ class Settings:
         own = name in self.own_hosts
         return host.changed(options=options, own=own, max_download_bytes=self.max_download_bytes)
 
-    # -- a process of our own that needs these settings -----------------------------------------------------
+    # -- settings for child processes -----------------------------------------------------------------------
 
     @property
     def store_address(self) -> str:
@@ -202,8 +202,9 @@ def load(
     made_by: str | None = None,
     allow_grader_code: bool = False,
 ) -> Settings:
-    """Load the settings from all sources. Raises `ConfigError` with the file, the field and the allowed
-    values, and `ProjectNotTrusted` if a project's file contains settings that require trust."""
+    """Load the settings from all sources. Raises `ConfigError` for an invalid value, naming the file, the
+    field and the allowed values, and `ProjectNotTrusted` if a project's file contains settings that require
+    trust."""
     env = os.environ if env is None else env
     named = named_file(config_file, env)
     path = named or project_file(cwd)

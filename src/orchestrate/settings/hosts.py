@@ -44,7 +44,7 @@ HOST_FIELDS: Mapping[str, str] = {
     "type": "Backend type. Required for a custom name. Use `openai-compatible` for a host described by a "
     "YAML file.",
     "profile": "Name of the host's YAML file. Default: the host's name.",
-    "base_url": "Address of the API. Needs `orchestrate keys trust` before a key is sent to it.",
+    "base_url": "Address of the API. No key is sent to it until you run `orchestrate keys trust`.",
     "key_variable": "Environment variable that holds the key. Default: `NAME_API_KEY`.",
     "account_id": "Account id, for hosts that need one.",
     "organization": "Organization id.",
@@ -149,7 +149,7 @@ class HostConfig:
             raise MissingKey(self.name, self.key_variable or f"{self.name.upper()}_API_KEY")
         if self.pins is not None and self.base_url is not None and not self.sandbox:
             key, loopback = self.api_key.reveal(), is_loopback(urlsplit(self.base_url).hostname or "")
-            # A project's file chooses both, the address and the variable whose value is sent there.
+            # A project's file sets both the address and the name of the variable whose value is sent to it.
             ask = self.url_from_file and not loopback
             family = mine.origins if (mine := known_profile(self.kind)) else frozenset[str]()
             if Pins(self.pins).require(key, self.name, self.base_url, ask=ask, family=family):
@@ -163,8 +163,9 @@ class HostConfig:
 
 
 class HostRegistry(Mapping[str, HostConfig]):
-    """Connection settings of all backends, by name. A backend's profile is loaded on first access, and the
-    keyring is only read when its key is needed. Values from a project's file are validated immediately."""
+    """Connection settings of all backends, keyed by name. A backend's profile is loaded on first access, and
+    the keyring is only read when its key is needed. Values from a project's file are validated
+    immediately."""
 
     def __init__(self, configured: Any, env: Mapping[str, str], path: Path | None) -> None:
         """Build the registry. Raises `ConfigError` that names file, field and allowed values."""
@@ -195,7 +196,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def types(self) -> dict[str, str]:
-        """The backend classes of configured hosts that use another backend's class, by host."""
+        """Maps each host that uses another backend's class to the name of that backend or YAML file."""
         types = {name: table.get("type") for name, table in self._tables.items()}
         kinds = {
             name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
@@ -204,8 +205,9 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts described by a YAML file that have a key but no table in the configuration. If a host has a
-        separate address for each customer, its address must be set too."""
+        """Hosts that a YAML file describes and that can be used without a table in the configuration: those
+        with a key, or with a base URL in the environment. A host without a fixed address needs the base
+        URL."""
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
     def _in_use(self, name: str) -> bool:
@@ -250,8 +252,7 @@ class HostRegistry(Mapping[str, HostConfig]):
         known = known_profile(self.types.get(name) or own.get("type") or name)
         if own.get("profile") is not None and own.get("type") != DESCRIBED:
             raise ConfigError(f'{path}: hosts.{name}.profile requires  type = "{DESCRIBED}"')
-        # A further instance is another's server: it shares what the host understands, not its address and
-        # keys.
+        # Another instance of a host is a different server: the same API, but its own address and keys.
         mine = known if known is not None and known.kind == name else None
         given = None if known is not None and known.keyless else env.get(f"{_variable_prefix(name)}_BASE_URL")
         url = given or own.get("base_url") or (mine and mine.url)
@@ -387,7 +388,7 @@ def seconds(value: Any, path: Path | None, name: str) -> float:
     return float(value)
 
 
-# Which hosts each API key may go to: a key is tied to the host that it was first used with.
+# The hosts that each API key may be sent to: a key is tied to the host where it was first used.
 
 
 class _PinFile(msgspec.Struct):

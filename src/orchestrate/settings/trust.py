@@ -1,7 +1,7 @@
 """Decide which settings of a project's `orchestrate.toml` require the user's trust.
 
-A project's file is one that Orchestrate finds from the working folder upwards. Anyone may have written it: it
-may come with a clone, a pull request or a shared folder. Without trust, it may only set what `OPEN` lists.
+A project's file is one that Orchestrate finds in the working folder or above it. Anyone may have written it:
+it may come with a clone, a pull request or a shared folder. Without trust, it may only set what `OPEN` lists.
 `FIGURES` affect spending. They are displayed, and require trust before anything that bills. All other
 settings, and all settings in another user's file, require trust before any command starts, reads or sends
 anything.
@@ -47,7 +47,7 @@ OPEN = {
 in and use their own addresses, because Orchestrate would contact any other address."""
 FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
 RATES = "rates.yaml"
-"""File name of a project's own prices, next to its configuration file."""
+"""Name of the file with a project's own prices. It is next to the project's configuration file."""
 
 
 class _TrustFile(msgspec.Struct):
@@ -62,7 +62,7 @@ class Trusted:
         self.path = path
 
     def lacks(self, files: tuple[Path, ...]) -> list[Path]:
-        """Return the files that are not trusted, or that have changed since."""
+        """Return the files that are not trusted, or that have changed since they were trusted."""
         known = self._read().files
         return [path for path in files if known.get(_name(path)) != _digest(path)]
 

@@ -134,7 +134,7 @@ def start(
         remarks.append(f"also using {others} from the same folder")
     shown = f"orchestrate data check {shlex.quote(str(train))}{_as_options(columns)}"
     if broken:
-        remarks.insert(0, f"{count(broken, 'row')} with errors left out. To list them: {shown}")
+        remarks.insert(0, f"left out {count(broken, 'row')} with errors. To list them: {shown}")
     if not (volume := volume_of(opened)).enough:
         remarks.append(str(volume))
     files = {split: Path(os.path.relpath(file, path.parent)).as_posix() for split, file in placed.items()}
@@ -194,11 +194,11 @@ def _splits(
         ]
     files = {one.split: Path(one.path) for one in report.files if one.rows}
     parts = ", ".join(f"{one.rows:,} {one.split}" for one in report.files)
-    few = f" (seed {report.seed}, to leave no split empty)" if report.seed else ""
+    few = f" (seed {report.seed}, chosen so that no split is empty)" if report.seed else ""
     remarks = [f"split 80/10/10 by content: {parts}{few}"]
     if number > 1:
         remarks.append(
-            f"written to {target.name}, because another spec uses {stem}.split, which contains other rows"
+            f"written to {target.name}, because another spec uses {stem}.split, which contains different rows"
         )
     if not near:
         remarks.append(

@@ -69,7 +69,7 @@ class JobSpec(SpecPart):
 
     model: str | dict[str, str] = Field(
         description=(
-            "Base model: a canonical name (orchestrate models), a host's id, a Hugging Face Hub id, a "
+            "Base model: a canonical name (orchestrate models), a host's model id, a Hugging Face Hub id, a "
             "folder, or a mapping with one entry per backend"
         )
     )
@@ -119,7 +119,7 @@ class JobSpec(SpecPart):
         default=None, description="Optimizer: a name, or a mapping with its parameters"
     )
     batch_size: Int | Literal["max"] | None = Field(
-        default=None, description="Examples per optimizer step, or max"
+        default=None, description="Examples per optimizer step, or max for as many as fit"
     )
     batch_tokens: Int | None = Field(
         default=None,
@@ -186,10 +186,11 @@ class JobSpec(SpecPart):
     tags: dict[str, str] = Field(default_factory=dict)
     wandb: WandB | None = None
     overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Overrides of this spec by backend name"
+        default_factory=dict, description="Overrides of this spec, keyed by backend name"
     )
     provider_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Additional fields for a backend's create request, by backend name"
+        default_factory=dict,
+        description="Additional fields for a backend's create request, keyed by backend name",
     )
 
     @model_validator(mode="after")
@@ -278,11 +279,11 @@ class JobSpec(SpecPart):
         back to an equal spec."""
         given = self.model_dump(mode="json", exclude_unset=True)
         for name, value in given.items():
-            # `early_stopping: {}` asks for the part with its own defaults, which is more than nothing.
+            # `early_stopping: {}` turns early stopping on, so write its defaults: `{}` would look unset.
             if value == {} and isinstance(part := getattr(self, name), SpecPart):
                 given[name] = part.model_dump(mode="json")
         for name in ("method", "adapter", "optimizer"):
-            # LoRA(r=8) leaves its tag unset, and without it the part could not be read back
+            # LoRA(r=8) leaves `type` unset, but `parse` needs it to choose the class.
             if given.get(name) is not None:
                 given[name] = {"type": getattr(self, name).type, **given[name]}
         return given
@@ -326,8 +327,8 @@ class JobSpec(SpecPart):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> JobSpec:
-        """Read a spec file in the same way as the commands. Relative paths are resolved against the file's
-        folder. Raises `SpecError` with the line of each mistake."""
+        """Read a spec file the way the commands do. Relative paths are resolved against the file's folder.
+        Raises `SpecError` with the line of each mistake."""
         from orchestrate.spec import specfile
 
         return specfile.load(Path(path))

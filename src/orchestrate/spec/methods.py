@@ -55,7 +55,7 @@ class SpecPart(_Part):
         extra="forbid",
         validate_default=True,
         allow_inf_nan=False,
-        # Each is built when first used, which for most commands is never.
+        # Most commands never use most of these classes, so each is built only when first used.
         defer_build=True,
     )
 
@@ -100,16 +100,16 @@ class DPO(SpecPart):
     type: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
     beta: Float | None = Field(default=None, gt=0, le=10)
-    """Strength of the KL penalty, at most 2, or 10 for SimPO, which averages likelihoods over tokens. For
-    IPO, this is tau. For ORPO, this is the weight of the odds ratio relative to the loss of the preferred
-    answer."""
+    """Strength of the KL penalty. Must be at most 2, or at most 10 for SimPO, because SimPO averages
+    likelihoods over tokens. For IPO, this is tau. For ORPO, this is the weight of the odds ratio relative to
+    the loss on the preferred answer."""
     label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
     """Assumed fraction of pairs with flipped labels (conservative DPO)."""
     normalize_by_length: bool | None = None
     rpo_alpha: Float | None = Field(default=None, ge=0)
     simpo_gamma: Float | None = Field(default=None, ge=0)
     desirable_weight: Float | None = Field(default=None, gt=0)
-    """Weight of desirable answers in the KTO loss. `undesirable_weight` applies to the others."""
+    """Weight of desirable answers in the KTO loss. `undesirable_weight` applies to undesirable ones."""
     undesirable_weight: Float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
@@ -211,8 +211,8 @@ OPTIMIZERS: Mapping[str, tuple[Constants, ...]] = {
     "muon": ("momentum", "betas", "eps"),
     "schedule_free_adamw": ("betas", "eps"),
 }
-"""Optimizers by name, each with its parameters. Muon uses AdamW for everything except matrices, with `betas`
-and `eps`."""
+"""Allowed parameters of each optimizer, keyed by its name. Muon uses AdamW, with `betas` and `eps`, for
+everything except matrices."""
 
 
 class Optimizer(SpecPart):
@@ -325,7 +325,9 @@ def _within(usd: Decimal) -> Decimal:
 
 def _start(word: str) -> str:
     if word not in STARTS and not re.fullmatch(r"pissa_niter_[1-9][0-9]{0,2}", word):
-        raise ValueError(f"unknown value {word!r}; allowed: {', '.join(STARTS)}, pissa_niter_4 (any number)")
+        raise ValueError(
+            f"unknown value {word!r}; allowed: {', '.join(STARTS)}, pissa_niter_N (N from 1 to 999)"
+        )
     return word
 
 
@@ -392,8 +394,8 @@ def spec_errors(
 ) -> list[str]:
     """Return one line for each mistake in a spec's values: location, reason, allowed values.
 
-    `lines` maps a field's path to its line in the YAML file, counted from 1, if there is a file. `under` is
-    the path of the validated part.
+    If the spec comes from a YAML file, `lines` maps each field's path to its line number, counted from 1.
+    `under` is the path of the validated part.
     """
     found: dict[str, None] = {}
     for details in error.errors():
@@ -402,7 +404,7 @@ def spec_errors(
         if item["type"] == "too_short" and item["input"]:
             continue  # what is missing was refused itself
         if loc and (expected := _UNIONS.get(loc[0])):
-            # Of each kind that a field may have, pydantic tells why it was not that one.
+            # For a union, pydantic reports one error per member type. Replace them with one error.
             if isinstance(item["input"], dict):
                 continue
             item = {**item, "type": "union", "msg": f"must be {expected}, got {_shown(item['input'])}"}
@@ -458,13 +460,13 @@ def _describe(
     lines: dict[tuple[str, ...], int],
     under: tuple[str, ...],
 ) -> str:
-    # pydantic puts the tag of the union into the path of an error inside it; people do not write it.
+    # pydantic adds the union's tag to the path of an error, but the user's YAML has no such key.
     tag = loc[1] if loc[:1] in (("method",), ("adapter",)) and len(loc) > 1 else None
     of_union = tag or loc[:2] in (("train", "one"), ("train", "several"))
     own = tuple(p for i, p in enumerate(loc) if p != "[key]" and not (of_union and i == 1))
     path = (*under, *own)
     reason = item["msg"].removeprefix("Value error, ")
-    # A rule that joins several fields has no place of its own; its message begins with the field.
+    # The error of a rule about several fields has no path, so its message begins with the field.
     named = path or tuple(reason.split()[0].rstrip(":").split("."))
     line = next((lines[named[:n]] for n in range(len(named), 0, -1) if named[:n] in lines), None)
     place = f"line {line}: " if line else ""

@@ -195,7 +195,8 @@ def with_overrides(path: Path, provider: str, fields: Mapping[str, Any]) -> str:
         found = None
     if found != wanted:
         raise SpecError(
-            f"could not edit {path} automatically because of its YAML form. Add these lines yourself:",
+            f"could not edit {path} automatically because of how its YAML is written. "
+            "Add these lines yourself:",
             errors=[f"  {line}" for line in overrides_block(provider, fields).splitlines()],
         )
     return after
@@ -250,7 +251,7 @@ def json_schema() -> dict[str, Any]:
     schema = JobSpec.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Orchestrate fine-tuning spec"
-    # These are also accepted as a bare word, which the model itself reads by a validator.
+    # A spec may also give just the name (`method: sft`). A validator handles this, so the schema lacks it.
     for name in ("method", "adapter"):
         part = schema["properties"][name]
         words = list(part["discriminator"]["mapping"])
@@ -291,7 +292,7 @@ def _collect_lines(node: yaml.MappingNode, prefix: tuple[str, ...], lines: Lines
     for key, value in node.value:
         name, line = (*prefix, str(key.value)), key.start_mark.line + 1
         if name in lines:
-            # YAML would silently keep the last one: a setting that the user wrote would be dropped.
+            # YAML would silently keep only the last value, and drop a setting that the user wrote.
             raise SpecError(
                 f"{path} is not valid:",
                 errors=[f"  line {line}: {'.'.join(name)}: duplicate field, first set on line {lines[name]}"],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestrate.types import Deployment
 
-# Clocks. The wall clock is for people; nothing that guards money trusts it.
+# Clocks. The wall clock is for display. Checks that protect money use it only if the uptime is unavailable.
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        # Elsewhere the start is estimated. When the wall clock is set this changes, and an old reading counts
-        # as one from another machine: waiting starts again, which is slow and safe.
+        # Other systems have no boot id, so the boot time is estimated. If the wall clock is changed, the
+        # estimate changes too. Earlier uptimes then count as another machine's, so waits start over, which
+        # takes longer but is safe.
         return f"{platform.node()}:{round((time.time() - time.monotonic()) / 10)}"
 
 
 def _seconds() -> float:
-    # CLOCK_BOOTTIME goes on during suspension, CLOCK_MONOTONIC does not; only Linux has the first.
+    # Unlike CLOCK_MONOTONIC, CLOCK_BOOTTIME includes suspension, but only Linux has it.
     source = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if source is None else time.clock_gettime(source)
 
@@ -88,7 +89,7 @@ def _after(deployment: Deployment, seconds: float) -> datetime:
     return deployment.created_at + timedelta(seconds=seconds)
 
 
-# Names of runs, and the tag that a job carries on its host.
+# Run ids, and the tag that links a job on a host to its run.
 
 
 RUN_PREFIX = "run-"

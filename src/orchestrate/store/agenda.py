@@ -37,8 +37,8 @@ class Notifications:
         """List ended runs that have not been reported to the channel, least recently updated first."""
         table, notifications, steps = schema.runs, schema.notifications, schema.transitions
         known = select(notifications.c.run_id).where(notifications.c.channel == channel)
-        # What is written later about an ended run (its tags, a late fact) is no end. A run that was ended
-        # when it came into this store, as `recover` brings it, is no news.
+        # Later updates of an ended run, such as a change of its tags, are not reported. Neither are runs that
+        # had already ended when they were added to this store, for example by `recover`.
         of_run = steps.c.run_id == table.c.id
         end = select(func.min(steps.c.at)).where(of_run, steps.c.status.in_(_ENDED)).scalar_subquery()
         was_open = select(steps.c.id).where(of_run, steps.c.status.not_in(_ENDED)).exists()
@@ -157,7 +157,8 @@ class Agenda:
         return runs
 
     def make_due(self, provider: str, job_id: str) -> Run | None:
-        """Mark the run of a job as due now and return it. Returns `None` if no run has this job."""
+        """Mark the run of a job as due for polling now, and return the run. Returns `None` if no run has this
+        job."""
         table = schema.runs
         query = select(table.c.record).where(table.c.provider == provider, table.c.job_id == job_id)
         with self._db.writing() as connection:
@@ -280,7 +281,7 @@ class Agenda:
             connection.execute(full.on_conflict_do_nothing())
             row = connection.execute(select(table.c.value).where(table.c.key == key).with_for_update())
             left, _, at = row.scalar_one().partition(" ")
-            # A clock that was set back earns nothing for the time that it was set back by.
+            # If the clock was set back, the elapsed time is negative. It then counts as zero.
             passed = max((now - datetime.fromisoformat(at)).total_seconds(), 0.0)
             tokens = min(burst, float(left) + passed * per_minute / 60.0)
             missing = count - tokens

@@ -39,7 +39,7 @@ from orchestrate.settings.config import sqlite_path
 from orchestrate.store import Clock, schema, stamp
 from orchestrate.text import duration
 
-# Opening a store: whether it is ours, whole and of our version, and the way out when it is not.
+# Opening a store: check that it is Orchestrate's, undamaged and of this version, or say what to do.
 
 
 _HEADER = b"SQLite format 3\x00"
@@ -47,11 +47,11 @@ _CHECKED_AT_OPEN_BYTES = 8_000_000
 """Files of up to this many bytes are verified each time they are opened, which takes a few milliseconds. Only
 `verify` checks larger files."""
 _LEAST_FREE = 65_536
-"""Minimum free disk space in bytes. Half of it is needed for the index of the write-ahead log alone."""
+"""Minimum free disk space in bytes. The index of the write-ahead log alone needs half of this."""
 _BUSY_S = 60.0
 _STATEMENT_S = 60
-RECOVER = "to rebuild a store from the hosts' job lists: orchestrate recover"
-_RESTORE = f"restore a backup of the store, or move it away: {RECOVER}"
+RECOVER = "rebuild the store from the hosts' job lists: orchestrate recover"
+_RESTORE = f"restore a backup of the store, or move it away and {RECOVER}"
 _ELSEWHERE = "choose another location with --store"
 
 
@@ -70,7 +70,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _postgres_url(text: str) -> URL:
-    # Neither the text nor the words of the parser are told: a password may stand anywhere in them.
+    # Errors include neither the URL nor the parser's message, because both may contain a password.
     try:
         url = make_url(text)
     except (SQLAlchemyError, ValueError):
@@ -108,7 +108,7 @@ def translated(place: str) -> Generator[None]:
 def _store_error(place: str, error: BaseException) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if isinstance(code, int) else None
-    # The files beside it cannot be made or grow either, and that is told as another error.
+    # On a full disk, SQLite may instead report that it can't write the log or other files next to the store.
     beside = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(place)
     if primary == sqlite3.SQLITE_FULL or beside:
         return StoreError(
@@ -172,7 +172,7 @@ def _sqlite_engine(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.isolation_level = None  # transactions are begun below, never by the driver
-        # The journal mode belongs to the file: set when it is made, and never on what may be foreign.
+        # The journal mode is stored in the file. It is only set at creation: this file may not be ours.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -218,8 +218,8 @@ def _fill(draft: Path) -> None:
         for statement in sqlite_tables():
             connection.execute(statement)
         connection.execute("COMMIT")
-        # Only now: a commit in WAL mode leaves the tables in the log, and closing drops the error of a disk
-        # that has no room for them in the file.
+        # Only after the commit. In WAL mode, a commit only writes to the log, and if the disk is too full to
+        # move the tables into the file, closing it would hide that error.
         connection.execute("PRAGMA journal_mode = WAL")
 
 
@@ -266,7 +266,7 @@ def _require_header(path: Path) -> None:
     if head != _HEADER:
         raise StoreError(
             f"{path} is not a SQLite database",
-            fix=f"{_ELSEWHERE}, or move it away: {RECOVER}",
+            fix=f"{_ELSEWHERE}, or move it away and {RECOVER}",
         )
 
 
@@ -318,7 +318,7 @@ def _back_up(engine: Engine, path: Path, version: int) -> Path:
 def _open_postgres(url: URL) -> Engine:
     with needed("postgres", "a store on Postgres", "psycopg"):
         import psycopg  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    # A pre-ping replaces connections that a restart of the server has cut.
+    # A pre-ping replaces connections that were closed when the server restarted.
     engine = create_engine(url, pool_pre_ping=True, pool_size=4, connect_args=_patience(url))
     place = place_of(engine)
     try:
@@ -343,16 +343,16 @@ def _patience(url: URL) -> dict[str, Any]:
         "tcp_user_timeout": 1000 * _STATEMENT_S,
     }
     unsaid = {name: value for name, value in given.items() if name not in url.query}
-    # What comes later wins, so that the URL's own options are added to ours and stand above them.
+    # Later options override earlier ones, so the URL's own options come last.
     return unsaid | {"options": " ".join([limits, *([own] if isinstance(own, str) else own)])}
 
 
 def _prepare_postgres(engine: Engine, place: str) -> None:
     with engine.begin() as connection:
-        # A migration of many rows may take longer than a statement of the day.
+        # Migrating many rows may take longer than the usual statement timeout allows.
         connection.execute(text("SET LOCAL statement_timeout = '10min'"))
         connection.execute(text("SET LOCAL lock_timeout = '10min'"))
-        # Many workers start at once: one makes the tables, the others wait here.
+        # Many workers may start at once. One creates the tables while the others wait here.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": schema.APPLICATION_ID})
         present = set(inspect(connection).get_table_names())
         if schema.meta.name not in present:
@@ -397,7 +397,7 @@ def _version(connection: Connection, place: str) -> int:
         raise StoreError(
             f"an older version wrote the run store {place}, and this version cannot upgrade it "
             f"(schema {value}; this version needs {schema.VERSION})",
-            fix=f"open it with the version that wrote it, or move it away: {RECOVER}",
+            fix=f"open it with the version that wrote it, or move it away and {RECOVER}",
         )
     return int(value)
 
@@ -486,7 +486,7 @@ class Database:
         self.engine.dispose()
 
 
-# The right to one piece of work at a time, with fences.
+# Leases: only one process at a time may do a task. Fences reject writes of earlier lease holders.
 
 
 class LeaseLost(OrchestrateError):
@@ -564,7 +564,7 @@ class Leases:
         return row is not None and row.owner is not None and not self._expired(row)
 
     def _expired(self, row: Any) -> bool:
-        # A lease of this start of this machine is measured without the wall clock.
+        # A lease acquired since this machine's last boot is measured by uptime, not by the wall clock.
         up = self._db.clock.uptime()
         if row.boot == up.boot:
             return up.seconds >= row.expires_uptime
@@ -596,7 +596,7 @@ class Leases:
         if not self.renew(lease, ttl_s):
             raise _lease_lost(lease)
         if self._file is not None and identity(self._db.place) != self._file:
-            # Writes into a file without a name succeed, and nobody reads them again.
+            # Writes to a deleted file still succeed, but nobody can read them afterwards.
             raise StoreError(
                 f"the run store {self._db.place} was removed or replaced while it was in use",
                 fix=f"nothing was sent. Put the store back and try again, or {RECOVER}",

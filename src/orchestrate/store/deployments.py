@@ -18,18 +18,18 @@ from orchestrate.store.ledger import LedgerShare, Limit, count, gateway_spending
 from orchestrate.store.transitions import ImpossibleTransition
 from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
 
-# How a deployment may change: pure functions from a deployment and a fact to the next deployment.
+# How deployments change: pure functions that take a deployment and a fact, and return the new deployment.
 #
-#     INTENT -> CREATING -> UP <-> IDLE                 IDLE: scaled to zero, nothing bills
+#     INTENT -> CREATING -> UP <-> IDLE                 IDLE: scaled to zero, not billed
 #                  |         |      |
-#                  |         +------+-> ENDING -> ENDED      by us; ENDED is proven by the host
-#                  |         +------+-> LOST                 the host has none, and nobody here ended it
-#                  |         +------+-> ABANDONED            given up: its account cannot be asked any more
-#                  +-> OUTCOME_UNKNOWN -> UP | ENDED         a request may have made it
+#                  |         +------+-> ENDING -> ENDED      we end it; ENDED: confirmed by the host
+#                  |         +------+-> LOST                 the host no longer has it; we did not end it
+#                  |         +------+-> ABANDONED            given up by the user
+#                  +-> OUTCOME_UNKNOWN -> UP | ENDED         a request may have created it
 #
-# From CREATING until the end it counts as billing unless the host shows that it is not. What the host shows
-# opens a deployment again that was over. A function that finds nothing to change returns the very
-# deployment that it was given.
+# From CREATING until its end, a deployment counts as billed unless the host shows otherwise. If the host
+# still lists a deployment that had ended, it becomes open again. A function that has nothing to change
+# returns the same object.
 
 State = DeploymentState
 _NOTHING: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
@@ -82,8 +82,8 @@ def never_made(deployment: Deployment, problem: str, at: datetime) -> Deployment
 
 
 def abandoned(deployment: Deployment, reason: str, at: datetime) -> Deployment:
-    """Record that the user abandons the deployment, even if it is still up on its host. The cost so far still
-    counts, but no further cost is added."""
+    """Record that the user has abandoned the deployment, even if it is still up on its host. The cost so far
+    still counts, but no further cost is added."""
     if deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ABANDONED, bills=False, cause=reason, complete=False, ended_at=at)
@@ -109,7 +109,7 @@ def observed(
 
     `settled` means that no request to create the deployment can still take effect. Until then, absence from
     the list proves nothing. A deployment that was up must be missing for `patience` before it counts as lost,
-    because lists lag.
+    because a host's list may be out of date.
     """
     there = [item for item in standing if item.kind == "deployment"]
     if there:
@@ -124,7 +124,7 @@ def observed(
         return never_made(deployment, deployment.problem or "the host did not create a deployment", at)
     if deployment.state is State.ENDING:
         ended = _moved(deployment, at, State.ENDED, bills=False, raw_state=None, ended_at=at)
-        # One that was looked for before it was ended, and that the host has never shown, has billed nothing.
+        # A deployment without a host id was never listed by the host, so it was never billed.
         return ended if deployment.host_id is not None else msgspec.structs.replace(ended, **_NOTHING)
     missing = deployment.missing_since or at
     if at - missing < patience:
@@ -194,7 +194,7 @@ class Deployments:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    # -- making and changing -------------------------------------------------------------------------------
+    # -- creating and updating -----------------------------------------------------------------------------
 
     def new_id(self) -> str:
         return PREFIX + new_run_id(self._db.clock.now()).removeprefix(RUN_PREFIX)

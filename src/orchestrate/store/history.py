@@ -136,7 +136,7 @@ class History:
             return add_events(self._db, connection, run_id, events, from_host=from_host)
 
     def events(self, run_id: str, *, after: str | None = None, limit: int | None = None) -> list[Event]:
-        """List events in the order in which they were received. `limit` selects only the last ones."""
+        """List events in the order in which they were received. `limit` keeps only the most recent ones."""
         table = schema.events
         query = select(table.c.record).where(table.c.run_id == run_id).order_by(table.c.seq.desc())
         if after is not None:
@@ -176,7 +176,7 @@ class History:
         loss later. Returns the number of steps that were new or changed."""
         table, points = schema.metrics, list(points)
         known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
-        # Most polls bring nothing new, and a look needs no lock.
+        # Most polls bring nothing new, and reading needs no lock.
         with self._db.reading() as connection:
             known = {step: record for step, record in connection.execute(known_of)}
         if all(_merged(known.get(point.step), point) == known.get(point.step) for point in points):
@@ -287,7 +287,7 @@ class History:
         with self._db.writing() as connection:
             connection.execute(schema.uploads.delete().where(_upload(provider, host, account, digest)))
 
-    # -- records of other rooms ----------------------------------------------------------------------------
+    # -- records of other modules --------------------------------------------------------------------------
 
     def add_record(self, run_id: str, kind: str, record: msgspec.Struct | dict[str, Any]) -> int:
         """Store a JSON record with a run. `kind` may be any name, such as `evaluation`, `artifact` or

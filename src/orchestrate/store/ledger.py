@@ -149,8 +149,8 @@ def reserve_deployment(
     limits: Sequence[Limit] = (),
 ) -> None:
     """Check that the further cost of a deployment fits the budget and the limits, minus what is already
-    reserved for it. Accepts any change of a deployment that is already billed and whose maximum cost does not
-    grow. `limits` also apply in a sandbox."""
+    reserved for it. If the deployment is already billed, any change that does not raise its maximum cost is
+    accepted. `limits` also apply in a sandbox."""
     budget_usd = None if after.sandbox else budget_usd
     if budget_usd is None and not limits:
         return
@@ -203,7 +203,7 @@ def total_spending(connection: Connection, clock: Clock) -> Spending:
     """Return the total spending so far on runs, deployments and answers."""
     from orchestrate.costing import Spending  # late: listing runs must not pay for the room's import
 
-    # In one statement, which sees a deployment that ends meanwhile either as going on or in the sums.
+    # A single statement, so a deployment that ends at this moment is counted exactly once.
     rows = connection.execute(_KEPT_AND_GOING).all()
     spent, committed = _taken(rows[0]) if rows else _added_up(connection)
     going = [row.record for row in rows] if rows else connection.execute(_GOING).scalars()
@@ -223,7 +223,7 @@ def _deployed(records: Iterable[str | None], clock: Clock) -> list[Spending]:
     return [deployment_spending(one, time_of(one, clock)) for one in found]
 
 
-# -- sums that are kept: to add up all runs for each answer takes longer the more of them there are ----------
+# -- stored sums: adding up all runs for each answer would get slower with every run -----------------------
 
 
 class LedgerShare(NamedTuple):

@@ -58,7 +58,7 @@ class RunQuery:
             kind, dot, inner = name.partition(".")
             if name not in known and not (dot and kind in ("spec", "tag") and _NAME.fullmatch(inner)):
                 choices = ", ".join([*filter(None, known), "spec.NAME", "tag.NAME"])
-                raise UsageError(f"runs can't be {what} by {name!r}. Known: {choices}")
+                raise UsageError(f"runs cannot be {what} by {name!r}. Known: {choices}")
 
     @property
     def column(self) -> str:
@@ -149,7 +149,8 @@ class RunLists:
             tagged = select(tags.run_id).where(tags.name == name)
             if equals:
                 tagged = tagged.where(tags.value == value)
-            # Not looked up by id one by one: that reads the row of each run that has the tag.
+            # The `+ ""` keeps the database from using the index on the id, which would read the row of each
+            # run with this tag.
             found.append((table.id + "").in_(tagged))
         return found
 
@@ -186,7 +187,8 @@ class RunLists:
                 (table.status == JobStatus.SUBMITTING.value, case(names, value=table.phase)),
                 else_=table.status,
             )
-        # Not the bare column: its other index leads to the row of each run of a backend.
+        # The `+ ""` keeps the database from using another index, which would read the row of each of the
+        # backend's runs.
         columns = {"created": table.created_at, "updated": table.updated_at, "name": table.title}
         columns |= {"backend": table.provider + "", "model": table.model, "cost": table.cost}
         return columns[name]

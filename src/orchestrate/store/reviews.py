@@ -17,8 +17,8 @@ PREFIX = "rev-"
 
 
 class Reviews:
-    """Reviews in the store. Safe to use from several threads, because a page's requests arrive
-    concurrently."""
+    """Reviews in the store. Safe to use from several threads, because a review page sends concurrent
+    requests."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -68,8 +68,8 @@ class Reviews:
             return [Rating.from_json(row) for row in connection.execute(query).scalars()]
 
     def calibrate(self, judge: str, record: msgspec.Struct) -> None:
-        """Store how well a judge agrees with people. `judge` is a digest of everything that defines the
-        judge."""
+        """Store how well a judge agrees with human ratings. `judge` is a digest of everything that defines
+        the judge."""
         insert = self._db.insert(schema.calibrations).values(
             judge=judge, at=stamp(self._db.clock.now()), record=msgspec.json.encode(record).decode()
         )

@@ -209,11 +209,11 @@ def _name(key: str) -> str:
     return f"cancelled {hashlib.sha256(key.encode()).hexdigest()[:48]}"
 
 
-# The jobs that clients asked for, each once however often its request came.
+# The jobs that clients requested. A repeated request creates no second job.
 #
-# No client sends an idempotency key, and all send a request again whose answer did not come; they count how
-# often in a header. So the same body under the same key is the same request when one of the two was a
-# repeat: in either order, since a first request that was held up may arrive behind its repeat.
+# Clients usually send no idempotency key. If they get no response, they send the request again, with the
+# number of retries in a header. Two requests with the same API key and body are therefore the same if either
+# of them is a retry. The retry may arrive first, if the original request was delayed.
 
 WINDOW = timedelta(hours=1)
 """Time during which clients may repeat a request. Clients wait 10 minutes for a response and send a request
@@ -468,7 +468,7 @@ def _columns(job: GatewayJob) -> dict[str, Any]:
 
 
 PREFIXES = {"gateway": "orc-gw-", "serve": "orc-", "sessions": "tml-"}
-"""Prefixes of keys, by the kind of server. Tinker's client only accepts keys with its own prefix."""
+"""Prefixes of keys, keyed by the kind of server. Tinker's client only accepts keys with its own prefix."""
 MOST_KEYLESS = 10_000
 """Maximum number of log entries for requests without a key."""
 
@@ -491,7 +491,7 @@ class GatewayKeys:
             known = self._named(connection, key.name)
             if known is not None and not (again and known.opens == key.opens):
                 raise UsageError(
-                    f"a key called {key.name!r} already exists. Names of revoked keys can't be reused, "
+                    f"a key called {key.name!r} already exists. Names of revoked keys cannot be reused, "
                     "because the log refers to them",
                     fix="use another name",
                 )
@@ -550,7 +550,7 @@ class GatewayKeys:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
-        """Revoke a key. `by` is the name of the user in the log. `opens` is the kind of server that the key
+        """Revoke a key. `by` is the user's name in the log. `opens` is the kind of server that the key
         must grant access to. Raises `UsageError` for an unknown key."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
