@@ -104,9 +104,9 @@ class RunningModels:
     key: str | None = None
     """Key created for the user who started the server."""
     why: str | None = None
-    """Reason for the choice of engine, if you did not choose one."""
+    """Reason why Orchestrate chose this engine. `None` if you chose it."""
     costs: tuple[AdapterCost, ...] = ()
-    """Cost of each adapter, if Orchestrate's own engine serves them."""
+    """Loading time and slowdown caused by each adapter. Empty for third-party engines."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def serve(
         return
     if terms.precision is not None or terms.batch_invariant:
         raise UsageError(
-            f"--precision and --batch-invariant are for --engine transformers. {engine} has its own flags",
+            f"--precision and --batch-invariant require --engine transformers. {engine} has its own flags",
             fix="use --engine transformers, or pass flags with --engine-arg FLAG",
         )
     if not tuned:

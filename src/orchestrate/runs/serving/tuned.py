@@ -119,8 +119,8 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
     if more:
         raise UsageError(
-            f"{run.id} is not a plain LoRA adapter ({', '.join(more)}), so hosts would ignore "
-            "that part or reject it",
+            f"{run.id} is not a plain LoRA adapter: its config sets {', '.join(more)}, which hosts "
+            "ignore or reject",
             fix=f"serve it on your own machine with: orchestrate export {run.id} DIR --to merged",
         )
     tuned.require_readable()
@@ -211,7 +211,7 @@ class EndpointNames:
     """Environment variable that contains the key for the URL."""
     key: str | None = None
     base_gguf: Path | None = None
-    """GGUF file of the base model. Needed to verify an adapter in GGUF."""
+    """GGUF file of the base model. Needed to verify an adapter in GGUF format."""
 
 
 def verify(

@@ -167,13 +167,13 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
     @property
     def gaps(self) -> list[AccountStatus]:
-        """Return the accounts in which resources may be billed that this report does not list: accounts that
-        did not respond completely, and accounts of runs that none of the current keys can see."""
+        """Return the accounts that may contain billed resources missing from this report: accounts that did
+        not respond completely, and accounts with runs that none of the current keys can see."""
         return [a for a in self.accounts if a.expected and (not a.asked or a.partial or a.elsewhere)]
 
     @property
     def at_least(self) -> bool:
-        """Return whether more than `usd_per_hour` may be billed at the moment."""
+        """Return whether the actual hourly cost may be higher than `usd_per_hour`."""
         return bool(self.unpriced or self.gaps)
 
 
@@ -228,10 +228,10 @@ class _StoredRuns:
 class _AccountAnswer:
     status: AccountStatus
     place: str = ""
-    """Base URL or backend type that the items' ids belong to."""
+    """Base URL or backend type. Item ids are unique within it."""
     items: tuple[Standing, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Runs whose sessions no program uses anymore, each with the reason."""
+    """Reasons why no program uses a session anymore, keyed by the id of the session's run."""
 
 
 @dataclass(frozen=True)
@@ -403,11 +403,11 @@ def _owned(
     for answer in answers:
         for item in answer.items:
             job, is_job = (item.job_id or "").lower(), item.kind in ("job", "worker")
-            # By its ref too: the answer to the request that made it may have been lost.
+            # Also match by ref: the store has no job id if the response to the create request was lost.
             run = run_of.get(job) or (run_of.get((item.name or "").lower()) if is_job else None)
             one = None if is_job else deployment_of.get(job)
             used = one.used_at if one else None
-            # What was just made is not idle, though nobody has asked it anything yet.
+            # A new deployment is not idle, even if it has not received a request yet.
             in_use = one is not None and books.time_of(one) - (used or one.created_at) < IN_USE
             meant = not {item.id, item.id.rpartition("/")[2], item.name}.isdisjoint(ignore)
             resource = Found(
@@ -424,7 +424,7 @@ def _owned(
                 else None,
                 idle=False,
             )
-            # A job that another user of the account certainly made is in a store of theirs.
+            # A job known to be created by another user of the account is tracked in that user's store.
             idle = resource.by_the_hour and not meant and not in_use and not (is_job and item.owner)
             found.setdefault((answer.place, item.kind, item.id), msgspec.structs.replace(resource, idle=idle))
     return sorted(found.values(), key=_weight)

@@ -1,5 +1,5 @@
 """Orphaned resources: workers whose run has ended or is not in this store, and deployments that this store
-does not track. They are listed first, and each is checked again just before it is ended.
+does not track. They are listed first, and each is checked again just before it is shut down.
 
 Includes only resources with Orchestrate's label or name prefix, and excludes resources that another user of
 the account is known to have created.

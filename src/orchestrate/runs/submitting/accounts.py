@@ -1,10 +1,10 @@
 """The account of a run, and whether the current key belongs to it.
 
 A host only lists the jobs of one account, so a missing job may be in another account. Each run therefore
-stores the account it was sent to, and other accounts prove nothing about the run. If a host does not report
-account ids, a fingerprint of the key identifies the account. A new key for the same account has a different
-fingerprint. If the new key can see a job or file of the account by its id, both keys are recorded as the same
-account.
+stores the account that it was sent to, and a job that is missing from a different account proves nothing. If
+a host does not report account ids, a fingerprint of the key identifies the account. A new key for the same
+account has a different fingerprint. If the new key can access a job or file of the account by its id, both
+keys are recorded as keys of the same account.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from orchestrate.store.store import Store
 
 
-# One upload of the same content to an account at a time, by whichever process.
-#
-# Hosts that name a file by its content refuse the second of two uploads at once, or let it break the first.
+# Only one process at a time uploads the same content to an account. Hosts that name files by their content
+# reject the second of two simultaneous uploads, or let it break the first.
 
 _LOOK_S = 0.5
 
@@ -53,7 +52,7 @@ def alone(
             still_wanted()
             store.clock.sleep(_LOOK_S)
 
-        for digest in sorted(set(data.digests)):  # in one order, so that nobody waits for one another
+        for digest in sorted(set(data.digests)):  # in a fixed order, to avoid deadlocks
             place = hashlib.sha256(f"{provider.name} {provider.host} {account}".encode()).hexdigest()[:16]
             leases.enter_context(store.leases.hold(f"upload:{place}:{digest}", lease_s, wait=wait))
         held = leases.pop_all()
@@ -80,7 +79,7 @@ def is_here(store: Store, provider: Provider, account: str | None) -> bool | Non
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Return the same as `is_here`, but read within the transaction of `connection`."""
+    """Evaluate `is_here` within the transaction of `connection`."""
     if account is None:
         return None
     first = _first_id(connection, provider, host_account(provider).id)

@@ -2,8 +2,8 @@
 
 Two submits are identical if their settings, data (by content), backend and account are equal. Limits, tags
 and file paths don't count. An identical run blocks a submit while it is open, and for `RECENT` after its
-creation if it succeeded: CI jobs are mostly retried within a day, and training the same again so soon is
-rarely intended. A failed or canceled run does not block, because trying again is then intended.
+creation if it succeeded: CI jobs are mostly retried within a day, and repeating the same training so soon is
+rarely intended. A failed or canceled run does not block, because submitting again is then a deliberate retry.
 
 An idempotency key is explicit: the same key always means the same run, in any state. The store finds the run
 by its key. If the store was lost or restored from a backup, `find_existing` finds the job on the host by the
@@ -52,18 +52,16 @@ if TYPE_CHECKING:
     from orchestrate.store.store import Store
 
 
-# The job of an idempotency key that stands at its host already, though the store knows nothing of it: the
-# store was lost, or an older copy of it was restored.
-#
-# It is found as the job of a lost answer is, by the run's ref. Nothing is guessed: a host that cannot be
-# asked ends the submit before anything is written or sent, and what carries the ref but is another job is
-# not touched.
+# The host may already have the job of an idempotency key that this store has no record of, because the store
+# was lost or restored from an older copy. The run's ref finds such a job, as after a lost response. If the
+# host cannot be reached, the submit stops before anything is written or sent. A different job that has the
+# same ref is left alone.
 
 
 class ExistingJobs(NamedTuple):
     handles: list[JobHandle]
     job: Job
-    """The first of these jobs, as reported by the host."""
+    """Job of the first handle, as reported by the host."""
 
 
 def find_existing(
@@ -146,7 +144,8 @@ class Submission(RunRequest):
     """True to submit even if an identical run (see `orchestrate.runs.submitting.repeats`) would block it."""
     patient: bool = False
     """True to keep the run pending, instead of rejecting it, if its host can't accept it now but may later.
-    The next call with the same key continues the run. Its ref is the same in every copy of the store."""
+    The next call with the same key continues the run, even from a copy of the store, because the ref is the
+    same."""
 
 
 def stored_spec(run: Run) -> JobSpec:

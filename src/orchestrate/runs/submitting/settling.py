@@ -38,7 +38,7 @@ class Settler:
 
         Afterwards, the run either has its job, is back in phase `UPLOADED` because no job exists, or stays in
         `OUTCOME_UNKNOWN` because it is too early to know. Raises `ProviderError` if the host cannot be
-        reached, and `OtherAccount` if the absence of a job would prove nothing.
+        reached, and `OtherAccount` if no job is found and the key may belong to a different account.
         """
         self.require_host(run)
         try:
@@ -46,7 +46,7 @@ class Settler:
                 run = self.store.runs.get(run.id)
                 if run.phase not in UNSETTLED:
                     return run
-                # Before asking: an absence counts only when the whole search came after the settle time.
+                # Read before the search: only a search entirely after the settle time proves anything.
                 waited = self.store.runs.waited(run.id)
                 here = accounts.shows(self.store, self.provider, run)
                 if here is not False and (handles := self.find(run)):
@@ -58,7 +58,7 @@ class Settler:
                 run = self.apply(run, transitions.not_made, lease, note="the host has no job with this ref")
                 return self._withdraw(run) if self.store.runs.cancel_requested(run.id) else run
         except LeaseHeld:
-            return self.store.runs.get(run.id)  # its submit is under way
+            return self.store.runs.get(run.id)  # another process is working on it
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
         """Record the job that was found for a run. If several were found, the run keeps the job that it
@@ -78,8 +78,8 @@ class Settler:
         return run
 
     def alarm(self, run: Run, others: set[str]) -> Event | None:
-        """Store an alert that a run has additional jobs. Returns the alert, or `None` if it was stored
-        before."""
+        """Store an alert that a run has additional jobs. Returns the alert, or `None` if it was already
+        stored."""
         names = ", ".join(sorted(others))
         return self._alert(
             run,
@@ -128,11 +128,11 @@ class Settler:
         try:
             accounts.require(self.store, self.provider, run)
         except ProviderError:
-            self.store.runs.request_cancel(run.id)  # for whoever reaches the host
+            self.store.runs.request_cancel(run.id)  # sent by the next process that reaches the host
             raise
 
     def _withdraw(self, run: Run) -> Run:
-        # A submitter goes on from here only through SUBMITTING, to which no way leads from a withdrawn run.
+        # Safe: sending requires phase SUBMITTING, which a withdrawn run cannot enter.
         return self.apply(run, transitions.withdrawn, None, note=WITHDRAWN)
 
     def _cancel_on_host(self, run: Run, *, found: bool = False) -> Run:
@@ -150,7 +150,7 @@ class Settler:
         capability(self.provider, Cancels).cancel(run.handle)
         return self.apply(run, transitions.cancelling, None)
 
-    # -- going on ------------------------------------------------------------------------------------------
+    # -- restarting ----------------------------------------------------------------------------------------
 
     def restart(self, run: Run) -> bool:
         """Restart a run whose work was interrupted, and return whether it was restarted. A lock prevents two

@@ -344,7 +344,7 @@ class Submitter(Settler):
             if self.store.runs.begin(run.id, lease).status.terminal:
                 raise Withdrawn(run)
             self.reached("after-submitting")
-            # The fence: another process that took this run over has raised it.
+            # Fencing: this check fails if another process has taken over the run.
             self.store.leases.check(lease, self.timing.lease_s)
             self.reached("after-fence")
             if self.store.clock.uptime().seconds - begun <= self.timing.send_limit_s:
@@ -355,7 +355,7 @@ class Submitter(Settler):
             f"run {run.id}: writing to the run store took longer than {duration(self.timing.send_limit_s)}",
             fix=f"nothing was sent. When the machine is less busy: orchestrate resume {run.id}",
         )
-        slow.retryable = True  # else whoever would ask again gives the run up
+        slow.retryable = True  # otherwise callers that retry would give up the run
         raise slow
 
     def _query_again(self, run: Run, error: OutcomeUnknown) -> Run:
@@ -398,7 +398,7 @@ class Submitter(Settler):
                 self.apply(run, transitions.not_made, lease, note=error.message)
             return
         if isinstance(error, (InvalidRequest, NotFound, PermissionRefused)):
-            # The host may have dropped the file that we remember; the next submit brings it again.
+            # The host may have deleted the uploaded file, so the next submit must upload it again.
             for account in (run.account, None):
                 self.store.history.forget_upload(run.provider, run.host, account, run.dataset_digest)
         reason = JobError(message=error.message, code=getattr(error, "code", None))

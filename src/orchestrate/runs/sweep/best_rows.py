@@ -33,7 +33,7 @@ class ChosenRows(Record, frozen=True, kw_only=True):
     score: float
     """Mean score of the selection's runs."""
     low: float | None = None
-    """Lower end of the 95% interval, averaged over the runs. `None` if the score is a loss."""
+    """Lower end of the 95% confidence interval, averaged over the runs. `None` for `validation_loss`."""
     high: float | None = None
     runs: tuple[str, ...]
 
@@ -70,7 +70,7 @@ def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{hashlib.sha256(selection_key.encode()).hexdigest()[:16]}.jsonl"
     if not output.exists():
-        # Of a try that was killed between the two.
+        # Left by an attempt that was killed before it wrote `output`.
         output.with_name(f"{output.stem}.left-out.jsonl").unlink(missing_ok=True)
         score.select(path, output, keep=keep, by=by, columns=columns)
     return str(output)

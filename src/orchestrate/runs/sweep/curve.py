@@ -35,10 +35,10 @@ class Size(Record, frozen=True, kw_only=True):
     score: float
     """Mean score of the runs."""
     low: float | None = None
-    """Lower end of the 95% interval, averaged over the runs. `None` if the score is a loss."""
+    """Lower end of the 95% confidence interval, averaged over the runs. `None` for `validation_loss`."""
     high: float | None = None
     usd: Decimal | None = None
-    """Average cost of the runs in US dollars. `None` while the bill of any of them is unknown."""
+    """Average cost of the runs in US dollars. `None` until the bills of all runs are known."""
     runs: tuple[str, ...]
 
 
@@ -52,7 +52,7 @@ class LearningCurve(Record, frozen=True, kw_only=True):
     more: Gain | None = None
     """Projected gain from adding the requested number of rows to all current rows."""
     half: Gain | None = None
-    """Gain of training on all rows instead of half of them."""
+    """Gain from training on all rows instead of half of them."""
     half_saves_usd: Decimal | None = None
     """Cost saved by training on half of the rows."""
     why_none: str | None = None
@@ -169,9 +169,9 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
 
 
 def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
-    """Compute one point for each group of runs with the same number of rows. A point's error includes the
-    sampling of the evaluated rows and the variation between seeds, which is assumed to be the same for all
-    groups."""
+    """Compute one point for each group of runs with the same number of rows. A point's standard error covers
+    the sampling of the evaluated rows and the variation between seeds, which is assumed to be the same for
+    all groups."""
     scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
     spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)
@@ -198,7 +198,7 @@ def summary(found: LearningCurve) -> list[str]:
         return [f"no projection for other row counts: {found.why_none}"]
     added = more.rows_after - more.rows_before
     less = found.half_saves_usd
-    saved = f", but cost {money(less)} less" if less is not None and less > 0 else ""
+    saved = f" and saves {money(less)}" if less is not None and less > 0 else ""
     return [
         f"{added:,} more rows gain {step(found.target, more)}",
         f"training on half of the rows loses {step(found.target, half)}{saved}",
@@ -207,7 +207,7 @@ def summary(found: LearningCurve) -> list[str]:
 
 def step(target: str, gain: Gain) -> str:
     """Format a gain in score with its confidence interval."""
-    scale, unit, digits = (1, f" of {LOSS}", 3) if target == LOSS else (100, " points", 1)
+    scale, unit, digits = (1, f" in {LOSS}", 3) if target == LOSS else (100, " points", 1)
     low, high = (f"{scale * (end or 0.0):.{digits}f}" for end in (gain.low, gain.high))
     if gain.low is None or gain.high is None:
         return f"{scale * gain.value:.{digits}f}{unit}"

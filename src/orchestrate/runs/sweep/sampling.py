@@ -43,15 +43,15 @@ def next_settings(
         settings = _settings(space, study.ask(_distributions(space)).params)
         if repr(sorted(settings.items())) not in tried:
             return settings
-    # A sampler that has settled gives the same again and again.
+    # A sampler that has converged keeps proposing settings that were already tried.
     left = (s for s in space.combinations() if repr(sorted(s.items())) not in tried)
     return None if space.ranges else next(left, None)
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Return whether to stop a trial early, because its loss is in the worse half of the trials that got this
-    far. `curves` maps each trial's number to its validation losses, keyed by the percentage of steps
-    completed. Uses asynchronous successive halving (Li et al., 2020)."""
+    """Return whether to stop a trial early, because its loss is in the worse half of the trials that reached
+    the same step. `curves` maps each trial's number to its validation losses, keyed by the percentage of
+    steps completed. Uses asynchronous successive halving (Li et al., 2020)."""
     _quiet()
     import optuna
 

@@ -34,7 +34,7 @@ _POWERS = {"llama": 0.781, "qwen": 0.0775}
 Other families were not calibrated."""
 _LEAST_HIDDEN = 1024
 """Smallest hidden size for which the formula is used. The formula was fitted on sizes from 2,048 to 8,192.
-Far below these, it would suggest learning rates above 0.1%."""
+For much smaller models, it would suggest learning rates above 1e-3."""
 _STEPS = 100
 """Minimum number of optimizer steps. If training would have fewer, the batch size is reduced first."""
 
@@ -172,7 +172,7 @@ def _epochs(spec: JobSpec, rows: int) -> Suggested:
         name="epochs",
         value=epochs,
         now=spec.epochs,
-        reason=f"{rows:,} rows: 3 below 5,000, 2 below 50,000, otherwise 1",
+        reason=f"{rows:,} rows: 3 epochs below 5,000 rows, 2 below 50,000, otherwise 1",
         source=f"{_UNSLOTH}: 1 to 3. The thresholds are Orchestrate's own",
         neighbors=tuple(n for n in (epochs - 1, epochs + 2) if n),
     )

@@ -90,7 +90,7 @@ class Searching:
                 trials = self.trials
                 if on_turn is not None:
                     on_turn(trials)
-                # What was written down and has no run waits for more money, once the search has stopped.
+                # Once the sweep has stopped, stored trials without a run are left for a later call.
                 going = [t for t in trials if t.state is TrialState.OPEN and (t.run_id or not self.stopped)]
                 if not going and self._next() is None:
                     break
@@ -171,13 +171,13 @@ class Searching:
         """Record a trial that could not be submitted. Returns whether the next one may start immediately."""
         made = self.ft.store.runs.of_key(self._key(trial))
         if made is not None and made.phase not in UNSENT:
-            # Refused by its host, or its answer was lost: a run as any other, which may cost something.
+            # The host rejected it or its response was lost. Either way, the run may cost something.
             self._set(trial, run_id=made.id, high_usd=trial.high_usd)
             return True
         if error.retryable:
             self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
             return False
-        if isinstance(error, (SetupError, AuthenticationFailed)):  # of none of its settings: all would fail
+        if isinstance(error, (SetupError, AuthenticationFailed)):  # every trial would fail
             self.stopped = error.message
             return False
         if made is not None:
@@ -228,7 +228,7 @@ class Searching:
             if not self._under_way(trial):
                 self.stopped = error.message
                 return False
-            # What those take of the limit that are under way is more than most of them come to cost.
+            # Retry later: most open trials will cost less than the amount reserved for them.
             self.waits, self._later = error.message, self.ft.store.clock.uptime().seconds + _SOON_S
             return False
         return self.stopped is None

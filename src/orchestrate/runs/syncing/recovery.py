@@ -27,12 +27,12 @@ from orchestrate.store.store import Store
 from orchestrate.text import limit, money
 from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, SubmitPhase, Told
 
-# What a budget counts for a job whose spec and quote are gone, from the best that is known of it:
+# The amount that a budget counts for a job whose spec and quote are lost. The best available source is used:
 #
-# 1. what its host says that it costs;
-# 2. its host's rule for how it ended: trained tokens at their rate, its share of the steps, or nothing for
-#    a failure that is not billed;
-# 3. the high end of a quote of what its host tells of its data.
+# 1. the cost reported by the host;
+# 2. the host's billing rule for the job's outcome: the trained tokens at their rate, the completed share of
+#    the steps, or nothing for a failure that is not billed;
+# 3. the high end of a quote for the data that the host reports.
 
 
 class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
 
 def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) -> RecoveredCost:
     """Compute the cost of a recovered job. Queries the host for the size of the job's data if nothing better
-    is known. Does not raise errors of the host."""
+    is known, and continues without it if the query fails."""
     recalled, problem = _recalled(provider, job)
     asked = reported_settings(provider, job)
     whole = _complete_spec(asked)
@@ -65,7 +65,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
         parsed,
         resolved,
         costing.Prices(prices_of(provider), book),
-        # What its host takes no more of was made when it did.
+        # The host accepted this job, so price it even if the host has since retired its model.
         sandbox=True,
     )
     quote = costing.quote_recalled(priced, recalled) if recalled is not None else None

@@ -1,10 +1,10 @@
-"""Detects stalled runs: runs in progress without news for far longer than usual.
+"""Detects stalled runs: runs in progress without updates for far longer than usual.
 
-Hosted jobs can stay `running` and be billed without an error. The time without news is measured with this
-machine's uptime clock, from when the machine first saw the run in its current state, so a wrong system clock
-has no effect. The usual durations are computed from the times that hosts reported for earlier runs. Runs that
-are queued, paused or being canceled don't count. The check that finds a stall never cancels the run, because
-this machine may have slept overnight. Only a later check that finds the run unchanged cancels it.
+Hosted jobs can stay `running` and be billed without an error. The time without updates is measured with
+this machine's uptime clock, from when the machine first saw the run in its current state, so a wrong system
+clock has no effect. The usual durations are computed from the times that hosts reported for earlier runs.
+Runs that are queued, paused or being canceled don't count. The check that finds a stall never cancels the
+run, because this machine may have slept overnight. Only a later check cancels a run that is still unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EVENT = "stalled"
 FACTOR = 5
 """Multiple of the usual gap after which a run counts as stalled."""
 LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
-"""Minimum time without updates that counts as a stall, and the minimum if there are too few earlier runs.
+"""Shortest time without updates that counts as a stall, with and without enough earlier runs to compare with.
 Both are our own choice, because no host publishes such a limit."""
 ENOUGH, _MOST = 3, 20
 """Number of earlier runs needed to know the usual durations, and the maximum number of earlier runs to read.
@@ -53,12 +53,12 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float | None = None
     """Median duration of the phase in seconds."""
     silent_s: float | None = None
-    """Median over these runs of the longest gap between two updates, in seconds, scaled to the number of
-    tokens of the current run."""
+    """Median of the runs' longest gaps between two updates, in seconds. A run's gap is scaled up if the
+    current run has more tokens."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
-    """A run without news for longer than `limit_s`."""
+    """A run without updates for longer than `limit_s` seconds."""
 
     run: str
     provider: str
@@ -85,7 +85,7 @@ class Stalls:
     after_s: float | None = None
 
     def found(self, runs: Iterable[Run]) -> Iterator[Stall]:
-        """Yield the stalls, and store an event with the run for each new one. Raises `ProviderError` if the
+        """Yield the stalls, and add an event to the run for each new one. Raises `ProviderError` if the
         host cannot be reached."""
         under_way = {run.id: run for run in runs if run.status in _PHASES}
         least = LEAST_S if self.after_s is None else self.after_s
@@ -99,7 +99,7 @@ class Stalls:
             limit = self.limit_s(run, usual)
             if silence.seconds < limit:
                 continue
-            self.fetch(run)  # which ends the silence where anything is new
+            self.fetch(run)  # resets the time without updates if there is anything new
             if not self.store.watching.silences({run_id: marks[run_id]})[run_id].seconds:
                 continue
             yield self._reported(run, silence.seconds, limit, usual, silence.reported_s)
@@ -136,7 +136,7 @@ class Stalls:
         mark = hashlib.sha256(stamp(run.updated_at).encode()).hexdigest()[:12]
         data = {"silent_s": silent_s, "limit_s": limit}
         now = self.store.clock.now()
-        # Once for each silence, whichever process finds it.
+        # The id is the same in every process, so each stall is stored only once.
         points, last = self.store.history.last_points([run.id]), self.store.history.last_event_id(run.id)
         step = points[run.id].step if run.id in points else 0
         id = f"orchestrate-stalled-{mark}-{step}-{last or ''}"
@@ -171,7 +171,7 @@ class Stalls:
 
 
 def message(stall: Stall) -> dict[str, Any]:
-    """Build the notification of a stall."""
+    """Build the notification about a stall."""
     return {
         "id": f"{stall.run}-stalled-{hashlib.sha256(stall.message.encode()).hexdigest()[:12]}",
         "type": "run.stalled",

@@ -114,7 +114,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
     capped: list[str] = []
     """Runs that exceeded their cost cap and are being ended."""
     stalled: list[Stall] = []
-    """Runs in progress without news for much longer than usual."""
+    """Runs in progress without updates for much longer than usual."""
     alarms: list[Event] = []
     hosting: list[str] = []
     """Messages about deployments, one sentence each."""
@@ -144,7 +144,7 @@ class SyncReport(msgspec.Struct, kw_only=True):
             parts.append(f"{stall.run} {'canceled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
-            parts.append(f"resolved: {count(self.settled, 'pending answer')} of commands that have ended")
+            parts.append(f"resolved: {count(self.settled, 'pending answer')} left by ended commands")
         if self.ending:
             parts.append(f"shutdown requested but still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
@@ -152,9 +152,8 @@ class SyncReport(msgspec.Struct, kw_only=True):
         return "\n".join(parts)
 
 
-# What a host leaves undone: a cancel that it answered, a job that it no longer has, one that stays paused.
-#
-# Each is said once, as an event of the run and in the report of the sync, and asked again at every sync.
+# Problems that persist on a host: a confirmed cancel without effect, a missing job, a job that stays paused.
+# Each is stored once as an event of the run and checked again by every sync.
 
 GRACE = timedelta(minutes=2)
 """Time that a host may take to end a job after a cancel request."""
@@ -211,8 +210,8 @@ def _say(store: Store, run: Run, what: str, message: str) -> None:
     store.history.add_events(run.id, [event], from_host=False)
 
 
-# Ending runs that have become more expensive than their own cap: once each, and said so. A run on a rented
-# machine is paused: its checkpoints are kept, and `resume` may give it more.
+# Runs above their cost cap are ended and reported once. A run on a rented machine is paused instead: its
+# checkpoints are kept, and `resume` can raise the cap.
 
 BillHook = Callable[[Run, Job], Bill | None]
 """A function that returns the cost of a run so far, or `None` while it is unknown."""
@@ -250,7 +249,7 @@ def enforce(
     by_hand = f"{provider.profile.title} cannot cancel the run, so end it there"
     done = "The run is being canceled" if able else by_hand
     event = Event(
-        # A paused run may be given more, and come to that.
+        # A paused run can be resumed with a higher cap and exceed that too.
         id=f"{_EVENT}-{cap}" if rented else _EVENT,
         at=store.clock.now(),
         level="warning",
@@ -259,7 +258,7 @@ def enforce(
         f"({so_far.origin}). {'The run is being paused' if rented else done}",
         data={"usd": str(so_far.usd), "max_cost_usd": str(cap)},
     )
-    # The event first: should this process end in between, the next look finds the job running and goes on.
+    # Store the event first. If this process dies in between, the next check still ends the job.
     added = store.history.add_events(run.id, [event], from_host=False)
     if rented:
         capability(provider, pausing(run)).pause(run.handle)
@@ -286,7 +285,7 @@ def record_over_cap(store: Store, run: Run) -> None:
 
 
 def explained(store: Store, run: Run) -> Run:
-    """Set the cost cap as the error of a canceled run, if exceeding it was the reason."""
+    """Add an error to a run that was canceled for exceeding its cost cap. Returns the run."""
     if run.max_cost_usd is None or run.status is not JobStatus.CANCELLED or run.error is not None:
         return run
     said = next((e for e in store.history.events(run.id) if e.id == _EVENT), None)
@@ -304,7 +303,7 @@ _BATCH = 500
 _LOOKUPS = 20
 """Maximum number of jobs that a sync requests individually because they are missing from the list."""
 _REQUESTS = 150
-"""Maximum number of requests of a sync on a host with ten thousand runs."""
+"""Maximum number of requests that a sync sends to a host with ten thousand runs."""
 _PAGE = 100
 """Smallest page size of any host's job list."""
 DETAIL_REQUESTS = 5
@@ -328,7 +327,7 @@ def sync(
     backends that have only sandbox runs are not contacted.
 
     `provider` returns a backend by its name. A backend that fails or cannot be created does not stop the
-    others and is listed in `failures`. Runs without news for `stalled_after_s` (default: far longer than
+    others and is listed in `failures`. Runs without updates for `stalled_after_s` (default: far longer than
     earlier runs took) are listed in `stalled`. With `cancel_stalled`, the next check cancels them. Raises
     only `StoreError`.
     """
@@ -435,7 +434,7 @@ def conclude(store: Store, provider: Provider, run: Run, job: Job, bill: BillHoo
     """Store an ended run's bill. Close the run once no more data is expected."""
     run = _bill(store, [(run, job)], bill)[run.id]
     ended = run.finished_at or run.updated_at
-    # A host that only estimates, or a job that ended early, gets no better figure.
+    # No better figure will come from a host that only estimates, or for a job that ended early.
     better = run.status is JobStatus.SUCCEEDED and not run.early_stopped
     better = better and not provider.profile.figures_are_estimates
     waiting = bill is not None and (run.bill is None or (better and not run.bill.final))
@@ -683,7 +682,7 @@ class _Sweep:
         try:
             fetch_details(self.store, self.provider, run)
         except ProviderError as error:
-            # It stays open, and the next sync asks again.
+            # The run stays open, and the next sync tries again.
             self.report.failed(self.provider.config.name, error)
             return
         conclude(self.store, self.provider, run, job, self.bill)

@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 _STATUS = {JobStatus.SUCCEEDED: "FINISHED", JobStatus.FAILED: "FAILED", JobStatus.CANCELLED: "KILLED"}
 _METRICS, _OTHERS = 1000, 100
-"""Limits of a request (https://docs.databricks.com/api/experiments/v1/log-batch)."""
+"""Maximum number of metrics in a request, and of params or tags. See
+https://docs.databricks.com/api/experiments/v1/log-batch."""
 _LONGEST = 6000
 """Maximum length of a setting's value in characters. For a tag, the maximum is 8,000."""
 _PATIENCE_S = 10.0

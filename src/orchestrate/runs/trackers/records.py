@@ -1,4 +1,4 @@
-"""Records of a run's data for a tracker, and of the values that were logged."""
+"""The data of a run that a tracker receives, and the result of logging it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrate.types import Evaluation, JobStatus, MetricPoint, Record, Run
 from orchestrate.types.record import flat
 
 PROJECT = "orchestrate"
-"""Default project of runs."""
+"""Default project in the tracker."""
 
 
 class Story(Record, frozen=True, kw_only=True):

@@ -57,7 +57,7 @@ class WandBExporter(ExporterContext):
         last = self._last[run.id]
         points = [point for point in story.points if point.step > last]
         if not run.status.terminal:
-            # To a step that was told nothing can be added, and its validation loss may come later.
+            # wandb cannot add values to a logged step, and the last step may still get its validation loss.
             points = points[:-1]
         for point in points:
             there.log(dict(point.values), step=point.step)

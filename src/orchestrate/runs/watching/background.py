@@ -94,13 +94,13 @@ class Background:
                 cwd=self.settings.child_folder,
                 env=self.settings.child_environment(),
             )
-        # Reaps it when it ends before this process does.
+        # Prevents a zombie if the watcher ends before this process.
         threading.Thread(target=started.wait, daemon=True, name="reap-watcher").start()
         deadline = time.monotonic() + _START_S
         while not self.running():
             code = started.poll()
-            # One that found another at the lock, or nothing to watch, has ended well; one that was killed is
-            # no failed start, and the next call starts another.
+            # Exit code 0: another watcher holds the lock, or there is nothing to watch. A negative code means
+            # that the watcher was killed. That is not a failed start, and the next call starts another one.
             if code is not None and code <= 0:
                 return
             if code is not None or time.monotonic() > deadline:
@@ -165,7 +165,7 @@ def _watch(own: Background, watcher: Watcher, stopped: threading.Event) -> None:
         if diary.lost():
             break
         own.state_file.unlink(missing_ok=True)
-        # A run may have come in just before, whose view still found this watcher running.
+        # A run may have been added just before, by a command that saw this watcher running and started none.
         if stopped.is_set() or watcher.idle():
             break
         own.write()

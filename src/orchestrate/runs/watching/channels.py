@@ -2,10 +2,10 @@
 
 A channel is first claimed in the store, so only one of several watchers notifies it. Deliveries known to have
 failed are retried. Sometimes the outcome is unknown, because a process died midway or a response was lost.
-Webhooks are delivered at least once: they are sent again with the same `webhook-id`, by which receivers drop
-repeats. Commands and desktop notifications are delivered at most once: they are repeated only if the program
-could not be started or its exit code reports a failure. An unknown outcome is stored as an event of the run.
-The message's `id` identifies the end of a run and is the same on every channel.
+Webhooks are delivered at least once: they are sent again with the same `webhook-id`, so receivers can drop
+duplicates. Commands and desktop notifications are delivered at most once: they are repeated only if the
+program could not be started or its exit code reports a failure. An unknown outcome is stored as an event of
+the run. The message's `id` identifies the end of a run and is the same on every channel.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class CommandChannel:
         self._execute(self.argv, json.dumps(payload).encode())
 
     def _execute(self, argv: Sequence[str], stdin: bytes = b"") -> None:
-        # What it says goes to a file: a pipe would be waited for as long as anything that it started lives.
+        # stderr goes to a file: a pipe would stay open until every child of the program has exited.
         with tempfile.TemporaryFile() as said:
             try:
                 process = subprocess.Popen(
@@ -154,7 +154,7 @@ class Desktop(CommandChannel):
     variables = settings.DESKTOP
 
     def __init__(self) -> None:
-        # The text goes in as arguments at the time of sending; the program is what this system has.
+        # The text is passed as arguments when a notification is sent.
         super().__init__(["osascript"] if sys.platform == "darwin" else ["notify-send"])
         self.name = "desktop"
 

@@ -120,7 +120,7 @@ class Watcher:
         """Check every account that is due, once. Raises only `StoreError`."""
         self.problems = []
         reports: list[SyncReport] = []
-        for channel in self.channels:  # before the sweep: the runs that it finds ended are told
+        for channel in self.channels:  # before the sync, so runs that it finds ended are notified
             if channel.name not in self._known_channels:
                 self.store.notifications.since(channel.name)
                 self._known_channels.add(channel.name)
@@ -183,7 +183,7 @@ class Watcher:
                 reports = self.turn()
                 if on_turn is not None:
                     on_turn(reports)
-                # After a sweep that found ends there is one more, for what hosts tell late.
+                # If the last turn found ended runs, take another one, because hosts report some data late.
                 if until_idle and not any(report.ended for report in reports) and self.idle():
                     return
                 wait = min(self.wait_s(), _TURN_S)
@@ -203,7 +203,7 @@ class Watcher:
         return self.store.clock.uptime().seconds
 
     def _sleep(self, stop: threading.Event, seconds: float) -> None:
-        # In short steps, since two events cannot be waited for at once.
+        # Wait in short steps, because a thread cannot wait for two events at once.
         end = self._now() + seconds
         while not stop.is_set() and (left := end - self._now()) > 0:
             if self._woken.wait(min(left, 0.5)):

@@ -1,5 +1,5 @@
-"""Receive the hosts' webhooks and use them as hints. A hint marks a run as due, and its state is then queried
-from the host.
+"""Receive the hosts' webhooks and use them as hints. A hint marks a run as due for a check, and the
+run's state is then queried from the host.
 
 Repeated deliveries and deliveries with an invalid signature, an old timestamp or an unknown job change
 nothing.

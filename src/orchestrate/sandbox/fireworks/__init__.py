@@ -27,7 +27,7 @@ from orchestrate.sandbox.host import (
 )
 from orchestrate.sandbox.state import token
 
-# Names, pages and filters as the Fireworks gateway has them.
+# Resource names, pagination and filters in the format of the Fireworks gateway.
 
 
 T = TypeVar("T")
@@ -114,8 +114,7 @@ def _like(value: str, pattern: str) -> bool:
     return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), value) is not None
 
 
-# Evaluators and secrets: kept under their names, as the gateway keeps them. An evaluator's code is taken
-# and not run.
+# Evaluators and secrets are stored by name, as on the gateway. An evaluator's code is accepted but never run.
 
 
 class Evaluator(Body):

@@ -18,7 +18,7 @@ from orchestrate.sandbox.host import Body, HostError, iso, json_answer, json_bod
 from orchestrate.sandbox.shared import SandboxFiles, StoredFile, store_stream
 from orchestrate.sandbox.state import token
 
-# Request bodies of the Fireworks gateway, with the ranges that its documentation gives.
+# Request bodies of the Fireworks gateway, with the documented ranges of values.
 
 
 Rank = Literal[1, 2, 4, 8, 16, 32]
@@ -132,7 +132,7 @@ class DpoConfig(Body):
 
 
 class OrpoConfig(Body):
-    # The host's word for it is one of Python's own.
+    # The API's name for this field, `lambda`, is a Python keyword.
     weight: float | None = Field(default=None, alias="lambda", ge=0)
 
 
@@ -211,7 +211,7 @@ MAX_DIRECT = 150 * 1024 * 1024
 URL_LIFE_S = 3600
 FORMATS = {"chat": "CHAT", "completion": "COMPLETION", "preference": "CHAT"}
 TOKENIZER = "o200k"
-"""Tokenizer for estimating a dataset's tokens before the model is known."""
+"""Tokenizer for estimating a dataset's token count before the model is known."""
 
 
 class FireworksDatasetRoutes:
@@ -237,7 +237,7 @@ class FireworksDatasetRoutes:
             route("/_signed/dataset/{id}", "GET", self.content),
         ]
 
-    # -- for the jobs --------------------------------------------------------------------------------------
+    # -- used by jobs --------------------------------------------------------------------------------------
 
     def file_of(self, id: str) -> StoredFile | None:
         dataset = self._stored(id)

@@ -193,7 +193,7 @@ def _without_key(body: dict[str, Any]) -> dict[str, Any]:
 # -- samples and the host --------------------------------------------------------------------------------
 
 
-# Render samples: what the trainer saw of the first rows (docs.fireworks.ai, "Debug SFT tokenization").
+# Rendered samples: the first rows as the trainer saw them (docs.fireworks.ai, "Debug SFT tokenization").
 
 
 MOST = 20
