@@ -25,7 +25,7 @@ from orchestrate.sandbox.state import SandboxClock
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
 from orchestrate.types import decoding
 
-# Faults on request: what goes wrong between a client and a host, made to happen.
+# Faults that a test can request: failures that occur between a client and a host.
 
 
 Kind = Literal[
@@ -123,7 +123,7 @@ class FaultBook:
         return None
 
 
-# The pages that are the sandbox's own: what it is, faults, request counters, the clock, jobs in bulk.
+# The sandbox's own pages: a description, faults, request counters, the clock and bulk job creation.
 
 
 _PAGE = """<!doctype html>
@@ -218,7 +218,7 @@ class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _account(host: Host) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler that reads or sets the maximum price of a job."""
+    """Return the handler that reads or sets the account's credit limit."""
 
     async def account(request: Request) -> Response:
         if request.method == "POST":
@@ -240,8 +240,7 @@ def _wrong(error: Exception) -> Response:
     return JSONResponse({"sandbox": True, "error": str(error)}, status_code=400)
 
 
-# The front of a host: every request passes here, is counted, must bring a sandbox key, and may be hit by a
-# fault.
+# Middleware in front of a host: it counts requests, requires a sandbox key and injects faults.
 
 
 _SECRET_FIELDS = {"wandb_key", "wandb_api_key", "hf_api_token", "apiKey", "api_key"}
@@ -292,7 +291,7 @@ class RequestLog:
 class Front:
     """ASGI application that wraps a host's application.
 
-    own_key   key of the sandbox itself. Every other key has its own account.
+    own_key   the sandbox's own key. Every other key belongs to a separate account.
     app       application of the host
     control   application for `/` and `/_sandbox/...`
     """

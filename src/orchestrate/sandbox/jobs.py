@@ -69,7 +69,7 @@ class JobFailure(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 DEFAULT_BETA = 0.1
-"""Default beta of the preference loss on all three hosts."""
+"""Beta of the preference loss for jobs that don't set one. The same on all simulated hosts."""
 
 
 class SandboxJob(msgspec.Struct, kw_only=True):

@@ -107,8 +107,8 @@ class Sandbox:
             front.log.clear()
 
     def create_jobs(self, host: str, bodies: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Create jobs from request bodies without HTTP. Jobs that are not trained are created at thousands
-        per second."""
+        """Create jobs from request bodies without HTTP. If the jobs are not trained, this creates thousands
+        of them per second."""
         return self.fronts[host].host.create_many([dict(body) for body in bodies])
 
     def set_credit(self, usd: float) -> None:

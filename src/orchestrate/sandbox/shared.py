@@ -32,7 +32,7 @@ from orchestrate.sandbox.state import token
 from orchestrate.spec import DPO, RFT, SFT, Full, JobSpec, LoRA
 from orchestrate.types import Message, Reply, decoding
 
-# What a job costs on its host, by the same rates and rules as quotes; and which models a host has.
+# The models of a host, and the price of a job, calculated with the same rates and rules as in quotes.
 
 
 MTOK = Decimal(1_000_000)
@@ -92,7 +92,7 @@ def money(usd: Decimal) -> dict[str, object]:
     return {"currencyCode": "USD", "units": str(dollars), "nanos": int((usd - dollars) * 1_000_000_000)}
 
 
-# Chat completions, as the hosts answer them.
+# Chat completions in the hosts' format.
 
 
 DEFAULT_MAX_TOKENS = 256
@@ -131,8 +131,8 @@ def parse_chat(values: dict[str, Any]) -> SandboxChatRequest:
 def complete(
     host: Host, chat: SandboxChatRequest, job: SandboxJob | None, step: int | None = None
 ) -> Response:
-    """Generate an answer with a job's tuned model. Without a job, use the model that replaces the base
-    model."""
+    """Generate an answer with a job's tuned model. Without a job, use the small model that replaces the
+    base model in the sandbox."""
     messages = [Message(role=m.role, content=m.text()) for m in chat.messages]
     most = chat.max_completion_tokens or chat.max_tokens or DEFAULT_MAX_TOKENS
     try:
@@ -172,7 +172,7 @@ def _stream(body: dict[str, Any], reply: Reply) -> Iterator[str]:
     yield chat.DONE
 
 
-# The tuned weights as files: Together's archives.
+# The tuned weights as files, or as an archive in Together's format.
 
 
 _SHIPPED = {".safetensors", ".json", ".jinja", ".txt", ".model"}
@@ -204,7 +204,7 @@ def pack(host: Host, job: SandboxJob, *, merged: bool, step: int | None) -> Path
     return target
 
 
-# Adapters that a user brings: files that were uploaded, held as a job that has always been over.
+# Adapters that users upload. Each is stored as a placeholder job that has already succeeded.
 
 
 KIND = BROUGHT
@@ -282,7 +282,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-# Uploaded files as the hosts share them: bytes on disk, a record, and what was found in the rows.
+# Uploaded files. All hosts store them as bytes on disk and a record with the result of the validation.
 
 
 class StoredFile(msgspec.Struct, kw_only=True):
@@ -366,7 +366,7 @@ async def store_stream(path: Path, chunks: AsyncIterator[bytes], most: int | Non
     return size
 
 
-# How rows become tokens, and which of them carry loss, for the hosts that show it.
+# Tokenization and loss masks of rows, for the hosts that report them.
 
 
 def trainer_tokenizer(host: Host) -> Any:

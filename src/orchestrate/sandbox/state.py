@@ -124,7 +124,7 @@ class SandboxState:
     ) -> Iterator[dict[str, Any]]:
         """Yield all objects of a kind, page by page, starting after the id `after`.
 
-        `where` is a pair: a JSON path such as `$.metadata.ref`, and the text that its value must equal."""
+        `where` is a pair: a JSON path such as `$.metadata.ref`, and the string that its value must equal."""
         order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
         seq = self._seq(host, kind, after) if after is not None else None
         while True:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
-# Answers of the stand-in model and of what was tuned from it.
+# Answers of the sandbox's small model and of the adapters trained on it.
 
 
 GATHERING_S = 0.01
@@ -67,7 +67,7 @@ class _PendingChat:
 
 
 class Generators:
-    """Generates answers in one process, which holds the sandbox's model and the last requested adapter.
+    """A process that generates answers. It holds the sandbox's model and the last requested adapter.
     Concurrent requests are batched, but each gets the same answer as it would alone."""
 
     def __init__(self, model: str, threads: int, start: Callable[..., Generator] = Generator) -> None:
@@ -133,7 +133,8 @@ class Generators:
             self._worker.close()
 
 
-# A LoRA adapter added into its base model, with numpy alone: for small models, all tensors in memory.
+# Merge a LoRA adapter into its base model using only numpy. Holds all tensors in memory, which is fine for
+# small models.
 
 
 _PREFIX = "base_model.model."
@@ -196,7 +197,7 @@ def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str
             out.write(values.tobytes())
 
 
-# What jobs that are not trained show: values from a formula, and an adapter that changes nothing.
+# Output of jobs that are not trained: metrics from a formula, and an adapter that changes nothing.
 
 
 NOT_TRAINED = "sandbox_not_trained"
@@ -265,14 +266,13 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
     return folder
 
 
-# Training behind the hosts: jobs wait for a free slot and are trained by the local engine, one process
-# each.
+# Jobs wait for a free slot. Then the local engine trains each of them in its own process.
 
 
 POLL_S = 0.25
 TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
-"""Suitable learning rates for the tiny substitute model. They are multiplied by the ratio of a job's
-learning rate to its host's usual rate."""
+"""Suitable learning rates for the tiny substitute model. Each is multiplied by the ratio of
+a job's learning rate to its host's usual rate."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,8 @@ class JobStore(Protocol):
 
 
 class Trainer:
-    """Starts, monitors and controls the engine's workers for all hosts of a sandbox."""
+    """Supervisor of the local engine's workers for all hosts of a sandbox. It starts, monitors, pauses and
+    cancels them."""
 
     def __init__(
         self,
@@ -506,18 +507,18 @@ class Trainer:
         earlier = self._hosts[job.host].job(job.continues)
         return self.adapter(earlier, job.continues_step) if earlier is not None else None
 
-    # -- what came out -------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------
 
     def describe(self, job: SandboxJob) -> str:
         """Describe how the sandbox actually runs the job. The text is shown in the job's events and
         object."""
         if job.trained:
             return (
-                f"{Path(self.model).name} replaces {job.model} here, trained on this machine "
-                f"at learning rate {self._tiny_rate(job):g}"
+                f"{Path(self.model).name} replaces {job.model} in this sandbox. It is trained on this "
+                f"machine with learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":
-            return "Reinforcement jobs are not trained here. States, metrics and weights are simulated"
+            return "The sandbox does not train reinforcement jobs: states, metrics and weights are simulated"
         return "This job is not trained: its states, metrics and weights are simulated"
 
     def metrics(self, job: SandboxJob, now: float) -> list[MetricPoint]:

@@ -94,7 +94,7 @@ def read(path: Path, taken: AcceptedRows) -> Iterator[tuple[Example, dict[str, A
             try:
                 row = json.loads(raw.decode("utf-8"))
             except (UnicodeDecodeError, ValueError) as error:
-                raise RowError(line, f"is not JSON in UTF-8: {error}") from error
+                raise RowError(line, f"is not valid JSON in UTF-8: {error}") from error
             if not isinstance(row, dict):
                 raise RowError(line, "is not a JSON object")
             example = _example(line, cast("dict[str, Any]", row), taken)
@@ -194,7 +194,7 @@ def _messages(line: int, values: Any, taken: AcceptedRows, where: str) -> list[C
         if message.get("weight") not in (None, 0, 1) or (
             "weight" in message and message["role"] != "assistant"
         ):
-            raise RowError(line, f"{place}: weight must be 0 or 1, on assistant messages only")
+            raise RowError(line, f"{place}: weight must be 0 or 1 and is only allowed on assistant messages")
         fields = {k: v for k, v in message.items() if k in ChatMessage.__struct_fields__}
         if "reasoning_content" in message:
             fields["reasoning"] = message["reasoning_content"]
@@ -203,7 +203,7 @@ def _messages(line: int, values: Any, taken: AcceptedRows, where: str) -> list[C
         except msgspec.ValidationError as error:
             raise RowError(line, f"{place}: {error}") from error
     if not taken.any_first_role and where.endswith("messages") and found[0].role not in ("system", "user"):
-        raise RowError(line, f"the first message of {where} must be from system or user, not {found[0].role}")
+        raise RowError(line, f"the first role in {where} must be system or user, not {found[0].role}")
     return found
 
 
@@ -212,7 +212,7 @@ def _weight(line: int, row: dict[str, Any]) -> float | None:
     if weight is None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-        raise RowError(line, "weight must be a number of at least 0")
+        raise RowError(line, "weight must be a non-negative number")
     return float(weight)
 
 

@@ -28,8 +28,8 @@ class LicenceAsks(UsageError):
 
 
 def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
-    """Raise `LicenceAsks` if the license has requirements, is not among `accepted`, and was not accepted
-    before. A new agreement is stored in the home folder."""
+    """Raise `LicenceAsks` if the license must be accepted, but is neither in `accepted` nor recorded as
+    accepted in the home folder. A license in `accepted` is recorded there."""
     if licence is None or agreed(licence, home):
         return
     if licence.id not in accepted:

@@ -65,8 +65,8 @@ def vllm(
     port: int,
     python: Path | None,
 ) -> EngineCommand:
-    """Build the command that serves with vLLM. `folders` maps each name to the exported adapter with its chat
-    template. `python` is the interpreter of the environment that has vLLM."""
+    """Build the command that serves with vLLM. `folders` maps each model name to the folder of an exported
+    adapter, which includes the chat template. `python` is the interpreter of an environment with vLLM."""
     ranks = [t.rank for t in tuned if t.adapter]
     adapters = [_module(name, folder) for name, folder in folders.items()]
     model = tuned[0].base if ranks else str(tuned[0].folder)
@@ -102,8 +102,8 @@ def _module(name: str, folder: Path) -> str:
 
 def load_into(url: str, name: str, folder: Path) -> float:
     """Add an adapter to a running vLLM, and return the seconds it took. The server must be able to read the
-    folder, and must have been started with VLLM_ALLOW_RUNTIME_LORA_UPDATING. Raises `HostUnavailable` if it
-    does not answer, and `SetupError` if it cannot load the adapter."""
+    folder, and must have been started with VLLM_ALLOW_RUNTIME_LORA_UPDATING. Raises `HostUnavailable`
+    if the server does not answer, and `SetupError` if it cannot load the adapter."""
     begun = time.perf_counter()
     body = {"lora_name": name, "lora_path": str(folder)}
     try:
@@ -130,7 +130,8 @@ def llama_server(
         python = Path(sys.executable)
     words = (tool or "llama-server",) if python is None else (str(python), str(SCRIPT))
     flags = ("-m", str(file), "--alias", tuned.name, "--jinja", "--host", host, "--port", str(port))
-    # The package's server answers nothing before it is loaded, and llama-cpp-python has no /health.
+    # llama-cpp-python has no /health. Servers from Python packages only respond once the model is loaded, so
+    # any path shows that they are ready.
     alive = "/health" if python is None else "/v1/models"
     return EngineCommand((*words, *flags, "--parallel", str(parallel)), _url(host, port), alive=alive)
 
@@ -188,7 +189,7 @@ def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Genera
         raise SetupError(
             f"{Path(command.words[0]).name} is not installed here. On a machine that has it, "
             f"run:\n  {command.line}",
-            fix="then  orchestrate verify RUN --at URL",
+            fix="then run  orchestrate verify RUN --at URL",
         )
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
@@ -196,7 +197,7 @@ def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Genera
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # With -m, and in what it spawns, Python would look for modules in the working folder first.
+            # Without this, `python -m` and its child processes import modules from the working folder first.
             env={**worker_environment(None), **command.environment, "PYTHONSAFEPATH": "1"},
             start_new_session=True,
         )

@@ -1,6 +1,6 @@
-"""Recipes: complete training methods on top of a training session, for every backend. Rows, chat templates,
-loss masks, order, batches, learning rates and loss functions are the same as in a job on this machine, so a
-recipe computes the same losses for the same rows.
+"""Recipes: complete training methods on top of a training session, for every backend. Rows and their
+order, chat templates, loss masks, batches, learning rates and loss functions are the same as in a job on this
+machine, so a recipe computes the same losses for the same rows.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _written(rows: Rows, folder: Path, kinds: Sequence[str] | None) -> Path:
     return data.write(target(machine.kind, machine), folder)
 
 
-# -- what all recipes share --------------------------------------------------------------------------------
+# -- code shared by all recipes ----------------------------------------------------------------------------
 
 
 class _Work(ABC):

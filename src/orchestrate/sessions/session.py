@@ -83,8 +83,8 @@ class TrainingSession:
     """A model that your own loop trains. Use it as a context manager.
 
     The session is a run: its metrics, saves and cost are in the store. At the end of the block, the weights
-    become the run's tuned model. After an error, at the limit, or after `idle_minutes` without a request, the
-    weights are saved and the run is paused. Continue with `ft.session(resume=RUN)`.
+    become the run's tuned model. After an error, at the cost limit, or after `idle_minutes` without a
+    request, the weights are saved and the run is paused. Continue with `ft.session(resume=RUN)`.
     """
 
     def __init__(self, record: SessionRecord, *, idle_minutes: Decimal | None = None) -> None:
@@ -125,7 +125,7 @@ class TrainingSession:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self._record.run.provider} step {self._step}>"
 
-    # -- what it is ----------------------------------------------------------------------------------------
+    # -- properties ----------------------------------------------------------------------------------------
 
     @property
     def id(self) -> str:
@@ -206,7 +206,7 @@ class TrainingSession:
             self._require_going()
             return self._stepped({"learning_rate": 0.0}, {})
 
-    # -- what is shown of it -------------------------------------------------------------------------------
+    # -- logging and progress ------------------------------------------------------------------------------
 
     def log(self, values: Mapping[str, float]) -> None:
         """Add your own values, such as evaluation scores, to the metrics of the current step."""
@@ -393,7 +393,7 @@ class TrainingSession:
         if self._ended is not None:
             raise self._ended
 
-    # -- beginning, and what happens beside the loop -------------------------------------------------------
+    # -- starting, and the background thread ---------------------------------------------------------------
 
     def _start(self) -> None:
         record = self._record
@@ -610,8 +610,8 @@ class TrainingSession:
 
 
 class SessionFutures:
-    """A session's requests as methods that return futures. Requests are executed in the order in which they
-    were called."""
+    """A session's requests as methods that return futures. Requests are executed in the order of the
+    calls."""
 
     def __init__(self, session: TrainingSession) -> None:
         self._session = session

@@ -22,11 +22,11 @@ from orchestrate.sandbox.state import token
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Deployment shapes of the Fireworks host: which GPUs serve which base model.
+# Fireworks' deployment shapes define which GPUs can serve a base model.
 
 
 _ADDONS = "FULL_PRECISION"
-"""The preset that supports LoRA addons."""
+"""Preset of the deployment shapes that support LoRA addons."""
 
 
 class _Deployment(BaseModel):
@@ -102,7 +102,8 @@ def shapes_of(base: str) -> Iterator[dict[str, Any]]:
         }
 
 
-# Fireworks takes adapters: a model, its files over signed URLs, and a validation that ends the upload.
+# An adapter is uploaded to Fireworks in three steps: create the model, upload its files to signed URLs, and
+# request the validation.
 
 
 _VALID_ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -369,7 +370,7 @@ class FireworksModelRoutes:
         if job is None and base_model(base, "fireworks") is None:
             raise HostError(404, f"model {base} was not found")
         if not body.get("deploymentShape") and not body.get("acceleratorType"):
-            raise HostError(400, "accelerator_type is required without a deployment_shape")
+            raise HostError(400, "accelerator_type is required if deployment_shape is not set")
         id = request.query_params.get("deploymentId") or f"sandbox-{token(8).lower()}"
         if not _ID.match(id):
             raise HostError(400, f"deployment id {id!r} may only contain a-z, 0-9 and -")
@@ -498,7 +499,7 @@ class FireworksModelRoutes:
         self.host.state.delete("fireworks", "addon", self._one(request)["id"])
         return json_answer({})
 
-    # -- what answers --------------------------------------------------------------------------------------
+    # -- inference -----------------------------------------------------------------------------------------
 
     def serving(self, name: str) -> SandboxJob | None:
         """Find the job that trained the weights served as `model#deployment`. Returns `None` for a base

@@ -320,7 +320,7 @@ class TrainerRoutes:
         self._end(found, self.host.clock.now())
         return json_answer({})
 
-    # -- what they answer ----------------------------------------------------------------------------------
+    # -- requests to trainers ------------------------------------------------------------------------------
 
     def _gate(self, app: ASGIApp) -> ASGIApp:
         """Forward requests to running trainers. Each request counts as activity."""

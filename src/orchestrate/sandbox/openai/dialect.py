@@ -1,8 +1,7 @@
-"""Simulate a host that has its own variant of OpenAI's API, based on the sandbox's OpenAI host and the host's
-description.
+"""Simulate a host that has its own variant of OpenAI's API, which a description file defines.
 
-The description lists paths, fields, names and ranges. This module implements the behavior. Rows are checked
-by the rules of the sandbox's OpenAI host."""
+The description lists paths, fields, names and ranges. This module implements the behavior on top of the
+sandbox's OpenAI host, and checks rows by that host's rules."""
 
 from __future__ import annotations
 
@@ -289,7 +288,7 @@ _HYPER = {
     "method.reasoning_effort": "reasoning_effort",
     "method.compute_multiplier": "compute_multiplier",
 }
-"""Settings that the sandbox's OpenAI host also supports."""
+"""Maps a hyperparameter's canonical name to its name on the sandbox's OpenAI host."""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -116,7 +116,7 @@ class OpenAIFiles:
         self.files.remove(file.id)
         return json_answer(openai.deleted(file.id, "file"))
 
-    # -- uploads in parts ----------------------------------------------------------------------------------
+    # -- multi-part uploads --------------------------------------------------------------------------------
 
     async def create_upload(self, request: Request) -> Response:
         body = parse(CreateUpload, await json_body(request))

@@ -39,7 +39,7 @@ from orchestrate.sandbox.state import token
 from orchestrate.sandbox.training import Trainer
 from orchestrate.sandbox.uploads import AcceptedRows
 
-# What the OpenAI host says of a job as it goes on.
+# Events that the OpenAI host reports while a job runs.
 
 
 def events_of(job: SandboxJob, now: float, trainer: Trainer) -> list[dict[str, Any]]:
@@ -103,8 +103,8 @@ def _event(
     return openai.event(job.id, at, level, message, type=type, data=data, key=key)
 
 
-# Which projects may use a checkpoint: `fine_tuning/checkpoints/{name}/permissions`, kept and acted on by
-# nobody.
+# Projects' permissions to use a checkpoint (`fine_tuning/checkpoints/{name}/permissions`). The sandbox stores
+# them but does not enforce them.
 
 
 _KIND = "permission"
@@ -149,7 +149,7 @@ class Permissions:
         return json_answer(openai.deleted(id, "checkpoint.permission"))
 
 
-# OpenAI's graders, tried out: `fine_tuning/alpha/graders/run` and `validate`.
+# Endpoints for testing graders: `fine_tuning/alpha/graders/run` and `validate`.
 
 
 def grader_routes() -> list[BaseRoute]:
@@ -198,7 +198,7 @@ def _graded(body: RunGrader) -> dict[str, Any]:
     return graded(grader, reward, errors, time.monotonic() - started)
 
 
-# OpenAI's models, base and tuned, and their answers.
+# Base and tuned models, and their chat completions.
 
 
 def organization() -> str:
@@ -451,8 +451,8 @@ class OpenAIHost(Host):
             raise HostError(400, f"invalid {param}: {id}", param=param, code="invalid_file_id")
         if file.purpose != "fine-tune":
             raise HostError(400, f"File {id} has purpose {file.purpose!r}, not 'fine-tune'", param=param)
-        # A file that is still being processed is taken: the documented examples create the job right after
-        # the upload. The job is validating until long after the file is processed.
+        # Accept a file that is still being processed, because OpenAI's documented examples create the job
+        # right after the upload. The job's own validation ends long after the file is processed.
         return file
 
     def _base(self, model: str, kind: str) -> str:

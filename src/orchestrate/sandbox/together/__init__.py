@@ -11,8 +11,8 @@ from orchestrate.catalog import resolve
 from orchestrate.sandbox.host import Body
 from orchestrate.sandbox.uploads import AcceptedRows
 
-# Request bodies of Together's fine-tuning API. The SDK writes `wandb_key`, the published description
-# `wandb_api_key`; both are taken.
+# Request bodies of Together's fine-tuning API. The SDK sends `wandb_key`, but the published API description
+# has `wandb_api_key`. Both are accepted.
 
 
 class LoraType(Body):
@@ -112,7 +112,7 @@ class TogetherCreateJob(Body):
             patience = 2 if self.early_stopping_patience is None else self.early_stopping_patience
             warmup = 1 if self.early_stopping_warmup_evals is None else self.early_stopping_warmup_evals
             if not self.validation_file or self.n_evals < patience + warmup + 1:
-                raise ValueError("early stopping requires a validation file and enough n_evals")
+                raise ValueError("early stopping requires a validation_file and a sufficiently large n_evals")
         if self.n_evals and not self.validation_file:
             raise ValueError("n_evals requires a validation_file")
         return self
@@ -157,7 +157,7 @@ class Abort(Body):
     file_id: str
 
 
-# What `fine-tunes/models/limits` tells about a base model, and which rows are taken.
+# The limits that `fine-tunes/models/limits` returns for a base model, and the rows that Together accepts.
 
 
 DEFAULT_CONTEXT = 32768
@@ -171,8 +171,8 @@ TAKEN = AcceptedRows(
 
 @cache
 def limits_of(model: str) -> dict[str, Any]:
-    """Return a model's limits from the catalog. If the catalog has none, return the limits that most models
-    have at Together."""
+    """Return a model's limits from the catalog. If the catalog has none, use the limits that apply to most
+    models at Together."""
     resolved = resolve(model, "together")
     host = resolved.host
     rank = (host.max_rank if host else None) or 64
@@ -206,7 +206,7 @@ def limits_of(model: str) -> dict[str, Any]:
     }
 
 
-# -- bodies of requests of training sessions -------------------------------------------------------------
+# -- request bodies for training sessions ----------------------------------------------------------------
 
 
 ALPHA = 32

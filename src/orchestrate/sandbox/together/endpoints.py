@@ -75,7 +75,7 @@ class Registry:
         return listed(data)
 
     def weights(self) -> dict[str, tuple[str, SandboxJob]]:
-        """Return a (name, job) pair for all finished weights, keyed by registry id."""
+        """Map the registry id of each finished set of weights to a pair of its name and its job."""
         found: dict[str, tuple[str, SandboxJob]] = {}
         for job in self.host.jobs():
             if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
@@ -139,7 +139,7 @@ class Registry:
                 "referenceModel": model,
                 "referenceModelId": model,
                 "certifications": [],
-                # The SDK's command line joins the two to the name of the hardware.
+                # The SDK's command line joins these two values to get the hardware's name.
                 "selectors": [
                     {"key": "accelerator_type", "value": id.partition("x")[2]},
                     {"key": "accelerator_count", "value": str(count)},
@@ -218,10 +218,11 @@ def _supported(id: str, title: str, context: int | None) -> dict[str, Any]:
     }
 
 
-# -- adapters from elsewhere -----------------------------------------------------------------------------
+# -- uploaded adapters -----------------------------------------------------------------------------------
 
 
-# Together's registry takes adapters: registered, uploaded in parts of 20 MB, completed.
+# An adapter is uploaded to Together in three steps: register the model, upload its files in parts of up to
+# 20 MB, and complete the upload.
 
 
 PART_BYTES = 20 * 1024 * 1024
@@ -374,12 +375,14 @@ class TogetherUploadRoutes:
                 raise HostError(400, f"no upload of {file.path} was started", code="invalid_argument")
             numbers = [part.partNumber for part in details.parts]
             if numbers != list(range(1, upload["parts"] + 1)):
-                raise HostError(400, f"parts of {file.path} are missing", code="invalid_argument")
+                raise HostError(
+                    400, f"the request must list all parts of {file.path} in order", code="invalid_argument"
+                )
             try:
                 data = b"".join(self._part(details.uploadId, n).read_bytes() for n in numbers)
             except FileNotFoundError as error:
                 raise HostError(
-                    400, f"parts of {file.path} never arrived", code="invalid_argument"
+                    400, f"parts of {file.path} were not uploaded", code="invalid_argument"
                 ) from error
             if _etag(data) != file.hash:
                 raise HostError(400, f"{file.path} has a different hash", code="invalid_argument")

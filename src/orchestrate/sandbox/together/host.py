@@ -39,7 +39,7 @@ from orchestrate.sandbox.together.jobs import (
 from orchestrate.sandbox.together.sessions import TrainingSessions
 from orchestrate.sandbox.uploads import read
 
-# Together's preview of how rows become tokens, and which of them carry loss.
+# Together's preview of tokenized rows, which shows the tokens that contribute to the loss.
 
 
 FORMATS: dict[type[Any], str] = {
@@ -69,8 +69,8 @@ def preview(host: Host, body: Preview, path: Path) -> dict[str, Any]:
 
 
 def tokenized(host: Host, path: Path) -> bytes:
-    """Render all rows as JSON Lines of ids and labels. Together does not publish the format of its
-    archive."""
+    """Render all rows as JSON Lines of token ids and labels. This format is a guess, because Together does
+    not document its own."""
     tokenizer = trainer_tokenizer(host)
     rows = (encoded(tokenizer, example) for example, _ in read(path, TAKEN))
     lines = (
@@ -296,7 +296,7 @@ class TogetherHost(Host):
             "adapter_output_name": f"{job.output}-adapter",
             "training_file": job.training_file,
             "validation_file": job.validation_file or "",
-            # In lists it is a number, also of a job that asked for "max".
+            # Lists contain a number even if the job requested "max".
             "batch_size": body.get("batch_size", "max") if with_events else job.batch_size,
             "learning_rate": job.learning_rate,
             "n_epochs": job.epochs,
@@ -442,7 +442,9 @@ class TogetherHost(Host):
 
     def whoami(self, request: Request) -> Response:
         if not self.settings.tells_account:
-            raise HostError(404, "this sandbox does not reveal accounts", code="not_found")
+            raise HostError(
+                404, "this sandbox does not report which account a key belongs to", code="not_found"
+            )
         return json_answer(
             {
                 "type": "project_api_key",

@@ -119,7 +119,7 @@ class TogetherFiles:
             return ("PENDING", "QUEUED", "RUNNING")[min(2, max(0, int(share * 3)))]
         return "INVALID_FORMAT" if file.report.error else "COMPLETED"
 
-    # -- one PUT -------------------------------------------------------------------------------------------
+    # -- uploads with a single PUT -------------------------------------------------------------------------
 
     async def start_upload(self, request: Request) -> Response:
         """Start an upload, and redirect the client to its signed URL."""
@@ -203,7 +203,7 @@ class TogetherFiles:
             self.host.state.save_bytes(id, iter(lambda: upload.file.read(1 << 20), b""))
         return json_answer(self.render(self._finish(id, {"file_name": name, "purpose": purpose})))
 
-    # -- parts ---------------------------------------------------------------------------------------------
+    # -- uploads in parts ----------------------------------------------------------------------------------
 
     async def initiate(self, request: Request) -> Response:
         body = parse(Initiate, await json_body(request))
@@ -457,11 +457,11 @@ def _preference(method: Sft | TogetherDpo) -> dict[str, Any]:
         "rpo_alpha": method.rpo_alpha,
         "simpo_gamma": method.simpo_gamma,
     }
-    # The SDK's command line writes 0 for what was not given.
+    # The SDK's command line sends 0 for options that were not set.
     return {name: value for name, value in body.items() if value}
 
 
-# Events and metrics of a job in Together's form.
+# A job's events and metrics in Together's format.
 
 
 _NAMES = {

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from orchestrate.providers.local.sessions import SharedWorker
 
 USD_PER_HOUR = 8.0
-"""Hourly prices of the trainer and of each generator."""
+"""Hourly price of the trainer, and also of each generator, in US dollars."""
 RESOURCE, SESSION = "MODEL_RESOURCES_STATUS_", "TRAINING_SESSION_STATUS_"
 OPERATION = "TRAINING_OPERATION_"
 Values = dict[str, Any]
@@ -74,7 +74,8 @@ class TrainingSessions:
         self._lock, self._starting = threading.RLock(), threading.Lock()
         self._worker: SharedWorker | None = None
         self._loaded: set[str] = set()
-        """Ids of the sessions that this process trains. Sessions of earlier processes have failed."""
+        """Ids of the sessions that this process trains. Sessions of earlier processes are
+        reported as failed."""
         self._operations: dict[str, Values] = {}
         self._by_key: dict[tuple[str, str, str], str] = {}
 
@@ -477,7 +478,9 @@ class TrainingSessions:
 
     def _forward(self, one: Values, session: Values, body: Any) -> Any:
         if body.loss.type not in LOSSES:
-            raise HostError(400, f"the sandbox does not support the loss {body.loss.type}", param="loss.type")
+            raise HostError(
+                400, f"the sandbox does not support the loss type {body.loss.type}", param="loss.type"
+            )
         loss, config = LOSSES[body.loss.type]
         for number, sample in enumerate(body.samples):
             if loss == "cross_entropy" and "weights" not in sample.loss_fn_inputs:

@@ -174,7 +174,7 @@ def _adapter(draft: ExportDraft) -> None:
         return
     draft.dress = draft.ask("dress", base=tuned.base, tuned=str(tuned.folder), target=str(draft.folder))
     shutil.copyfile(tuned.folder / CONFIGS[1], draft.folder / CONFIGS[1])
-    # An auto_mapping names modules that whoever loads the folder would import.
+    # Drop auto_mapping, because it names modules that would be imported when the folder is loaded.
     own = {"base_model_name_or_path": tuned.base_name, "inference_mode": True, "auto_mapping": None}
     config = {**tuned.config, **own}
     write_whole(draft.folder / CONFIGS[0], msgspec.json.format(msgspec.json.encode(config), indent=2))
@@ -253,7 +253,8 @@ def _vllm(draft: ExportDraft) -> None:
         f"--lora-modules {draft.tuned.slug}={draft.at()} --chat-template {draft.at('chat_template.jinja')}"
     )
     draft.notes.append(
-        "use the adapter's own name in requests. The base model's name returns the untuned base model"
+        "use the adapter's own name in requests. Requests with the base model's name are answered by the "
+        "untuned model"
     )
 
 
@@ -334,7 +335,7 @@ def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: 
 def _ollama(draft: ExportDraft) -> None:
     tuned = draft.tuned
     asked = [one for one in probes(()) if not one.tools]
-    # Rendered first: a template that Go cannot write costs no conversion.
+    # Render first, so a template that can't be converted to Go fails before the slow GGUF conversion.
     shapes = [[{"role": r, "content": c} for r, c in shape] for shape in ollama.SHAPES.values()]
     shown = draft.ask(
         "render",

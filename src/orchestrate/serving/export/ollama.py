@@ -2,8 +2,8 @@
 
 Ollama renders with Go's text/template, which does not support Jinja. This module renders known conversations
 with the chat template and extracts the text between messages. From these pieces, it builds the Go template
-and predicts its output. If the prediction differs from the chat template's output for a prompt of the
-proof, the export fails, because the model would get different tokens than in training.
+and predicts its output. If the prediction differs from the chat template's output for one of the test
+prompts in `LINEAR`, the export fails, because the model would get different tokens than in training.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
         between |= {("", "system"): system[0], ("system", "user"): system[1]}
     longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
     if TemplatePieces(between, one[-1]).rendered(longer) != shown["longer"]:
-        raise _refused("the template renders later messages differently than the first ones")
+        raise _refused("the template renders later messages differently from the first ones")
     if bos:
         between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
     return TemplatePieces(between, one[-1])
@@ -129,7 +129,7 @@ def prove(
         if made == (wanted.removeprefix(bos) if bos else wanted):
             continue
         if kind in LINEAR:
-            raise _refused(f"a Go template cannot render a prompt of kind {kind} the same way")
+            raise _refused(f"the Go template renders the test prompt '{kind}' differently")
         notes.append(f"TEMPLATE renders prompts with {kind} differently than in training")
     return notes
 

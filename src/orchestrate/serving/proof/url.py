@@ -26,7 +26,8 @@ class TokenLogprob(msgspec.Struct):
 
 
 class Logprobs(msgspec.Struct):
-    """The log-probabilities of a choice. Chats fill `content`, completions the other fields."""
+    """The log-probabilities of a choice. Chat responses fill `content`. Completion responses fill the other
+    fields."""
 
     content: list[TokenLogprob] | None = None
     tokens: list[str] | None = None
@@ -82,7 +83,7 @@ class UrlPlace:
     def close(self) -> None:
         self._client.close()
 
-    # -- what it is ------------------------------------------------------------------------------------------
+    # -- served models ---------------------------------------------------------------------------------------
 
     @cached_property
     def _listed(self) -> dict[str, Mapping[str, Any]]:

@@ -3,10 +3,10 @@
 1. The endpoint tokenizes prompts exactly as in training.
 2. The endpoint answers canaries like the tuned model. Canaries are prompts that the base and the tuned model
    answer differently.
-3. The distance of these answers' log-probabilities from the trainer's is at most twice the distance of the
-   base model's (at least 0.01 nats per token). For bf16, the limit is raised by one bf16 step of a logit,
-   divided by the square root of the number of compared tokens. If the endpoint reports no log-probabilities,
-   the share of matching answers decides instead, with its interval.
+3. The log-probabilities of these answers differ from the trainer's by at most 0.02 nats per token, or by at
+   most twice the base model's difference on the same endpoint if that is larger. For bf16, the limit is
+   raised by one bf16 step of a logit, divided by the square root of the number of compared tokens. If the
+   endpoint reports no log-probabilities, the share of matching answers and its interval decide instead.
 4. Answers end exactly at the end of the turn.
 """
 
@@ -26,7 +26,7 @@ from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 LEAST_FLOOR = 0.01
 """Minimum tolerance in nats per token. Two engines with the same precision differ by about 0.004."""
 BF16_STEP = 0.0625
-"""Distance between two neighboring bf16 values from 8 to 16, the typical range of likely tokens' logits. Two
+"""Distance between neighboring bf16 values in the range from 8 to 16, typical of likely tokens' logits. Two
 correct engines may differ by one such step for a single token, but over many tokens the differences average
 out."""
 AGREEMENT = 0.9
@@ -194,7 +194,7 @@ def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnsw
         "tokens": tokens,
     }
     detail = (
-        f"{tuned:.4f} nats per token from the trainer over {count(tokens, 'token')}. The base "
+        f"differs from the trainer by {tuned:.4f} nats per token over {count(tokens, 'token')}. The base "
         f"model alone differs by {base:.4f}"
     )
     if tuned <= limit:
@@ -245,7 +245,7 @@ def _agreement(
         name="distance",
         state="failed",
         detail=detail,
-        fix="serve the model with more bits, or evaluate it as served: orchestrate eval",
+        fix="serve the model at a higher precision, or evaluate the served model: orchestrate eval",
         figures=figures,
     )
 
@@ -287,7 +287,7 @@ def _stop(sheet: Sheet, observed: Sequence[ObservedAnswer]) -> ProofStage:
             name="stop",
             state="passed",
             detail=f"{count(right, 'answer')} stopped where the trainer's did, and {own} with different text "
-            "also stopped",
+            "also ended on their own",
             figures=figures,
         )
     return ProofStage(name="stop", state="unknown", detail="no answer was completed", figures=figures)

@@ -75,7 +75,7 @@ class Api:
             max_body=MOST_BODY,
         )
 
-    # -- what there is -------------------------------------------------------------------------------------
+    # -- models and status ---------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         whole = list(self.engine.models) if self.whole else [self.base_name, *self.engine.models]
@@ -163,7 +163,7 @@ class Api:
             ids = (await self.engine.ask("tokenize", model=name, **given))["ids"]
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.engine.context})
 
-    # -- adding and removing -------------------------------------------------------------------------------
+    # -- adding and removing adapters ----------------------------------------------------------------------
 
     def _require_admin(self, request: Request) -> None:
         key = bearer(request.scope)

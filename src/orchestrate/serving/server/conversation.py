@@ -63,7 +63,7 @@ def _require_plain(tool: dict[str, Any]) -> None:
     grammar."""
     function: Any = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict):
-        raise HostError(400, "a tool must have type function and a function", param="tools")
+        raise HostError(400, 'a tool must have "type": "function" and a function object', param="tools")
     given = cast("dict[str, Any]", function)
     if not _TOOL_NAME.fullmatch(str(given.get("name"))):
         raise HostError(400, "a tool's name may only contain letters, digits, _, -, . and :", param="tools")

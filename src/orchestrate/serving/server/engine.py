@@ -23,7 +23,8 @@ from orchestrate.types.serving import AdapterCost
 
 _log = logging.getLogger(__name__)
 LONGEST_REST_S = 60
-"""Seconds between attempts to start a failing process, and the maximum wait reported to clients."""
+"""Maximum wait in seconds between attempts to restart a failing process. Also the maximum wait reported to
+clients."""
 
 
 class EngineLost(Exception):
@@ -53,10 +54,10 @@ class EngineClient:
         self.context: int | None = None
         self.load_seconds = 0.0
         self.costs: list[AdapterCost] = []
-        """The costs of the adapters loaded at the start."""
+        """Load time and latency of each adapter loaded at the start."""
         self.restarts = 0
         self.failure = ""
-        """The reason why the process cannot be restarted at the moment. Empty if it can."""
+        """The reason why the last attempt to restart the process failed, or an empty string."""
         self._ends = threading.Event()
         self._stamps: dict[str, list[tuple[str, int, int]]] = {}
         self._worker: ModelProcess | None = None
@@ -117,7 +118,7 @@ class EngineClient:
         if self._worker is not None:
             self._worker.close()
 
-    # -- asking --------------------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------------------
 
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """Send a request and return its single response. Raises `EngineRefused` if the engine rejects the
@@ -169,7 +170,7 @@ class EngineClient:
         await self.ask("unload", name=name)
         self.models.pop(name, None)
 
-    # -- starting again ------------------------------------------------------------------------------------
+    # -- restarting ----------------------------------------------------------------------------------------
 
     def _ended(self, failure: str) -> None:
         del failure

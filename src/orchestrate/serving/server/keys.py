@@ -61,7 +61,7 @@ class Clients:
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
         """Check a request's key like `admitted`, but cache the keys for about a second. If the store does not
-        respond, use the last known keys after a short wait, so that the server still works."""
+        respond, use the last known keys after a short wait, so the server still works."""
         now = time.monotonic()
         if now - self._at >= _FRESH_S and (self._refreshing is None or self._refreshing.done()):
             self._at = now

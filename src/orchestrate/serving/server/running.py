@@ -156,7 +156,7 @@ def loading_of(
     return loading, loading["base_name"]
 
 
-# -- finding it again --------------------------------------------------------------------------------------
+# -- registered servers ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -180,7 +180,8 @@ def notes(home: Path) -> list[RunningServer]:
 
 def add(home: Path, tuned: TunedModel, url: str) -> float:
     """Add an adapter to a server that was started from this home folder, and return the loading time in
-    seconds. Raises `UsageError`, `HostUnavailable`, and `SetupError` with the server's message."""
+    seconds. Raises `UsageError` if no such server runs at `url` or it has a different base model,
+    `HostUnavailable` if it does not answer, and `SetupError` if it rejects the adapter."""
     note = next((n for n in notes(home) if n.url == url), None)
     if note is None:
         raise UsageError(f"no server from this home folder is running at {url}")
