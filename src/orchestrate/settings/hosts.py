@@ -196,7 +196,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def types(self) -> dict[str, str]:
-        """Maps each host that uses another backend's class to the name of that backend or YAML file."""
+        """Names of the backends or YAML files whose classes other configured hosts use, keyed by host."""
         types = {name: table.get("type") for name, table in self._tables.items()}
         kinds = {
             name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
