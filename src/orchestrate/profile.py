@@ -1,10 +1,10 @@
 """Backend profiles: address, row formats, models and prices of each backend.
 
 Each backend has one `Profile`, in a module that imports quickly, because all profiles are loaded with the
-settings. Built-in profiles are in `orchestrate.providers.<kind>`. Other packages register profiles by entry
+settings. Built-in profiles are in `orchestrate.providers.<kind>`. Other packages register profiles as entry
 points in the group `orchestrate.providers`. The entry point's name is the backend's kind. A host that
-implements OpenAI's fine-tuning API is described by a YAML file, built in or in the user's configuration. The
-file's name is the kind.
+implements OpenAI's fine-tuning API is described by a YAML file, which is either built in or in the user's
+configuration. The file's name is the kind.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ OWN_DESCRIPTIONS = "hosts"
 """Name of the folder that holds the user's own host descriptions. The folder is next to the key file."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 OPTIONS = frozenset({"home", "prices"})
-"""Options of every backend: `home` is the home folder, and `prices` is the host whose prices apply."""
+"""Options that every backend accepts: `home` is the home folder, and `prices` is the host whose prices
+apply."""
 HOSTED = frozenset({"retry_budget_s"})
-"""Options of backends that are queried over the network."""
+"""Additional options of backends that are reached over the network."""
 BY_SDK = HOSTED | {"api_version", "deployment", "headers", "multipart_bytes", "part_bytes"}
-"""Options of backends that are queried with OpenAI's SDK."""
+"""Options of backends that use OpenAI's SDK."""
 RENTED = ("gpu", "spot", "max_hours", "max_usd_per_hour", "silence_minutes", "min_processes")
 """Options of remote places. `provider_options.<place>` accepts them in addition to the engine's own
 options."""
@@ -59,7 +60,7 @@ TUNING_STATUSES: Mapping[str, JobStatus] = {
     "succeeded": JobStatus.SUCCEEDED,
     "failed": JobStatus.FAILED,
     "cancelled": JobStatus.CANCELLED,
-    # Observed, but not in the SDK: statuses of the pause call, and Azure's.
+    # These statuses are missing from the SDK but were observed: after a pause request, and on Azure.
     "paused": JobStatus.PAUSED,
     "pausing": JobStatus.RUNNING,
     "created": JobStatus.QUEUED,
@@ -71,15 +72,15 @@ TUNING_STATUSES: Mapping[str, JobStatus] = {
 
 
 class Readable(Protocol):
-    """A readable file, either packaged or from the user."""
+    """A text file, either from a package or from the user."""
 
     def read_text(self, encoding: str) -> str: ...
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One webhook delivery. `id` stays the same if the host sends it again. `job_id` is the job that changed,
-    if any."""
+    """One webhook delivery. `id` is the same if the host resends the delivery. `job_id` is the job that
+    changed, or `None`."""
 
     id: str
     job_id: str | None
@@ -113,12 +114,12 @@ class Profile:
     """Class of the remote place where our engine runs, as `package.module:Class`. Empty for other
     backends."""
     models_of: str | None = None
-    """Another backend kind whose models this kind uses. `None` if this kind has its own."""
+    """The backend kind whose models this kind uses. `None` if this kind has its own models."""
     near: bool = False
     """True if the backend is on this machine, so queries are free and can be frequent."""
     others_speak: bool = False
-    """True if servers of other companies implement this API. A host of this kind under another name then has
-    its own models and prices."""
+    """True if other companies' servers also implement this API. A host of this kind that is configured under
+    another name then has its own models and prices."""
     url: str | None = None
     key_variable: str | None = None
     """Environment variable with the API key. Default: NAME_API_KEY. The URL's variable is always
@@ -180,7 +181,7 @@ class Profile:
     """Computes the minimum, typical and maximum token count of an image, given the host's model id and the
     image. `None` if the host publishes no rule. Quotes then exclude images, and say so."""
     own_rates: tuple[str, ...] = ()
-    """Names of the kinds of rate (`method` in the rate book) that only this backend's quotes use."""
+    """Kinds of rates (`method` in the rate book) that only this backend's quotes use."""
     dpo_factor: Decimal = Decimal(1)
     """Price of a DPO token as a multiple of the SFT price, if no DPO price is published."""
     hourly_factor: Callable[[JobSpec], Decimal] = lambda spec: Decimal(1)
@@ -192,19 +193,20 @@ class Profile:
     """Computes which share of the price is billed if a job ends early, given its completed and total steps.
     `None` if the host does not publish a rule."""
     figures_are_estimates: bool = False
-    """True if the price that the host reports for a job never becomes final, even after the job ends."""
+    """True if the prices that the host reports are only estimates, even after a job has ended."""
     reports_price: bool = False
-    """True if the host reports the price of each billed job. A bill that we compute is then not final."""
+    """True if the host reports the price of each billed job. A price computed by Orchestrate is then only
+    preliminary."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
-    """Returns true if the host does not bill this failed job. Any other failed job counts at its quoted price
-    until its bill is known."""
+    """Returns True if the host does not bill this failed job. All other failed jobs count at their quoted
+    prices until their bills are known."""
     checkpoints_answer: bool = False
     """True if each checkpoint of a successful run is served under its own name, without a deployment."""
     cap_gap: str = ""
-    """Why a cost limit cannot end a running job, for example because the host doesn't report the cost so far.
-    Empty if it can."""
+    """Reason why a cost limit cannot end a running job, for example because the host doesn't report the cost
+    so far. Empty if a cost limit can end it."""
     output_terms: str = ""
-    """The host's terms on training on its models' answers, with the URL."""
+    """The host's terms for using its models' answers as training data, with the URL."""
     serving_note: str = ""
     """A note that is shown with the cost of a dedicated deployment."""
 
@@ -214,7 +216,7 @@ class Profile:
         return self.statuses.get(raw or "", JobStatus.UNKNOWN)
 
     def gated(self, today: date) -> str | None:
-        """Describe which accounts the host rejects today (UTC), if it rejects some but not yet all."""
+        """Describe which accounts the host rejects today (UTC). Returns `None` if it rejects none or all."""
         begun = [gate for gate in self.gates if gate.since <= today]
         if not begun or self.closed(today):
             return None
@@ -380,7 +382,7 @@ TEMPLATE = "template"
 
 
 def template() -> str:
-    """Return the commented template of a description."""
+    """Return the commented template for a host description."""
     return files(GROUP).joinpath("compatible", "profiles", f"{TEMPLATE}.yaml").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""The remote worker: `python -m orchestrate.places.remote`, with the environment of `order.environment`.
+"""The remote worker: `python -m orchestrate.places.remote`, with the environment variables from
+`order.environment`.
 
 It downloads the run's manifest, continues from the newest checkpoint of earlier attempts, starts the training
 worker in a run directory on its machine, and reports to the storage.
@@ -37,7 +38,7 @@ from orchestrate.types import JobError
 
 REPORT_S = 10.0
 GRACE_S = 120.0
-"""Seconds that the training process has to save a checkpoint before the worker stops."""
+"""Seconds that the training process gets to save a checkpoint before the worker stops."""
 LOOK_S = 0.2
 SILENT = 75
 ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
@@ -80,7 +81,7 @@ class RemoteProcess:
 
 
 class Errand:
-    """One attempt to train one run. `engine` is the command that trains in a run directory. `end` terminates
+    """One attempt at training a run. `engine` is the command that trains in a run directory. `end` terminates
     this process and can be called from any thread."""
 
     def __init__(
@@ -280,7 +281,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda _signal, _frame: errand.preempted.set())
         code = errand.work()
     if code:
-        # Threads that wait for a store that does not answer are not waited for.
+        # Exit without joining the threads, because they may be blocked on storage that does not respond.
         sys.stdout.flush()
         os._exit(code)
     return code

@@ -60,7 +60,7 @@ def files(adapter: Adapter) -> list[Path]:
     return [Path(adapter.folder) / name for name in (CONFIG, WEIGHTS)]
 
 
-# What `deploy` is asked for on every host with GPUs of one's own.
+# Options of `deploy` on all hosts that deploy to dedicated GPUs.
 
 
 DEPLOY_FIX = (
@@ -84,7 +84,9 @@ class Replicas(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             known = ", ".join(sorted(cls.__struct_fields__))
             raise UsageError(f"invalid deploy options for {provider}: {error}. Known: {known}") from error
         if not 0 <= wanted.min_replicas <= wanted.max_replicas or wanted.max_replicas < 1:
-            raise UsageError("max_replicas must be at least 1 and at least min_replicas")
+            raise UsageError(
+                "min_replicas must be at least 0, and max_replicas at least 1 and not below min_replicas"
+            )
         return wanted
 
     def require(self, provider: str, per_hour: Decimal | None) -> None:

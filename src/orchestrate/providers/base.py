@@ -88,8 +88,8 @@ class Provider(ABC):
     def __init__(self, config: HostConfig) -> None:
         self.config = config
         self.name = config.name
-        """Name of this instance: the profile's kind, unless the user configured another instance of the host
-        under its own name."""
+        """Name of this instance. Defaults to the profile's kind. The user can configure further instances of
+        the host under other names."""
 
     def __init_subclass__(cls, **more: object) -> None:
         """Raise `TypeError` if a backend's `features` don't match the classes that it inherits from, if it
@@ -189,7 +189,7 @@ class Provider(ABC):
     def close(self) -> None:  # noqa: B027  most backends hold nothing
         """Close all connections. The next call opens new ones."""
 
-    # -- where things go -----------------------------------------------------------------------------------
+    # -- where data goes -------------------------------------------------------------------------------------
 
     @property
     def host(self) -> str:
@@ -203,7 +203,7 @@ class Provider(ABC):
         return self.config.own or self.config.near or self.profile.near
 
 
-# -- what a job shows and takes ----------------------------------------------------------------------------
+# -- what backends can do with a job -------------------------------------------------------------------------
 
 
 class Cancels(Provider):
@@ -261,7 +261,7 @@ class ListsStored(Provider):
     @abstractmethod
     def stored(self) -> Storage:
         """List every file and tuned model that the account stores, regardless of who created it. Raises
-        `ProviderError` if all of the host's lists are unreadable."""
+        `ProviderError` if none of the host's lists can be read."""
 
     @abstractmethod
     def delete_stored(self, item: StoredItem) -> None:
@@ -294,7 +294,7 @@ class Limited(StopsWorkers):
         effect. Raises `ProviderError` if the limits can't be changed."""
 
 
-# -- what the account has ----------------------------------------------------------------------------------
+# -- the account ---------------------------------------------------------------------------------------------
 
 
 class NamesAccount(Provider):
@@ -358,7 +358,7 @@ class ListsModels(Provider):
         refresh` compares the list with the catalog."""
 
 
-# -- before a job ------------------------------------------------------------------------------------------
+# -- planning a job ------------------------------------------------------------------------------------------
 
 
 class PlansTraining(Provider):
@@ -409,8 +409,9 @@ class Serves(Provider):
 class Deploys(Serves):
     @abstractmethod
     def deployment_price(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Decimal | None:
-        """Return the hourly price of `deploy` with the same options in US dollars, or `None` if it is
-        unknown. Idle hours cost the same. Changes nothing. Users see this price before they confirm."""
+        """Return the hourly price, in US dollars, of a deployment with these options, or `None` if it is
+        unknown. The price applies whenever the deployment is up, even if it is idle. Changes nothing. Users
+        see this price before they confirm."""
 
     @abstractmethod
     def deploy(self, job: JobHandle, *, options: Mapping[str, Any] | None = None) -> Endpoint:
@@ -453,8 +454,8 @@ class Chats(Provider):
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
-        """Generate one reply per conversation, from the tuned model or its `base`. `tools` are the tools that
-        the model may call."""
+        """Generate one reply per conversation, with the tuned model or, if `base` is true, with its base
+        model. `tools` are the tools that the model may call."""
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
@@ -491,8 +492,8 @@ class Sessions(Provider):
 
     @abstractmethod
     def open_session(self, order: SessionOrder) -> SessionBackend:
-        """Start the session and load its model. Raises `ProviderError` if that fails. Errors from loading the
-        base model propagate."""
+        """Start the session and load its model. Raises `ProviderError` if the session can't be started.
+        Errors from loading the base model propagate."""
 
     @abstractmethod
     def pause(self, job: JobHandle) -> None:
@@ -502,7 +503,7 @@ class Sessions(Provider):
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]: ...
 
 
-# -- asking for one ----------------------------------------------------------------------------------------
+# -- looking up a capability ---------------------------------------------------------------------------------
 
 FEATURES: Mapping[Feature, type[Provider]] = {
     Feature.CANCEL: Cancels,
@@ -523,11 +524,14 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     HandsOutFiles: ("data files", "the backend does not offer data files for download"),
     ListsStored: ("list of stored files", "the API does not list or delete stored files and models"),
     ListsModels: ("list of models", "the API does not list the models it can fine-tune"),
-    Sessions: ("training sessions", 'no built-in client supports them. Use ft.session(provider="local")'),
+    Sessions: (
+        "training sessions",
+        'Orchestrate has no session client for this host. Use ft.session(provider="local")',
+    ),
     TakesAdapters: ("uploaded adapters", "{title} only serves models that were trained there"),
 }
-"""Maps each capability that is not a feature to the name and the reason that the error shows if a backend
-lacks it."""
+"""Maps each capability that is not a feature to its name and to the reason why a backend may lack it. The
+error shows both."""
 _WITH_FALLBACK: Mapping[type[Provider], str] = {
     NamesAccount: "account",
     ListsBilled: "billing",
@@ -549,7 +553,8 @@ def capability(provider: Provider, wanted: type[P]) -> P:
 
 
 def pausing(run: Run) -> type[Pauses] | type[Sessions]:
-    """Return the capability that pauses the run. A backend may be able to pause sessions but not jobs."""
+    """Return the class that a backend must implement to pause this run. Some backends can pause sessions but
+    not jobs."""
     return Sessions if run.job_kind == SESSION else Pauses
 
 
@@ -564,7 +569,7 @@ def require(provider: Provider, feature: Feature) -> None:
         raise lacking(provider, feature)
 
 
-# -- asked of any ------------------------------------------------------------------------------------------
+# -- for every backend ---------------------------------------------------------------------------------------
 
 
 def prices_of(provider: Provider) -> str:
@@ -615,7 +620,7 @@ def billing_of(provider: Provider) -> Billing:
     return of_jobs(provider, "anything else that this backend bills")
 
 
-# What stands at a host and bills or could: the parts that all backends share.
+# Lists of what is or could be billed at a host: the code that all backends share.
 
 T = TypeVar("T")
 
@@ -627,8 +632,8 @@ def jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Iterator[Standing]:
-    """Yield the jobs that have not ended. By default, a job counts as billed unless it is paused. If its
-    state is unknown, `bills` is `None`."""
+    """Yield the jobs that have not ended. `bills` overrides whether the jobs count as billed. By default,
+    paused jobs don't, jobs in an unknown state may (`None`), and all others do."""
     for job in provider.list():
         if job.status.terminal:
             continue
@@ -653,7 +658,7 @@ def of_jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Billing:
-    """Report what is billed on a backend that only lists jobs."""
+    """Report what is billed on a backend that only lists jobs. `unseen` names what it does not list."""
     return Billing(items=tuple(jobs(provider, kind=kind, bills=bills, note=note)), unseen=unseen)
 
 
@@ -669,7 +674,7 @@ def joined(
 def stored(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
 ) -> Storage:
-    """Combine several lists of stored items, like `joined`."""
+    """Combine several lists of stored items. Handles errors like `joined`."""
     items, failed, untold = _read_lists(provider, parts, unseen)
     return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
 

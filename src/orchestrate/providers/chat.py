@@ -22,14 +22,14 @@ from orchestrate.settings import config
 from orchestrate.settings.config import HostConfig, Settings
 from orchestrate.types import Message, Reply
 
-# What goes with each question to a model, and what of it the model turned out not to take.
+# Request options that a model rejects, which are left out of later requests.
 
 
 UNSUPPORTED_CODES = frozenset({"unsupported_value", "unsupported_parameter"})
 """OpenAI's error codes for a request field (named in `param`) that the model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-"""The two names of the parameter for the maximum answer length. Older servers use the first, reasoning models
-the second."""
+"""Maps both names of the parameter for the maximum answer length to each other. Older servers use
+`max_tokens`, reasoning models `max_completion_tokens`."""
 FREE = "temperature"
 """Option that is omitted if the model rejects it. The model then uses its default value."""
 
@@ -77,8 +77,8 @@ class RejectedOptions:
         return tuple(found)
 
 
-# Answers of the chat completions API as they are written, for the time of the first token and for people
-# who read along.
+# Streamed answers of the chat completions API, to measure the time to the first token and to show text as it
+# arrives.
 
 
 _TEXT_FIELDS = ("content", "reasoning", "reasoning_content")
@@ -96,8 +96,8 @@ class Timed:
 
     @property
     def first_seconds(self) -> float | None:
-        """Seconds until the first text of the last answer in the current thread, or `None` if it had no
-        text."""
+        """Seconds from the request to the first text, for the last answer in the current thread. `None` if
+        that answer had no text."""
         return getattr(self._local, "first", None)
 
     def __call__(self, **options: Any) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _add(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
         call["function"][name] += text(table(piece.get("function")).get(name)) or ""
 
 
-# Asking a model through the chat completions API, which all hosts share.
+# Requests to the chat completions API, which all hosts implement.
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Chat:
     threads: int = 4
     """Maximum number of concurrent requests to the host."""
     calls: bool = True
-    """True to look for tool calls in answers even if the request offered no tools."""
+    """If true, answers are searched for tool calls even if the request offered no tools."""
     rejected: RejectedOptions = field(default_factory=RejectedOptions, repr=False, compare=False)
 
     @property
@@ -208,7 +208,7 @@ class Chat:
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
         """Send a conversation like `ask`, but without retries that might be billed twice. Callers that count
         each request use this method. If the model rejects an option, the request is repeated in a form that
-        the model accepts. Any other failure raises an error."""
+        the model accepts. Raises `ProviderError` for any other failure."""
         return self._reply(messages, tools, self.wire.once)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
@@ -232,7 +232,7 @@ class Chat:
             raise UnexpectedAnswer(self.wire.provider, "the chat response has no choices")
         finish = text(choice.get("finish_reason"))
         if finish == "error":
-            # Of hosts that pass questions on: where it went wrong behind them, they answer 200 all the same.
+            # Hosts that forward requests respond with 200 even if the model's own host failed.
             why = text(table(choice.get("error")).get("message")) or "no reason given"
             raise UnexpectedAnswer(self.wire.provider, f"the chat response is an error: {redact_text(why)}")
         content, reasoning, calls = self._parsed(table(choice.get("message")), tools, cut=finish == "length")
@@ -348,7 +348,7 @@ def at_chat(config: HostConfig) -> HostConfig:
     return replace(config, base_url=root + path) if path and not root.endswith("/v1") else config
 
 
-# Models that answer somewhere, by what a user writes: `MODEL`, `HOST=MODEL` or `https://ADDRESS=MODEL`.
+# Models as users specify them: `MODEL`, `HOST=MODEL` or `https://ADDRESS=MODEL`.
 
 
 @dataclass(frozen=True)
@@ -406,7 +406,7 @@ def configured(settings: Settings, name: str) -> HostConfig:
     if host.base_url is None:
         raise UsageError(
             f"no host called {name!r} is configured",
-            fix="use a backend from  orchestrate providers, or an https address",
+            fix="use a backend listed by  orchestrate providers, or an https address",
         )
     return host
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from orchestrate.settings.config import HostConfig
 
-# Turning what a host sent into a folder that is safe to load.
+# Unpacking of a host's download into a folder that is safe to load.
 
 
 WANTED = (
@@ -58,7 +58,7 @@ WANTED = (
 """Patterns of the file names in a model folder, in lower case. Other files in an archive are not unpacked."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
-"""Maximum number of bytes read for the archive headers before a file, including read-ahead."""
+"""Maximum bytes of archive headers that are read before each file, including read-ahead."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
@@ -203,7 +203,8 @@ def _extract(archive: Path, folder: Path, limits: DownloadLimits) -> None:
                 raise too_large(limits.total_bytes)
             if written > (allowed := max(limits.grace_bytes, int(compressed * limits.ratio))):
                 raise ArtifactRefused(
-                    f"{archive.name} unpacks to more than {allowed:,} bytes, which no model needs"
+                    f"{archive.name} unpacks to more than {allowed:,} bytes, "
+                    "too much for an archive of its size"
                 )
             if any(fnmatch(path.name.lower(), pattern) for pattern in WANTED):
                 _write(cast("IO[bytes]", tar.extractfile(member)), folder / path)
@@ -221,7 +222,7 @@ class _Bounded:
         found = self._stream.read(size)
         self._position += len(found)
         if self._position > self.limit:
-            raise ArtifactRefused("the archive contains a header that is longer than any file name")
+            raise ArtifactRefused("the archive contains a header that is too long for a file name")
         return found
 
 
@@ -235,7 +236,7 @@ def _safe(name: str, depth: int) -> PurePosixPath:
         or len(name) > 512
         or not all(_PART.match(part) for part in parts)
     ):
-        raise ArtifactRefused(f"the artifact contains a file outside its folder: {name[:200]!r}")
+        raise ArtifactRefused(f"the artifact contains an unsafe file path: {name[:200]!r}")
     return path
 
 
@@ -256,7 +257,8 @@ def _decoded(archive: Path) -> Generator[IO[bytes]]:
         if packing == "zst":
             from orchestrate.core.zstd import zstd
 
-            # 128 MiB is what zstd --long makes at most by itself; more would let a header ask for all memory.
+            # zstd --long uses at most 128 MiB by default. A higher limit would let a header request all
+            # memory.
             with zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 27}) as reader:
                 yield cast("IO[bytes]", reader)
         elif packing == "gz":
@@ -288,7 +290,7 @@ def _lift(folder: Path) -> None:
 # -- looking at the weights --------------------------------------------------------------------------------
 
 
-# Downloads that go on where they stopped, in this process or in a later one.
+# Downloads that resume where they stopped, in this process or in a later one.
 
 
 MOST_BYTES = 200 * 10**9
@@ -449,7 +451,7 @@ def _receive(
     provider: str, open_stream: Opener, part: _PartialFile, progress: Progress | None
 ) -> _PartialFile:
     with open_stream(_resume_headers(part)) as answer:
-        # Unpacked on the way, a few bytes fill the memory, or none come for ever, before one can be counted.
+        # If httpx decompressed the response, a few bytes could fill the memory before they are counted.
         if (packing := answer.headers.get("content-encoding", "identity")) != "identity":
             raise UnexpectedAnswer(
                 provider, f"the file is compressed as {packing[:40]!r}, which Orchestrate did not request"
@@ -478,7 +480,7 @@ def _receive(
     if total is not None and done != total:
         if done > total:
             part.start_over()
-        raise _again(provider, f"only {done} of {total} bytes arrived")
+        raise _again(provider, f"received {done} bytes instead of {total}")
     return part
 
 
@@ -497,8 +499,8 @@ def _room(file: Path) -> Generator[None]:
 
 
 def _resume_headers(part: _PartialFile) -> dict[str, str]:
-    # Without an ETag nothing proves that the rest belongs to the same file, so it is fetched anew. Packing
-    # on the way would make the lengths and places mean something else.
+    # Without an ETag, nothing proves that the rest belongs to the same file, so the download starts over.
+    # With compression, lengths and offsets would not refer to the file itself.
     headers = {"Accept-Encoding": "identity"}
     if part.size and part.etag:
         headers |= {"Range": f"bytes={part.size}-", "If-Range": part.etag}
@@ -521,7 +523,7 @@ def _again(provider: str, reason: str) -> UnexpectedAnswer:
     return error
 
 
-# Downloaded models that are kept beside their description, so that they are fetched once.
+# Downloaded models, stored with a description so each model is downloaded only once.
 
 
 def read(folder: Path) -> Artifact | None:

@@ -38,7 +38,8 @@ def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[P
             row=numbers[0],
             field=field,
             providers=(provider,),
-            fix="add the field to these rows, or change method.grader. Otherwise, all their answers score 0",
+            fix="add the field to these rows, or change method.grader. Otherwise, every answer to these rows "
+            "scores 0",
             source=dataset.path,
         )
         for field, numbers in found.items()

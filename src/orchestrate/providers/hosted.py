@@ -80,7 +80,7 @@ class HostedProvider(NamesAccount, ListsBilled, Recalls, HoldsFiles, HandsOutFil
         super().__init__(config)
         self._wire = wire
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- the account -----------------------------------------------------------------------------------------
 
     def account(self) -> Account:
         return self._account

@@ -14,7 +14,7 @@ from orchestrate.settings import MASK as MASK
 from orchestrate.settings import redact_text as redact_text
 from orchestrate.types import Quote, QuoteLine
 
-# Reading values out of the hosts' JSON, which is looser than their own descriptions of it.
+# Parsing of values in the hosts' JSON, which often deviates from the documented types.
 
 
 NANO = Decimal(1_000_000_000)
@@ -34,7 +34,8 @@ REF_LENGTH = 16
 
 
 def suffix_room(most: int) -> int:
-    """Return the maximum length of the user's suffix if a ref is appended to it."""
+    """Return the maximum length of the user's suffix, given that suffix and ref together may have `most`
+    characters."""
     return max(most - REF_LENGTH - 1, 0)
 
 
@@ -66,12 +67,13 @@ def items(page: Any) -> list[dict[str, Any]]:
 
 
 def table(value: Any) -> dict[str, Any]:
-    """Return a nested object, or an empty dict if it is missing."""
+    """Return the value if it is a dict, otherwise an empty dict."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
-    """Return the objects in a list. Entries that are not objects are dropped."""
+    """Return the dicts in a list and drop all other entries. Returns an empty list if the value is not a
+    list."""
     return (
         [table(v) for v in cast("list[Any]", value) if isinstance(v, dict)] if isinstance(value, list) else []
     )
@@ -166,7 +168,7 @@ def when(value: Any) -> datetime | None:
     return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-# Hosts' answers as plain dicts without secrets: what may be stored, logged and shown.
+# Conversion of responses to plain dicts without secrets, which may be stored, logged and shown.
 
 
 _SECRET_NAME = re.compile(
@@ -192,7 +194,8 @@ def payload(answer: object) -> dict[str, Any]:
     """Convert an SDK object or mapping to a plain JSON-ready dict without secrets. Returns an empty dict for
     anything else."""
     if hasattr(answer, "to_dict"):
-        # The hosts send values outside their own schema (OpenAI: `error: {}`); that is theirs to warn about.
+        # Hosts send values that violate their own schema (OpenAI: `error: {}`). Users can't fix that, so
+        # don't warn.
         answer = cast("Any", answer).to_dict(mode="json", warnings=False)
     return cast("dict[str, Any]", redact(answer)) if isinstance(answer, Mapping) else {}
 

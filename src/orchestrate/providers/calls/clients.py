@@ -38,8 +38,8 @@ _C = TypeVar("_C", bound=Closeable)
 
 
 class CachedClient(Generic[_C]):
-    """Client that is created on first use and shared by all threads. Because only one is ever open, `close`
-    leaves none behind."""
+    """Client that is created on first use and shared by all threads. At most one client exists at a time, so
+    `close` leaves none open."""
 
     def __init__(self, make: Callable[[], _C]) -> None:
         self._make, self._made, self._lock = make, list[_C](), threading.Lock()
@@ -82,7 +82,7 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
         client = openai.OpenAI(base_url=config.base_url, **shared)
     else:
         client = openai.AzureOpenAI(azure_endpoint=config.base_url or "", api_version=str(version), **shared)
-    # The SDK fills these from the environment; which account is used is for the configuration to say.
+    # The SDK reads these from the environment, but only the configuration may select the account.
     client.organization = config.organization
     client.project = config.project
     return client
@@ -90,7 +90,7 @@ def connect(config: HostConfig, *, key_header: str | None = None) -> OpenAI:
 
 def completions(client: Any, config: HostConfig) -> Callable[..., Any]:
     """Return the SDK's method for chat completions. Requests to a sandbox get a long timeout, because the
-    first request loads the model, which may take minutes. Requests to hosts use the client's usual
+    first request loads the model, which may take minutes. All other requests use the client's usual
     timeout."""
     patient = client.with_options(timeout=SANDBOX_ANSWER_S) if config.sandbox else client
     return patient.chat.completions.create

@@ -45,7 +45,7 @@ from orchestrate.providers.calls import Unreadable, plain, redact_text
 from orchestrate.providers.calls import payload as payload
 from orchestrate.types import Job
 
-# What the SDKs and their HTTP libraries log, without secrets, at every level and whoever listens.
+# Masking of secrets in the logs of the SDKs and their HTTP libraries, at every level and for every handler.
 
 
 _ROOMS = (*built_in(), "httpx", "httpx2", "httpcore", "httpcore2", "orchestrate")
@@ -75,13 +75,13 @@ class _Masked:
             except Exception:  # noqa: BLE001  logging itself tells of a record that does not fit its arguments
                 return record
             if record.exc_info:
-                # What a handler makes of it is kept in `exc_text`, and taken from there when it is set.
+                # Handlers format the exception only if `exc_text` is not set, so set it to the masked text.
                 record.exc_text = redact_text(_formatter.formatException(record.exc_info))
         return record
 
 
-# Lists of the hosts, page by page: an answer that is not a list is never taken for an empty one, and a list
-# that never ends is left.
+# Hosts' lists, read page by page. A response that is not a list never counts as an empty list, and an endless
+# list raises an error.
 
 
 MOST_PAGES = 2_000
@@ -224,8 +224,8 @@ def hosted_error(
     """Convert any failure of an SDK call or an httpx request to one of Orchestrate's errors. Callers should
     raise the result `from error`.
 
-    `codes` adds to `CODE_ERRORS` (keys in lower case). A response that could not be decoded is an
-    `UnexpectedAnswer` that may be retried. A `ProviderError` is returned unchanged."""
+    `codes` adds to `CODE_ERRORS` (keys in lower case). A response that could not be decoded becomes a
+    retryable `UnexpectedAnswer`. A `ProviderError` is returned unchanged."""
     if isinstance(error, ProviderError):
         return error
     status = status_of(error)
@@ -263,16 +263,16 @@ def _wrong(error: BaseException) -> str:
         return _short(str(error))
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {_short(str(error))}"
-    # What an SDK stumbles over speaks of its own insides.
+    # The messages of these errors describe the SDK's internals.
     said = "" if isinstance(error, AttributeError | TypeError | LookupError) else _short(str(error))
-    return "mismatch with the API's schema" + (f": {said}" if said else "")
+    return "it does not match the API's schema" + (f": {said}" if said else "")
 
 
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status of an SDK or httpx error, or `None` if there was no response."""
     response = getattr(error, "response", None)
     status = getattr(error, "status_code", None) or getattr(response, "status_code", None)
-    # A validation error of the SDK carries a 2xx status; it is an answer that cannot be read.
+    # A validation error of the SDK carries a 2xx status, but its response can't be parsed.
     return status if isinstance(status, int) and status >= 300 else None
 
 
@@ -406,8 +406,8 @@ class Wire:
         self._sleep = sleep
 
     def read(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """Retry a call that may be repeated (a read, an idempotent action) until it succeeds, the host
-        rejects it, or the retry budget is spent. Raises `ProviderError`.
+        """Run a call that is safe to repeat (a read or an idempotent action). Retries until it succeeds, the
+        host rejects it or the retry budget is spent. Raises `ProviderError` if it does not succeed.
 
         By default, a `str` response raises `UnexpectedAnswer`, because the SDKs return HTML as a `str`. With
         `expect`, any response that is not of this class raises `UnexpectedAnswer`."""
@@ -459,9 +459,9 @@ class Wire:
         are requested.
 
         Raises `UnexpectedAnswer` for a response that is not a list (`{}`, `{"data": null}`, an error, HTML),
-        because such a response does not mean that the list is empty. Also raises it for an endless list: its
-        cursor repeats, or there are more than `most` pages. With `omits_empty`, an empty object counts as an
-        empty list."""
+        because such a response does not mean that the list is empty. Also raises it if the list seems
+        endless: a cursor appears twice, or there are more than `most` pages. With `omits_empty`, an empty
+        object counts as an empty list."""
         return pages_of(self.provider, self.read, first, omits_empty, most)
 
     def entries(self, call: Callable[[], object], field: str) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
 
-# The profile of a host from its description.
+# The profile of a host, built from its description.
 
 
 _LOSSY = partial(Rule, severity=Severity.ERROR, lossy=True)

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
     from orchestrate.data import TrainingData
 
-# What a described host would refuse, found before anything is sent.
+# Checks for everything that the host would reject, run before anything is sent.
 
 
 def check_settings(
@@ -114,7 +114,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
         yield problem("method-not-offered", message, "change the method or the model")
 
 
-# Any host that speaks OpenAI's fine-tuning API and is described by a YAML file.
+# Any host that implements OpenAI's fine-tuning API and is described by a YAML file.
 
 
 class CompatibleProvider(SdkProvider, Serves):
@@ -160,7 +160,7 @@ class CompatibleProvider(SdkProvider, Serves):
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         return check_settings(self, spec, data, translation)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- the account -----------------------------------------------------------------------------------------
 
     def _query_account(self) -> Account | None:
         """Return the account by the address if each customer has their own. None of these hosts reports the
@@ -178,7 +178,7 @@ class CompatibleProvider(SdkProvider, Serves):
         return super().wanted(ref) if self.described.ref == "metadata" else {}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Add the W&B key to the request. The key is never part of a translation."""
+        """Add the W&B key to the request. Translations never contain the key."""
         if self.described.wandb_in_request:
             for entry in rows(body.get("integrations")):
                 table(entry.get("wandb"))["api_key"] = offline.wandb_key(self.config)
@@ -259,7 +259,7 @@ class CompatibleProvider(SdkProvider, Serves):
         )
 
 
-# -- what a description adds -------------------------------------------------------------------------------
+# -- optional features of a description ----------------------------------------------------------------------
 
 
 class DescribedDownloads(CompatibleProvider, Downloads):
@@ -346,7 +346,7 @@ def parts_of(described: Described, features: frozenset[Feature], name: str) -> t
     described by YAML files cannot have."""
     for feature in sorted(features & FEATURES.keys() - PARTS.keys()):
         raise ConfigError(
-            f"{name}: features: YAML descriptions do not support {feature.value}. List it in missing"
+            f"{name}: features: YAML descriptions do not support {feature.value}. List it in `missing`"
         )
     found: list[type[Provider]] = [part for feature, part in PARTS.items() if feature in features]
     if described.deployment is not None and described.deployment.adapters is not None:
@@ -381,7 +381,7 @@ def features_of(described: Described, name: str) -> tuple[frozenset[Feature], di
 
 
 # -- files -------------------------------------------------------------------------------------------------
-# The files of a tuned model, where a checkpoint lists them.
+# Downloads of tuned models from hosts whose checkpoints list the model's files.
 
 
 def _fetch(

@@ -75,7 +75,7 @@ class Deploying:
     def close(self) -> None:
         self._http.close()
 
-    # -- what is asked -------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
 
     def price(self, options: Mapping[str, Any] | None) -> Decimal | None:
         """Return the hourly price of `deploy` with these options in US dollars."""
@@ -94,7 +94,8 @@ class Deploying:
             try:
                 self._wire.send_once(name, lambda: self._send(self._how.make, values), lambda _: name)
             except ProviderError:
-                # What was refused may have been made all the same, by this request or by another process.
+                # After an error, the deployment may still exist, created by this request or by another
+                # process.
                 there = self._find(job.handle.job_id)
                 if there is None:
                     raise
@@ -299,8 +300,8 @@ def _at(raw: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-# -- adapters of elsewhere ---------------------------------------------------------------------------------
-# Adapters of elsewhere at a described host: an archive, and the request that names it.
+# -- adapters trained elsewhere ------------------------------------------------------------------------------
+# Uploads of these adapters: an archive, then a request that publishes it under a name.
 
 
 class DescribedAdapters(adapters.Adapters):
@@ -340,6 +341,6 @@ class DescribedAdapters(adapters.Adapters):
         if base not in self._bases:
             raise UsageError(
                 f"{self._profile.title} does not serve {adapter.base}, the adapter's base model. "
-                f"It serves adapters of {', '.join(sorted(self._bases))}"
+                f"It serves adapters for {', '.join(sorted(self._bases))}"
             )
         return base

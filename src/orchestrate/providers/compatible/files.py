@@ -85,7 +85,7 @@ class CompatibleFiles:
 
         def send() -> Any:
             nonlocal first
-            # The answer to an earlier try may have been lost after the file was kept.
+            # An earlier attempt may have stored the file although its response was lost.
             if not first and (kept := self._known(path)):
                 return kept
             first = False
@@ -109,7 +109,7 @@ class CompatibleFiles:
             complete = self._client().uploads.complete
             done = plain(self._wire.read(lambda: complete(state.upload_id, part_ids=state.parts)))
         except (NotFound, InvalidRequest):
-            # The host has forgotten the upload, or does not go on with it: the next try begins afresh.
+            # The host no longer has the upload or rejects its parts, so the next attempt starts over.
             state.forget()
             raise
         state.forget()
@@ -127,7 +127,8 @@ class CompatibleFiles:
         return _Unfinished(path, self._part_bytes, opened.id, [], time.time())
 
     def _part(self, upload_id: str, chunk: bytes) -> str:
-        # A part whose answer was lost is sent again: only the parts named at the end become the file.
+        # A part whose response was lost can be sent again, because the file only consists of the parts listed
+        # at the end.
         parts = self._client().uploads.parts
         return self._wire.read(lambda: parts.create(upload_id, data=chunk, timeout=UPLOAD_TIMEOUT_S)).id
 

@@ -152,8 +152,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-# -- what a job was asked for ------------------------------------------------------------------------------
-# What the API tells of a job by which it can be priced: its method, its epochs and the bytes of its file.
+# -- a job's settings ----------------------------------------------------------------------------------------
+# The job's method, epochs and file size, as reported by the API, determine its price.
 
 
 METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}

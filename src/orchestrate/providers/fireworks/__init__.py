@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from orchestrate.costing.size import JobSize, Lines
     from orchestrate.spec import JobSpec
 
-# What Fireworks takes and asks for. Limits of rows: its documentation and API description, late 2026.
+# What Fireworks accepts and requires. The row limits come from its documentation and API description, late
+# 2026.
 
 
 RULES = HostRules(
@@ -111,7 +112,7 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Return True if a failed job is an SFT job that reports no progress, so it failed before training.
+    """Return True for a failed SFT job that reports no progress, which means that it failed before training.
     Fireworks bills SFT jobs only per token.
 
     Returns False for DPO and RFT jobs, because the API never reports their progress. Fireworks does not

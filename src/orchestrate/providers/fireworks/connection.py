@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     import httpx
     from fireworks import Fireworks
 
-# Bringing training data to Fireworks: create, ask for a signed URL, PUT, validate, wait until READY.
+# Uploads of training data to Fireworks: create a dataset, request a signed URL, PUT the file, validate it,
+# and wait until the dataset is READY.
 
 
 READY = "READY"
@@ -83,7 +84,8 @@ class FireworksDatasetFiles:
                 self._send(dataset_id, path, dataset, progress)
                 break
             except _Clash as clash:
-                # Whoever uploads the same rows elsewhere may come to the end of it, as long as we took.
+                # Another process may be uploading the same rows. Give it twice the time that our attempt
+                # took.
                 known = self._awaited(dataset_id, _CLASH_S + 2 * (time.monotonic() - begun))
                 if tries == clash.most and known.get("state") != READY:
                     raise clash.error from clash
@@ -158,7 +160,7 @@ class FireworksDatasetFiles:
 
     def _send(self, dataset_id: str, path: Path, dataset: Dataset, progress: Progress | None) -> None:
         """Raises `_Clash`."""
-        # Every request for URLs replaces the dataset's list of files, so all files are named in one.
+        # Every request for URLs replaces the dataset's list of files, so one request must name all files.
         size = str(path.stat().st_size)
         api, account = self._client().datasets, self._account()
         try:
@@ -250,8 +252,8 @@ def _refused(dataset: Dataset, reason: str, code: str | None) -> DataError:
     return refused("fireworks", "Fireworks", dataset, reason, code or "invalid_dataset")
 
 
-# -- the files of a tuned model, over signed URLs ----------------------------------------------------------
-# The files of a tuned model, fetched over signed URLs.
+# -- the files of a tuned model ------------------------------------------------------------------------------
+# They are downloaded over signed URLs.
 
 
 class Weights:
@@ -270,7 +272,7 @@ class Weights:
                 try:
                     self._file(urls[name], file, most, progress)
                 except (PermissionRefused, InvalidRequest):
-                    # Signed URLs live for an hour; a large model takes longer.
+                    # Signed URLs expire after an hour, and a large model takes longer.
                     urls = self._urls(model)
                     self._file(urls[name], file, most, progress)
             most -= file.stat().st_size

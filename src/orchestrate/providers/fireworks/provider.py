@@ -131,7 +131,7 @@ class FireworksProvider(
     def translate(self, spec: JobSpec) -> Translation:
         return translate(spec, self.name)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- the account -----------------------------------------------------------------------------------------
 
     def _query_account(self) -> Account | None:
         return named_account(account=self._at.seen_account())
@@ -193,7 +193,7 @@ class FireworksProvider(
                     path,
                     body=body,
                     cast_to=object,
-                    # A redirected POST is a second POST.
+                    # Following a redirect would send the POST twice.
                     options={"params": {ID_PARAMETER[kind]: job_id}, "follow_redirects": False},
                 ),
                 lambda job: job_id if text(table(job).get("name")) else None,
@@ -242,7 +242,7 @@ class FireworksProvider(
         return reading.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """Read the host's metrics file. Returns an empty list until it is written."""
+        """Read the host's metrics file. Returns an empty list until the file exists."""
         raw, kind = self._at.find(job)
         url = text(raw.get("metricsFileSignedUrl"))
         try:

@@ -270,8 +270,8 @@ def _day(value: Any) -> date | None:
     return None
 
 
-# -- what a job was asked for ------------------------------------------------------------------------------
-# What Fireworks tells of a job by which it can be priced: its epochs, and the tokens of its dataset.
+# -- a job's settings ----------------------------------------------------------------------------------------
+# The job's epochs and the token count of its dataset, as reported by Fireworks, determine its price.
 
 
 METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
@@ -309,7 +309,7 @@ def asked_for(job: Job) -> Told:
 
 
 # -- the host's estimate of a price ------------------------------------------------------------------------
-# Fireworks' own estimate of a job's price (`:estimateCost`).
+# Fireworks estimates a job's price in `:estimateCost`.
 
 
 def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
@@ -319,7 +319,7 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
     return estimate_quote(provider, model, total, "Fireworks' own estimate (estimateCost)")
 
 
-# -- render samples --------------------------------------------------------------------------------------
+# -- tokenized rows ------------------------------------------------------------------------------------------
 
 
 def rendered_of(lines: Iterable[str]) -> list[RowTokens]:

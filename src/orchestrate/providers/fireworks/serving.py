@@ -8,7 +8,7 @@ A deployment has the job's id, so it can be found again and is never created twi
 - `addons`: a deployment of the base model that accepts adapters, with the tuned adapter loaded.
 
 In both modes, the model's name in requests is `<model>#<deployment>`. Deployments scale to zero when idle,
-and their price is the rate of their GPUs. The API reports no price, so the rates come from the price page."""
+and are billed at the rate of their GPUs. The API reports no price, so the rates come from the price page."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class FireworksDeployments:
     def billing_items(self) -> Iterator[Standing]:
         """List all deployments of the account, regardless of who created them."""
         api, account = self._client().deployments, self._account()
-        # As protobuf writes JSON, an account without deployments answers with an empty object.
+        # Protobuf's JSON omits empty lists, so an account without deployments returns an empty object.
         for page in self._wire.pages(lambda: api.list(account_id=account, page_size=200), omits_empty=True):
             for raw in items(page):
                 if raw.get("state") != "DELETED":
@@ -223,7 +223,7 @@ class FireworksDeployments:
                 lambda answer: text(plain(answer).get("name")),
             )
         except ProviderError:
-            # What was refused may have been made all the same, by this request or by another process.
+            # After an error, the deployment may still exist, created by this request or by another process.
             there = self._get(deployment_id)
             if there is not None and there.get("state") == "DELETED":
                 raise Conflict(
@@ -270,7 +270,8 @@ class FireworksDeployments:
                 )
             )
         except NotFound:
-            # The call is newer than the gateway's description; without it the host chooses, unpriced.
+            # This call is newer than the gateway's API description. Without it, the host chooses the shape
+            # and the price is unknown.
             return {"name": wanted.shape or "default"}, None
         shapes = [table(v.get("snapshot")) for v in rows(answer.get("deploymentShapeVersions"))]
         found = [(_hourly(s), s) for s in shapes if text(s.get("name"))]
@@ -334,9 +335,9 @@ def _hourly(raw: Mapping[str, Any]) -> Decimal | None:
     return rate.usd * count if rate is not None else None
 
 
-# -- adapters of elsewhere ---------------------------------------------------------------------------------
-# Adapters of elsewhere at Fireworks: a model resource, its files over signed URLs, the host's own
-# validation.
+# -- adapters trained elsewhere ------------------------------------------------------------------------------
+# Uploads of these adapters: create a model resource, upload its files over signed URLs, and have the host
+# validate them.
 
 
 RANKS = (4, 64)
@@ -402,7 +403,8 @@ class FireworksAdapters(adapters.Adapters):
         if found is None:
             raise NotFound(self._wire.provider, f"adapter {id} does not exist", status=404)
         base = table(found.get("peftDetails")).get("baseModel")
-        # A job's state; a model that is not ready has no endpoint either.
+        # The record needs a job state. A model that is not ready counts as running, so it has no endpoint
+        # yet.
         state = "JOB_STATE_COMPLETED" if found.get("state") == MODEL_READY else "JOB_STATE_RUNNING"
         return {"name": self.name(id), "outputModel": self.name(id), "baseModel": base, "state": state}
 
@@ -425,7 +427,7 @@ class FireworksAdapters(adapters.Adapters):
         except NotFound as error:
             raise UsageError(f"Fireworks currently has no model {base}") from error
         if found.get("supportsLora") is False:
-            raise UsageError(f"Fireworks does not serve adapters of {base}")
+            raise UsageError(f"Fireworks does not serve adapters for {base}")
         return base
 
     def _create(self, adapter: Adapter) -> None:

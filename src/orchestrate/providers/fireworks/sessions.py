@@ -126,8 +126,8 @@ class Trainers(RentedMachines):
     # -- the price -----------------------------------------------------------------------------------------
 
     def shape(self, name: str) -> TrainerShape:
-        """Query the latest validated version of a training shape. Raises `UsageError` if the shape does not
-        train adapters."""
+        """Query the latest validated version of a training shape. Raises `UsageError` if the shape has no
+        validated version or does not train adapters."""
         found = self._read(f"/v1/{name}/versions", filter="latest_validated=true", pageSize="1")
         version = next(iter(rows(found.get("trainingShapeVersions"))), None)
         if version is None:
@@ -161,7 +161,7 @@ class Trainers(RentedMachines):
             confidence=Confidence.QUOTED,
         )
 
-    # -- one run's -----------------------------------------------------------------------------------------
+    # -- the trainers of one run -----------------------------------------------------------------------------
 
     def create(self, run: RunDir, order: SessionOrder, create: Callable[[Any], Any]) -> RequestedMachine:
         """Request a trainer with `create`, the client's own method. Raises `InvalidRequest` if the host
@@ -266,7 +266,7 @@ class Trainers(RentedMachines):
             return 0.0
         return max(0.0, ((ended or now()) - began).total_seconds())
 
-    # -- the account's -------------------------------------------------------------------------------------
+    # -- the trainers of the account -------------------------------------------------------------------------
 
     def up(self) -> list[dict[str, Any]]:
         """List the trainers that are up. Returns an empty list for a key without access to training."""
@@ -326,8 +326,8 @@ NO_RESULT = f"no result after {OPERATION_S / 60:g} minutes. The operation may st
 PACKAGES = ("numpy", "orjson", "pyqwest", "google.protobuf", "zstandard")
 """Packages that the SDK's training module requires in addition to the SDK itself."""
 OTHERS = {
-    "gspo": "Fireworks does not publish its formula",
-    "stable_reinforce": "Fireworks does not publish its formula",
+    "gspo": "Fireworks does not publish the formula of this loss",
+    "stable_reinforce": "Fireworks does not publish the formula of this loss",
 }
 
 T = TypeVar("T")
@@ -407,7 +407,7 @@ class FireworksSession(ClientSession):
 
         metrics, nothing = dict(result.metrics), np.empty(0, dtype="<f4")
         if "loss:sum" not in metrics:
-            raise ProviderError(self.host, "the result has no loss", fix=CONTINUES)
+            raise ProviderError(self.host, "the response does not contain a loss", fix=CONTINUES)
         outputs = [
             one["logprobs"].to_numpy() if "logprobs" in one else nothing for one in result.loss_fn_outputs
         ]
@@ -557,8 +557,8 @@ class SteppedFireworks(JobsAndSessions, FireworksProvider):
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
         """Return the token prices of a serverless session, or the hourly price of a trainer. In the sandbox,
-        models without a price use play-money prices. Raises `UsageError` for a model or a GPU without a
-        price."""
+        models without a price use play-money prices. Raises `UsageError` for an unknown option, and for a
+        model or a GPU without a price."""
         if unknown := sorted(order.options.keys() - {SHAPE}):
             raise UsageError(
                 f"Fireworks sessions have no option {unknown[0]!r}", fix=f"the only option is {SHAPE}"

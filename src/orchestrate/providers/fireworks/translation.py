@@ -27,7 +27,7 @@ MOST_BETA = 0.5
 RESERVED = ("dataset", "evaluationDataset", "outputModel", "evaluator", "baseModel", "warmStartFrom")
 _CARVED = "evalAutoCarveout"
 _NOT_OF_SFT = "the published API of Fireworks' SFT jobs has no such field. The trainer sets its own value"
-_BY_STEPS = "computed from the number of rows at upload"
+_BY_STEPS = "computed at upload from the number of rows"
 
 
 def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
@@ -57,7 +57,7 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
         {
             "max_grad_norm": "Fireworks sets gradient clipping automatically",
             "seed": "Fireworks has no seed setting",
-            "batch_tokens": "Fireworks' trainer counts batches in rows: set batch_size",
+            "batch_tokens": "Fireworks' trainer measures batches in rows. Set batch_size instead",
             "eval_steps": "Fireworks decides when to evaluate",
         }
     )
@@ -97,7 +97,7 @@ def needs_steps(spec: JobSpec) -> bool:
     return bool(spec.warmup_ratio) or (spec.checkpoints or 1) > 1
 
 
-# -- what is trained on what -------------------------------------------------------------------------------
+# -- data, base model and method -----------------------------------------------------------------------------
 
 
 def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
@@ -117,7 +117,7 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
         rule = "all rows are used for training and none for evaluation"
         rows.default("validation", _CARVED, False, rule, send=True)
     if rows.given("continue_from"):
-        # The host takes exactly one of the two.
+        # The host accepts exactly one of warmStartFrom and baseModel.
         rule = "an adapter trained by Fireworks: accounts/.../models/..., or its id"
         rows.keep("continue_from", f"{inside}warmStartFrom", rule=rule)
     else:
@@ -126,12 +126,12 @@ def _files(rows: Rows, spec: JobSpec, model: ModelOnHost, inside: str) -> None:
 
 def _method(rows: Rows, spec: JobSpec) -> None:
     kind = spec.method.type
-    rows.keep("method.type", None, kind, rule=f"creates a job in the {kind} collection")
+    rows.keep("method.type", None, kind, rule=f"creates the job in Fireworks' collection for {kind} jobs")
     if kind == "sft":
         if rows.given("method.train_on_inputs"):
             rows.refuse(
                 "method.train_on_inputs",
-                "training uses only assistant messages. To select among them, set their weights",
+                "training uses only assistant messages. To train on only some of them, set message weights",
             )
         elif rows.given("method.train_on_inputs") is False:
             rows.keep("method.train_on_inputs", None, rule="training uses only assistant messages")
@@ -157,9 +157,9 @@ def _preference(rows: Rows) -> None:
     if rows.given("method.loss") == "orpo":
         rows.keep("method.loss", "lossConfig.method", "ORPO")
         if beta is not None:
-            rows.keep("method.beta", "lossConfig.orpo.lambda", rule="the weight of ORPO's odds ratio")
+            rows.keep("method.beta", "lossConfig.orpo.lambda", rule="the weight of ORPO's odds-ratio term")
         return
-    # Without it the host may take another loss.
+    # Without this field, the host may choose another loss.
     if rows.given("method.loss") is not None:
         rows.keep("method.loss", "lossConfig.method", "DPO")
     else:
@@ -311,8 +311,8 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rows.refuse("checkpoints", "Fireworks sets this automatically for RFT jobs")
     else:
         rule = (
-            f"the number of optimizer steps divided by checkpoints, {_BY_STEPS}. Fireworks shows "
-            "checkpoints only in its console"
+            f"the number of optimizer steps divided by the number of checkpoints, {_BY_STEPS}. "
+            "Fireworks shows checkpoints only in its console"
         )
         rows.map("checkpoints", wire, None, rule, exact=False)
     if spec.evals == 0 and spec.validation is None:
@@ -342,17 +342,17 @@ def _names(rows: Rows, inside: str) -> None:
     if rows.given("wandb.entity") is not None:
         rows.keep("wandb.entity", "wandbConfig.entity")
     if rows.given("wandb.name") is not None:
-        rule = "Fireworks accepts a W&B run id, but no run name"
+        rule = "Fireworks accepts a W&B run id, but not a run name"
         rows.map("wandb.name", "wandbConfig.runId", rows.given("wandb.name"), rule, exact=False)
     rows.refuse_if_set({"wandb.tags": "Fireworks does not pass tags to W&B"})
 
 
 # -- the fields of the create request ----------------------------------------------------------------------
-# Fields of the create requests of the three kinds of job.
+# The fields for each of the three job types.
 #
-# The SDK is `fireworks-ai` 1.2.30, the descriptions are the gateway's: 4.259.0 and, of supervised jobs,
-# 5.10.0. The schedule of the other two kinds is in the models that are generated from 5.10.0, of which the
-# description itself is not available.
+# Sources: the SDK `fireworks-ai` 1.2.30 and the gateway's API descriptions, 5.10.0 for supervised jobs and
+# 4.259.0 for the others. The schedule fields of the others come from models generated from 5.10.0, because
+# that description is not available.
 
 
 _SHARED = """

@@ -143,7 +143,7 @@ def test_a_bomb_in_a_header_is_refused_before_it_is_in_memory(tmp_path: Path, ki
     archive = saved(tmp_path, zstd.compress(tar_of(ADAPTER)[:-10240] + bytes(head) + bytes(block) * 40_000))
     tracemalloc.start()
     try:
-        with pytest.raises(ArtifactRefused, match="longer than any file name"):
+        with pytest.raises(ArtifactRefused, match="too long for a file name"):
             unpack(archive, tmp_path / "out")
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
