@@ -55,8 +55,8 @@ _LOOKALIKES = {
 
 
 def lookalike(error: UnicodeError) -> tuple[str, int]:
-    """Handle `codecs` errors: replace a character that the terminal's encoding lacks with a lookalike.
-    Without one, escape the character as in JSON."""
+    """Handle `codecs` errors: replace a character that the terminal's encoding lacks with a lookalike. If
+    there is no lookalike, escape the character as in JSON."""
     return _written(error, _LOOKALIKES)
 
 

@@ -138,7 +138,8 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        """Close connections and the store. Runs continue, because they don't live in this process."""
+        """Close connections and the store. Runs continue, because they are trained outside of this
+        process."""
         while self._inside:
             self._inside.popitem()[1].close()
         self._opened.close()

@@ -57,8 +57,8 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
-    """Find the runs that a name may refer to. Tries kinds of names in order, and returns the matches of the
-    first kind that has any."""
+    """Find the runs that a name may refer to. Tries one kind of name after another, such as ids and prefixes
+    of ids, and returns the matches of the first kind that matches any run."""
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
@@ -67,7 +67,8 @@ def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None =
     exact = (table.c.id, table.c.ref, table.c.job_id)
     bare = name.removeprefix(RUN_PREFIX).removeprefix(REF_PREFIX)
     tries: list[Select[Any]] = [meant.limit(1)] if name in _NEWEST else []
-    # One by one and in no order: so an id is found by its index. A sweep looks up thousands.
+    # Query one column at a time and without sorting, so the column's index is used. A sweep looks up
+    # thousands of ids.
     tries += [select(table.c.record).where(c == name).limit(2) for c in exact]
     if bare.isalnum():
         tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(_SOME + 1))
@@ -83,7 +84,7 @@ def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None =
     return []
 
 
-# What is looked for and changed is a parameter: to build a statement takes longer than to run it.
+# Ids and new values are bind parameters, because building a statement takes longer than running it.
 _LOCKED = (
     select(
         *(schema.runs.c[name] for name in ("id", "attempt", "cancel_requested", "record")),
@@ -115,7 +116,7 @@ class _StoredRun(NamedTuple):
 
 
 class Equal(TypedDict, total=False):
-    """Filter that compares fields for equality. A field that is `None` matches any value."""
+    """Filter by exact values of fields. `None` matches any value."""
 
     provider: str | None
     host: str | None
@@ -136,15 +137,14 @@ class Intent(RunRequest):
     account: str | None = None
     sandbox: bool = False
     translation: Translation | None = None
-    """The settings as translated for the backend, which are stored with the run. All later requests use
-    them."""
+    """Settings translated for the backend. They are stored with the run and used for all later requests."""
     ref: str | None = None
-    """Ref derived from an idempotency key. A run without a key gets a unique ref."""
+    """Tag of the job on the host, derived from an idempotency key. A run without a key gets a unique tag."""
 
 
 class Runs:
-    """Runs in the store. Methods raise `StoreError`, which says how to fix the problem. Writes are durable
-    once a call returns."""
+    """Runs in the store. Methods raise `StoreError` if the database fails. The error says how to fix the
+    problem. Writes are durable once a call returns."""
 
     def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db
@@ -163,8 +163,9 @@ class Runs:
         """Create a run, unless `guard` raises an error in the same transaction.
 
         Raises `OverBudget` if the run's possible cost exceeds its own limit, one of `limits`, or what remains
-        of `budget_usd` for the entire store. Raises `UnknownPrice` if that cost is unknown. If several
-        processes create runs at the same time, only those that fit the budget succeed.
+        of `budget_usd` for the entire store. Raises `UnknownPrice` if there is a limit or a budget and that
+        cost is unknown. If several processes create runs at the same time, only those that fit the budget
+        succeed.
         """
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
@@ -186,7 +187,8 @@ class Runs:
         translation = intent.translation
         with suppress(_SameId):
             return self._insert(run, translation, budget_usd, limits, guard)
-        # The same millisecond and the same 20 random bits: another draw will not repeat it.
+        # Ids only collide if their milliseconds and their 20 random bits are equal, so one more attempt
+        # suffices.
         run_id = new_run_id(now)
         run = msgspec.structs.replace(run, id=run_id, ref=ref_of(run_id))
         return self._insert(run, translation, budget_usd, limits, guard)
@@ -252,10 +254,10 @@ class Runs:
             return after
 
     def begin(self, run_id: str, lease: Lease) -> Run:
-        """Start a new attempt and set the phase to SUBMITTING. If cancellation was already requested,
-        withdraw the run instead. If the user cancels later, the job is canceled on the host. Raises
-        `LeaseLost` if another process has taken over the run, and `ImpossibleTransition` if the run can't be
-        submitted."""
+        """Start a new attempt to submit a run, and set its phase to SUBMITTING. If cancellation was already
+        requested, withdraw the run instead. If the user cancels later, the job is canceled on the host.
+        Raises `LeaseLost` if another process has taken over the run, and `ImpossibleTransition` if the run
+        can't be submitted."""
         at = self._db.clock.now()
         with self._db.writing() as connection:
             self._leases.require(connection, lease)
@@ -323,8 +325,8 @@ class Runs:
             if after.tags != before.tags:
                 schema.write_tags(connection, [after])
             if after.phase is SubmitPhase.REFUSED or reopened(before, after):
-                # What was sent, and refused or withdrawn after it, is looked for once more: it may have been
-                # done all the same.
+                # A run that was rejected or withdrawn after it was sent may still have a job, so it stays
+                # open for one more search.
                 row["closed"] = after.phase is SubmitPhase.REFUSED and not attempt
             if note or recorded_state(before) != recorded_state(after):
                 transitions.append(self._step(after, attempt, note))
@@ -364,9 +366,8 @@ class Runs:
         limits: Sequence[Limit] = (),
         figure: str = "the host's own estimate",
     ) -> Run:
-        """Change a run that may cost up to `usd` in total after the change. Raises `OverBudget` if the
-        increase over the reserved amount exceeds what remains of `budget_usd`, or the total exceeds one of
-        `limits`."""
+        """Change a run. `usd` is its maximum total cost after the change. Raises `OverBudget` if this exceeds
+        the reserved amount by more than what remains of `budget_usd`, or if it exceeds one of `limits`."""
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
@@ -388,7 +389,7 @@ class Runs:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def request_cancel(self, run_id: str) -> None:
-        """Record the request to cancel this run's job as soon as its id is known."""
+        """Record a request to cancel this run. Its job is canceled once the job's id is known."""
         self._set(run_id, cancel_requested=True)
 
     def cancel_requested(self, run_id: str) -> bool:

@@ -35,12 +35,12 @@ from orchestrate.types import Run
 
 metadata = MetaData()
 _CELL, _WORDS = 100, 360
-"""Maximum number of characters in a cell and in the searchable text. Postgres limits an index entry to 2,704
-bytes."""
+"""Maximum number of characters in an indexed value and in the searchable text. Postgres limits an index entry
+to 2,704 bytes."""
 
 VERSION = 10
 APPLICATION_ID = 0x4F524348
-"""`ORCH` in ASCII. The header of a SQLite file contains it if Orchestrate created the file."""
+"""`ORCH` in ASCII. Orchestrate writes it to the header of each SQLite file that it creates."""
 
 meta = Table(
     "orchestrate_meta",
@@ -71,7 +71,8 @@ runs = Table(
     Column("updated_at", String(40), nullable=False),
     Column("attempt", Integer, nullable=False, default=0),
     Column("cancel_requested", Boolean, nullable=False, default=False),
-    # The run has ended and its last events, metrics and bill are here: nothing about it is asked again.
+    # True once the run has ended and its last events, metrics and bill are stored. The host is not queried
+    # about it again.
     Column("closed", Boolean, nullable=False, default=False),
     Column("due_at", String(40), nullable=False),
     Column("bill_usd", Text),
@@ -80,13 +81,14 @@ runs = Table(
     Column("account", Text),
     Column("idempotency_key", String(255)),
     Column("made_by", Text),
-    # What lists show, filter and sort by; `listing.listed` fills it in.
+    # Columns that lists show, filter and sort by. `listed` computes their values.
     Column("title", Text, nullable=False, server_default=""),
     Column("model", Text, nullable=False, server_default=""),
     Column("cost", Float),
     Column("archived", Boolean, nullable=False, server_default=false()),
     Column("words", Text, nullable=False, server_default=""),
-    # All of a list but its records: whatever is filtered or sorted by is read from here.
+    # Contains all columns that lists filter and sort by, so only the records themselves are read from the
+    # table.
     Index("runs_listed", "created_at", "id", *LISTED),
     Index("runs_by_change", "updated_at"),
     Index("runs_open", "closed", "provider"),
@@ -186,7 +188,8 @@ stamps = Table(
     Column("uptime", Float, nullable=False),
 )
 
-# Since when, by a machine's uptime, a run has been seen with one mark: nothing of it moved.
+# Uptimes of a machine when it first and last saw a run with the same mark. The mark changes whenever the run
+# shows activity.
 silences = Table(
     "silences",
     metadata,
@@ -224,7 +227,8 @@ pauses = Table(
     Column("until", String(40), nullable=False),
 )
 
-# Ids of one account, as several keys or a host that began to tell it give; an id without a row stands alone.
+# Groups ids that belong to one account, because an account with several keys, or on a host that only recently
+# began to report account ids, has several. An id without a row belongs to no group.
 accounts = Table(
     "accounts",
     metadata,
@@ -234,7 +238,7 @@ accounts = Table(
     Column("first_id", String(255), nullable=False),
 )
 
-# A row is the projection of its transitions. One deployment of a job at a time is not over.
+# A row is derived from the deployment's transitions. At most one deployment of a job is not over.
 deployments = Table(
     "deployments",
     metadata,
@@ -251,7 +255,7 @@ deployments = Table(
     Column("attempt", Integer, nullable=False, default=0),
     Column("record", Text, nullable=False),
 )
-# As text: an Index with a condition for Postgres would load that dialect with every command.
+# Plain SQL, because an Index with a condition for Postgres would import that dialect in every command.
 event.listen(
     deployments,
     "after_create",
@@ -279,7 +283,7 @@ reviews = Table(
     Column("record", Text, nullable=False),
 )
 
-# Only added to: of a rater's ratings of one task the last one stands.
+# Append-only. A rater's last rating of a task counts.
 ratings = Table(
     "ratings",
     metadata,
@@ -289,7 +293,7 @@ ratings = Table(
     Column("record", Text, nullable=False),
 )
 
-# How far a judge agrees with people; the last one of a judge stands.
+# How well each judge agrees with people. A new calibration replaces the judge's earlier one.
 calibrations = Table(
     "calibrations",
     metadata,
@@ -306,7 +310,7 @@ gateway_keys = Table(
     Column("record", Text, nullable=False),
 )
 
-# Files, uploads, their parts, permissions.
+# Files, uploads, parts of uploads, and permissions.
 gateway_objects = Table(
     "gateway_objects",
     metadata,
@@ -360,7 +364,7 @@ experiments = Table(
     Column("record", Text, nullable=False),
 )
 
-# Only added to; of two processes that decide at once, one adds a number.
+# Append-only. If two processes decide at the same time, only one of them can add the next number.
 experiment_phases = Table(
     "experiment_phases",
     metadata,
@@ -370,7 +374,7 @@ experiment_phases = Table(
     Column("record", Text, nullable=False),
 )
 
-# A user, as a hash, who was given a model in a phase; `chance`: to be given the tuned one.
+# A user (as a hash) who was assigned a model in a phase. `chance` is the probability of the tuned model.
 exposures = Table(
     "exposures",
     metadata,
@@ -392,13 +396,13 @@ outcomes = Table(
     Column("metric", String(64), nullable=False),
     Column("value", Float, nullable=False),
     Column("at", String(40), nullable=False),
-    # The caller's own, so that what is sent twice counts once; a hash.
+    # Hash of the caller's own key, so an outcome that is sent twice counts once.
     Column("key", String(64)),
     Index("outcomes_of", "experiment", "metric"),
     Index("outcomes_once", "experiment", "key", unique=True),
 )
 
-# What is counted beside: answers of the base in the tuned model's place, requests without a user.
+# Additional counts: answers of the base model in place of the tuned one, and requests without a user.
 experiment_counts = Table(
     "experiment_counts",
     metadata,
@@ -434,7 +438,7 @@ trials = Table(
 )
 
 
-# A send of a question that is under way, at its worst price. `log`: the journal that tells what became of it.
+# A request in progress, at its maximum price. `log` is the journal that records the request's outcome.
 answer_holds = Table(
     "answer_holds",
     metadata,
@@ -445,12 +449,12 @@ answer_holds = Table(
     Column("backend", String(255), nullable=False),
     Column("made_by", String(255), nullable=False),
     Column("usd", Text, nullable=False),
-    # The bytes of the journal then: it only grows, so one that has them and does not know the send proves
-    # that nothing was sent. Nothing in what was held before this was kept.
+    # Size of the journal when the price was reserved. Journals only grow, so if the journal is at least this
+    # large and doesn't contain the request, nothing was sent. NULL in rows of earlier versions.
     Column("log_bytes", Integer),
 )
 
-# What answers came to.
+# Actual cost of answers.
 answer_sums = Table(
     "answer_sums",
     metadata,
@@ -463,15 +467,15 @@ answer_sums = Table(
 )
 
 
-# The holds that were settled or released: a journal tells more than once what became of its sends.
+# Reservations that were settled or released. A journal may report the outcome of a request repeatedly.
 answers_ended = Table(
     "answers_ended",
     metadata,
     Column("hold", String(64), primary_key=True),
 )
 
-# What all runs, and all deployments that are over, take together: one row, changed with each of them. A store
-# has it once the first of them has changed.
+# The total of all runs and ended deployments, in one row that is updated whenever one of them changes. The
+# first change creates the row.
 kept_sums = Table(
     "kept_sums",
     metadata,

@@ -62,14 +62,14 @@ class Searches:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
     def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
-        """Return the cost of a sweep's runs so far, plus their possible further cost. The trial numbered
-        `but` is left out."""
+        """Return what a sweep's runs have cost so far, plus what they may still cost. Excludes the trial with
+        the number `but`."""
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **description: str) -> Limit | None:
         """Return the cost limit of a sweep, to be checked in the transaction that creates or changes a
-        trial's run."""
+        trial's run. Returns `None` if the sweep has no limit."""
         if search.max_cost_usd is None:
             return None
         description = {"what": "what remains of the sweep's limit,", **description}
@@ -80,8 +80,8 @@ class Searches:
         return Limit(search.max_cost_usd, taken, description)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """Return the sweep and the trial that a run belongs to, found by its idempotency key. This works even
-        if the process that created the run died before it recorded the run."""
+        """Find a run's sweep and trial by the run's idempotency key. This works even if the process that
+        created the run died before it recorded the run in the trial."""
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
                 found = [
@@ -119,7 +119,7 @@ def _spent(connection: Connection, search_id: str, but: int | None) -> Decimal:
     table, runs = tables.trials, tables.runs
     query = select(table.c.record).where(table.c.search_id == search_id)
     trials = [Trial.from_json(row) for row in connection.execute(query).scalars()]
-    # Also of one whose maker was killed before it wrote down which run it is.
+    # The keys also find runs whose creator was killed before it recorded the run's id in the trial.
     keys = [f"{search_id}-{trial.number}" for trial in trials]
     ids = [trial.run_id for trial in trials if trial.run_id is not None]
     rows = connection.execute(

@@ -73,7 +73,7 @@ class Store:
         self.close()
 
 
-# How long the submit protocol waits, and the places at which the fault tests end it.
+# Time limits of the submit protocol, and the points at which fault tests kill it.
 
 
 POINTS = (
@@ -88,10 +88,11 @@ POINTS = (
 """Points in the submit protocol at which fault tests kill the process."""
 
 CrashPoint = Callable[[str], None]
-"""A function that is called with the name of each point of `POINTS` that the protocol reaches."""
+"""Function that receives the name of each point in `POINTS` when the submit protocol reaches it."""
 
 CLOCK_SKEW = timedelta(days=2)
-"""Tolerated difference between this machine's clock and the host's clock in searches for jobs by time."""
+"""Tolerated difference between this machine's clock and the host's clock when searching for jobs by creation
+time."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ class Timing:
     """Time limits of the submit protocol, in seconds."""
 
     send_limit_s: float = 20.0
-    """Maximum time between writing SUBMITTING and sending. After that, nothing is sent."""
+    """Maximum time between storing the phase SUBMITTING and sending the create request. After this time, the
+    request is not sent."""
     requests: int = 3
-    """Number of HTTP requests that it takes to create one job, including the reads before it. Each has the
-    provider's timeout."""
+    """Number of HTTP requests that it takes to create one job, including the reads before it. Each request
+    may take as long as the provider's timeout."""
     margin_s: float = 60.0
     """Maximum delay before a new job appears in the host's list."""
     lease_s: float = 30.0

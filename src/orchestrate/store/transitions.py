@@ -81,7 +81,7 @@ def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
         if run.job_id == handle.job_id:
             return run
         raise ImpossibleTransition(
-            f"run {run.id} already has job {run.job_id} and cannot also have {handle.job_id}"
+            f"run {run.id} already has job {run.job_id}, so job {handle.job_id} cannot be added"
         )
     return _with(
         run,
@@ -170,9 +170,9 @@ def observed(run: Run, job: Job, at: datetime) -> Run:
     - An ended run keeps its final status. A response with the same status may add missing facts (the model's
       name, the trained tokens). A response with another status is ignored.
     - An unknown status is stored as received, as `UNKNOWN`, and does not end the run.
-    - Going back to queued or paused is accepted, because hosts requeue and pause jobs. A response that goes
-      back to a state before the queue, from finalizing to running, or out of cancelling is outdated, so all
-      of it is ignored.
+    - A running job may go back to queued or paused, because hosts requeue and pause jobs. But a job can't go
+      back to submitting or validating, a finalizing job can only be canceled or end, and a job that is being
+      canceled can only end. A response that contradicts this is outdated and is ignored entirely.
     """
     if run.job_id != job.handle.job_id:
         raise ImpossibleTransition(f"run {run.id} has job {run.job_id}, not {job.handle.job_id}")
@@ -200,7 +200,7 @@ def billed(bill: Bill) -> Callable[[Run], Run]:
 
 
 def estimated(usd: Decimal) -> Callable[[Run], Run]:
-    """Return a function that adds the host's own cost estimate, made before the job was created, to a run."""
+    """Return a change that stores the host's cost estimate, which was made before the job was created."""
     return lambda run: msgspec.structs.replace(run, estimate_usd=usd)
 
 
@@ -251,7 +251,7 @@ def _require(run: Run, to: SubmitPhase, *phases: SubmitPhase) -> None:
         raise Withdrawn(run)
     if run.phase not in phases or (run.status.terminal and to is not SubmitPhase.SUBMITTED):
         raise ImpossibleTransition(
-            f"run {run.id} is {run.status} in phase {run.phase} and cannot become {to}",
+            f"run {run.id} cannot move to phase {to}: it is in phase {run.phase} with status {run.status}",
             fix=f"orchestrate show {run.id}",
         )
 

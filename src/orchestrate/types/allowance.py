@@ -14,9 +14,9 @@ ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return how many seconds before the machine's time limit a worker must stop. This leaves time for a last
-    checkpoint, and accounts for the time before the worker's clock started, while the machine fetched its
-    image and packages."""
+    """Return the number of seconds by which a worker must stop before the machine's time limit. This leaves
+    time to save a last checkpoint. It also covers the time that the machine spent on fetching its image and
+    packages before the worker's clock started."""
     return min(ENDING_S, left_s / 3)
 
 
@@ -49,7 +49,7 @@ class Allowance(Record, frozen=True, kw_only=True):
         return not self.holds(self.used_s)
 
     def holds(self, seconds: float) -> bool:
-        """Return whether this amount of work stays below both limits."""
+        """Return whether this many seconds of work stay below both limits."""
         return not (self._below(seconds) or self._dear(seconds))
 
     def least(self) -> str:

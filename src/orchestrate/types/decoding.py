@@ -1,8 +1,8 @@
 """Decode bytes and plain values into records, safely from several threads.
 
-msgspec (as of 0.22) analyzes a class at its first use. A thread that decodes the class during this analysis
-crashes the process, so only one thread at a time uses a type for the first time. Types without records can
-use msgspec directly.
+msgspec (as of 0.22) analyzes a class at its first use. If another thread decodes the class during this
+analysis, the process crashes. Therefore, only one thread at a time uses a type for the first time. Code that
+decodes types without records can use msgspec directly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def decode(data: bytes | str, *, type: Any) -> Any:
 
 
 def decoder(type: type[T], *, float_hook: Callable[[str], Any] | None = None) -> msgspec.json.Decoder[T]:
-    """Build a decoder for many rows of one type. `float_hook` converts numbers in fields of any type."""
+    """Build a decoder for many rows of one type. `float_hook` parses floating-point numbers in untyped
+    (`Any`) fields."""
     _learn(type)
     return msgspec.json.Decoder(type, float_hook=float_hook)
 

@@ -80,8 +80,8 @@ class Sampling(Record, frozen=True, kw_only=True):
     max_tokens: int = 512
     seed: int = 0
     batch: int | None = None
-    """Number of rows answered together on this machine. With 1, no answer depends on other rows, not even in
-    the last bit."""
+    """Batch size for answers computed on this machine. With 1, each answer is bitwise independent of the
+    other rows."""
     response_format: dict[str, Any] | None = None
     """Response format of each answer, as in the chat completions API."""
 
@@ -119,7 +119,7 @@ class Contender(Record, frozen=True, kw_only=True):
     usd_per_hour: Decimal | None = None
     """Hourly price of the answering deployment, if hours are billed instead of tokens."""
     hours: Decimal | None = None
-    """Hours that the answering deployment needed for the answers, at the given concurrency."""
+    """Hours that the deployment took to produce the answers, at the concurrency of this evaluation."""
     answers_per_hour: Decimal | None = None
     """Expected traffic of the answering deployment in answers per hour, if it was set."""
     seconds: float | None = None
@@ -157,8 +157,8 @@ class MetricUsed(Record, frozen=True, kw_only=True):
 
     name: str
     kind: Literal["right-or-wrong", "graded", "amount"]
-    """Kind of the metric. `right-or-wrong` is 0 or 1, `graded` is between them, and `amount` has its own
-    unit."""
+    """Kind of the metric's values. `right-or-wrong` values are 0 or 1, `graded` values are between 0 and 1,
+    and `amount` values have their own unit."""
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     unfit: str | None = None
@@ -191,8 +191,8 @@ class Difference(Record, frozen=True, kw_only=True):
     """Two-sided p-value: mid-p McNemar for a right-or-wrong metric, otherwise the test that matches the
     interval."""
     p_corrected: float | None = None
-    """P-value after Holm's correction. In the first metric on all items, it corrects for the number of
-    contenders. All other differences are corrected together as a second family."""
+    """P-value after Holm's correction. The differences in the first metric on all items are one family, with
+    one comparison per contender. All other differences are a second family."""
     detectable: float | None = None
     """Smallest difference that this many items detect with 80% power."""
 
@@ -316,6 +316,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
         return next((m.score for m in self.measures if (m.contender, m.metric, m.slice) == wanted), None)
 
     def difference(self, contender: str, metric: str | None = None, slice: str = "") -> Difference | None:
-        """Return a contender's difference, by default in the first metric."""
+        """Return a contender's difference from the one it is compared with, by default in the first
+        metric."""
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((d for d in self.differences if (d.contender, d.metric, d.slice) == wanted), None)

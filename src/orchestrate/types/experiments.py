@@ -17,8 +17,8 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     name: str
     role: Literal["primary", "guardrail", "told"] = "told"
-    """Role of the metric. The primary metric decides whether the tuned model ships, a guardrail only whether
-    it is rolled back, and `told` decides nothing."""
+    """Role of the metric. The `primary` metric decides whether the tuned model ships. A `guardrail` can only
+    cause a rollback. A `told` metric is reported, but decides nothing."""
     kind: Literal["right-or-wrong", "number"] = "right-or-wrong"
     better: Literal["higher", "lower"] = "higher"
     margin: float = 0.0
@@ -26,7 +26,7 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     of_user: Literal["first", "mean", "sum", "any", "all"] = "first"
     """Rule for combining a user's outcomes. All rules except `first` need a window."""
     window_h: float | None = None
-    """Hours after the first assignment of a user in a phase during which outcomes count."""
+    """Window in which a user's outcomes count, in hours since the user's first assignment in a phase."""
     absent: float | None = None
     """Value for a user without an outcome in the window. With `None`, such a user doesn't count."""
 
@@ -46,8 +46,8 @@ class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Total number of users, in both arms, after which the tuned model is rolled back if the goal was not
     reached."""
     alpha: float = 0.05
-    """Probability of a false claim on the primary metric, no matter how often you check. The guardrails share
-    a separate alpha."""
+    """Maximum probability of a false claim about the primary metric, no matter how often you check. The
+    guardrails share a separate alpha."""
 
 
 class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,7 +116,7 @@ class EvidencePoint(Record, frozen=True, kw_only=True):
 
     users: int
     log10_e: float
-    """Logarithm of the e-value. 0 means no evidence. A difference is shown once it reaches log10(1 /
+    """Base-10 logarithm of the e-value. 0 means no evidence. A difference is shown once it reaches log10(1 /
     alpha)."""
 
 
@@ -131,15 +131,15 @@ class Evidence(Record, frozen=True, kw_only=True):
     users: dict[str, int]
     """Number of counted users, by arm."""
     values: dict[str, float | None]
-    """Raw averages by arm over all phases. If shares changed, the reported difference is not the difference
-    of these values."""
+    """Raw averages by arm over all phases. If the shares changed, `difference` is not the difference between
+    these averages."""
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    """High end of the interval, which contains the true difference at all times, with a probability of 1 -
-    alpha."""
+    """High end of the interval. With a probability of 1 - alpha, the interval contains the true difference at
+    all times."""
     gate: str | None = None
-    """Reason why there is no interval yet and, for numeric metrics, no evidence."""
+    """Reason why there is no interval yet. Numeric metrics have no evidence yet either."""
     log10_e: float = 0.0
     """Strongest evidence so far against the null hypothesis of no difference."""
     p_value: float = 1.0
@@ -148,7 +148,8 @@ class Evidence(Record, frozen=True, kw_only=True):
     detectable: float | None = None
     """Difference that would have been detected by now with 80% power."""
     counted_ratio_p: float = 1.0
-    """P-value for equal recording of outcomes in both arms. Below 0.001, the metric is not trusted."""
+    """P-value of the test whether counted users are split as planned. Below 0.001, the metric is not trusted,
+    because outcomes seem to be recorded more often in one arm."""
     curve: tuple[EvidencePoint, ...] = ()
 
 
@@ -174,7 +175,8 @@ class ExperimentReport(Record, frozen=True, kw_only=True):
     users: dict[str, int]
     """Number of users who were assigned a model, by arm. A user who was in both arms counts in both."""
     sample_ratio_p: float
-    """P-value for the planned split of users. Below 0.001, the split is broken."""
+    """P-value of the test whether users were split as planned. Below 0.001, the split is considered
+    broken."""
     evidence: tuple[Evidence, ...]
     decision: ExperimentDecision
     counts: dict[str, int] = {}

@@ -14,8 +14,8 @@ Opens = Literal["gateway", "serve", "sessions"]
 
 
 class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The key of a client of the gateway, or of model servers. Limits that are `None`, and empty lists, allow
-    everything."""
+    """A client's API key for the gateway, model servers or training sessions. A limit that is `None` or an
+    empty list allows everything."""
 
     name: str
     created_at: datetime
@@ -28,10 +28,11 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     models: tuple[str, ...] = ()
     """Names of the models that clients may request."""
     map: dict[str, str] = {}
-    """Model names that only this key maps, each to `backend:model`. They take precedence over the
+    """Model names that are mapped to `backend:model` for this key only. They take precedence over the
     configuration."""
     budget_usd: Decimal | None = None
-    """Cost limit for all jobs of the key: bills of ended jobs plus the high ends of open jobs' quotes."""
+    """Cost limit for all jobs of the key: the bills of ended jobs plus the high ends of the quotes of all
+    other jobs."""
     per_minute: int | None = None
     """Maximum number of requests per minute."""
     concurrent: int | None = None
@@ -71,9 +72,10 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Notes on how the gateway handled the request, shown as the job's first events."""
     run_id: str | None = None
     attempt: int = 0
-    """Number of the attempt, in records of earlier versions, which created a run for each attempt."""
+    """Number of the attempt. Only set in records of earlier versions, which created a new run for each
+    attempt."""
     tries: int = 0
-    """Number of times that the backend could not accept the job for a temporary reason."""
+    """Number of times that the backend was temporarily unable to accept the job."""
     again_at: datetime | None = None
     error: JobError | None = None
     """Reason why the job has no run."""
@@ -119,4 +121,4 @@ class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Reason for the rejection."""
     address: str | None = None
     times: int = 1
-    """Number of similar entries since the previous recorded one."""
+    """Number of requests that this entry stands for. Similar rejections are combined into one entry."""

@@ -34,7 +34,8 @@ class Standing(Record, frozen=True, kw_only=True):
     session: bool = False
     """True for the machine of a training session, which `recover` can't rebuild without its run directory."""
     job_id: str | None = None
-    """Id of the job, or the job id in the resource's name. Only the store knows who owns that job."""
+    """Id of the job, or the job id in the resource's name. The owner of that job is only recorded in the
+    store."""
     created_at: datetime | None = None
     owner: str | None = None
     """The creator, if known to be someone other than the key's owner."""
@@ -96,11 +97,12 @@ class Adapter(Record, frozen=True, kw_only=True):
     """A LoRA adapter on this machine, ready to be uploaded."""
 
     id: str
-    """Name at every host. It is derived from the weights, so the same weights are never uploaded twice."""
+    """Name used on every host. It is derived from the weights, so the same weights are never uploaded
+    twice."""
     folder: str
     """Folder with only adapter_config.json and adapter_model.safetensors."""
     base: str
-    """The base model of the adapter, by its catalog or hub name."""
+    """Catalog name or Hugging Face id of the adapter's base model."""
     rank: int
     """The highest rank of the adapter's matrices."""
     targets: tuple[str, ...]
@@ -139,7 +141,7 @@ class Age(Record, frozen=True, kw_only=True):
     at: datetime
     """Wall-clock time of the reading."""
     boot: str
-    """Id of the boot from which `uptime` counts."""
+    """Id of the boot that `uptime` is counted from."""
     uptime: float
 
 

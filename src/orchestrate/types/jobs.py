@@ -99,7 +99,7 @@ class JobHandle(Record, frozen=True, kw_only=True):
     ref: str | None = None
     """Our tag on the job, if it could be read back."""
     kind: str | None = None
-    """The host's collection that contains the job, if it has several (Fireworks: supervised, dpo,
+    """Collection that contains the job, on hosts with several collections (Fireworks: supervised, dpo,
     reinforcement)."""
 
 
@@ -126,13 +126,13 @@ class Job(Record, frozen=True, kw_only=True):
     total_steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    """Values that the host trains with: the requested ones, or the host's own choice."""
+    """Batch size that the host trains with, like `epochs`: the requested value, or the host's own choice."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
     error: JobError | None = None
     cost_usd: Decimal | None = None
-    """Cost of the entire job as reported by the host, if any, regardless of the job's progress."""
+    """Cost of the entire job, regardless of its progress, if the host reports it."""
     cost_origin: str | None = None
     accelerator_seconds: dict[str, int] = {}
     """Seconds by GPU type, for a job that is billed by GPU time."""
@@ -170,7 +170,7 @@ class Told(Record, frozen=True, kw_only=True):
     """A host's report on a job that was created without this store."""
 
     spec: dict[str, Any] = {}
-    """Settings under the spec's own names."""
+    """Settings, keyed by the spec's field names."""
     files: dict[str, str] = {}
     """Ids of the training and validation files at the host."""
     dataset_digest: str | None = None
@@ -180,7 +180,8 @@ class Told(Record, frozen=True, kw_only=True):
 
 
 class Event(Record, frozen=True, kw_only=True):
-    """One event of a job. `id` is stable for a provider and job, so reading it again adds no duplicate."""
+    """One event of a job. `id` is the same whenever the event is read, so reading a job's events again adds
+    no duplicates."""
 
     id: str
     at: datetime
@@ -291,7 +292,7 @@ class RunRequest:
     made_by: str | None = None
 
     def kept(self) -> dict[str, Any]:
-        """Return only these fields, by name."""
+        """Return the fields of `RunRequest`, keyed by name. Leaves out the fields of subclasses."""
         return {name: getattr(self, name) for name in RunRequest.__dataclass_fields__}
 
 
@@ -334,7 +335,7 @@ class Run(Record, frozen=True, kw_only=True):
     quote: Quote | None = None
     bill: Bill | None = None
     estimate_usd: Decimal | None = None
-    """The host's own estimate from before the job was created, which is not a bill."""
+    """The host's cost estimate, made before the job was created. It is not a bill."""
     max_cost_usd: Decimal | None = None
     max_hours: float | None = None
     """Hour limit for all of the run's workers together, if the user changed it after submission."""
@@ -360,7 +361,7 @@ class Run(Record, frozen=True, kw_only=True):
     note: str | None = None
     """The user's note on the run."""
     archived: bool = False
-    """True if lists hide the run by default. Its cost and billing count as before."""
+    """True if lists hide the run by default. Budgets and bills still include it."""
 
     def __str__(self) -> str:
         mark = " SANDBOX" if self.sandbox else ""
@@ -395,8 +396,8 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def dormant(self) -> bool:
-        """True if this is a training session that no program drives. Until it is resumed, it costs nothing
-        more."""
+        """True if this is a training session that no program drives. It has no further cost until it is
+        resumed."""
         return self.job_kind == SESSION and self.status is JobStatus.PAUSED
 
     @property
@@ -409,7 +410,7 @@ class Run(Record, frozen=True, kw_only=True):
         """Return the handle of the run's job. Raises `UsageError` while the run has no job on the host."""
         if self.job_id is None:
             raise UsageError(
-                f"run {self.id} has no job on {self.provider} (it is {self.phase.value})",
+                f"run {self.id} has no job on {self.provider} (its phase is {self.phase.value})",
                 fix=f"see why with: orchestrate events {self.id}",
             )
         return JobHandle(provider=self.provider, job_id=self.job_id, ref=self.ref, kind=self.job_kind)

@@ -67,13 +67,13 @@ class Authority(StrEnum):
     """Kinds of source that document a host's field, most reliable first."""
 
     SDK = "sdk"
-    """Types of the host's own SDK."""
+    """The types in the host's own SDK define the field."""
     SPECIFICATION = "specification"
-    """API specification published by the host."""
+    """The API specification published by the host defines the field."""
     DOCUMENTATION = "documentation"
-    """Only the host's web pages mention it."""
+    """Only the host's web pages mention the field."""
     NONE = "none"
-    """No published source mentions it."""
+    """No published source mentions the field."""
 
 
 class Setting(Record, frozen=True, kw_only=True):
@@ -100,10 +100,10 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     """The peak device memory of training, by part, and how to reduce it."""
 
     parts: dict[str, int]
-    """Bytes by part."""
+    """Bytes, keyed by part."""
     total_bytes: int
     peak: str
-    """Part of a step at which the peak is reached."""
+    """Stage of a training step in which the peak is reached."""
     available_bytes: int | None
     """Memory of the device. `None` if unknown."""
     device: str
@@ -119,8 +119,8 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
 
 
 class Translation(Record, frozen=True, kw_only=True):
-    """A JobSpec translated for one backend. Nothing is dropped silently, because every requested setting has
-    a row."""
+    """A JobSpec translated for one backend. Every requested setting is listed in `settings`, so nothing is
+    dropped silently."""
 
     provider: str
     model: str
@@ -132,7 +132,7 @@ class Translation(Record, frozen=True, kw_only=True):
     """Memory plan, for a backend that trains on the user's hardware."""
     overrides: dict[str, Any] | None = None
     """Fields to set under this backend's `overrides:` so that the backend accepts the spec. `None` if it
-    already accepts the spec, or if no fields could change that."""
+    already accepts the spec, or if no fields could make it acceptable."""
 
     def __str__(self) -> str:
         counts = Counter(setting.outcome.value for setting in self.settings)
@@ -185,7 +185,8 @@ class Confidence(StrEnum):
 
 
 class QuoteLine(Record, frozen=True, kw_only=True):
-    """One line of a quote: `usd = quantity x usd_per_unit`, with a band for the quantity's uncertainty."""
+    """One line of a quote: `usd = quantity x usd_per_unit`, with a low and a high amount because the quantity
+    may be uncertain."""
 
     component: str
     """Component, such as training, evaluation, minimum, hosting, serving, storage or electricity."""
@@ -262,8 +263,8 @@ class Quote(Record, frozen=True, kw_only=True):
     batch_size: int | None = None
     """Rows per step. `None` if the host chooses."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Basis of the price: all rows, or a sample. The sample's interval lies within `low_usd` and `high_usd`.
-    Without a count, there is no price."""
+    """Basis of the token count: all rows, a sample, or none. The range from `low_usd` to `high_usd` includes
+    the uncertainty of a sample. Without a token count, there is no price."""
 
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]
@@ -327,8 +328,8 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[bool, bool, bool, Decimal]:
-        """Sort key that orders usable quotes by price, then quotes of jobs that would be rejected, and
-        finally quotes without a price for another reason."""
+        """Sort key: first the quotes that may rank as the cheapest, by price, then other quotes with a price,
+        then those of jobs that would be rejected, and finally quotes whose price is unavailable."""
         usd = self.counted_usd
         return (
             self.unavailable is not None,

@@ -16,16 +16,16 @@ class Said(Record, frozen=True, kw_only=True):
     """Text without the end-of-turn token."""
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Log-probability of each id, in nats."""
+    """Log-probability of each token, in nats."""
     pieces: tuple[bytes, ...] = ()
-    """Text of each id. A character may span several ids. Special tokens are empty."""
+    """Bytes of each token's text. A character may span several tokens. Special tokens are empty."""
     ended: bool
     """True if the answer ended with an end-of-turn token, which is then the last id. Otherwise, the answer
     was cut off."""
 
 
 class Probe(Record, frozen=True, kw_only=True):
-    """A conversation, and the token ids of the prompt for its next answer, as the trainer renders them."""
+    """A conversation, and the token ids of the prompt that the trainer renders from it."""
 
     kind: str
     """Kind of conversation, such as plain, system, multi-turn, tools, special tokens or Unicode."""
@@ -59,10 +59,11 @@ class Sheet(Record, frozen=True, kw_only=True):
     stops: tuple[int, ...]
     stop_words: tuple[str, ...]
     precision: str
-    """Precision of these numbers: bf16 or fp32, with nf4 if the base model was in four bits."""
+    """Precision in which the fingerprint was computed: bf16 or fp32, with nf4 if the base model was in 4
+    bits."""
     noise: float
-    """Difference between the base model's log-probabilities for single rows and for batches, in nats per
-    token."""
+    """Numerical noise, in nats per token: the difference between the base model's log-probabilities when rows
+    are processed one by one and in batches."""
     probes: tuple[Probe, ...]
     refused: dict[str, str] = {}
     """Kinds of prompts that the chat template rejects, each with the template's reason."""
@@ -98,7 +99,7 @@ class Proof(Record, frozen=True, kw_only=True):
 
     @property
     def badge(self) -> str:
-        """The result in words, such as `proved`, `proved in part (tokens not seen)` or `failed: stop`."""
+        """The result in words, such as `proved`, `partly proven (not checked: tokens)` or `failed: stop`."""
         if self.state == "proved":
             return "proved"
         word = "failed" if self.state == "failed" else "unknown"
@@ -110,7 +111,8 @@ NOT_PROVED = "not proved"
 
 
 def newest(proofs: Sequence[Proof]) -> list[Proof]:
-    """Return the last proof for each place and name, newest first. `proofs` must be sorted oldest first."""
+    """Return the latest proof for each place (`at`) and model name, newest first. `proofs` must be sorted
+    oldest first."""
     found: dict[tuple[str, str], Proof] = {}
     for proof in reversed(proofs):
         found.setdefault((proof.at, proof.model), proof)

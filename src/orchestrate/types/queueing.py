@@ -14,8 +14,8 @@ class QueueState(StrEnum):
     WAITING = "waiting"
     """The entry starts as soon as its backend has a free slot and the runs it depends on have succeeded."""
     HELD = "held"
-    """The entry does not start automatically, for the reason in its note. `orchestrate queue resume` lets it
-    wait again."""
+    """The entry does not start automatically, for the reason in its note. `orchestrate queue resume` sets it
+    to WAITING again."""
     SUBMITTING = "submitting"
     """A server is submitting the entry, or was when it stopped. The next server continues."""
     SUBMITTED = "submitted"
@@ -39,7 +39,7 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Digest of the training data when the price was confirmed. Changed data is not submitted."""
     created_at: datetime
     position: int
-    """Position in the queue. The lowest starts first."""
+    """Position in the queue. The entry with the lowest position starts first."""
     state: QueueState = QueueState.WAITING
     after: tuple[str, ...] = ()
     """Entries and runs that must succeed first."""

@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return decoding.convert(data, type=cls, strict=False)
 
     def cells(self) -> dict[str, Any]:
-        """Return the record as a table row, by column. Nested values are named by their path, such as
+        """Return the record as a table row, keyed by column. Nested values are named by their path, such as
         `tags.team`."""
         return dict(flat(msgspec.structs.asdict(self)))
 

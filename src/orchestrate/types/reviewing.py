@@ -29,11 +29,11 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 
 
 class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The rubric by which people and a judge rate answers. `orchestrate.evaluation` reads it."""
+    """The rubric that people and a judge model use to rate answers. `orchestrate.evaluation` loads it."""
 
     name: str
     question: str = "Which answer is better?"
-    """Question about two answers."""
+    """Question to ask about a pair of answers."""
     guide: str = ""
     """Rating guidelines, written by an expert."""
     criteria: tuple[Criterion, ...] = (Criterion(name="quality", question="How good is the answer?"),)
@@ -63,7 +63,7 @@ class Review(Record, frozen=True, kw_only=True):
     """Items for which two contenders gave the same answer, as (contender, contender, item). They are ties
     that nobody needs to rate."""
     seed: int = 0
-    """Seed for each rater's order of items and sides."""
+    """Seed for the order of items, and for the sides of the answers, which differ for each rater."""
     folder: str
     """Folder with the displayed content and the raters' links."""
 
@@ -76,7 +76,7 @@ class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
     rater: str
     at: datetime
     choice: Literal["left", "right", "tie", "both bad"] | None = None
-    """Choice between two answers. `left` and `right` are as displayed."""
+    """Choice between two answers. `left` and `right` are the sides on which the answers were displayed."""
     left: str = ""
     """Contender whose answer was on the left, or the only contender."""
     right: str = ""

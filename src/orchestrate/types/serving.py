@@ -32,7 +32,7 @@ class AdapterCost(Record, frozen=True, kw_only=True):
     load_s: float
     """Time to load the adapter, in seconds. Loading happens once."""
     token_s: float
-    """Seconds per token."""
+    """Seconds per token with the adapter."""
     base_token_s: float
     """Seconds per token with the base model alone."""
 

@@ -126,7 +126,7 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuest
         quote = run.quote if run.phase in _UNSENT else None
         what = "The run continues where it stopped, within its current limits or new ones."
         if quote is not None:
-            what = "The run continues where it stopped, within the price you confirmed at submit."
+            what = "The run continues where it stopped, within the price that you confirmed."
         return ActionQuestion(
             verb, what, None if quote is None or quote.high_usd is None else f"up to {money(quote.high_usd)}"
         )
@@ -166,7 +166,8 @@ def routes(site: Site) -> list[Route]:
             raise UsageError(f"unknown action: {name!r}", fix=f"orchestrate {name} --help")
         limits = {one: first(form, one).strip() for one in _LIMITS}
         if name == "deploy" and any(first(form, f"shown_{one}") != value for one, value in limits.items()):
-            # Nobody has seen what it costs with these limits: the page says so first.
+            # The user has not seen the price with these limits yet, so show the page with the new price
+            # first.
             return f"/runs/{handle.id}/do/deploy?{urlencode(limits)}"
         site.work.begin(handle.id, VERBS[name].label.lower(), lambda: _done(handle, name, form))
         return f"/runs/{handle.id}"
@@ -215,8 +216,8 @@ def number(form: Form | Mapping[str, str], name: str) -> Decimal | None:
     return amount(first(form, name).strip() or None, name.replace("_", " "), unit)
 
 
-# Evaluations from the page of a run or a checkpoint. The page shows the requests and their price first, and
-# the confirmed price is the limit.
+# Evaluations started from the page of a run or checkpoint. The page first shows the number of requests and
+# their price. The confirmed price is the cost limit.
 
 
 def evaluate_routes(site: Site) -> list[Route]:

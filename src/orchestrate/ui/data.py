@@ -106,8 +106,8 @@ def _of_run(site: Site, handle: RunHandle, row: int) -> PreviewReport:
         return files.read_preview(train, handle.record.model, row, _AT_ONCE, masking, {}, chat)
 
 
-# Rows and answers judged by people: the pages of `orchestrate data review` and `orchestrate review`, within
-# these.
+# Reviews of rows and of answers by people: the pages of `orchestrate data review` and `orchestrate review`,
+# as part of this app.
 
 
 def review_routes(site: Site) -> list[Route]:

@@ -48,7 +48,7 @@ class CalculatorQuery:
     @classmethod
     def of(cls, request: Request) -> Self:
         """Read the sliders' values from a request. Raises `UsageError` unless all values are non-negative
-        integers."""
+        integers with at most nine digits."""
         given, numbers = request.query_params, dict[str, int]()
         for slider in SLIDERS:
             written = given.get(slider.name) or str(slider.value)

@@ -72,7 +72,7 @@ def fields() -> tuple[list[Field], list[Field]]:
 
 def _field(name: str, part: Mapping[str, Any], defs: Mapping[str, Any], *, needed: bool = False) -> Field:
     kinds = _kinds(part, defs)
-    # A kind that takes any text beside the words takes all of them.
+    # If one of the schemas allows any string, don't restrict the field to the words of an enum.
     free = any(one.get("type") == "string" and "enum" not in one for one in kinds)
     words = () if free else tuple(str(word) for one in kinds for word in one.get("enum", ()))
     types = {one.get("type") for one in kinds}
@@ -143,7 +143,8 @@ def _values(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checked(site: Site, given: Mapping[str, str]) -> FormCheck:
-    """Check the form. Errors are returned, to be shown next to the form, and never raised."""
+    """Check the form. Usage, data and setup errors are returned instead of raised, so the page can show them
+    next to the form."""
     if not given.get("model") or not given.get("train"):
         return FormCheck()
     spec: JobSpec | None = None

@@ -203,7 +203,7 @@ def stream_event(**values: Any) -> str:
 
 def spark(points: Sequence[MetricPoint]) -> tuple[str, str]:
     """Compute a sparkline for a table row: the points of a line in an 80 by 16 box, and the last value. Plots
-    the reward, if there is one, otherwise the training loss."""
+    the reward, the training loss or the validation loss, whichever is available first in this order."""
     for name in ("train_reward", "train_loss", "valid_loss"):
         values = [p.values[name] for p in points if name in p.values]
         finite = [v for v in values if v == v and abs(v) != float("inf")]

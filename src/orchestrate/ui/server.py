@@ -49,7 +49,7 @@ _LONGEST_BODY = 16 << 20
 
 
 def app(site: Site) -> Starlette:
-    """Build the app with all pages, but without the guard."""
+    """Build the app with all pages, but without access control."""
     return Starlette(
         routes=[static(), *(route for routes in _ROUTES for route in routes(site))],
         exception_handlers={OrchestrateError: site.error, HTTPException: site.error, Exception: site.error},

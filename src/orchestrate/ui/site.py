@@ -108,7 +108,8 @@ _POLICY = (
 )
 _HEADERS = {
     "content-security-policy": _POLICY,
-    # `no-referrer` would take the origin from forms too, by which they are known as ours.
+    # `no-referrer` would also remove the origin from form requests. The origin shows that a form is from
+    # these pages.
     "referrer-policy": "same-origin",
 }
 _FILES = {
@@ -228,7 +229,7 @@ def static() -> Route:
         if name not in _FILES:
             raise HTTPException(404, "file not found")
         kind = guess_type(name)[0] or "application/octet-stream"
-        # The address changes with the content, so what was loaded once is never asked for again.
+        # The URL changes with the content, so browsers never need to load the same URL again.
         return Response(_bytes(name), media_type=kind, headers={"cache-control": "private, max-age=31536000"})
 
     return Route("/static/{version}/{name}", answer, methods=["GET"])

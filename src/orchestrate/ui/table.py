@@ -164,7 +164,7 @@ class RunTableQuery:
         return replace(self, sort=other if self.sort == falling else falling, after="").query
 
     def order_of(self, name: str) -> str:
-        """Return a column's current order as a value of `aria-sort`."""
+        """Return the value of `aria-sort` for a column. Empty if the table is not sorted by this column."""
         if not name or self.sort.removeprefix("-") != name:
             return ""
         return "descending" if self.sort.startswith("-") else "ascending"

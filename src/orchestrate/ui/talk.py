@@ -55,8 +55,8 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """The amount that the next form confirms. It includes attempts without an answer, so an older form
-        does not confirm another attempt."""
+        """The amount that the next form confirms. It includes the cost of earlier attempts without an answer,
+        so an outdated form doesn't confirm another attempt."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property
@@ -123,9 +123,9 @@ def _read(form: Form) -> Talked:
     try:
         messages = msgspec.json.decode(kept, type=list[Message])
     except msgspec.MsgspecError as error:
-        raise UsageError("the form contains no conversation: start again") from error
+        raise UsageError("the form contains no valid conversation: start again") from error
     if on not in _PLACES or any(one.role not in _ROLES for one in messages):
-        raise UsageError("the form contains no conversation: start again")
+        raise UsageError("the form contains no valid conversation: start again")
     return Talked(messages, first(form, "message").replace("\r\n", "\n"), on)
 
 
