@@ -122,7 +122,7 @@ class ReadTools:
 
     def spending(self, month: str | None = None) -> dict[str, Any]:
         """Show what was spent and committed, and query every account for resources that are still billed.
-        `month` has the form 2026-11."""
+        `month` has the format YYYY-MM, such as 2026-11."""
         return self._ft.spending(month=month).to_dict()
 
 
@@ -166,8 +166,8 @@ def problems(found: list[Problem]) -> dict[str, Any]:
 
 
 def safe_tool(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a tool to report what failed and what to do. Removes control characters, invisible text and
-    secrets from its results and errors."""
+    """Wrap a tool so its errors say what failed and what to do. Removes control characters, invisible text
+    and secrets from its results and errors."""
 
     @functools.wraps(tool)
     def run(*args: Any, **given: Any) -> Any:

@@ -1,7 +1,8 @@
 """Tools that spend money, end runs or take down deployments. Each shows the user the amount and asks for
 approval first."""
 
-# No deferred annotations: they are read while a tool is built, to resolve its parameters.
+# No `from __future__ import annotations`: building a tool evaluates its annotations to resolve its
+# parameters.
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,9 +101,8 @@ def _evaluating(ft: Orchestrator, budget: AgentBudget) -> Tool:
         if expected is not None and high is not None:
             price = f"about {money(expected)}, at most {money(high)}"
         budget.require("evaluate", high or Decimal(0))
-        question = (
-            f"Send {count(sum(a.questions for a in planned.asked), 'request')} for held-out rows? {price}"
-        )
+        sent = count(sum(a.questions for a in planned.asked), "request")
+        question = f"Send {sent} to evaluate on held-out rows ({price})?"
         return put(ctx, question, f"orchestrate eval {' '.join(runs)}")
 
     def evaluate(

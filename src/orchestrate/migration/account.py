@@ -214,8 +214,9 @@ def proposed(
     ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
 ) -> list[PlannedMove]:
     """Propose a migration for every successful run whose model has an announced shutdown date, earliest
-    shutdown first. If several runs have the same settings and data, only the newest is migrated. `priced`
-    receives each prepared spec. Works offline. Raises `ConfigError` for a backend that isn't configured."""
+    shutdown first. If several runs have the same settings and data, only the newest is migrated. `priced` is
+    called with each prepared spec. Works offline. Raises `ConfigError` for a backend that isn't
+    configured."""
     for name in ft.backends(list(order.to)):
         ft.provider(name)  # it would be the reason to skip every run
     found: list[PlannedMove] = []
@@ -283,8 +284,8 @@ class PreparedPlan:
         invalid plan, and for an entry that cannot be run."""
         self._ft, self._path, self._again = ft, path, again
         self.plan = read(path)
-        # Read before the steps are looked up: what another process submits in between is a step's run, and
-        # no stray.
+        # Read this before looking up the steps. Otherwise, a run that another process submits in between
+        # would count as a stray.
         moved = self._moved()
         self.steps = [self._step(entry, order) for entry in self.plan.runs if not entry.skipped]
         ids = [step.migration.old.id for step in self.steps]

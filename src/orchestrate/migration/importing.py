@@ -65,7 +65,7 @@ class HostFile(msgspec.Struct, frozen=True, kw_only=True):
     gone: str | None = None
     """Reason why the file is not available, or `None`."""
     refused: bool = False
-    """True if the file may exist on the host, but this key currently has no access to it."""
+    """True if the file may exist on the host, but the current API key has no access to it."""
 
 
 class ImportReport(msgspec.Struct, kw_only=True):
@@ -75,7 +75,7 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """Ids of all jobs that the account lists."""
     imported: list[str] = []
     known: int = 0
-    """Number of jobs that already are runs in the store."""
+    """Number of jobs that were already in the store as runs."""
     left_out: int = 0
     """Number of jobs without a tuned model. These are only imported with `all`."""
     files: int = 0
@@ -103,7 +103,7 @@ class Importer:
         self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
     ) -> ImportReport:
         """Import the host's jobs. `every` includes jobs that failed or were canceled. Raises `ProviderError`
-        if the list cannot be read, and `UsageError` while another command imports from this host."""
+        if the list cannot be read, and `UsageError` if another command is importing from this host."""
         name = hashlib.sha256(self._place.encode()).hexdigest()[:16]
         with locked(private_folder(self._folder) / f"{name}.lock", keep=False) as held:
             if not held:  # two would write into one draft of a file
@@ -179,7 +179,7 @@ class Importer:
                 return None
         raise UsageError(f"no id is available for job {job.handle.job_id}")
 
-    # -- what belongs to them ------------------------------------------------------------------------------
+    # -- details and files ---------------------------------------------------------------------------------
 
     def _complete(self, report: ImportReport, *, files: bool) -> None:
         done = {run_id for run_id, held in self._held() if all(map(self._there, held.values()))}
@@ -354,7 +354,7 @@ def _with_files(run: Run, files: dict[str, HostFile]) -> Run:
     return structs.replace(run, spec=spec, dataset_digest=whole)
 
 
-# Past jobs of an account as runs, and what is at stake there.
+# Import an account's past jobs, and take an inventory of the models that may be shut down.
 
 
 class AccountImport(Record, frozen=True, kw_only=True):
@@ -388,7 +388,8 @@ def take(
     importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)
     there = ft.store.runs.matching(provider=name, host=provider.host)
-    # Of this account: another key may see another one, and a new key of the same account has its jobs.
+    # Keep only this account's runs, because another key may belong to another account. If a new key has a
+    # different account name, the runs are recognized by their jobs.
     runs = [run for run in there if run.account == report.account or run.job_id in report.jobs]
     found = inventory(
         runs, provider.profile, importer.missing_files(), today or days.today(), _used(ft, runs)

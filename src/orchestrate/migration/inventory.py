@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 TAG = "migrated_from"
-"""Tag of the new runs. Its value is the id of the old run."""
+"""Tag on each new run. Its value is the id of the old run."""
 KEY = "migrate-"
 """Prefix of the new runs' idempotency keys."""
 
@@ -77,7 +77,7 @@ class Inventory(Record, frozen=True, kw_only=True):
     """Total cost of the runs with a known cost."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """Pairs of (last day, number of models that are shut down after that day), earliest first."""
+    """Pairs of (last day, number of models with this last day), earliest day first."""
     data_here: int
     data_gone: int
 
@@ -169,8 +169,8 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
 
 
 def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
-    """List the other hosts that still tune the same closed base model, each with its last day for new
-    jobs."""
+    """List the other hosts that still tune the same closed base model, each with the date from which it
+    accepts no new jobs."""
     if model.open:
         return []
     offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]

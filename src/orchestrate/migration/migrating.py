@@ -73,7 +73,7 @@ class MigrationOrder:
     """Expected traffic, used to price serving. Default: `REQUESTS` per day with the data's average
     lengths."""
     test: str | Path | None = None
-    """Held-out rows. Default: the rows of the run or of its recording."""
+    """Held-out rows. Default: the run's test or validation file, or its recording."""
     old: Literal["auto", "live", "recorded"] = "auto"
     metrics: Sequence[str] = ("auto",)
     margin: float = MARGIN
@@ -113,7 +113,7 @@ class PreparedMigration:
         self._choose()
         self.proposal = self._proposed(held, data)
 
-    # -- what is proposed ----------------------------------------------------------------------------------
+    # -- proposal ------------------------------------------------------------------------------------------
 
     def _choose(self) -> None:
         """Choose the candidates with their prices, and what would be submitted to each backend."""
@@ -168,7 +168,7 @@ class PreparedMigration:
         usage = f"{traffic.requests_per_day:,.0f} requests per day, {traffic.input_tokens:,} tokens in, "
         usage += f"{traffic.output_tokens:,} out"
         if self.order.use is None:
-            usage += " (the average of the training rows, unless you set --traffic)"
+            usage += " (average lengths of the training rows, unless you set --traffic)"
         return Proposal(
             run_id=self.old.id,
             provider=self.old.provider,
@@ -230,7 +230,7 @@ class PreparedMigration:
         offers = self.prepared.offers if self.prepared is not None else ()
         return next((offer for offer in offers if offer.provider == name), None)
 
-    # -- by what parity is judged --------------------------------------------------------------------------
+    # -- held-out rows and the old model's answers ---------------------------------------------------------
 
     def _old_answers(self) -> Old:
         if self.order.old != "auto":

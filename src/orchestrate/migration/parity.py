@@ -98,7 +98,7 @@ class PreparedProof:
         measured = self._evaluation.measure(progress) if self._evaluation is not None else None
         notes: list[str] = []
         forgotten = [] if measured is None else self._forgotten(notes, progress)
-        # What was forgotten is part of the verdict.
+        # Measure forgetting before this, because it is part of the verdict.
         evaluation = None if measured is None else verdicts.joined(self._ft, [measured])[0]
         found = Migration(
             at=self._ft.store.clock.now(),

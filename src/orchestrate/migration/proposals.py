@@ -50,8 +50,8 @@ class SettingChange(Record, frozen=True, kw_only=True):
 def of_settings(
     before: Translation, after: Translation, refused: Mapping[str, str] | None = None
 ) -> list[SettingChange]:
-    """List the settings that change between the old backend and the new one. `refused` contains the settings
-    that the new backend does not support, each with the reason."""
+    """List what becomes of each setting on the new backend: kept, changed, left out or new. `refused`
+    contains the settings that the new backend does not support, each with the reason."""
     old, new = ({s.name: s for s in t.settings} for t in (before, after))
     found: list[SettingChange] = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -100,9 +100,7 @@ def of_rows(
             "rows are rendered with the new model's template",
         )
     ]
-    was, now = (
-        (m.tokenizer if m is not None else None) or "lengths and prices are recomputed" for m in (base, model)
-    )
+    was, now = ((m.tokenizer if m is not None else None) or "unknown" for m in (base, model))
     found.append(_changed("tokenizer", was, now, "lengths and prices are recomputed"))
     if {"system", "developer"} & set(content.roles):
         spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
@@ -167,8 +165,8 @@ def _template(model: Model | None) -> str:
     return "the model's default"
 
 
-# Where a tuned model can go: the models that one backend would tune in its place, nearest first, with what
-# speaks for and against each.
+# Replacements for a tuned model: base models that a backend can fine-tune, most similar first, with the
+# reasons for and against each.
 
 MOST = 3
 """Maximum number of models proposed for a backend."""
@@ -347,8 +345,8 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
         return tuple(change for change in self.changes if change.becomes == "left out")
 
     def rank(self, months: int) -> tuple[bool, Decimal, str]:
-        """Return a sort key: the maximum training cost plus the serving cost for `months`. Backends without a
-        serving price sort last."""
+        """Return a sort key: the maximum training cost plus the cost of serving for `months` months. Backends
+        without a serving price sort last."""
         training = self.quote.held_usd if self.quote is not None else Decimal(0)
         return (self.monthly_usd is None, training + months * (self.monthly_usd or Decimal(0)), self.provider)
 

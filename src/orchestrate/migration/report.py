@@ -109,7 +109,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
 
     def render(self, format: str) -> str:
         """Render the report as table, md, html or json. Removes terminal control sequences. Raises
-        `UsageError` for another format."""
+        `UsageError` for any other format."""
         if format == "json":
             return inert_json(json.dumps(self.migration.to_dict(), indent=2, ensure_ascii=False) + "\n")
         if format == "html":
@@ -128,7 +128,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
         return save(path, _ENDINGS, self.render)
 
 
-# -- in words ----------------------------------------------------------------------------------------------
+# -- summary in sentences ----------------------------------------------------------------------------------
 
 
 def headline(proposal: Proposal) -> str:
@@ -226,7 +226,7 @@ def margin_text(proposal: Proposal) -> str:
     held = proposal.held_out
     by = f"{text.count(held.rows, 'row')} of {held.path} ({held.origin})" if held else "nothing"
     return (
-        f"Parity: the entire 95% interval of the difference is above -{100 * proposal.margin:g} "
+        f"Parity holds if the entire 95% interval of the difference is above -{100 * proposal.margin:g} "
         f"percentage points. Judged on {by}. Old model's answers: {proposal.old}."
     )
 

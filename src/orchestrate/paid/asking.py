@@ -1,6 +1,6 @@
 """Send questions to a model, several at a time, and write each answer to disk before continuing.
 
-Answers are stored by model and question, so you never pay for the same question twice: not after a crash, in
+Answers are stored by model and question, so you never pay for the same question twice, even after a crash, in
 a second evaluation, or for a second contender with the same model. `Requests` sends the questions for
 evaluation, recording, judging and generation. No other code sends requests that are billed per answer.
 """
@@ -170,8 +170,8 @@ class Requests:
     """Sends questions to one respondent, several at a time.
 
     Each request is checked against the limit and recorded before it is sent. It counts at its maximum price
-    until its answer reports a price, or until the host is known to have done nothing. If a question is sent
-    again, both requests count."""
+    until its answer reports a price, or until it is known that the host did not process it. If a question is
+    sent again, both requests count."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class Requests:
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
-        """Ids of the holds in the ledger, keyed by question in progress."""
+        """Ids of holds in the ledger, keyed by the digest of a question in progress."""
         self._account = None if respondent.sandbox else purse.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
@@ -227,7 +227,8 @@ class Requests:
                     try:
                         self._reserve(batch)
                     except (OverBudget, NoMoreRequests) as error:
-                        # Answers under way are seldom as long as they may be.
+                        # Answers in progress rarely reach their maximum length, so this batch may fit the
+                        # limit once they arrive.
                         put_off.append(batch)
                         failed = None if running else error
                         break
@@ -414,8 +415,8 @@ class Asking:
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
         """Query each respondent as in `ask`. Respondents at different places are queried in parallel, and
-        those at the same place one after another. With a limit, all are queried one after another, so that
-        the costs of earlier ones count. If one fails, no more questions are sent."""
+        respondents at the same place one after another. With a limit, all respondents are queried one after
+        another, so the costs of earlier ones count toward it. If one fails, no more questions are sent."""
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)
@@ -494,7 +495,7 @@ class _Round:
         self._total, self._done = total, total - len(missing)
         self._known = self._done > 0
         if respondent.batch > 1:
-            # A batch takes as long as its longest row.
+            # A batch takes as long as its longest row, so put rows of similar length together.
             missing = sorted(missing, key=lambda q: q.most_tokens)
         size = respondent.batch
         self._batches = iter([missing[i : i + size] for i in range(0, len(missing), size)])
@@ -553,7 +554,7 @@ _UNFRESH = " without --fresh"
 
 
 def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> None:
-    """Raise `UnknownPrice` if a limit is set that cannot be enforced."""
+    """Raise `UnknownPrice` if a limit is set but cannot be enforced, because the price is unknown."""
     unknown = "the price per token is unknown" if price is None else None
     require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 

@@ -1,8 +1,8 @@
 """The journal of all questions to one model, and the cost limit for them.
 
 Each request is recorded with its maximum cost before it is sent. It counts at that cost until its answer is
-recorded with the actual price, or the host is known to have done nothing. A request whose answer never
-arrived may have been billed, so it still counts at its maximum cost in later commands.
+recorded with the actual price, or until it is known that the host did not process it. A request whose answer
+never arrived may have been billed, so it still counts at its maximum cost in later commands.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ class AnswerLog:
 
     @property
     def sends(self) -> dict[str, Send]:
-        """Return all requests that are both reserved in the ledger and recorded in this journal, by the id of
-        their hold."""
+        """Return all requests that are both reserved in the ledger and recorded in this journal, keyed by the
+        id of their hold."""
         return {
             hold: Send(sum(each.values(), Decimal(0)), self._at.get(hold))
             for hold, each in self._holds.items()
@@ -243,7 +243,7 @@ class AnswerLog:
 
 
 class RequestLedger(Protocol):
-    """The interface of the store's ledger that one command's requests use."""
+    """The part of the store's ledger that a command's requests use."""
 
     def require_price(self, backend: str) -> None: ...
 
@@ -282,7 +282,7 @@ class RequestBudget:
     """Identifies the command, ignoring its limit. Questions that earlier runs of the same command asked count
     toward the limit too."""
     account: RequestLedger | None = None
-    """Account whose budget each request is also reserved in."""
+    """Ledger of the account. Each request is also reserved in the account's budget."""
     recalled: bool = False
     """True if the questions of earlier commands have been counted."""
     spent_usd: Decimal = Decimal(0)

@@ -22,7 +22,7 @@ class UnknownPrice(OverBudget, UsageError):
         limit_usd: Decimal,
         reason: str,
         *,
-        fix: str = "set the price (--rate, or usd_per_hour in the options of a place), or remove the limit",
+        fix: str = "set the price (--rate, or usd_per_hour in the backend's options), or remove the limit",
     ) -> None:
         super().__init__(provider, limit_usd, limit_usd)
         problem = f"the price is unknown, so the limit of {limit(limit_usd)} cannot be enforced"
@@ -42,8 +42,8 @@ def require_within(
     **words: str,
 ) -> None:
     """Raise `OverBudget` if `usd` exceeds what remains of a limit after `taken_usd`. `words` describe the
-    amounts in the error. Raise `UnknownPrice` if `unknown` gives a reason why the price is unknown. Without a
-    limit, any amount is allowed."""
+    amounts in the error. Raises `UnknownPrice` if `usd` is `None` or `unknown` says why the price is unknown.
+    Without a limit, any amount is allowed."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:

@@ -112,8 +112,7 @@ RESPONSE_S = 300.0
 reports. This is twice the time allowed for saving a checkpoint."""
 
 ENDED_THERE = "ended_there"
-"""Error code of a run whose worker someone stopped outside of Orchestrate, for example in the place's
-console."""
+"""Error code of a run whose worker was stopped outside of Orchestrate, for example in the place's console."""
 
 REFUSALS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationFailed,
@@ -122,7 +121,7 @@ REFUSALS: Mapping[int, type[ProviderError]] = {
     404: NotFound,
     429: RateLimited,
 }
-"""Error classes by HTTP status, for places with an HTTP API."""
+"""Error classes, keyed by HTTP status, for places with an HTTP API."""
 
 
 class Starts(Record, frozen=True, kw_only=True):
@@ -190,7 +189,7 @@ class AwayPlace(Place):
         _ = self.depot
         launching.require_packages("pinning the worker's packages to the versions installed here")
 
-    # -- for each place --------------------------------------------------------------------------------------
+    # -- implemented by each place ---------------------------------------------------------------------------
 
     @abstractmethod
     def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
@@ -203,11 +202,11 @@ class AwayPlace(Place):
         del ref
         return None
 
-    # -- what it costs ---------------------------------------------------------------------------------------
+    # -- prices ----------------------------------------------------------------------------------------------
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """Return the hourly price of each worker by its id, including workers that other machines started.
-        Leaves out workers with an unknown price."""
+        """Return the hourly price of each worker, keyed by its id. Includes workers that other machines
+        started. Leaves out workers with an unknown price."""
         prices = {one.id: self._hour_of(one) for one in found}
         return {id: price for id, price in prices.items() if price is not None}
 
@@ -234,11 +233,11 @@ class AwayPlace(Place):
         return Hourly(
             usd_per_hour=order.limits.usd_per_hour,
             machine=decoding.convert(order.job.resources, Resources).machine or self.name,
-            source="price from before the start",
+            source="price read before the start",
             as_of=order.job.created_at,
         )
 
-    # -- what another machine started ------------------------------------------------------------------------
+    # -- runs started by other machines ----------------------------------------------------------------------
 
     @property
     def mark(self) -> str:
@@ -257,11 +256,11 @@ class AwayPlace(Place):
         return found
 
     def hard_end_s(self, limits: WorkerLimits) -> float | None:
-        """Return the working seconds after which the place stops the machine even if its worker continues, or
-        `None` if the place never does."""
+        """Return the working time in seconds after which the place stops the machine even if its worker
+        continues, or `None` if the place never stops it."""
         return limits.seconds
 
-    # -- the contract ----------------------------------------------------------------------------------------
+    # -- the interface of `Place` ----------------------------------------------------------------------------
 
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
         if _at_work(self.find(ref)):
@@ -270,7 +269,7 @@ class AwayPlace(Place):
         resources = self._priced(allowed(stored, resources))
         left = self._with_time_left(run, resources)
         order = place_order(self.depot, run.job(), resources.limits, self.mark)
-        # That may have sent much, for longer than a lost answer is waited for: another may have started one.
+        # The upload may have taken so long that another process has started a worker in the meantime.
         there = self.find(ref)
         if _at_work(there):
             return
@@ -345,7 +344,7 @@ class AwayPlace(Place):
         return claim.used_s(self.depot.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
-        """Add the place's current price. Raises `OverBudget`."""
+        """Add the place's current price. Raises `OverBudget` if it is above `max_usd_per_hour`."""
         hourly, limits = self.price(resources), resources.limits
         if hourly is None:
             return resources
@@ -364,7 +363,7 @@ class AwayPlace(Place):
         """Return the usage as measured by the workers' own clocks. Used if the place does not measure usage
         or no longer lists the run."""
         seconds = self.worked_s(ref)
-        # One that never reported may have been paid for all the same.
+        # A worker that never reported may still have been billed, so its cost is unknown rather than 0.
         return Usage.at(self.price_of(ref) if seconds else None, seconds, "time measured by the worker")
 
     # -- the run directory -----------------------------------------------------------------------------------

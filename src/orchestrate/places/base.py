@@ -22,7 +22,7 @@ SILENCE_S = 600.0
 
 
 PRICE = "price.json"
-"""Name of the file in a run's storage that holds the machine's price (an `Hourly`), which is read after the
+"""Name of the file in a run's storage that contains the machine's price (an `Hourly`), as read after the
 start."""
 
 
@@ -41,16 +41,17 @@ class WorkerLimits(Record, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float | None:
-        """The stricter of `max_hours` and `max_usd`, converted to total seconds of all attempts. `None` means
-        no limit."""
+        """Time limit in seconds for all attempts together: the stricter of `max_hours` and `max_usd`. `None`
+        means no limit."""
         found = [] if self.max_hours is None else [self.max_hours * 3600]
         if self.max_usd is not None and self.usd_per_hour:
             found.append(float(self.max_usd / self.usd_per_hour) * 3600)
         return min(found, default=None)
 
     def working_s(self, earlier_s: float = 0.0) -> float | None:
-        """Return the seconds of work, over all attempts, after which a worker stops itself to save its state
-        within the limit. `earlier_s` is the time used by earlier attempts."""
+        """Return after how many seconds of work, over all attempts, a worker stops itself, early enough to
+        save its state within the limit. `None` means no limit. `earlier_s` is the time used by earlier
+        attempts."""
         if self.seconds is None:
             return None
         return self.seconds - ending_s(max(0.0, self.seconds - earlier_s))
@@ -87,7 +88,7 @@ class Hourly(Record, frozen=True, kw_only=True):
 
 
 class Machine(Record, frozen=True, kw_only=True):
-    """A machine that a place offers, as far as known without contacting the place."""
+    """A machine that a place offers, described without contacting the place."""
 
     name: str
     """The place's own name for the machine."""
@@ -106,7 +107,7 @@ class Placed(Record, frozen=True, kw_only=True):
     """A worker as listed by its place."""
 
     id: str
-    """The place's own id of the worker."""
+    """Worker id assigned by the place."""
     ref: str
     state: Literal["waiting", "running", "ended", "unknown"]
     raw_state: str
@@ -167,7 +168,7 @@ class Place(ABC):
     @abstractmethod
     def find(self, ref: str | None = None) -> list[Placed]:
         """List the workers of this ref, or of all runs, newest first. Includes ended workers if the place
-        still lists them. Raises an error for a response that is not a list."""
+        still lists them. Raises an error if the place's response is not a list."""
 
     def state(self, ref: str) -> Placed | None:
         """Return the newest worker, or `None` if the place lists none."""
@@ -190,7 +191,7 @@ class Place(ABC):
 
     @abstractmethod
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage that the place measured, or `None` if the place measures none."""
+        """Return the usage that the place measured, or `None` if the place does not measure usage."""
 
     # -- the run directory --------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class Place(ABC):
         """Fetch everything that the worker has reported since the last call."""
 
     def tell(self, run: RunDir) -> None:  # noqa: B027
-        """Send the pause or cancel request that this run directory contains to the worker."""
+        """Send the worker the pause or cancel request from this run directory."""
 
     def settle(self, run: RunDir) -> None:  # noqa: B027
         """Upload the state of a run without a worker, after this machine changed it."""

@@ -53,8 +53,8 @@ class Switch:
         self.reported_at = self.clock()
 
     def due(self) -> tuple[Literal["silence", "limit"], str] | None:
-        """Return why the worker must stop now, or `None`. If the reason is `silence`, the worker can't send a
-        last report. If it is `limit`, it can."""
+        """Return why the worker must stop now, or `None`. The worker can still send a last report if the
+        reason is `limit`, but not if it is `silence`."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
             return "silence", f"could not report for {duration(silent)}"

@@ -3,8 +3,8 @@
     blobs/<sha256>                      files uploaded once for all runs: data, models, our own code
     runs/<ref>/order.json               the job, with the blobs that it needs
     runs/<ref>/control                  `pause` or `cancel`
-    runs/<ref>/attempts/00000001.json   the worker of the attempt, and the time that it has used
-    runs/<ref>/pulse.json               replaced with every report
+    runs/<ref>/attempts/00000001.json   the attempt's worker, and the time used so far
+    runs/<ref>/pulse.json               the worker's heartbeat, replaced with every report
     runs/<ref>/status.json  proof.json  as in a run directory
     runs/<ref>/events/0001-00000001     a growing file, in numbered parts
     runs/<ref>/folders/<name>/<sha256>  files of a checkpoint or of the result
@@ -105,7 +105,7 @@ class Depot:
             self._system.invalidate_cache()
             self._system.rm(self._at(folder), recursive=True)
 
-    # -- by content ----------------------------------------------------------------------------------------
+    # -- files stored under their hash ---------------------------------------------------------------------
 
     def keep(self, path: Path, under: str = "blobs") -> ArtifactFile:
         """Store a file under its hash, unless it is already stored."""
@@ -189,8 +189,8 @@ class StoredRun:
 
     def record(self, name: str, kind: type[R]) -> R | None:
         """Read a JSON record, or return `None` if the file does not exist or is empty. Raises
-        `HostUnavailable` if the record cannot be parsed, for example after a full disk or because another
-        version wrote it."""
+        `HostUnavailable` if the record cannot be parsed, for example because the disk was full or another
+        version of Orchestrate wrote it."""
         data = self.read(name)
         return self.decoded(name, data, kind) if data else None
 
@@ -204,7 +204,7 @@ class StoredRun:
     def remove(self) -> None:
         self.depot.remove(self.folder)
 
-    # -- files that grow -----------------------------------------------------------------------------------
+    # -- growing files -------------------------------------------------------------------------------------
 
     def parts(self, name: str, after: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
         """List the parts after the given one, as (edition, number), in the newest edition whose first part
@@ -280,9 +280,9 @@ def _part(part: tuple[int, int]) -> str:
     return f"{part[0]:04d}-{part[1]:08d}"
 
 
-# What of a run directory goes to its depot and back: a worker away reports, and whoever watches it looks.
-#
-# Checkpoints and the result lie in the depot under their own names (`step-00000120`, `adapter`).
+# Synchronization of run directories: a remote worker uploads its changes with `Reporter`, and machines that
+# watch the run download them with `look`. Checkpoints and the result keep their own names in the storage
+# (`step-00000120`, `adapter`).
 
 GROWING = ("events.jsonl", "metrics.jsonl", "worker.log")
 WHOLE = ("proof.json", "paces.jsonl", "status.json")
@@ -368,7 +368,7 @@ class Reporter:
         for name, path in here.items():
             if name not in self._folders and (name == result or (path / "manifest.json").is_file()):
                 self._send(name, path)
-        # One to go on from is there at every moment: the newest goes only when a newer one is whole.
+        # Always keep a checkpoint to resume from: delete one only after a newer one is complete.
         steps = sorted(name for name in self._folders if name.startswith("step-"))
         for name in [name for name in steps[:-1] if name not in here]:
             self.stored.drop_folder(name)
@@ -379,7 +379,8 @@ class Reporter:
         held = self.run.path / "outgoing" / name
         try:
             shutil.copytree(path, held, copy_function=os.link)
-            # The engine may be removing it for a newer one: then it is not all there.
+            # The engine may be deleting this checkpoint in favor of a newer one, so check that it is
+            # complete.
             if not name.startswith("step-") or checkpoints.verify(held) is not None:
                 self.stored.keep_folder(name, held)
                 self._folders.add(name)

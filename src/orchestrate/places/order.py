@@ -1,5 +1,5 @@
-"""The manifest of a run, with everything that a remote worker needs: the job, its data and model by hash,
-Orchestrate's own code, package versions and limits."""
+"""The manifest of a run and the environment of its remote worker. The manifest contains the job, its limits,
+and the hashes of its data, its model and Orchestrate's own code."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PACKAGE = "orchestrate-ft"
 
 
 class WorkerOrder(Record, frozen=True, kw_only=True):
-    """Contents of `order.json`, the manifest of a run. Paths in the job are names of files and folders in the
-    storage, which the worker replaces with its own paths."""
+    """Contents of `order.json`, the manifest of a run. Paths in the job are those of the machine that
+    submitted it. The worker replaces the paths of uploaded files and folders with its own."""
 
     job: LocalJob
     files: dict[str, ArtifactFile]
@@ -247,13 +247,14 @@ def parse_gpu(text: str) -> tuple[str, int]:
     count = int(found["count"] or found["many"] or 1) if found else 0
     if found is None or count < 1:
         raise UsageError(
-            f"{text!r} is not a valid GPU", fix="write a type, a type and a count such as H100:2, or auto"
+            f"{text!r} is not a valid GPU",
+            fix="use a GPU type such as H100, a type with a count such as H100:2, or auto",
         )
     return (found["left"] or found["gpu"]).strip(), count
 
 
-# Folders of workers on machines that outlive them. What a killed one left there, a model and checkpoints,
-# goes when the next comes.
+# Temporary folders of workers, on machines that continue to exist after them. If a worker is killed, the next
+# one deletes the model and the checkpoints that it left behind.
 
 
 def room() -> TemporaryDirectory[str]:

@@ -70,7 +70,7 @@ BROKEN: dict[str, Change] = {
     "a tokenizer of its own code": tokenizer(
         tokenizer_config__json='{"auto_map": {"AutoTokenizer": ["evil.T", null]}, "tokenizer_class": "Evil"}'
     ),
-    "could not read a tokenizer": tokenizer(tokenizer__json="{"),
+    "could not load a tokenizer": tokenizer(tokenizer__json="{"),
     "a template without end": tokenizer(chat_template__jinja="{% for i in range(10**11) %}x{% endfor %}"),
     "a template that reaches out": tokenizer(chat_template__jinja="{{ ''.__class__.__mro__ }}"),
 }

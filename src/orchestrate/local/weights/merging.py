@@ -2,7 +2,7 @@
 Imports torch. PEFT merges adapters, and mergekit merges full models. Adapters are never merged into 4-bit
 weights, because rounding to NF4 again would lose the tuning."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ COMBINED = "merged"
 
 def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[str, Any]:
     """Merge an adapter into its base and write the full model to `target`. Raises `UsageError` if the adapter
-    does not fit the base. Also raises it if the base's files are quantized, because quantizing again would
-    lose the tuning."""
+    does not fit the base, or if the base's files are quantized, because quantizing again would lose the
+    tuning."""
     held = Quantised.of(base.config)
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(
@@ -96,8 +96,8 @@ def combine(
     rank: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Merge `adapters`, each scaled by its value in `weights`, into one adapter. The result's `error` is the
-    merged adapter's relative distance from the exact weighted sum, over all adapted matrices."""
+    """Merge `adapters`, each scaled by its value in `weights`, into one adapter. `error` in the result is the
+    relative difference between the merged adapter and the exact weighted sum, over all adapted matrices."""
     torch.manual_seed(seed)
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
     peft = _fitted(model, adapters[0])
@@ -136,8 +136,8 @@ def combine_models(
     density: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Merge full models of the same architecture with mergekit, and write the result. `ties` uses the
-    differences from `base`. `slerp` needs exactly two models."""
+    """Merge full models of the same architecture with mergekit, and write the result to `target`. The method
+    `ties` merges the differences from `base`. The method `slerp` needs exactly two models."""
     with needed("merge", "merging complete models", "mergekit"):
         common, config, kit, options = (
             cast("Any", import_module(f"mergekit.{name}"))

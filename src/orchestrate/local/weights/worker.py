@@ -1,6 +1,6 @@
 """Run one task of `weights.ask` in this process, then exit. Imports torch."""
 
-# torch, transformers and numpy describe their types in part only.
+# torch, transformers and numpy are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
 
 
 def render(base: str, tuned: str | None, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Render each conversation as the prompt for its next answer. The text is `None` if the template rejects
-    the conversation."""
+    """Render each conversation as the prompt for its next answer. `texts` contains `None` for a conversation
+    that the template rejects."""
     folder, own = files.fetch(base), None if tuned is None else Path(tuned)
     tokenizer = load_tokenizer(own if own and (own / "tokenizer.json").is_file() else folder.path)
     template = Template(tokenizer)
@@ -92,8 +92,9 @@ def sheet(
     precision: str | None = None,
     four_bit: bool = False,
 ) -> dict[str, Any]:
-    """Create the fingerprint of an adapter or a full tuned model. `data` lists files of canonical rows. The
-    first one that contains prompts is used. `precision` is bf16 or fp32. `None` lets the device decide."""
+    """Create the fingerprint of an adapter or a full tuned model. `data` lists files of rows in the canonical
+    format, and the first file that contains prompts is used. `precision` is bf16 or fp32. By default, it
+    depends on the device."""
     where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"
@@ -132,9 +133,9 @@ def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
 
 def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
     """Load an exported model with only transformers and peft, as any user would, and query it with its own
-    tokenizer, chat template and generation configuration. A row has `messages` and `tools`, or `text`, or
-    only `score` (pairs of prompt and answer ids). `max_tokens` is the maximum length of the answer. Rows
-    without it return only the prompt's ids."""
+    tokenizer, chat template and generation configuration. A row contains `messages` and `tools`, or `text`,
+    or only `score` (pairs of prompt and answer ids). `max_tokens` is the maximum length of the answer. For a
+    row without `max_tokens`, only the prompt's ids are returned."""
     from transformers import GenerationConfig
 
     path = Path(folder)
@@ -171,15 +172,15 @@ def _own_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(
-            f"could not read a tokenizer in {path}, so programs that load this folder would "
+            f"could not load a tokenizer from {path}, so programs that load this folder would "
             f"have to guess one: {str(error).strip()[:200]}",
             fix="to write a complete folder: orchestrate export RUN DIR --to peft",
         ) from error
 
 
 def shown(message: dict[str, Any]) -> dict[str, Any]:
-    """Convert a message to the form that templates expect. Arguments of tool calls become objects, as in
-    servers."""
+    """Convert a message to the form that chat templates expect. Tool call arguments are parsed into objects,
+    as inference servers do."""
     return as_shown(decoding.convert(message, ChatMessage))
 
 

@@ -275,7 +275,8 @@ class AnyscaleJobs(AwayPlace):
     def _jobs(self, ref: str | None) -> list[Any]:
         with self._converted_errors(self._reading) as client:
             found = client.jobs(TAG, ref) if ref is not None else client.jobs(*OURS)
-        # Should the filter ever be passed over, another's job must not be taken for this one.
+        # Check again here. If the server ever ignored the filter, another run's job would be mistaken for
+        # this one.
         return [job for job in found if (job.name == ref if ref is not None else _is_ref(job.name))]
 
     # -- asking --------------------------------------------------------------------------------------------
@@ -320,7 +321,7 @@ class AnyscaleJobs(AwayPlace):
                 message = f"could not reach {self.address}: {detail}"
                 raise HostUnavailable(self.name, message) from error
             if unknown is not None and isinstance(error, (ValueError, RuntimeError)):
-                # Of what a job needs, such as a project, before the job itself was asked for.
+                # Raised while looking up what the job needs, such as a project, before the job was requested.
                 raise InvalidRequest(self.name, detail) from error
             message = f"unexpected response: {type(error).__name__}: {detail}"
             raise UnexpectedAnswer(self.name, message) from error

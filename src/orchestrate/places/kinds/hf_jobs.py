@@ -58,8 +58,8 @@ FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
     "H200": ("h200", "H200", 141),
 }
-"""Maps GPU names in the rates to a flavor, its GPU and the GPU's memory in GB. Used until the host's list of
-machines has been read."""
+"""Maps GPU names in the rates to (flavor, GPU, GPU memory in GB). Used until the host's list of machines has
+been read."""
 STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "SCHEDULING": "waiting",
     "RUNNING": "running",
@@ -210,7 +210,8 @@ class HfJobs(AwayPlace):
         return self.price(Resources(machine=_flavor(jobs[-1])))
 
     def hourly(self, found: Iterable[Placed]) -> dict[str, Hourly]:
-        """Return the hourly price of each worker by its id. Reads the current list of machines only once."""
+        """Return the hourly price of each worker, keyed by its id. Reads the current list of machines only
+        once."""
         jobs = list(found)
         prices = {machine.name: machine.hourly for machine in self._read()} if jobs else {}
         by_id = {one.id: prices.get(one.machine or "") for one in jobs}
@@ -228,7 +229,8 @@ class HfJobs(AwayPlace):
         labels = dict(OURS) if ref is None else {LABEL: ref}
         with self._converted_errors():
             found = list(self.api.list_jobs(labels=labels, namespace=self.namespace))
-        # Should the filter ever be passed over, another's job must not be taken for this one.
+        # Check again here. If the server ever ignored the filter, another run's job would be mistaken for
+        # this one.
         return [job for job in found if labels.items() <= (job.labels or {}).items()]
 
     def _token(self) -> str | None:

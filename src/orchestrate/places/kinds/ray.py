@@ -13,8 +13,9 @@ Options in `[hosts.ray.options]`:
 If a run has several processes, each is a Ray Train worker with its share of the run's resources, on any node
 with free resources (`_ray`). The job itself only drives them and needs no resources.
 
-Orchestrate rejects two setups: Ray's environment variables that would silently replace the address, and
-remote clusters without authentication, because anyone who can reach such a cluster can run code on it.
+Orchestrate does not use a cluster if one of Ray's environment variables would silently replace the address.
+It also rejects remote clusters without authentication, because anyone who can reach such a cluster can run
+code on it.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ class RayJobs(AwayPlace):
         if parts.scheme != "https" or os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
             raise ConfigError(
                 f"{self.address} is not on this machine, so it needs https and a token",
-                fix="start the cluster with RAY_AUTH_MODE=token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN "
-                "here, or use a tunnel: ssh -L 8265:127.0.0.1:8265 HEAD",
+                fix="start the cluster with RAY_AUTH_MODE=token, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN "
+                "here. Or use a tunnel: ssh -L 8265:127.0.0.1:8265 HEAD",
             )
 
     # -- machines ------------------------------------------------------------------------------------------

@@ -124,8 +124,8 @@ STATES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "FAILED_NO_RESOURCE": "ended",
     "FAILED_CONTROLLER": "ended",
 }
-"""States of managed jobs, and of requests that created no job. A job whose machine is being cleaned up counts
-as running."""
+"""Maps the statuses of managed jobs, and of requests that created no job, to the states of workers. A job
+whose machine is being cleaned up counts as running."""
 SETTLE_S = 30.0
 """Seconds that a submission waits for its job to appear. The API server may create the job later."""
 LISTED_H = 24

@@ -19,8 +19,8 @@ HARMLESS = (
 """URL suffixes of requests that create no job. Any other request is assumed to create a billed job, because
 other client versions may use other URLs."""
 TRIES = 2
-"""Maximum number of attempts to send a read request if the connection breaks. Requests that create something
-are never resent."""
+"""Maximum number of retries of a read request if the connection breaks. Requests that create something are
+never resent."""
 CONNECT_S = 30
 
 
@@ -44,7 +44,7 @@ class Client:
     ) -> None:
         sdk = import_module("anyscale")
         quiet = import_module("anyscale.cli_logger").BlockLogger(log_output=False)
-        # Validating would ask once more, and turn a 401 into a sentence.
+        # Validation would send an extra request, and would replace a 401 status with a message.
         block = sdk.AuthenticationBlock(
             cli_token=token,
             host=host,
@@ -64,8 +64,9 @@ class Client:
         """Wrap every request: note those that may create a job, set timeouts, and keep error statuses."""
         urllib3 = import_module("urllib3")
         send = rest.request
-        # It would wait up to six minutes, in silence, where it is asked to come later, and send what makes a
-        # job once more where that is said to have moved, or where TLS breaks on the way of the answer.
+        # Otherwise, the client waits silently for up to six minutes if the server asks it to retry later. It
+        # also sends a request that creates a job again after a redirect, or if TLS breaks before the response
+        # arrives.
         again = urllib3.Retry(
             TRIES, other=0, redirect=0, raise_on_redirect=False, respect_retry_after_header=False
         )
@@ -103,7 +104,7 @@ class Client:
             page = self._client.list_jobs(
                 tags_filter=[f"{tag}:{value}"], archive_status="ALL", count=100, paging_token=token
             )
-            # A job that is made between two pages moves the others on: one comes twice.
+            # If a job is created between two page requests, the other jobs shift and one is listed twice.
             found |= {str(job.id): job for job in page.results}
             token = page.metadata.next_paging_token
             if not token:
@@ -113,7 +114,7 @@ class Client:
             seen.add(token)
 
     def submit(self, config: Mapping[str, Any]) -> str:
-        """Submit a job and return its id. `asked` is a `JobConfig` in its YAML form."""
+        """Submit a job and return its id. `config` is a `JobConfig` in its YAML form."""
         return str(self._jobs.submit(import_module("anyscale.job.models").JobConfig.from_dict(dict(config))))
 
     def terminate(self, job: str) -> None:

@@ -36,8 +36,8 @@ RESIZE_S = 900.0
 """Seconds between checks whether the cluster has room for more workers. Each change loses the progress since
 the last checkpoint."""
 START_S = 3600.0
-"""Seconds for starting machines and installing packages until a worker reports, at the start and after a
-loss."""
+"""Maximum seconds until a worker reports, at the start or after a worker was lost. Includes the time for
+starting machines and installing packages."""
 LEAVE_S = 60.0
 """Time in seconds that Ray gets to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
@@ -125,7 +125,7 @@ class Driver:
                 if due[0] == "silence":
                     _log.error("%s. Stopping this job and all its workers", due[1])
                     return SILENT
-                # The first worker says so itself, with a checkpoint, where there is one.
+                # If a worker is running, the first one reports this itself, after saving a checkpoint.
                 if not self.begun.is_set() or clock - over > 3 * GRACE_S:
                     message = f"the job stopped itself: {due[1]}"
                     return self._say("paused", JobError(code="limit", message=message))
@@ -213,7 +213,8 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
 
     if Version(installed.__version__) < Version(LEAST):
         raise RuntimeError(
-            f"the cluster has Ray {installed.__version__}, but several workers need {LEAST} or newer"
+            f"the cluster has Ray {installed.__version__}, but training on several workers needs {LEAST} "
+            "or newer"
         )
     ray: Any = installed
     order = read_order(stored)
@@ -283,7 +284,7 @@ def main() -> int:
     start = float(os.environ.get("ORCHESTRATE_START_S", START_S))
     with room() as storage:
         code = Driver(stored, fitting(stored, storage), report_s=seconds, start_s=start).work()
-    # Threads that wait for a store, or for Ray, are not waited for.
+    # Exit without waiting for threads that are blocked on the storage or on Ray.
     os._exit(code)
 
 

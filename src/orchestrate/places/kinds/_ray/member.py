@@ -5,7 +5,7 @@ others help it.
 Any error ends the worker. Ray then stops the others and restarts all of them, and the first checks in the
 storage whether anything is left to do."""
 
-# torch describes its types in part only.
+# torch is only partly typed.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class First(Errand):
     def _fitted(self, job: LocalJob) -> LocalJob:
         if self._apart:
             raise RunFailed(
-                self._apart, fix="use one image for all nodes of the cluster, or packages = pinned"
+                self._apart, fix="use the same image on all nodes of the cluster, or set packages = pinned"
             )
         return fitted(job, self.met)
 

@@ -104,7 +104,7 @@ def jobs(name: str) -> list[dict[str, Any]]:
         )
         records: list[Any] = answer[0]
     except Exception as error:
-        # The controller of a server that has one is gone or asleep, which it is not with a job at work.
+        # The server's jobs controller is stopped or deleted, which is only possible if no job is running.
         if "ClusterNotUpError" not in _kinds(error):
             raise
         records = []
