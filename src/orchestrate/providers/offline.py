@@ -77,7 +77,8 @@ def problems(
     if not provider.config.sandbox and (
         shut := provider.profile.closed(today) or provider.profile.gated(today)
     ):
-        # No error: which accounts it refuses its answer tells, and nothing is made there then.
+        # Only a warning: the host may still accept this account's jobs, and creates nothing if it rejects
+        # one.
         found.append(_problem(name, "host-closing", shut, severity=Severity.WARNING))
     try:
         model = provider.resolve(spec)

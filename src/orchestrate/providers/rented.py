@@ -81,7 +81,7 @@ class RentedMachines(ABC):
             note=f"training session of {base_model}",
         )
 
-    # -- the host's ----------------------------------------------------------------------------------------
+    # -- machines at the host ------------------------------------------------------------------------------
 
     @abstractmethod
     def up(self) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ class RentedMachines(ABC):
         it is no longer up."""
         return min(_age_s(machine), machine.inactive_s + POLL_S)
 
-    # -- one run's -----------------------------------------------------------------------------------------
+    # -- machines of one run -------------------------------------------------------------------------------
 
     def journal(self, run: RunDir) -> Journal[RequestedMachine]:
         return Journal(run.path / JOURNAL, RequestedMachine)
@@ -193,8 +193,8 @@ def _age_s(machine: RequestedMachine) -> float:
 
 
 class MachineWatch:
-    """Stops a session's machine at the session's limit, even during an operation, and when the program exits
-    without closing the session."""
+    """Watch that stops a session's machine at the session's limit, even during an operation, and when the
+    program exits without closing the session."""
 
     def __init__(
         self,

@@ -29,8 +29,8 @@ SILENT_S = 30.0
 seconds."""
 STUCK_S = 900.0
 STUCK_STEPS = 50.0
-"""A worker counts as stuck if no step has finished for this many typical step times, but not before
-`STUCK_S`, because evaluations and sampling happen between steps."""
+"""A worker counts as stuck if no step has finished for this many times the average step time and for at least
+`STUCK_S` seconds. The minimum leaves time for evaluations and sampling between steps."""
 
 
 def of_session(
@@ -204,7 +204,7 @@ def _program_ended(job: LocalJob, state: JobState) -> JobError:
 
 def _still(run: RunDir, state: JobState) -> JobError | None:
     """Return an error if a living worker has gone silent or is stuck, otherwise `None`."""
-    end_it = f"See {run.log}. If the worker is killed, the run continues from its latest checkpoint"
+    end_it = f"See {run.log}. If you kill the worker, the run continues from its latest checkpoint"
     beat = run.heartbeat_age()
     if beat is not None and beat > SILENT_S:
         message = (

@@ -19,7 +19,7 @@ from orchestrate.providers.sessions import SESSION, SessionOrder
 from orchestrate.types import Billing, Checkpoint, Event, Job, JobHandle, JobStatus, MetricPoint
 
 # pyright: reportAbstractUsage=false
-# What is asked of `super()` here is a method of the provider that this class is mixed into.
+# `super()` refers to the provider that this class is mixed into, which pyright can't know.
 
 
 class JobsAndSessions(HostedProvider, Cancels, Measures, Deletes, Sessions, StopsWorkers):

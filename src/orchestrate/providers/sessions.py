@@ -112,7 +112,7 @@ class SessionPrice(Record, frozen=True, kw_only=True):
     sample_usd_per_mtok: Decimal = Decimal(0)
     source: str = ""
     tail_s: float = 0.0
-    """Maximum time in seconds that the host keeps billing after the program was killed. The session's limit
+    """Maximum time in seconds that the host keeps billing after the program is killed. The session's limit
     includes this time."""
 
     @property
@@ -155,8 +155,8 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
     "cispo": _CLIPS,
     "dro": {"beta": DRO_BETA},
 }
-"""Maps each loss that hosts compute with the same formula as the local engine to its settings and their
-default values. Requests always contain all settings."""
+"""Losses that hosts compute with the same formula as the local engine. Maps each loss to its settings and
+their default values. Requests always contain all settings."""
 OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
 """Names of the reinforcement-learning losses, which train on sampled answers. A backend may support only some
 of them."""
@@ -197,8 +197,8 @@ class SessionBackend(ABC):
         """Run a forward pass and return `{"logprobs": [array of each row], "metrics": {...}}`."""
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
-        """Add the gradient of a loss that was computed on this machine. Each row's weights are the negative
-        gradient."""
+        """Add the gradient of a loss that was computed on this machine. The `weights` of each row are the
+        negative gradient with respect to its log-probabilities."""
         return self.forward(rows, "cross_entropy", {}, backward=True)
 
     @abstractmethod

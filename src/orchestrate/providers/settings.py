@@ -1,10 +1,10 @@
 """Translation of specs to requests, setting by setting. `Rows` collects one row for each setting and builds
 the request body.
 
-A backend calls one of `keep`, `map`, `default`, `refuse` for each setting that it knows. `build` then rejects
-requested settings that no row covers, so no setting is dropped silently. Names of settings are the spec's
-fields, dotted: `epochs`, `method.beta`, `adapter.r`, `wandb.project`. `method.type` and `adapter.type` must
-always be covered."""
+A backend calls one of `keep`, `map`, `default` and `refuse` for each setting that it knows. `build` then
+rejects requested settings that have no row, so no setting is dropped silently. Settings are named by their
+dotted path in the spec: `epochs`, `method.beta`, `adapter.r`, `wandb.project`. A backend must always add rows
+for `method.type` and `adapter.type`."""
 
 from __future__ import annotations
 
@@ -189,7 +189,8 @@ class Rows:
         return wire in _flat(self._own_options)
 
     def send(self, wire: str, value: Any) -> None:
-        """Add a value that is not a setting to the body at a dotted path. Adds no row."""
+        """Set a value in the request body, at a dotted path, without adding a row. Use this for values that
+        are not settings."""
         target = self.body
         *path, last = wire.split(".")
         for key in path:
@@ -202,8 +203,8 @@ class Rows:
         """Build the translation. `model` is the backend's id of the model.
 
         Adds rows for Orchestrate's own settings. Merges the backend's `provider_options` into the body, and
-        rejects those that are in `reserved` or would change a value that is already sent. Rejects all
-        remaining settings."""
+        rejects those that are in `reserved` or would change a value that is already in the body. Rejects
+        requested settings that have no row."""
         for name, rule in OURS.items():
             if any(key == name or key.startswith(f"{name}.") for key in self.requested):
                 self._put(name, Outcome.KEPT, None, None, rule, send=False)
@@ -241,7 +242,7 @@ class Rows:
                 reason = f"the spec already sets this field to {present!r}"
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             elif present is None and (setting := self._setting_of(path)) and setting.sent != leaf:
-                # Past the setting, quotes and plans would count with the host's default.
+                # If the spec doesn't contain the setting, quotes and plans assume the host's default.
                 reason = f"set {setting.name} in the spec instead, or under overrides.{self.provider}"
                 self._put(name, Outcome.REFUSED, None, path, reason, asked=leaf, send=False)
             else:
@@ -308,12 +309,12 @@ def _at(body: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-# From where the fields of a host's create request are known.
+# Where the fields of a host's create request are documented.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names of request fields with dotted paths, separated by spaces. A name includes all of its
+    """Fields of a host's create request, as dotted names separated by spaces. A name includes all of its
     subfields."""
 
     sdk: str
@@ -340,7 +341,8 @@ class Fields:
         return Authority.NONE
 
 
-# What a spec has to go without on one backend, so that one word stays enough to change the backend.
+# Overrides for the settings that a backend rejects. With them, users can change the backend by changing only
+# its name.
 
 
 ESSENTIAL = ("model", "method", "method.type", "method.loss", "method.grader", "continue_from")

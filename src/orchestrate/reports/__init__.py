@@ -1,5 +1,5 @@
-"""Render comparisons, evaluations, quotes and experiments for the terminal, Markdown, HTML, CSV and JSON.
-Nothing here contacts a host or opens a store. Submodules are loaded on first use."""
+"""Rendering of comparisons, evaluations, quotes and experiments for the terminal, Markdown, HTML, CSV and
+JSON. These modules never contact a host or open a store, and are loaded on first use."""
 
 from __future__ import annotations
 

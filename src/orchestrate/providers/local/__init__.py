@@ -7,7 +7,8 @@ from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import EVERY_KIND, HostRules, refused
 from orchestrate.profile import HUB_ID, Profile
 
-# What this machine takes: open weights from the hub or a folder, and rows of text. It quotes hourly prices.
+# The profile of this machine. It trains open weights from the Hub or from a folder, only on text, and its
+# quotes use an hourly price.
 
 
 PROFILE = Profile(

@@ -28,7 +28,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.spec.methods import LoRA, QLoRA
 from orchestrate.text import count
 
-# Settings of an adapter where the run goes on from one: they are that adapter's own.
+# A run that continues from an adapter uses that adapter's settings.
 
 
 PEFTS: Mapping[str, str] = {
@@ -44,7 +44,7 @@ PEFTS: Mapping[str, str] = {
     "exclude_modules": "exclude_modules",
     "modules_to_save": "modules_to_save",
 }
-"""Maps Orchestrate's names of adapter settings to peft's names."""
+"""Maps Orchestrate's names for adapter settings to peft's names."""
 OWN = "taken from the adapter that this run continues from"
 
 
@@ -124,8 +124,8 @@ def _shown(value: Any) -> str:
     return "none" if value in (None, False, {}) else f"{value}"
 
 
-# Whether an adapter's names are those of the model: seen before a worker starts, by building the model
-# without weights from its configuration.
+# Checks that the modules named in the adapter settings exist in the model. This happens before a worker
+# starts: the model is built from its configuration, without weights.
 
 
 FIELDS = (
@@ -180,9 +180,9 @@ _STRUCTURE = (
     "target_parameters",
     "modules_to_save",
 )
-"""peft's names of the settings that define an adapter's structure."""
+"""peft's names for the settings that define an adapter's structure."""
 _EXPANDED = {
-    "qlora": "each quantized to 4 bits (NF4)",
+    "qlora": "quantized to 4 bits (NF4)",
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }

@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 STARTUP = KnownLog(log=5.7, off=0.7)
-"""Log-normal distribution of the seconds it takes to start a machine, install packages and load the model's
-weights. The median is about five minutes."""
+"""Log-normal distribution of the startup time in seconds: starting a machine, installing packages and loading
+the model's weights. The median is about five minutes."""
 
 
 def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
@@ -79,7 +79,7 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 class AwayProvider(LocalProvider, Recalls, Limited):
     """Backend that trains at a place, such as a cluster or a GPU cloud. `config.options` contains `home` and
-    the place's own options. For these, see the place's module."""
+    the place's own options, which the place's module documents."""
 
     place: AwayPlace
 
@@ -314,10 +314,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     @property
     def own(self) -> bool:
-        """True if all data stays on the user's machines. This includes the storage for the rows."""
+        """True if all data, including the stored rows, stays on the user's own machines."""
         return self.config.own or (self.place.own and self.place.depot_on_disk)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- account -------------------------------------------------------------------------------------------
 
     def account(self) -> Account:
         return Account(id=self.place.account() or f"runs in {self.place.depot_url}", told=True)
@@ -325,10 +325,10 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, job: JobHandle) -> None:
-        """Cancel the job. First, the host stops the worker, because a hung worker ignores requests but is
-        still billed. Then the request is written to the storage. Raises an error if either step failed, so
-        the user can try again. If the storage is unavailable, the run's status becomes canceled once the
-        storage is available again."""
+        """Cancel the job. The host stops the worker first, because a hung worker ignores requests but is
+        still billed. Then the cancel request is written to the storage. If either step fails, raises its
+        error so the user can try again. If the storage is unavailable, the run's status becomes canceled once
+        the storage is back."""
         failed: ProviderError | None = None
         try:
             self.place.stop(job.job_id)
@@ -407,11 +407,11 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             payload={**job.payload, "used_seconds": used.seconds},
         )
 
-    # -- what another machine started ----------------------------------------------------------------------
+    # -- jobs started from other machines ------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs that the place lists by label, and the jobs that have a marker in the storage. The
-        markers include jobs that the place no longer lists."""
+        """List the jobs that have Orchestrate's label at the place or a marker in the storage. Jobs that the
+        place no longer lists still have their marker."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []
@@ -489,7 +489,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             error=error,
         )
 
-    # -- what bills ----------------------------------------------------------------------------------------
+    # -- billing -------------------------------------------------------------------------------------------
 
     def stop_workers(self, ref: str) -> None:
         self.place.stop(ref)

@@ -1,4 +1,4 @@
-"""Additional checks of a job for local training: packages, the model's files, the adapter's modules, and
+"""Additional checks for local training jobs: packages, the model's files, the adapter's modules, and
 memory."""
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Probl
     if unseen is not None:
         yield Problem(
             code="names-not-looked-at",
-            message=f"could not check whether the model has the modules that the adapter names: {unseen}",
+            message="could not check whether the model has the modules named in the adapter settings: "
+            f"{unseen}",
             severity=Severity.INFO,
             field="adapter",
             providers=(name,),
@@ -136,7 +137,7 @@ def _memory(
         Problem(
             code="memory",
             message=f"training needs about {size(plan.total_bytes)} with {count(plan.rows, 'row')} of "
-            f"{count(plan.longest, 'token')} at a time, but only {size(plan.available_bytes)} are available "
+            f"{count(plan.longest, 'token')} at a time, but only {size(plan.available_bytes)} is available "
             "on the " + ("GPU" if plan.device == "cuda" else "CPU"),
             severity=Severity.WARNING,
             providers=(translation.provider,),
@@ -150,8 +151,8 @@ MOST_LONG = 2_000
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
-    """Report data that contains no token to train on, and long rows whose answer would be truncated entirely.
-    Needs the model's tokenizer on this machine."""
+    """Report data without any tokens to train on, and long rows whose entire answer would be truncated. Needs
+    the model's tokenizer on this machine."""
     try:
         model = catalog.resolve(spec.model_for("local"), "local")
     except UsageError:
@@ -220,7 +221,7 @@ def _without_tokens(
 
 
 def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
-    """Report a warm-up that doesn't end before the run does."""
+    """Report a warm-up that lasts until the end of the run or longer."""
     if spec.warmup_steps is None or spec.packing or spec.method.type == "rft":
         return
     batch = spec.batch_size if isinstance(spec.batch_size, int) else 16
@@ -231,17 +232,18 @@ def warming(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:
     if spec.warmup_steps >= most:
         yield Problem(
             code="rate-never-peaks",
-            message=f"the warm-up of {count(spec.warmup_steps, 'step')} takes the whole run of about "
+            message=f"the warm-up takes {count(spec.warmup_steps, 'step')}, but the run has only about "
             f"{count(most, 'step')}, so the learning rate never reaches its peak",
             severity=Severity.WARNING,
             field="warmup_steps",
             providers=(name,),
-            fix=f"use fewer than {most:,}, or warmup_ratio (a fraction of the steps)",
+            fix=f"use fewer than {most:,} warm-up steps, or set warmup_ratio (a fraction of the steps)",
         )
 
 
 # -- reinforcement -----------------------------------------------------------------------------------------
-# What reinforcement fine-tuning needs beside the settings: rows with what the grader reads, and a price.
+# Checks for RFT jobs that go beyond their settings: prompt lengths, and the row fields that the grader uses.
+# Also the number of sampled answers, which the price depends on.
 
 
 def reinforcement_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
@@ -281,7 +283,8 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
 
 
 def answers(spec: JobSpec) -> costing.SampledAnswers | None:
-    """Return the number of answers that a job samples, for its quote."""
+    """Return how many answers a job samples per prompt and their maximum length in tokens, for its quote.
+    Returns `None` for methods other than RFT."""
     if not isinstance(spec.method, RFT):
         return None
     return costing.SampledAnswers(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-# Weights on this machine: where those of a run lie, how many they are, and a copy of them.
+# Weights on this machine: finding a run's weights, counting parameters and copying files.
 
 
 def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
@@ -56,7 +56,7 @@ def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
 
 def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[ArtifactFile, ...]:
     """Copy the model's files from `source` to `dest`, except those that are already complete. Raises
-    `ArtifactRefused` if `source` has no weights."""
+    `ArtifactRefused` if `source` has no weights or changes during the copy."""
     files = checkpoints.manifest(source)
     if not any(f.path.endswith(".safetensors") for f in files):
         raise ArtifactRefused(f"{source} contains no safetensors weights")
@@ -70,8 +70,8 @@ def copied(source: Path, dest: Path, progress: Progress | None) -> tuple[Artifac
 
 
 def parameters(model: str) -> float | None:
-    """Estimate the number of parameters of a model folder from the size of its weights, assuming 16 bits per
-    weight."""
+    """Estimate the number of parameters from the size of the weights in a model folder, assuming 16 bits per
+    weight. Returns `None` if there are no weights."""
     size = sum(p.stat().st_size for p in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
     return size / 2 or None
 

@@ -75,8 +75,8 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5
-"""Maximum number of automatic restarts. A worker that has crashed this often after the same checkpoint would
-crash again."""
+"""Number of crashes without a newer checkpoint after which a run is no longer restarted, because its worker
+would probably crash again."""
 STATUS_AFTER: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
 """Maps each request to the resulting status of a run that has no worker."""
 
@@ -98,8 +98,8 @@ class LocalProvider(
     Chats,
     AnswersHere,
 ):
-    """Trains on this machine. `config.options`: `home` (folder), `threads`, `device` (`cpu`, `cuda`),
-    `gpu_memory_gib` (plan for a GPU of that size)."""
+    """Backend that trains on this machine. Options in `config.options`: `home` (folder), `threads`, `device`
+    (`cpu` or `cuda`) and `gpu_memory_gib` (memory in GiB of the GPU to plan for)."""
 
     profile: ClassVar[Profile] = PROFILE
     features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {
@@ -111,7 +111,7 @@ class LocalProvider(
     missing: ClassVar[Mapping[Feature, str]] = {
         Feature.VISION: "the local engine trains only on text",
         Feature.WANDB: "metrics are stored in the run directory and not sent anywhere",
-        Feature.DEPLOY: "this machine is not rented. Serve the model with  orchestrate serve RUN",
+        Feature.DEPLOY: "local models need no deployment to a host. To serve one:  orchestrate serve RUN",
         Feature.LIVE_PRICE: "no host estimates the price of local training",
     }
 
@@ -128,7 +128,7 @@ class LocalProvider(
     def host(self) -> str:
         return str(self.home)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- account -------------------------------------------------------------------------------------------
 
     def account(self) -> Account:
         """Return an account that represents this backend's home folder. A marker in the folder identifies the
@@ -148,8 +148,8 @@ class LocalProvider(
         )
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
-        """Create the run directory named `ref` atomically. A second call with the same ref finds the
-        directory and does not start another worker."""
+        """Create the run directory named `ref` atomically and start its worker. A second call with the same
+        ref finds the directory and does not start another worker."""
         body = settings.body(translation)
         resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
         job = LocalJob(
@@ -370,7 +370,8 @@ class LocalProvider(
             folder,
             threads=local.threads,
             device=local.device,
-            # A checkpoint has no passport: it is answered over the base that it was trained on.
+            # A checkpoint has no provenance file, so the job says in which precision its base model is
+            # loaded.
             four_bit=None if checkpoint is None else local.adapter.type == "qlora",
             worker=worker,
         )
@@ -407,8 +408,8 @@ def _within(resources: Resources, spec: JobSpec) -> Resources:
 
 
 # -- restarts ----------------------------------------------------------------------------------------------
-# How often a run's worker has died where it is. A run of days may lose many machines: only deaths between
-# two checkpoints say that the next worker would die too.
+# Counts how often a run's worker crashed since the latest checkpoint. A run that takes days may lose many
+# machines, so only crashes without a new checkpoint suggest that the next worker would crash too.
 
 
 class RestartsSeen(Record, frozen=True, kw_only=True):

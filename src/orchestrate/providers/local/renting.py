@@ -39,8 +39,8 @@ class Fit(NamedTuple):
     operations: float
     """Operations per second that this machine performs during a training step of the job."""
     shared: MemoryPlan | None = None
-    """Memory plan for each of the machine's GPUs with sharded weights, if the job does not fit on a single
-    GPU."""
+    """Memory plan per GPU with sharded weights, if the job does not fit on a single GPU but the machine has
+    several."""
 
     @property
     def fits_in_shares(self) -> bool:
@@ -109,7 +109,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
         )
     for fit in cheap:
         if fit.machine.gpu and fit.fits:
-            return fit.machine, "the lowest total cost among the machines that fit the run"
+            return fit.machine, "the lowest total cost among the machines that the run fits on"
     if several:
         least = min(several, key=lambda fit: _price(fit, spot=spot))
         why = "the cheapest machine whose GPUs together fit the run, because no single GPU does"
@@ -176,7 +176,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
     if machine is None and asked.get("gpu", "auto") not in ("auto", "none"):
         gpu, number = parse_gpu(str(asked["gpu"]))
     if spot and machine is not None and machine.spot is None:
-        reason = f"{machine.name} has no spot price, so it is not available as spot"
+        reason = f"{machine.name} has no spot price, so it is not available as a spot instance"
         raise UsageError(reason, fix="set spot: false, or use another gpu")
     hourly = _hourly(machine, spot=spot) if machine else None
     return Resources(

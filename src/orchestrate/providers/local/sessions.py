@@ -128,7 +128,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         )
 
     def session_price(self, order: SessionOrder, rates: RateBook) -> SessionPrice:
-        """Return the hourly price that the user set for this machine, or zero."""
+        """Return the hourly price that the user set for this machine, or a price of zero if there is none."""
         gpus = machine.gpus() if order.options.get("device") != "cpu" else ()
         device = gpus[0].name if gpus else "cpu"
         hourly = costing.local_rate(prices_of(self), device, 1, book=rates)
@@ -138,7 +138,9 @@ class StepwiseProvider(LocalProvider, Sessions):
         launching.require_packages("a training session on this machine")
         if unknown := sorted(order.options.keys() - _OPTIONS):
             known = ", ".join(sorted(_OPTIONS))
-            raise UsageError(f"local sessions have no option called {unknown[0]!r}", fix=f"one of {known}")
+            raise UsageError(
+                f"local sessions have no option called {unknown[0]!r}", fix=f"use one of {known}"
+            )
         given = {name: value for name, value in self.config.options.items() if name in _OPTIONS}
         opening = {"base": source(order.model), **given, **order.options}
         key = msgspec.json.encode(opening, order="sorted").decode()

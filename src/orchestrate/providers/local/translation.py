@@ -31,7 +31,7 @@ from orchestrate.spec.specfile import template_text
 from orchestrate.text import size
 from orchestrate.types import MemoryPlan, Outcome, Setting, Translation
 
-# `provider_options.local`: the engine's own settings, and what the machine makes of those it chooses.
+# `provider_options.local`: the engine's own settings, and the values chosen for this machine if none are set.
 
 
 class Option(NamedTuple):
@@ -71,8 +71,9 @@ OPTIONS: Mapping[str, Option] = {
 def option_rows(
     spec: JobSpec, body: Mapping[str, Any], gpu_elsewhere: bool, capability: float | None = None
 ) -> tuple[list[Setting], dict[str, Any]]:
-    """Return a row for each engine option, and the request body with the options. `gpu_elsewhere` is True if
-    the job is planned for another machine's GPU, whose compute capability is `capability` if known."""
+    """Return a translation row for each engine option, and the request body with the options added.
+    `gpu_elsewhere` is True if the job is planned for another machine's GPU. `capability` is that GPU's
+    compute capability, if known."""
     rows: dict[str, Setting] = {}
     body = {**body, "hyper": dict(body.get("hyper", {}))}
     for key, value in spec.provider_options.get("local", {}).items():
@@ -96,7 +97,7 @@ def option_rows(
         if asked is None or asked.outcome is not Outcome.REFUSED:
             asked = _chosen(key, body.get(key), choose)
         rows[key] = asked
-    # Settled here: a run that goes on where the CPU is another one must not change it.
+    # Set the precision now, so it stays the same if the run continues on a machine with a different CPU.
     body["precision"] = rows["precision"].sent
     return list(rows.values()), body
 
@@ -107,7 +108,8 @@ def _conflict(key: str, value: Any, spec: JobSpec) -> str | None:
             f"the spec also sets gradient_accumulation: {spec.gradient_accumulation}. Remove one of the two"
         )
     if key == "processes" and value > 1 and (method_word(spec.method) in ("kto", "rft")):
-        return f"{spec.method.type} compares the answers of a batch, so it only supports one process"
+        word = method_word(spec.method).upper()
+        return f"{word} compares the answers in a batch, so it only supports one process"
     if key != "optimizer":
         return None
     if spec.optimizer is not None and spec.optimizer.type != value:
@@ -143,7 +145,7 @@ def device_of(spec: JobSpec, options: Mapping[str, Any]) -> str:
 
 
 def problem(key: str, value: Any, method: str = "sft") -> str | None:
-    """Return why the engine rejects this value, or `None`."""
+    """Return why the engine rejects this value, or `None` if it accepts the value."""
     option = OPTIONS.get(key)
     if key == "run_grader_code":
         return (
@@ -190,8 +192,8 @@ def _chosen(name: str, asked: Any, choose: Callable[[Any], engines.SettingChoice
     )
 
 
-# Several GPUs: each with the whole model (DDP) where it fits on one, each with a share of every weight
-# (FSDP) where it fits only so, refused where it does not fit either way.
+# Several GPUs: each holds the full model (DDP) if it fits on one GPU, otherwise a shard of every weight
+# (FSDP). A run that fits neither way is rejected.
 
 
 NAME = "provider_options.sharded"
@@ -222,10 +224,10 @@ def settled(translation: Translation, plan: Callable[[Translation], MemoryPlan |
     if whole is None or whole.fits is not False or whole.available_bytes is None:
         rule = "each GPU has the full model (DDP)"
         if whole is not None and whole.fits:
-            rule += f" and needs {size(whole.total_bytes)} of {size(whole.available_bytes or 0)}"
+            rule += f" and needs {size(whole.total_bytes)} of its {size(whole.available_bytes or 0)}"
         row = Setting(name=NAME, outcome=Outcome.DEFAULTED, sent=False, rule=rule)
         return msgspec.structs.replace(_with(translation, row), memory=whole)
-    sums = f"a full copy needs {size(whole.total_bytes)} of {size(whole.available_bytes)} on each GPU"
+    sums = f"a full copy needs {size(whole.total_bytes)} (each GPU has {size(whole.available_bytes)})"
     if shared is None or not shared.fits:
         more = reason or f"a shard needs {size(shared.total_bytes if shared else 0)}"
         least = shared or whole
@@ -246,7 +248,7 @@ def spread(body: Mapping[str, Any], processes: int) -> dict[str, Any]:
 
 
 def unable(body: Mapping[str, Any]) -> str | None:
-    """Return why weights cannot be sharded for this job, or `None`."""
+    """Return why weights cannot be sharded for this job, or `None` if they can."""
     hyper, adapter = body.get("hyper", {}), body.get("adapter", {})
     optimizer, engine = hyper.get("optimizer", "adamw"), body.get("engine", "auto")
     if hyper.get("processes", 1) < 2:
@@ -273,7 +275,7 @@ def _with(translation: Translation, row: Setting) -> Translation:
     return msgspec.structs.replace(translation, settings=rows, body={**translation.body, "hyper": hyper})
 
 
-# The chat template that a spec asks for, and what holds in it.
+# The chat template that the spec sets, and the values of its variables.
 
 
 GOES_ALONG = "stored with the result for chat, evaluation and export"
@@ -564,7 +566,7 @@ def _learning_rate(rows: Rows, spec: JobSpec, optimizer: str) -> None:
     rule = None
     if "lion" in optimizer:
         base *= LION_RATE
-        rule = f"{LION_RATE:g} of AdamW's rate, because Lion's steps are larger"
+        rule = f"{LION_RATE:g} times AdamW's rate, because Lion's steps are larger"
     if spec.learning_rate_multiplier is not None:
         rows.map(
             "learning_rate_multiplier",
@@ -636,7 +638,7 @@ def _added_tokens(rows: Rows, spec: JobSpec) -> None:
     if spec.continue_from is not None:
         rows.refuse("added_tokens", "already set by the adapter that this run continues from")
         return
-    rule = "each gets a row in the embeddings and the output layer, initialized with the mean of the others"
+    rule = "each gets a row in the embeddings and the output layer, initialized to the mean of existing rows"
     if spec.adapter.type != "full":
         rule += ". These rows are trained and saved with the adapter"
     rows.keep("added_tokens", "added_tokens", list(spec.added_tokens or ()), rule=rule)

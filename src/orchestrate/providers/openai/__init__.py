@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
 
-# What OpenAI takes and asks for. Limits of rows: its documentation and API description, late 2026.
+# OpenAI's data rules. The limits for rows are from its documentation and API specification, late 2026.
 
 
 RULES = HostRules(
@@ -115,8 +115,9 @@ def picture_tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:
 
 
 def tuned_base(name: str) -> str | None:
-    """Return the base of a tuned model. `ft:gpt-4o-mini-2024-07-18:org:suffix:id` continues from that model,
-    and its base determines price and limits."""
+    """Return the base model in a tuned model's name, such as `ft:gpt-4o-mini-2024-07-18:org:suffix:id`, or
+    `None` for other names. The base model determines the price and limits of jobs that continue from the
+    tuned model."""
     parts = name.split(":")
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else None
 
@@ -152,7 +153,7 @@ PROFILE = Profile(
     "with OpenAI. Check whether yours does: openai.com/policies/services-agreement (read in "
     "2026-11)",
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
-    # The days are in several copies of that page.
+    # Several copies of that page give these dates.
     gates=(
         Gate(date(2026, 5, 7), "organizations that never fine-tuned a model"),
         Gate(date(2026, 7, 2), "organizations that had not used a tuned model in the previous 60 days"),

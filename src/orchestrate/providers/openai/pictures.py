@@ -62,7 +62,7 @@ _RULES: dict[str, _Tiles | _Patches] = {
 }
 """Maps model name prefixes to rules. Longer prefixes come first."""
 _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
-"""Small, typical and largest size, for images of unknown size."""
+"""Small, typical and largest size in pixels, assumed for images whose size is unknown."""
 
 
 def tokens(model: str, picture: Picture) -> tuple[int, int, int] | None:

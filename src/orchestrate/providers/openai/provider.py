@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.settings.config import HostConfig
 
-# What OpenAI would refuse, found before anything is sent.
+# Finds what OpenAI would reject, before anything is sent.
 
 
 RFT_ROWS = 50_000
@@ -123,8 +123,8 @@ def _rft(provider: str, method: RFT, data: TrainingData) -> Iterator[Problem]:
 def grader_errors(grader: Mapping[str, Any], place: str = "method.grader") -> Iterator[tuple[str, str]]:
     """Check a grader against the SDK's types, and yield the field and the message of each error.
 
-    In the SDK's types, a `multi` grader has only one grader. In OpenAI's guide it has a map of named graders,
-    and its formula uses these names."""
+    The SDK's types allow a single grader inside a `multi` grader. OpenAI's guide shows a map of named
+    graders, whose names the formula uses. Both are accepted."""
     from openai.types.graders import (
         LabelModelGraderParam,
         MultiGraderParam,
@@ -173,9 +173,8 @@ _ANY_GRADER = {"type": "string_check", "name": "any", "input": "", "reference": 
 
 
 # -- the end of fine-tuning --------------------------------------------------------------------------------
-# The end of fine-tuning at OpenAI, told to the user with the way out.
-#
-# The last day of new jobs is in the profile; the shutdown of each base model is in the catalog.
+# Tells the user that OpenAI is ending fine-tuning, and suggests an alternative. The last day for new jobs is
+# in the profile. Each base model's shutdown date is in the catalog.
 
 
 def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> TrainingClosed:
@@ -256,8 +255,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Resolve the model's name. Hosts that the user configured receive the name unchanged. Only Azure
-        receives the id from the catalog, if the catalog contains the model."""
+        """Resolve the model's name. Hosts that the user configured receive the name unchanged, except Azure,
+        which receives the catalog's id if the catalog contains the model."""
         if self.name == self.profile.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)
@@ -274,7 +273,7 @@ class OpenAIProvider(
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         return problems_of(self, spec, data, translation)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- account -------------------------------------------------------------------------------------------
 
     def _query_account(self) -> Account | None:
         """Return the organization and project, which OpenAI names in the headers of its answers: it has
@@ -309,7 +308,8 @@ class OpenAIProvider(
 
     def base_models(self) -> Sequence[HostModel]:
         """List the base models with OpenAI's shutdown dates. OpenAI does not report which models it
-        fine-tunes, so this comes from the catalog. Models that are not in the catalog are `unconfirmed`."""
+        fine-tunes, so the catalog provides that information. Models that are not in the catalog are
+        `unconfirmed`."""
         known = {
             model.ids.get(self.name): model.on(self.name) for model in catalog.search(provider=self.name)
         }

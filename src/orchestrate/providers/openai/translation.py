@@ -16,7 +16,7 @@ METHODS = {"sft": "supervised", "dpo": "dpo", "rft": "reinforcement"}
 EPOCHS = 50
 BATCH = 256
 CONTEXT = 65_536
-"""Maximum number of tokens in a row for all models, from the guide to supervised fine-tuning."""
+"""Maximum number of tokens in a row for all models, according to OpenAI's guide to supervised fine-tuning."""
 RESERVED = ("model", "training_file", "validation_file", "metadata", "hyperparameters")
 """Request fields that Orchestrate fills in. `hyperparameters` is the deprecated form of the fields in
 `method`."""
@@ -188,8 +188,8 @@ def _wandb(rows: Rows, spec: JobSpec) -> None:
 
 
 # -- the fields of the create request ----------------------------------------------------------------------
-# Fields of the create request: those of the SDK's `JobCreateParams` (openai 3.57.0). The guide to
-# reinforcement fine-tuning names `response_format`, which neither the SDK nor the description has.
+# The fields of the SDK's `JobCreateParams` (openai 3.57.0). The guide to reinforcement fine-tuning mentions
+# `response_format`, but neither the SDK nor the API specification has that field.
 
 
 FIELDS = Fields(

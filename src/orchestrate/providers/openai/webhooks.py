@@ -24,7 +24,7 @@ class _Event(msgspec.Struct):
 def read(body: str, headers: Mapping[str, str], secret: str) -> Delivery:
     """Verify and parse a webhook. The SDK verifies its signature, which follows the Standard Webhooks
     specification. Raises `ValueError` if the signature is invalid or the body can't be parsed."""
-    # The client only holds the SDK's check; it sends nothing and needs no real key.
+    # The client is only used to verify the signature. It sends nothing, so it needs no real key.
     OpenAI(api_key="unused").webhooks.verify_signature(body, headers, secret=secret)
     event = decoding.decode(body, type=_Event)
     return Delivery(event.id, event.data.id if event.type.startswith("fine_tuning.job.") else None)

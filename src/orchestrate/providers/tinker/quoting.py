@@ -76,7 +76,8 @@ def _tokens(work: PlannedJob, size: JobSize) -> dict[str, _Tokens]:
         }
     trained = size.train_tokens * passes
     if isinstance(method, DPO):
-        # Each step reads its pairs first, to compute the loss here; a reference reads all of them once.
+        # Each step first runs a forward pass on its pairs, because the loss is computed on this machine. A
+        # reference model runs one more forward pass on all pairs.
         reference = method.loss != "orpo" and method.simpo_gamma is None
         read += trained + (size.train_tokens + size.validation_tokens if reference else 0)
     return {

@@ -212,7 +212,7 @@ def _option(rows: Rows, spec: JobSpec, key: str, value: Any) -> None:
     if not wire:
         rows.refuse(name, f"Tinker sessions have no such option. Available: {', '.join(sorted(OPTIONS))}")
     elif not isinstance(value, kind) or isinstance(value, bool):
-        rows.refuse(name, f"must be a {'text' if kind is str else 'number'}, got {value!r}")
+        rows.refuse(name, f"must be a {'string' if kind is str else 'number'}, got {value!r}")
     elif key in RFT_ONLY and spec.method.type != "rft":
         rows.refuse(name, "only for RFT, because other methods sample no answers")
     elif key == "objective" and value not in OBJECTIVES:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrate.costing.rate import Rate
     from orchestrate.costing.size import JobSize, Lines
 
-# What Together takes and asks for. Limits of rows: its documentation and API description, late 2026.
+# Together's data rules. The limits for rows are from its documentation and API specification, late 2026.
 
 
 RULES = HostRules(
@@ -81,16 +81,16 @@ def billed_tokens(
 
 
 def unpacked_tokens(sequences: int, max_seq_length: int) -> int:
-    """Count tokens without packing. With `packing: false`, every sequence is padded to the full length:
-    `rows x max_seq_length` per epoch. A preference pair counts as two sequences.
+    """Count tokens without packing. With `packing: false`, every sequence is padded to the full length, so an
+    epoch has `rows x max_seq_length` tokens. A preference pair is assumed to count as two sequences.
 
     Source: docs.together.ai fine-tuning pricing, which does not say how pairs are counted."""
     return sequences * max_seq_length
 
 
 def share_billed(steps_done: int, steps: int) -> Decimal:
-    """Return the fraction of the price that is billed for a job that was canceled or stopped early: the
-    fraction of steps that were completed.
+    """Return the fraction of the price that Together bills for a job that was canceled or stopped early. It
+    is the fraction of steps that were completed.
 
     Source: docs.together.ai fine-tuning pricing. For a canceled job, completed steps are billed. For a job
     that stopped early, the remaining steps are refunded."""
@@ -110,12 +110,12 @@ def bills(size: JobSize, rate: Rate) -> Lines:
     if not size.packing:
         length = size.max_length or size.longest
         per_epoch = unpacked_tokens(size.sequences, length)
-        # Padded rows have a known length; what is not known is whether a pair is one of them or two.
+        # The length of padded rows is known, but not whether a pair counts as one row or two.
         least, most = Decimal(size.rows * length), Decimal(per_epoch)
         evaluated_most = max(evaluated_most, Decimal(unpacked_tokens(size.validation_sequences, length)))
         notes.append(f"packing off: each row is billed as {length} tokens")
         if size.sequences > size.rows:
-            notes[-1] += ", and a preference pair as two rows (as one row at the low end)"
+            notes[-1] += ", and a preference pair as two rows (as one row in the low estimate)"
         if size.max_length is None:
             open_end = (
                 f"without packing, rows are padded to the model's maximum length. This length is unknown, "
@@ -132,8 +132,8 @@ def bills(size: JobSize, rate: Rate) -> Lines:
 
 def unbilled_failure(job: Job) -> bool:
     """Return True if Together does not bill a failed job. The status `error` means a platform failure, which
-    Together refunds in full. For the status `user_error`, completed steps are billed. Source:
-    docs.together.ai fine-tuning pricing."""
+    Together refunds in full. For the status `user_error`, only completed steps are billed, so a job that
+    never started training costs nothing. Source: docs.together.ai fine-tuning pricing."""
     never_began = job.step == 0 or (job.step is None and job.started_at is None)
     return job.raw_status == "error" or (never_began and not job.trained_tokens)
 

@@ -79,7 +79,8 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.spec import JobSpec
 
-# -- files: one for each dataset, named by its digest; a tuned model comes as one archive ----------------
+# -- uploads and downloads -------------------------------------------------------------------------------
+# Each dataset is one file, named after its digest. A tuned model is downloaded as one archive.
 
 
 BAD = ("FAILED", "INVALID_FORMAT")
@@ -130,8 +131,8 @@ class TogetherUploads:
             if progress is not None:
                 progress(event.uploaded_bytes, event.total_bytes)
 
-        # The rows were checked when they were read: the SDK's own check would only read them once more. A
-        # file sent twice is recognized by its checksum (409), and the SDK then answers with the first.
+        # Skip the SDK's check: the rows were already checked when they were read. If a file is sent twice,
+        # the host recognizes its checksum (409), and the SDK returns the first upload.
         def send() -> Any:
             return self._client().files.upload(
                 path, purpose="fine-tune", check=False, progress_callback=report
@@ -171,8 +172,8 @@ def fetch_weights(
     limit_bytes: int,
     progress: Progress | None,
 ) -> tuple[ArtifactFile, ...]:
-    """Download a job's weights with the SDK's `content` and unpack them into `dest`. `query` selects the
-    checkpoint. A partial archive is stored next to `dest`, and a later call continues it."""
+    """Download a job's weights and unpack them into `dest`. `content` is the SDK's download method, and
+    `query` selects the checkpoint. A partial download is kept next to `dest`, and a later call resumes it."""
 
     def opened(headers: dict[str, str]) -> AbstractContextManager[archives.DownloadStream]:
         stream = content(ft_id=job_id, extra_headers=headers, **query)
@@ -232,7 +233,7 @@ class TogetherProvider(
     def translate(self, spec: JobSpec) -> Translation:
         return translate(spec, self.name)
 
-    # -- whose jobs ----------------------------------------------------------------------------------------
+    # -- account -------------------------------------------------------------------------------------------
 
     def _query_account(self) -> Account | None:
         who = plain(self._wire.read(lambda: self._client().whoami()))

@@ -1,7 +1,7 @@
 """Parsing of Together's responses into Orchestrate's records.
 
-Sources: the SDK's `FinetuneResponse` (both of them: `types/` and `lib/types/`), `FinetuneEvent`, and the
-names of metrics in the API's responses (`train/loss`, `eval/loss`)."""
+Sources: both versions of the SDK's `FinetuneResponse` (in `types/` and `lib/types/`), its `FinetuneEvent`,
+and the names of metrics in the API's responses (`train/loss`, `eval/loss`)."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
 
 
 def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """Parse events, oldest first. The host's events have no id (older ones have a hash), so ids are derived
-    from the events' content, and repeated events are numbered. The ids never change."""
+    """Parse events, oldest first. The host's events have no ids, so an event's id is its hash or, for newer
+    events without a hash, derived from its content. Repeated events are numbered. The ids never change."""
     seen: Counter[str] = Counter()
     events: list[Event] = []
     for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):
@@ -232,7 +232,8 @@ def selection(checkpoint: str | None, full: bool) -> dict[str, Any]:
     if kind not in words or (step and not step.isdigit()):
         raise UsageError(
             f"{checkpoint!r} is not a checkpoint of a Together job",
-            fix="to list them: orchestrate checkpoints RUN. `adapter` and `merged` select the final model",
+            fix="use `adapter` or `merged` for the final model. To list the checkpoints: "
+            "orchestrate checkpoints RUN",
         )
     chosen = {"checkpoint": "model_output_path" if full else words[kind]}
     return chosen | ({"checkpoint_step": int(step)} if step else {})
@@ -252,8 +253,9 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
     return found
 
 
-# -- what a job was asked for ------------------------------------------------------------------------------
-# What Together tells of a job by which it can be priced: its settings, the bytes and rows of its files.
+# -- what determines a job's price -------------------------------------------------------------------------
+# What Together reports about a job that its price depends on: its settings, and the bytes and rows of its
+# files.
 
 
 def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
@@ -308,7 +310,7 @@ def asked_for(job: Job) -> Told:
     return Told(spec=spec, files=files)
 
 
-# -- the host's estimate of a price ------------------------------------------------------------------------
+# -- the host's price estimate -----------------------------------------------------------------------------
 # Together's own estimate of a job's price (`/v1/fine-tunes/estimate-price`).
 
 
@@ -332,8 +334,8 @@ _NO_ESTIMATE = {
 
 
 def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a create request that the estimate accepts. The estimate has no fields for packing
-    and the maximum length."""
+    """Return the fields of a create request that the estimate endpoint accepts. The endpoint has no fields
+    for packing or the maximum length."""
     return {key: body[key] for key in _FIELDS if key in body}
 
 
@@ -370,8 +372,8 @@ def tensor(values: Sequence[float], dtype: str = "float32") -> dict[str, Any]:
 
 
 def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
-    """Convert a row to a sample. Raises `UsageError` for a row on which Together would compute a different
-    loss."""
+    """Convert a row to Together's sample format. Raises `UsageError` if Together does not accept the row's
+    inputs or would compute a different loss."""
     import numpy as np  # the base install has none
 
     inputs: dict[str, Any] = {}
@@ -402,7 +404,7 @@ def forward_answer(
     found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]
     if len(found) != len(given):
         raise ProviderError(
-            "together", f"received log-probabilities of {len(found)} rows instead of {len(given)}"
+            "together", f"received log-probabilities for {len(found)} rows instead of {len(given)}"
         )
     loss = float(done.loss)
     if weighed is not None:

@@ -38,8 +38,8 @@ _BILLS = {
     "stopping": True,
     "stopped": False,
 }
-"""Deployment states, with True for those that are billed. Running deployments are billed even when idle.
-Together does not document whether failed deployments are billed."""
+"""Maps each deployment state to True if it is billed. Running deployments are billed even when idle. Together
+does not document whether failed deployments are billed."""
 
 
 class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -221,7 +221,7 @@ class TogetherDeployments:
                 lambda answer: text(plain(answer).get("id")),
             )
         except ProviderError as error:
-            # What was refused may have been made all the same, by this request or by another process.
+            # The deployment may exist despite the error, created by this request or by another process.
             there = _ours(self._retrieve(endpoint_id))
             if there is not None:
                 return there
@@ -407,11 +407,10 @@ def _hardware(config: Mapping[str, Any]) -> str | None:
     return f"{count}x{kind}" if count and kind else None
 
 
-# -- adapters of elsewhere ---------------------------------------------------------------------------------
-# Adapters of elsewhere at Together: registered in the project, uploaded in parts, deployed as its own are.
-#
-# The requests are those of the SDK's command line (`models create`, `models upload`): the SDK has no method
-# for the upload itself.
+# -- adapters trained elsewhere ----------------------------------------------------------------------------
+# Adapters that were trained elsewhere are registered in the project, uploaded in parts, and deployed like
+# Together's own. The requests are the same as those of the SDK's command line (`models create` and
+# `models upload`), because the SDK has no method for the upload itself.
 
 
 PART_BYTES = 20 << 20
@@ -437,7 +436,7 @@ class TogetherAdapters(adapters.Adapters):
         total, done, sent = sum(f.size for f in local.values()), 0, list[dict[str, Any]]()
         import httpx
 
-        # It never carries the key.
+        # This client never sends the API key.
         with httpx.Client(timeout=httpx.Timeout(600.0, connect=30.0)) as http:
             for remote in rows(upload.get("files")):
                 file = local.get(str(remote.get("path")))

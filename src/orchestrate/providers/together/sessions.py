@@ -80,9 +80,9 @@ if TYPE_CHECKING:
 
 LEAST_S, MARKS = 300, 120
 """In seconds: the shortest inactivity timeout that the host accepts, and the range of the extra time that
-distinguishes a run's machines."""
+distinguishes the machines of different runs."""
 TAIL_S = float(LEAST_S + MARKS)
-"""Maximum time in seconds for which a machine is billed after its program was killed."""
+"""Maximum time in seconds for which a machine is billed after its program is killed."""
 UP = ("PENDING", "CREATING", "READY")
 OPTIONS = frozenset({"gpu_type", "generators"})
 
@@ -132,12 +132,13 @@ class Machines(RentedMachines):
     # -- the price -----------------------------------------------------------------------------------------
 
     def usd_per_hour(self, body: Mapping[str, Any]) -> Decimal | None:
-        """Return the host's estimate, or `None` if it contains no price in US dollars."""
+        """Return the host's estimate of a machine's hourly price in US dollars, or `None` if the host
+        returned none."""
         estimate = plain(self._wire.read(lambda: self._api.estimate_cost(**body)))
         usd = money(estimate.get("price_per_hour"))
         return usd if usd and usd > 0 and estimate.get("currency") == "USD" else None
 
-    # -- one run's -----------------------------------------------------------------------------------------
+    # -- machines of one run -------------------------------------------------------------------------------
 
     def create(self, run: RunDir, order: SessionOrder) -> RequestedMachine:
         """Request a machine, exactly once. Raises `OutcomeUnknown` if the response was lost and the machine
@@ -227,7 +228,7 @@ class Machines(RentedMachines):
     def _billed_s(self, raw: dict[str, Any]) -> float:
         return billed_s(raw)
 
-    # -- the account's -------------------------------------------------------------------------------------
+    # -- machines of the account ---------------------------------------------------------------------------
 
     def up(self) -> list[dict[str, Any]]:
         """List the machines that are billed or will be billed."""
@@ -376,7 +377,7 @@ class TogetherSession(SessionBackend):
         known = catalog.resolve(self._order.model, PROFILE)
         return self._tokenizer or known.hub or known.id
 
-    # -- sessions of the host: they cost nothing by themselves ---------------------------------------------
+    # -- the host's sessions, which cost nothing on top of the machine -------------------------------------
 
     def _made_session(self, saved: str | None = None, *, optimizer: bool = True) -> str:
         """Start a session on the machine. If the response was lost, it is found by its name."""
@@ -472,8 +473,8 @@ class TogetherSession(SessionBackend):
         return self._submit(ask)
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
-        """Send the gradient of a loss that was computed on this machine. Each row's weights are the negative
-        gradient."""
+        """Send the gradient of a loss that was computed on this machine. The `weights` of each row are the
+        negative gradient with respect to its log-probabilities."""
         samples: list[dict[str, Any]] = []
         gradients: list[dict[str, Any]] = []
         for number, row in enumerate(rows, 1):

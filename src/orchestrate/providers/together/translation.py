@@ -1,8 +1,8 @@
 """Translation of a spec into Together's create request.
 
-The body is the one that the SDK's `fine_tuning.create` sends (`FinetuneRequest` in
-`together.lib.types.fine_tuning`), field by field, with the SDK's defaults. Only requested settings are sent.
-For all others, the host's defaults apply."""
+The body has the same fields as the one that the SDK's `fine_tuning.create` sends (`FinetuneRequest` in
+`together.lib.types.fine_tuning`). It contains the requested settings and a few of the SDK's defaults. For all
+other settings, the host's defaults apply."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def tag(suffix: str | None, ref: str) -> str:
     return suffix_tag(suffix, ref, SUFFIX_LIMIT)
 
 
-# -- what is trained on what -------------------------------------------------------------------------------
+# -- data, method and adapter ------------------------------------------------------------------------------
 
 
 def _files(rows: Rows, model: ModelOnHost) -> None:
@@ -85,7 +85,7 @@ def _files(rows: Rows, model: ModelOnHost) -> None:
     if rows.given("validation"):
         rows.keep("validation", None, rule="the file is uploaded and validation_file is set to its id")
     if rows.given("continue_from"):
-        # The host takes exactly one of the two.
+        # The host accepts either `from_checkpoint` or `model`, but not both.
         rows.keep(
             "continue_from", "from_checkpoint", rule="JOB_ID or output name, with :STEP for one checkpoint"
         )
@@ -145,7 +145,8 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
             rows.keep("adapter.type", "training_type.type", "Full")
         return
     requested = [name for name in rows.requested if name.startswith("adapter.")]
-    # Without a word about the adapter the field is left out: LoRA, or what the job continued from had.
+    # If the spec doesn't mention the adapter, the field is omitted. The host then uses LoRA, or the type of
+    # the job that this one continues from.
     if adapter.type == "qlora":
         rule = "trained as LoRA, because Together does not publish the precision of its base models"
         rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
@@ -317,8 +318,8 @@ def _names(rows: Rows) -> None:
 
 
 # -- the fields of the create request ----------------------------------------------------------------------
-# Fields of the create request: those of the SDK's `FinetuneRequest` (together 3.1.1), and of the published
-# description (2026-04-28) where it has others.
+# The fields of the SDK's `FinetuneRequest` (together 3.1.1), and additional ones from the published API
+# specification (2026-04-28).
 
 
 FIELDS = Fields(
@@ -339,12 +340,13 @@ FIELDS = Fields(
 )
 
 
-# -- a model's limits, as the host tells them --------------------------------------------------------------
-# A model's limits as Together tells them (`/v1/fine-tunes/models/limits`), held against a request's body.
+# -- a model's limits, as reported by the host -------------------------------------------------------------
+# Compares a request body with the model's limits from Together (`/v1/fine-tunes/models/limits`).
 
 
 FALLBACK_RANK = 8
-"""Rank for models whose default rank Together does not publish: the smallest rank in common use."""
+"""Rank assumed for models whose default rank Together does not publish. It is the smallest rank in common
+use."""
 
 
 def default_rank(limits: Mapping[str, Any]) -> int:
