@@ -100,8 +100,9 @@ def of_rows(
             "rows are rendered with the new model's template",
         )
     ]
-    was, now = ((m.tokenizer if m is not None else None) or "unknown" for m in (base, model))
-    found.append(_changed("tokenizer", was, now, "lengths and prices are recomputed"))
+    found.append(
+        _changed("tokenizer", _tokenizer(base), _tokenizer(model), "lengths and prices are recomputed")
+    )
     if {"system", "developer"} & set(content.roles):
         spelled = [p.dialect.developer if p.dialect is not None else "system" for p in (host, there)]
         was, now = ("system" if "developer" not in content.roles else f"system, {role}" for role in spelled)
@@ -163,6 +164,12 @@ def _template(model: Model | None) -> str:
     if model is not None and not model.open:
         return f"unpublished template of {model.name}"
     return "the model's default"
+
+
+def _tokenizer(model: Model | None) -> str:
+    if model is None:
+        return "unknown"
+    return model.tokenizer or f"unknown tokenizer of {model.name}"
 
 
 # Replacements for a tuned model: base models that a backend can fine-tune, most similar first, with the

@@ -75,7 +75,7 @@ class Notify:
         """Description of the channels, such as `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]
-        return f"by {' and '.join(used)}" if used else "here alone"
+        return f"by {' and '.join(used)}" if used else "in this terminal only"
 
 
 class BillingBackend(Protocol):
