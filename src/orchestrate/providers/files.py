@@ -194,7 +194,7 @@ def _extract(archive: Path, folder: Path, limits: DownloadLimits) -> None:
             if member.isdir() or path == PurePosixPath("."):
                 continue
             if not member.isreg() or member.issparse():
-                raise ArtifactRefused(f"{archive.name} contains an entry that is not a plain file: {member.name!r}")
+                raise ArtifactRefused(f"{archive.name} contains {member.name!r}, which is not a plain file")
             if path.as_posix().lower() in seen:
                 raise ArtifactRefused(f"{archive.name} holds {member.name!r} twice")
             seen.add(path.as_posix().lower())
