@@ -494,7 +494,7 @@ def _room(file: Path) -> Generator[None]:
             raise
         raise SetupError(
             f"no disk space for {file}: {error.strerror}",
-            fix="free some disk space, then run the same command again to continue the download",
+            fix="free up some disk space, then run the same command again to continue the download",
         ) from error
 
 

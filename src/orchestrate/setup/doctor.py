@@ -148,7 +148,7 @@ def _disk(home: Path) -> Iterator[Check]:
     except OSError:
         return  # no home folder, which `_home` reports
     few = free < _MIN_FREE
-    fix = "free some disk space, or choose another folder with --home" if few else None
+    fix = "free up some disk space, or choose another folder with --home" if few else None
     yield Check(check="disk", ok=not few, detail=f"{size(free)} free on the disk of the home folder", fix=fix)
 
 

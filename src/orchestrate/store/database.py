@@ -112,7 +112,7 @@ def _store_error(place: str, error: BaseException) -> StoreError:
     beside = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_full(place)
     if primary == sqlite3.SQLITE_FULL or beside:
         return StoreError(
-            f"no disk space to write the run store {place}", fix="free some disk space and try again"
+            f"no disk space to write the run store {place}", fix="free up some disk space and try again"
         )
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreError(f"the run store {place} is damaged: {error}", fix=_RESTORE)

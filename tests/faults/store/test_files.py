@@ -240,7 +240,7 @@ def test_a_new_store_on_a_nearly_full_disk_is_there_whole_or_not_at_all(small_di
         with Store.open(url(path)) as store:
             assert store.verify() == []
     except StoreError as error:
-        assert "no disk space" in error.message and "free some disk space" in str(error.fix)
+        assert "no disk space" in error.message and "free up some disk space" in str(error.fix)
         assert list(small_disk.iterdir()) == [ballast]
     ballast.unlink()
     with Store.open(url(path)) as store:
@@ -256,11 +256,11 @@ def test_a_full_disk_is_told_and_ends_when_there_is_room(small_disk: Path) -> No
         with pytest.raises(StoreError, match="no disk space") as caught:
             for _ in range(20):
                 make(store)
-        assert "free some disk space" in str(caught.value.fix)
+        assert "free up some disk space" in str(caught.value.fix)
     fill(ballast)  # what its log had taken
     with pytest.raises(StoreError, match="no disk space") as caught:
         Store.open(url(small_disk / "runs.sqlite3")).runs.matching()
-    assert "free some disk space" in str(caught.value.fix)
+    assert "free up some disk space" in str(caught.value.fix)
     ballast.unlink()
     with Store.open(url(small_disk / "runs.sqlite3")) as store:
         kept = len(store.runs.matching())

@@ -94,7 +94,7 @@ def too_large(what: str, most_bytes: int) -> DataError:
 def _no_room(what: str, folder: Path) -> DataError:
     return DataError(
         f"not enough disk space for {what} in {folder}. Nothing was saved",
-        fix="free some disk space, or set TMPDIR to a folder on a larger disk",
+        fix="free up some disk space, or set TMPDIR to a folder on a larger disk",
     )
 
 

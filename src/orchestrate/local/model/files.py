@@ -409,9 +409,10 @@ def _download(model: str) -> str:
                 fix="try again later. The partial download is kept",
             ) from error
         if error.errno in (*FULL, errno.EACCES, errno.EROFS):
+            place = f" ({error.filename})" if error.filename else ""
             raise ConfigError(
-                f"could not store {model}: {error.strerror} ({error.filename})",
-                fix="free up disk space, or set HF_HOME to a folder with more space. Downloads are kept",
+                f"could not store {model}: {error.strerror}{place}",
+                fix="free up some disk space, or set HF_HOME to a folder with more space. Downloads are kept",
             ) from error
         raise _unreachable(model) from error
     except Exception as error:

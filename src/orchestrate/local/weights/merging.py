@@ -54,7 +54,7 @@ def _saved(save: Callable[[], object], target: Path) -> None:
     except SafetensorError as error:
         raise SetupError(
             f"could not write the weights to {target.parent}: {error}",
-            fix="free some disk space, then run the same command again",
+            fix="free up some disk space, then run the same command again",
         ) from error
 
 

@@ -74,7 +74,7 @@ def test_a_full_disk_in_the_middle_is_told_and_the_next_run_goes_on(
 
     said = fetch(tmp_path / "home", hub, small_files)
     assert said["error"] == "ConfigError" and "could not store" in said["said"], said
-    assert "free disk space" in said["said"]
+    assert "free up some disk space" in said["said"]
     hub.down = 503
     assert "error" in fetch(tmp_path / "home", hub), "half a model was taken for one"
     hub.down = None
