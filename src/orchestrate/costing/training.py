@@ -33,10 +33,10 @@ EVAL_SHARE = Decimal(1) / 3
 takes twice as long as the forward pass."""
 
 DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
-"""Time to sample a token, relative to the time to train on one: low, expected and high. Measured on a CPU:
-2.9 with 128 concurrent answers, 7.3 with 16."""
+"""Time to sample a token, divided by the time to train on one, as (low, expected, high). Measured on a CPU:
+2.9 with 128 answers sampled concurrently, 7.3 with 16."""
 ANSWER_SHARE = (Decimal("0.1"), Decimal("0.5"), Decimal(1))
-"""Length of an answer relative to its maximum length: low, expected and high. The actual length is not known
+"""Answer length as a fraction of the maximum length, as (low, expected, high). The actual length is not known
 in advance."""
 
 
@@ -61,7 +61,7 @@ class HourlyRate(Record, frozen=True, kw_only=True):
     low_usd_per_hour: Decimal
     high_usd_per_hour: Decimal
     own: str | None = None
-    """File or flag with which the user set the price, or `None` for a built-in price."""
+    """File or flag that sets the user's own price. `None` for a built-in price."""
 
     def line(
         self,
@@ -91,8 +91,8 @@ class HourlyRate(Record, frozen=True, kw_only=True):
 
 
 def watts(device: str, count: int = 1) -> int:
-    """Return the full-load power in watts of a machine with `count` devices of this name (`cpu`, `NVIDIA H100
-    80GB HBM3` ...)."""
+    """Return the power draw of a machine at full load, in watts. `device` is the name of its GPUs, such as
+    `NVIDIA H100 80GB HBM3`, or `cpu`. `count` is the number of GPUs."""
     table = hardware.table()
     if device.lower() == "cpu":
         return table.watts["cpu"]
@@ -108,9 +108,9 @@ def local_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """Return the hourly rate of a machine whose rates are listed under `prices`. Uses `local:owned` (US
-    dollars per hour for the entire machine) or `local:gpu_rental` (per GPU-hour) if the user set one of them.
-    Otherwise, the rate is the price of the electricity that the devices use at full load."""
+    """Return the hourly rate of a machine. `prices` is the provider name that its prices are listed under.
+    Uses the user's own price if one is set: `owned` (US dollars per hour for the entire machine), or else
+    `gpu_rental` (US dollars per GPU-hour). Otherwise, the rate is the cost of electricity at full load."""
     book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
         return _hourly("owned", owned, Decimal(1), "your hourly price for this machine")
@@ -211,9 +211,8 @@ def quote_hours_job(
     """Quote a job that is billed hourly.
 
     The hours are computed from the job's size and the training speed. `startup_seconds` is the additional
-    time before and after training, as one number or as (minimum, expected, maximum). `answers` is only for
-    reinforcement fine-tuning.
-    """
+    time before and after training, as one number or as (minimum, expected, maximum). For reinforcement
+    fine-tuning, pass `answers` to include the time for sampling answers."""
     size = measure(work)
     read_only = _read_only(work.spec, size)
     per_second = Decimal(str(speed.tokens_per_second))
@@ -299,8 +298,9 @@ STALE_DAYS = 60
 
 
 def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices: Prices) -> Rate | None:
-    """Return the rate per training token for this method and adapter, or else for the method alone. If there
-    is no DPO rate, derives one from the SFT rate."""
+    """Return the price per training token for the spec's method. A rate for both the method and the adapter
+    takes precedence over a rate for the method alone. If there is no DPO rate, it is derived from the SFT
+    rate."""
     found = prices.of(training_methods(spec), resolved)
     derived = found is None and spec.method.type == "dpo"
     sft = prices.of(training_methods(spec, "sft"), resolved) if derived else None
@@ -320,15 +320,15 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
 
 
 def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
-    """Return the names of the training rates for this spec, most specific first. `method` replaces the spec's
-    method."""
+    """Return the names under which the spec's training rate may be listed, most specific first, such as
+    `sft_lora` and `sft`. `method` overrides the spec's method."""
     method = method or spec.method.type
     return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
 
 
 def lookup(spec: JobSpec, resolved: ModelOnHost, prices: str, *, gpu: str | None = None) -> Lookup:
-    """Return which of a host's rates are needed to quote this spec. With `gpu` (the name of a GPU, or `cpu`),
-    returns the rates needed for a machine that is billed hourly."""
+    """Build the query for the rates that are needed to quote this spec. With `gpu` (a GPU name, or `cpu`),
+    the query is for the rates of a machine that is billed hourly."""
     if gpu is not None:
         return Lookup(prices, (("electricity",), ("gpu_rental",), ("owned",)), gpu=gpu)
     if spec.method.type == "rft":
@@ -379,8 +379,8 @@ class PricedJob:
 def quote_sized_job(
     job: PricedJob, size_of: Callable[[], JobSize], *, gpu_hours: Decimal | None = None
 ) -> Quote:
-    """Quote a job like `quote_tokens_job`, with a size from any source. Calls `size_of` only if there is a
-    price."""
+    """Quote a hosted job as `quote_tokens_job` does, with the size that `size_of` returns. Calls `size_of`
+    only if there is a price."""
     provider, profile, spec, resolved, prices = job.provider, job.profile, job.spec, job.resolved, job.prices
 
     def none(reason: str) -> Quote:
@@ -552,8 +552,8 @@ BYTES_PER_TOKEN = 4
 """Assumed bytes per token in JSON lines. English prose has 4 to 5 bytes per token, and more when encoded
 as JSON. Scripts with three-byte UTF-8 characters have 3, or 6 if the characters are escaped."""
 BAND = {"bytes": 1.0, "tokens": 0.2}
-"""Relative half-width of token counts: `bytes` for counts estimated from bytes (up to one token per 2 bytes),
-and `tokens` for counts reported by hosts."""
+"""Relative half-width of the range of a token count, keyed by the count's source: `bytes` if it is estimated
+from the file size (up to one token per 2 bytes), `tokens` if the host reports it."""
 
 
 def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Traffic(Record, frozen=True, kw_only=True):
 
 
 class BasePrice(Record, frozen=True, kw_only=True):
-    """Price of one request if you prompt a base model at a provider's public rate."""
+    """Price of one request to a prompted base model, at a provider's public rate."""
 
     model: str
     provider: str
@@ -73,12 +73,13 @@ class BasePrice(Record, frozen=True, kw_only=True):
     note: str = ""
 
     def ends(self, on: date, days: int) -> bool:
-        """Return whether the model will be shut down within `days` of this day."""
+        """Return whether the model will be shut down within `days` days after `on`."""
         return self.until is not None and (self.until - on).days < days
 
     def mean_usd(self, on: date, days: int) -> Decimal:
-        """Return the average price of a request over `days`. After the base model's shutdown, the successor's
-        price applies."""
+        """Return the average price of a request, in US dollars, over the `days` days after `on`. After the
+        base model's shutdown, the successor's price applies. If the host named no successor, the base model's
+        price applies throughout."""
         if self.until is None or self.successor is None or not self.ends(on, days) or days <= 0:
             return self.usd_per_request
         alive = max((self.until - on).days, 0)
@@ -86,8 +87,8 @@ class BasePrice(Record, frozen=True, kw_only=True):
         return (self.usd_per_request * alive + after * (days - alive)) / days
 
     def words(self, on: date, days: int) -> str:
-        """Describe which base models are prompted over `days`: the base model and, after its shutdown, its
-        successor."""
+        """Describe which model is prompted during the `days` days after `on`: the base model and, if it is
+        shut down in that time, its successor."""
         if not self.ends(on, days):
             return self.model
         if self.successor is None:
@@ -113,7 +114,7 @@ class ServingUse(Record, frozen=True, kw_only=True):
     utilisation: Decimal = UTILISATION
     """Maximum average load of a replica, low enough to leave room for the busiest hour."""
     base: BasePrice | None = None
-    """Model to compare with."""
+    """Price of the base model that the tuned model is compared with."""
 
 
 _LONGEST = 200
@@ -143,14 +144,14 @@ REFERENCE_TB_S = 3.35
 """Memory bandwidth of the H100 SXM in TB/s, the reference for the speed of other GPUs. The H200, with 1.43
 times that bandwidth, was measured to be 1.2 to 1.4 times as fast."""
 SPEED = (25_000.0, 50_000.0, 160_000.0)
-"""Low, expected and high throughput of one H100: output tokens per second times billions of parameters. For a
-mixture of experts, the parameter count is the geometric mean of total and active parameters.
+"""Throughput of one H100, as (low, expected, high): output tokens per second times billions of parameters.
+For a mixture of experts, the parameter count is the geometric mean of total and active parameters.
 
-High: NVIDIA's TensorRT-LLM performance overview, 8-bit weights at the highest load without a latency limit.
-Six dense and mixture models from 8B to 405B reach 133,000 to 212,000 in this unit. Expected: GPUStack's
-performance lab, Qwen3-32B with vLLM's defaults, 16-bit weights, one H100, ShareGPT: 2,353 tokens per second
-in and out. Low: half of that, an assumption that allows for adapters and latency limits.
-"""
+- High: from NVIDIA's TensorRT-LLM performance overview, with 8-bit weights at the highest load and no latency
+  limit. Six dense and mixture-of-experts models from 8B to 405B reach 133,000 to 212,000 in this unit.
+- Expected: from GPUStack's performance lab. Qwen3-32B with vLLM's defaults, 16-bit weights, one H100 and
+  ShareGPT prompts processes 2,353 tokens per second (input and output).
+- Low: half of the expected value, an assumption that allows for adapters and latency limits."""
 SPEED_SOURCE = "based on measurements of vLLM by GPUStack and of TensorRT-LLM by NVIDIA"
 PREFILL_SPEEDUP = 3
 """Speed of processing input tokens relative to generating output tokens. NVIDIA's figures for 1,000 tokens in
@@ -281,8 +282,8 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay
 
 
 def gpu_rates(prices: Prices, method: str) -> list[Rate]:
-    """Return the hourly rates of a provider's GPUs. If the user set any, returns only those. Otherwise,
-    returns the quoted rates, or all rates if none is quoted."""
+    """Return a provider's hourly GPU rates: those set by the user if there are any, otherwise those with
+    confidence `QUOTED`, otherwise all of them."""
     found = [
         rate
         for rate in current(prices.book, prices.on)
@@ -295,8 +296,8 @@ def gpu_rates(prices: Prices, method: str) -> list[Rate]:
 def on_gpus(
     resolved: ModelOnHost, use: ServingUse, rates: Iterable[Rate], *, what: str, note: str = ""
 ) -> ServingWay | None:
-    """Return the cheapest option for serving the expected use on these GPUs, or `None` if no GPU is known to
-    fit. `what` is the kind of billing: dedicated or rented."""
+    """Return the cheapest option for serving the expected use on GPUs at these rates, or `None` if no GPU is
+    known to fit the model. `what` names the kind of billing: dedicated or rented."""
     options = [found for rate in rates if (found := _on_gpu(resolved, use, rate, what, note))]
     if not options:
         return None
@@ -342,8 +343,8 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
 
 
 _WHOLE = 8
-"""Number of GPUs in a complete machine. A replica may span several rented machines only if each has this many
-GPUs."""
+"""Number of GPUs in a full machine. A replica may span several rented machines only if each of them is a full
+machine."""
 
 
 def _machine(rate: Rate) -> int | None:

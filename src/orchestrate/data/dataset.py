@@ -23,12 +23,12 @@ class Dataset(Facts):
         tokenizers: Sequence[str] = (),
         memory: Path | None = None,
     ) -> Dataset:
-        """Read the entire file once, in bounded memory. `columns` maps field names to the file's column
-        names. The same pass counts tokens with each of `tokenizers`. `memory` is the cache folder for token
-        counts.
+        """Read a data file in one pass, in bounded memory. `columns` is a mapping {field name: column name in
+        the file}. `tokenizers` names the tokenizers to count tokens with in the same pass. `memory` is the
+        folder in which token counts are cached.
 
-        Raises `DataError` if the format of the file is unknown. Problems in individual rows are collected in
-        `problems`. `examples` skips rows with errors."""
+        Raises `DataError` if the format of the file is unknown. Problems in individual rows don't raise an
+        exception: they are collected in `problems`, and `examples` skips rows with errors."""
         return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
 
     @classmethod
@@ -46,8 +46,7 @@ class Dataset(Facts):
 
         The file name contains the digest and the target, and an existing complete file is reused. Otherwise,
         the source file is read once more. Raises `DataError` if the rows no longer match the digest, if the
-        target rejects them, or if it cannot represent all of them without loss and `allow_loss` is not
-        set."""
+        target rejects them, or if rows would lose content and `allow_loss` is not set."""
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             from orchestrate.data.writing import write_rows

@@ -131,13 +131,13 @@ class Facts:
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
     """Number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""
     first_rows: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
-    """Row numbers of the first rows with each trait."""
+    """The first rows with each trait, as {trait bit: row numbers}."""
     rowless: Sequence[int] = ()
     """Numbers of the lines that contain no valid row, in ascending order."""
     pictures: Mapping[Picture, int] = field(default_factory=dict[Picture, int])
-    """Number of images in all valid rows, keyed by size and detail, for cost estimates. Images in the prompt
-    of a preference pair count once. Up to `rows.traits.MOST_SIZES` sizes are exact, and others are rounded up
-    to multiples of 32 pixels."""
+    """Number of images in all valid rows, keyed by size and detail, for cost estimates. Images in the shared
+    prompt of a preference pair are counted once. At most `rows.traits.MOST_SIZES` sizes are stored exactly,
+    and all others are rounded up to multiples of 32 pixels."""
     columns: tuple[tuple[str, str], ...] = ()
     """Renamed columns, as (field, column) pairs."""
     memory: Path | None = field(default=None, compare=False)
@@ -175,7 +175,7 @@ class Facts:
 
 
 def require_same(digest: str, data: Facts) -> None:
-    """Raise `DataError` if the rows just read do not match the digest of `data`."""
+    """Raise `DataError` if `digest`, computed from the rows just read, differs from the digest of `data`."""
     if digest != data.digest:
         raise changed(data)
 

@@ -108,12 +108,18 @@ def inferred(
     bare: bool = False,
     closely: bool = True,
 ) -> Volume:
-    """Infer the goal from the rows, and compare the number of rows with the recommended number.
+    """Infer the goal from the rows, and compare the number of rows with the number recommended for that goal.
 
-    `labels` is the number of distinct short answers, if they repeat. Flags: `tools` if rows contain tool
-    calls, `keyed` if answers are JSON with the same keys, `knowing` if answers contain facts that their
-    prompts lack, `bare` if rows are text without prompts, `closely` if the answers were checked for keys and
-    facts. A new capability can't be inferred from rows, so the user must choose it."""
+    The goal is inferred from these properties:
+
+    - `labels`: the number of distinct short answers, or 0 if answers don't repeat.
+    - `tools`: rows contain tool calls.
+    - `keyed`: answers are JSON objects with the same keys.
+    - `knowing`: answers contain facts that are not in their prompts.
+    - `bare`: rows are text without prompts.
+    - `closely`: answers were inspected for `keyed` and `knowing`.
+
+    A new capability can't be inferred from rows, so the user must choose that goal."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
     if tools:

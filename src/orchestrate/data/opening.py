@@ -61,9 +61,9 @@ class OpenedFile:
     total: Total
     source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
-    """For each joined file: the number of lines before it, and its path."""
+    """Start of each joined file, as (number of lines before it, path) pairs."""
     mix: OpenedFile | None = None
-    """Training rows of the joined files, mixed by the files' weights."""
+    """The mixed training rows, if the files were joined according to their weights."""
     mixed: str | None = None
     """Description of the mix."""
 
@@ -73,7 +73,8 @@ class OpenedFile:
         return path, number - before
 
     def named(self, number: int) -> str:
-        """Describe a row in messages: its number and, if files are joined, its file."""
+        """Return a row's number as shown in messages. If files are joined, the name of the file is
+        included."""
         path, row = self.place(number)
         return f"{row} of {path}" if self.begins else str(row)
 
@@ -142,9 +143,9 @@ def open_counted(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> OpenedFile:
-    """Open a dataset like `Dataset.open` and run the checks of `ScanTask` in the same pass. Cached token
-    counts of the unchanged file are reused. If the file has changed, `count_tokens` finds nothing under its
-    digest and counts again."""
+    """Open a dataset as `Dataset.open` does, and run the checks of `ScanTask` in the same pass. Reuses cached
+    token counts if the file's size and modification time are unchanged. If the content has changed anyway, no
+    counts are cached for the new digest, so `count_tokens` counts again."""
     before = counting.seen(path, columns, memory)
     due = [
         name
@@ -301,8 +302,8 @@ def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:
 
 
 def worker_count(workers: int | None, size: int) -> int | None:
-    """Return the number of workers for a file of `size` bytes. Returns `workers` if it is above one or if the
-    file is large enough for parallel reading, and 1 otherwise."""
+    """Return the number of workers for a file of `size` bytes. A small file is read by one worker unless
+    `workers` is above 1. Otherwise, returns `workers`, where `None` means one worker per core."""
     return workers if size >= PARALLEL_BYTES or (workers or 0) > 1 else 1
 
 
@@ -371,8 +372,8 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
 
 
 def applicable_columns(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the entries of a spec's column mapping that apply to one of its files. Columns that the mapping
-    ignores may be missing from the file."""
+    """Return the part of a spec's column mapping that applies to one of its files. Leaves out ignored columns
+    that the file doesn't contain."""
     given = dict(columns or {})
     if all(given.values()):
         return given
@@ -381,8 +382,8 @@ def applicable_columns(path: str, columns: Mapping[str, str] | None) -> dict[str
 
 
 def columns_if_matching(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Do the same as `applicable_columns` for a file that the spec doesn't name, but return an empty mapping
-    if the file lacks a mapped column."""
+    """Return the same mapping as `applicable_columns`, for a file that the spec doesn't name. Returns an
+    empty mapping if the file lacks a mapped column."""
     if not columns or not {column for column in columns.values() if column} <= _names_in(path):
         return {}
     return applicable_columns(path, columns)
@@ -397,8 +398,9 @@ def _names_in(path: str) -> set[str]:
 
 
 def columns_of(path: str) -> dict[str, str]:
-    """Guess the column mapping of a file. Returns an empty mapping if the file needs none. Text with a label
-    is read as a question and its answer. Raises `DataError` if the column names are ambiguous."""
+    """Guess the column mapping of a file. Returns an empty mapping if the file can be read without one. If
+    rows consist of a text and a label, the text is read as the question and the label as the answer. Raises
+    `DataError` if the column names are ambiguous."""
     lines = source(path)
     rows = (parse(line)[0] for line in first_lines(lines.lines))
     objects = (cast("dict[str, Any]", row) for row in rows if isinstance(row, dict))

@@ -359,8 +359,8 @@ UNHELD: dict[str, tuple[str, Callable[[Example], bool]]] = {
     "sharegpt": ("text that looks like a tool call or its result", _reads_as_calls),
     "trl": ("a grader field named 'prompt' in a row with messages", _has_prompt_field),
 }
-"""Maps each format to content that it cannot represent and that no trait covers, and to a function that
-detects this content. Rows are checked while they are written."""
+"""Content that a format cannot represent and that no trait covers, as {format: (description, function that
+detects the content in a row)}. Rows are checked while they are written."""
 
 
 def _canonical(example: Example) -> dict[str, Any]:

@@ -42,9 +42,9 @@ def refuse(data: Facts, target: RowTarget, errors: list[Problem]) -> None:
 
 
 def target_for(data: Facts, target: RowTarget) -> RowTarget:
-    """Return the target for writing the rows. In TRL's format, conversations in which only the last answer is
-    trained on are written as prompt-completion rows. A file with such rows can't contain any other
-    conversations."""
+    """Return the target, adapted to the rows. For TRL, conversations in which only the last answer is trained
+    on are written as prompt-completion rows. If the file also contains conversations with several trained
+    answers, the target reports a loss instead, because one file can't contain both."""
     if target.name != "trl" or not _has(data, Trait.LAST_TRAINED):
         return target
     if not _has(data, Trait.SEVERAL_TRAINED):

@@ -66,9 +66,10 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def splits_of(folder: Path) -> dict[str, Path]:
-    """Map each split to its file, for files at the top level of a folder. A single file is `train`. Returns
-    an empty mapping when there are no files, or when file names don't assign exactly one file to each split.
-    JSON and plain text files are ignored because they often contain settings and notes instead of rows."""
+    """Return the splits at the top level of a folder, as {split: file}. A single file is the `train` split.
+    Returns an empty dict if there are no files, if several files don't each belong to a different split, or
+    if none of them is the `train` split. JSON and plain text files are ignored because they often contain
+    settings and notes instead of rows."""
     files = [p for p in sorted(folder.iterdir()) if _is_data(p, folder) and p.suffix not in (".json", ".txt")]
     if len(files) == 1:
         return {"train": files[0]}

@@ -45,7 +45,7 @@ _CHECK_INTERVAL = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
 _FREE_BYTES = 512 << 20
 _FREE_SHARE = 20
-"""Divisor for the disk space to keep free: 1/`_FREE_SHARE` of the disk, but at most `_FREE_BYTES`."""
+"""Inverse of the share of the disk to keep free: 1/`_FREE_SHARE` of the disk, but at most `_FREE_BYTES`."""
 
 
 class Spool:
@@ -102,8 +102,9 @@ def _no_room(what: str, folder: Path) -> DataError:
 def spooled(
     path: Path, what: str, keep_bytes: int | None = None, *, most_bytes: int | None = None
 ) -> Generator[Spool]:
-    """Open a file for writing up to `most_bytes`, leaving `keep_bytes` of the disk free. After an error, the
-    file is removed. Raises `DataError` if `what` is too large or the disk is too full."""
+    """Open a file for writing. Raises `DataError` if more than `most_bytes` are written or if less than
+    `keep_bytes` of the disk would remain free. If the block raises an exception, the file is removed. `what`
+    names the file's content in error messages."""
     try:
         with path.open("wb") as file:
             yield Spool(file, path.parent, what, keep_bytes, most_bytes)
@@ -133,7 +134,7 @@ _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "Clie
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
 """Errors that HTTP clients raise for a response that ended early."""
 _MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
-"""Keys of the content type in file info from the HTTP, S3, Google and Azure file systems."""
+"""Keys under which the HTTP, S3, Google and Azure file systems report a file's content type."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 

@@ -22,7 +22,7 @@ from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 MOST_UNBALANCED = 4
-"""Minimum ratio between the two labels' row counts at which `check` reports an imbalance."""
+"""Minimum ratio of one label's row count to the other's at which `check` reports an imbalance."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -51,7 +51,8 @@ class FileFacts(Record, frozen=True, kw_only=True):
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
-    """How many training rows a host accepts. `rows` counts all rows, including those with errors."""
+    """Results of checking the training rows for one host. `rows` counts all rows, including those with
+    errors, and `accepted` counts the rows that the host accepts."""
 
     host: str
     rows: int
@@ -146,7 +147,8 @@ def check(
 
 def problems_of_files(opened: Mapping[str, OpenedFile]) -> list[Problem]:
     """Find the problems that don't depend on a backend: damaged rows, duplicates, and rows that appear in
-    several splits. `opened` maps each split to its file. Open the files with `compare` and `content`."""
+    several splits. `opened` maps each split to its file, which must have been opened with `compare` and
+    `content` set."""
     found: list[Problem] = []
     for split, one in opened.items():
         found += one.facts.problems

@@ -26,9 +26,9 @@ from orchestrate.types import Problem, Record, Severity
 
 
 class ConvertReport(Record, frozen=True, kw_only=True):
-    """The result of `data convert`. `losses` describes what the written rows no longer contain and which rows
-    were left out. `rows` counts all rows of the file, including those with errors. `written` counts two
-    rows for each preference pair if the target is unpaired."""
+    """The result of `data convert`. `losses` lists the content that was dropped from rows, and the rows that
+    were left out. `rows` is the number of rows in the file, including those with errors. `written` is the
+    number of written rows, two for each preference pair if the target is unpaired."""
 
     path: str
     output: str
@@ -144,8 +144,8 @@ class BatchReport(Record, frozen=True, kw_only=True):
 
 
 def join_batch(results: str, requests: str, output: Path) -> BatchReport:
-    """Write each result together with its request. Raises `DataError` if a line has no `custom_id` or if two
-    requests have the same one."""
+    """Write each batch result to `output`, together with its request. A result without a request is written
+    alone. Raises `DataError` if a line has no `custom_id` or if two requests have the same one."""
     by_id: dict[str, Row] = {}
     for n, id, row in _lines(requests):
         request = batch_request(row)

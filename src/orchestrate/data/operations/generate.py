@@ -2,8 +2,8 @@
 
 An append-only log next to the output (`OUT.generation`) records every paid request and the rows that came
 from each answer. The output contains exactly the rows in the log, so a killed run resumes without losing or
-repeating a request. `OUT.review` marks rows for review. The mark can't be a field of the row because hosts
-reject unknown fields.
+repeating a request. A review journal (`OUT.review`) records that the rows need review. The rows themselves
+can't record it because hosts reject unknown fields.
 """
 
 from __future__ import annotations
@@ -271,8 +271,8 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """The screening result of one answer. If a run stops before an answer is screened, the next run screens
-    it."""
+    """Log entry with the screening result of one answer. If a run stops before an answer is screened, the
+    next run screens it."""
 
     question: str
     rows: list[msgspec.Raw]
@@ -328,8 +328,8 @@ class GenerateOrder:
     parallel: int = 4
     instructions: str = ""
     hosts: tuple[RowTarget, ...] = ()
-    """Backends to generate rows for. Every generated row must be valid for each of them. Backends that
-    reject a seed row, or reasoning that is kept, are ignored."""
+    """Backends to generate rows for. Every generated row must be valid for each of them. A backend is ignored
+    if it rejects a seed row, or if rows include reasoning and the backend rejects reasoning."""
     threshold: float = 0.8
     """Similarity at which a row counts as a near duplicate."""
     seed: int = 0

@@ -1,8 +1,10 @@
 """Mix several files into one training file, according to their weights.
 
 The integer part of a file's weight is the number of times each of its rows occurs. The fractional part is the
-share of its rows that occur one more time. These rows are sampled with a seed. Each file's rows stay in order
-and are spread evenly over the mix."""
+fraction of its rows that occur one extra time, sampled with a seed. For example, with a weight of 2.25, every
+row occurs twice, and a quarter of the rows occur a third time. Each file's rows stay in order and are spread
+evenly over the mix.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,8 @@ class MixedFile(Record, frozen=True, kw_only=True):
     taken: int
     """Rows in the mix that come from the file."""
     sample: list[int]
-    """Row numbers, in the file, of the rows that occur one extra time. All other rows occur `weight` times,
-    rounded down."""
+    """Row numbers, in the file, of the rows sampled for the fractional part of `weight`. They occur one more
+    time than the file's other rows."""
 
     @property
     def description(self) -> str:
@@ -97,9 +99,9 @@ def open_mix(
     compare: bool = False,
     content: bool = False,
 ) -> OpenedFile:
-    """Mix the rows of all files into one file in `folder` and open it. The mixed rows are in
-    `OpenedFile.mix`. Each file is read once, and the same files give the same mix. For the other arguments
-    see `Dataset.open` and `ScanTask`.
+    """Mix the rows of all files into one file in `folder`. Returns the joined files, with the mixed rows in
+    `OpenedFile.mix`. Each file is read once, and the same files always give the same mix. For the other
+    arguments, see `Dataset.open` and `ScanTask`.
 
     Raises `DataError` if a file can't be read, has a different kind of rows than the first file, or has a
     weight so low that none of its rows are selected."""

@@ -83,7 +83,7 @@ class ExportReport(Record, frozen=True, kw_only=True):
 
 @dataclass
 class Decisions:
-    """The current decisions by row key, and the order in which they can be undone."""
+    """The current decisions, keyed by row, and a stack for undoing them."""
 
     stack: list[Decided] = field(default_factory=list[Decided])
     by_key: dict[str, list[Decided]] = field(default_factory=dict[str, list[Decided]])

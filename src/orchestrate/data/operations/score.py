@@ -58,8 +58,8 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     spread: float | None = None
     """Standard deviation of the token losses."""
     prompt: float | None = None
-    """The loss, divided by the loss without the prompt (Li et al. 2023, Instruction-Following Difficulty). At
-    1 or above, the prompt doesn't help to predict the answer."""
+    """Ratio of the loss with the prompt to the loss without it (Li et al. 2023, Instruction-Following
+    Difficulty). At 1 or above, the prompt doesn't help to predict the answer."""
     loss_after: float | None = None
     """The tuned model's loss, in nats per token."""
     duplicate_of: int | None = None
@@ -69,10 +69,10 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     contradicts: tuple[int, ...] = ()
     """Row numbers of the first few rows that have a near-identical question but a different answer."""
     contradiction: float | None = None
-    """Among the rows with a near-identical question, the fraction whose answer is different."""
+    """Of the other rows with a near-identical question, the fraction with a different answer."""
     label: float | None = None
     """Probability of the most likely other label minus the probability of the row's own label, from -1 to 1.
-    Both are estimated by a model that was not trained on the row."""
+    Both probabilities come from a model that was not trained on the row."""
     likely_label: str | None = None
     """Label that confident learning suggests instead."""
     judge: float | None = None
@@ -356,9 +356,10 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
     """Find likely label errors with confident learning (Northcutt, Jiang and Chuang, Confident Learning,
     2021).
 
-    For each row, return the probability of the most likely other label minus the probability of its own
-    label. If the row is off the diagonal of the confident joint, also return the other label. The joint only
-    uses labels whose probability is at least the average for rows with that label."""
+    Returns a (margin, suggested label) pair for each row. The margin is the probability of the most likely
+    other label minus the probability of the row's own label. A label can only be suggested if its probability
+    is at least the average for rows with that label. The most likely such label is suggested, or `None` if
+    there is none or if it is the row's own label."""
     np = compare.numpy()
     values, given = np.asarray(probabilities, dtype=float), np.asarray(labels)
     bars = np.array([values[given == k, k].mean() for k in range(values.shape[1])])
@@ -433,13 +434,13 @@ def report(read: OpenedFile, scores: Scores, output: Path, missing: Sequence[str
 
 
 class LeftOut(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A line in the log of `data select`: a row that was left out, unchanged, and the reason."""
+    """A line in the log of `data select`: a row that was left out, with the reason."""
 
     row: int
     why: str
     doubt: float | None = None
     left_out: msgspec.Raw | str
-    """The row's JSON, or the text of the line if it isn't valid JSON."""
+    """The unchanged row as JSON, or the text of the line if it isn't valid JSON."""
 
 
 class SelectReport(Record, frozen=True, kw_only=True):
@@ -457,8 +458,8 @@ class SelectReport(Record, frozen=True, kw_only=True):
     cut: float | None
     """Score of the last selected row. Every row with a higher (worse) score was left out."""
     tied: int
-    """Number of rows whose score equals `cut` but that were left out, because earlier rows take
-    precedence."""
+    """Number of rows that were left out even though their score equals `cut`. Of rows with equal scores,
+    earlier ones are selected first."""
 
 
 def ranked(scores: Scores, by: str) -> list[RowScore]:

@@ -149,8 +149,8 @@ def group_key(example: Example) -> bytes:
 
 
 def place(key: bytes, shares: Sequence[float], seed: int) -> int:
-    """Return the index of the split for a key, by comparing a uniform hash of the key with the cumulative
-    shares."""
+    """Return the index of the split that a key belongs to. Compares a uniform hash of the key with the
+    cumulative shares."""
     at = _uniform(key, seed)
     for i, share in enumerate(shares):
         at -= share
@@ -366,14 +366,16 @@ _SEEDS = 1000
 """Number of seeds to try. With shares of 80/10/10, about one seed in 21 puts three groups into three
 different splits."""
 _FEW = 2000
-"""Number of groups from which a 10% split typically deviates from its share by less than 1% of the rows."""
+"""Minimum number of groups for which no other seeds are tried. With this many groups, a 10% split typically
+deviates from its share by less than 1% of the rows."""
 _FEWEST = 100
 """Minimum number of groups for stopping at the first seed that fits. With fewer groups, all seeds are
 compared, because a single row is a large share of a split."""
 _NEAR = 0.01
-"""Maximum deviation from the requested shares, as a fraction of the rows."""
+"""Maximum deviation from the requested shares at which a seed fits, as a fraction of the rows."""
 _STILL_NEAR = 0.03
-"""Maximum deviation for the seed of an earlier split into the same folder, as a fraction of the rows."""
+"""Maximum deviation at which the seed of an earlier split into the same folder is reused, as a fraction of
+the rows."""
 
 
 def _shared_out(

@@ -213,7 +213,8 @@ def _start(sockets: list[int], stdout: int) -> subprocess.Popen[bytes]:
 
 
 def serve(sockets: str) -> None:
-    """Run a child process: load shared data, then either work, or fork a worker for each socket and wait for
+    """Run as a child process of `ordered`. Loads the shared data, then processes tasks from standard input.
+    With `sockets` (comma-separated file descriptors), forks one worker for each socket instead, and waits for
     all of them."""
     ready, task = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
     if ready is not None:

@@ -93,7 +93,8 @@ def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
 
 
 def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) -> Matches:
-    """Find rows of `rows` that are also in `of`. With `prompts`, find rows that share only their prompt."""
+    """Find rows of `rows` that are also in `of`. With `prompts`, instead finds rows whose prompt occurs in
+    `of` but that don't occur there themselves."""
     mine, theirs = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
     at = _first_of(mine, theirs)
     identical = _first_of(rows.hashes, of.hashes) if prompts else {}
@@ -121,7 +122,7 @@ BANDS = 16
 WORDS = 5
 SEED = 42
 AVOIDED = 0x5851F42D4C957F2D
-"""Value mixed into the keys of undesirable answers, so that their keys differ from the keys of desirable
+"""Value XORed with the band keys of undesirable answers, so that they don't match those of desirable
 answers."""
 SAMPLED = 512
 """Number of rows sampled to find phrases that many rows share. The rows with the smallest hashes are used, so
@@ -130,7 +131,8 @@ FORM_SHARE, FORM_ROWS = 0.1, 20
 """Minimum fraction and minimum number of sampled rows that must share a phrase for it to count as part of
 the file's form."""
 SYSTEM_SHARE = 4
-"""Minimum number of a row's own phrases for each phrase that is used from its system prompt."""
+"""Ratio of a row's own phrases to the phrases that are used from its system prompt. Limits how much the
+system prompt contributes to the row's similarity."""
 
 
 @dataclass
@@ -261,8 +263,8 @@ class SeenTexts:
         self._by_band: dict[tuple[int, int], list[int]] = {}
 
     def add(self, texts: Sequence[str]) -> list[bool]:
-        """Add texts one by one, and skip near duplicates of texts that are already stored. Returns, for each
-        text, True if it was skipped."""
+        """Add texts one by one, except near duplicates of texts that are already stored. Returns one value
+        per text: True if it was skipped as a near duplicate."""
         if not texts:
             return []
         found: list[bool] = []
@@ -297,7 +299,8 @@ def _shingles(text: str) -> Any:
 
 
 def clusters(signed: Signatures, threshold: float = 0.8) -> list[int]:
-    """Return, for each row with a signature, the smallest row index in its cluster."""
+    """Group near duplicates into clusters. Returns one value for each row with a signature: the smallest row
+    index in the row's cluster."""
     np = numpy()
     rows = len(signed.numbers)
     leader = list(range(rows))

@@ -64,7 +64,7 @@ PIECE = 256 << 10
 """Number of bytes that a task processes at a time: large enough for batched calls, small enough for a core's
 cache."""
 SIZED = 16
-"""Sampling interval, in rows, for measuring the JSON size."""
+"""Interval, in rows, at which the JSON size is measured: only every `SIZED`th row is measured."""
 FIRST_ROWS = 20
 """Maximum number of row numbers stored for each trait."""
 LONGEST_LABEL = 60
@@ -78,7 +78,8 @@ DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 
 @dataclass(frozen=True)
 class ScanTask:
-    """The lines of `path` from byte `start` up to byte `end`. Both are at the start of a line."""
+    """Task to scan the lines of `path` from byte `start` (inclusive) to byte `end` (exclusive). Both are line
+    boundaries."""
 
     path: str
     start: int
@@ -399,8 +400,8 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems. For each code with more problems than were stored, add one problem that
-        gives the number of the others."""
+        """Return all stored problems. If more problems were found for a code than are stored, one additional
+        problem gives the number of the remaining ones."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():
@@ -441,8 +442,8 @@ _QUANTILE = 2.576
 """Quantile of the normal distribution for `COVERAGE`. The sample is stratified, so its error is smaller than
 this estimate for random positions."""
 _UNMET = math.log(2 / (1 - COVERAGE / 100))
-"""Upper bound, with confidence `COVERAGE`, of the fraction of the file that the sample missed entirely,
-multiplied by the number of positions. The normal approximation does not cover this part."""
+"""Bound on the text that the sample missed entirely: at confidence `COVERAGE`, at most a fraction `_UNMET` /
+(number of positions) of the file. The normal approximation does not cover this part."""
 _DENSEST = 1.0
 """Maximum number of tokens per byte in unsampled text. A token is rarely shorter than a byte."""
 _BLOCK = 16 << 10
@@ -465,8 +466,8 @@ class Sample:
 
 
 def sampled(task: ScanTask, name: str, *, places: int = PLACES, seed: int = 0) -> Sample:
-    """Sample the file of `task`, which ends at `task.end`, and count tokens with the counter `name`. The same
-    file and seed give the same sample."""
+    """Estimate the token counts of a file from a sample of its rows. `task` must extend to the end of the
+    file, and `name` is the name of the token counter. The same file and seed give the same sample."""
     read = reading(task.format, task.columns).read
     by = counter(name)
     counted: dict[int, tuple[int, Lengths | None]] = {}

@@ -44,8 +44,8 @@ _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""Possible first UTF-8 bytes of the characters that result from wrongly decoding a UTF-8 continuation
-byte."""
+"""First UTF-8 bytes of the characters that UTF-8 continuation bytes turn into when they are decoded as
+Windows-1252 or Latin-1."""
 
 
 @cache
@@ -59,8 +59,8 @@ def is_damaged(text: str) -> bool:
 
 
 def repaired(text: str) -> str:
-    """Fix damaged characters in a text. Fixes the complete text if possible, otherwise each damaged run
-    separately, because a text may also contain undamaged parts. Leaves everything else unchanged."""
+    """Fix characters that were decoded with the wrong encoding. Decodes the entire text again if possible,
+    otherwise each damaged part separately. Undamaged parts are left unchanged."""
     if "\xc3" not in text and "\xe2" not in text:
         return text
     try:
@@ -200,11 +200,11 @@ class Pattern:
     case. Without literals, the search uses the regex itself."""
     confirm: Callable[[bytes], bool] | None = None
     before: bytes | None = None
-    """Pattern for the start of a match, before the part that `regex` finds. A regex that starts with a rare
-    byte is much faster to search."""
+    """Pattern for text that must precede a match of `regex` and is part of the reported match. Keeping it out
+    of `regex` lets `regex` start with a rare byte, which makes the search much faster."""
     sieve: bytes | None = None
-    """Pattern that hyperscan searches for instead of the regex. It occurs in every match, and as rarely as
-    possible elsewhere. Hyperscan is slow for many simultaneous patterns with word boundaries."""
+    """Pattern that hyperscan searches for instead of `regex`, because hyperscan is slow for many simultaneous
+    patterns with word boundaries. Every match of `regex` contains it, but little other text does."""
 
     @property
     def caseless(self) -> bool:
@@ -381,8 +381,8 @@ searching about twice as many bytes without it."""
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """Return candidate pairs like `candidates`. Until the automaton is loaded, each thread searches its first
-    `_FEW_BYTES` without hyperscan."""
+    """Find candidate pairs as `candidates` does. Until the automaton is loaded, each thread searches its
+    first `_FEW_BYTES` without hyperscan."""
     seen = getattr(_own, "seen", 0) + len(block)
     if _loaded or seen > _FEW_BYTES or _kept(folder):
         return candidates(block, starts, folder)
@@ -400,7 +400,7 @@ def _scratch(database: Any) -> Any:
 
 
 def plain_candidates(block: bytes, starts: list[int]) -> set[tuple[int, int]]:
-    """Return candidate pairs like `candidates`, but without hyperscan."""
+    """Find candidate pairs as `candidates` does, but without hyperscan."""
     found: set[tuple[int, int]] = set()
     for number, pattern in enumerate(PATTERNS):
         for position in _positions(block, pattern):

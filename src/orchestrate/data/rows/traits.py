@@ -146,7 +146,7 @@ class Trait(IntFlag):
     LAST_TRAINED = 8388608
     """Weights select only the last of several assistant messages for training."""
     PARTLY_TRAINED = 16777216
-    """Weights exclude some assistant messages from training, but not all except the last (see
+    """Weights exclude some assistant messages from training. Not set if only the last one is trained on (see
     `LAST_TRAINED`)."""
     LOSS_SPANS = 33554432
     """Only parts of an answer or a text contribute to the loss."""
@@ -506,8 +506,8 @@ read."""
 
 
 class Picture(NamedTuple):
-    """Properties of an image that determine its cost. `width` and `height` are in pixels. They are `None` for
-    a remote image, an unknown file type or a missing file."""
+    """Properties of an image that determine its cost. `width` and `height` are in pixels, or `None` for a
+    remote image, an unknown file type or a missing file."""
 
     width: int | None
     height: int | None

@@ -39,8 +39,9 @@ class Loss:
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
-    """Return which parts of a message to train on. `text` is the message's own text. Only answers can be
-    trained on. Selecting any other message is an error, and excluding one has no effect."""
+    """Return a message's loss settings. `item` is the message as given in the row, and `text` is its text.
+    Only assistant messages can be trained on. Selecting any other message is reported as a problem, and
+    excluding one has no effect."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")

@@ -284,7 +284,8 @@ def _transcript(text: str) -> list[ChatMessage]:
 # LLaMA-Factory (a conversation in OpenAI, ShareGPT or Alpaca format with a tag).
 
 TAGS = frozenset({"label", "kto_tag"})
-"""Fields that contain the label. Training on all answers in such rows would also teach the bad ones."""
+"""Fields that may contain the label of a row's answer. Training on such rows without the label would also
+teach the bad answers."""
 
 
 def is_trl(row: Row) -> bool:
@@ -339,7 +340,8 @@ def trl(row: Row) -> Read:
 
 
 def judged(row: Row, example: Example | None, found: list[Problem]) -> Read:
-    """Return the example with its label, which rates the assistant messages at the end."""
+    """Convert a labeled conversation to an unpaired example. The label rates the assistant messages at the
+    end."""
     if not isinstance(example, ChatExample):
         return None, found
     messages, at = example.messages, len(example.messages)

@@ -85,7 +85,7 @@ _PERHAPS = frozenset(
         "fail", "failed", "yes", "no", "helpful", "unhelpful",
     }
 )  # fmt: skip
-"""Ambiguous values: verdicts, or classes of the text."""
+"""Ambiguous values, which can be either a verdict on an answer or a class label for the text."""
 _TEXT = frozenset({"text", "loss_spans"})
 _CLASSES = frozenset({"label", "labels", "label_text", "target", "category", "sentiment"})
 """Columns that contain the answer if a row has only a text."""
@@ -221,7 +221,8 @@ _HELD_OUT = {
 
 
 def held_out(value: Any) -> str | None:
-    """Return the split (test or validation) that a column assigns, if any."""
+    """Return the split that a column's value names: `test` or `validation`. Returns `None` for any other
+    value."""
     return _HELD_OUT.get(_plain(value)) if isinstance(value, str) else None
 
 
@@ -230,8 +231,8 @@ _KEPT = {"is_test": "test", "is_eval": "test", "is_validation": "validation"}
 
 
 def kept_for(name: str, value: Any) -> str | None:
-    """Return the split, test or validation, to which a column assigns a row. Returns `None` for a training
-    row."""
+    """Return the split (`test` or `validation`) that a row belongs to if column `name` has this value.
+    Returns `None` for a training row."""
     if name == "metadata" and isinstance(value, dict):
         held = cast("dict[str, Any]", value)
         return next((split for n in sorted(held) if (split := kept_for(n, held[n]))), None)
@@ -284,7 +285,8 @@ def note(columns: dict[str, UnreadColumn], unread: Mapping[str, Any], seen: str)
 
 
 def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, UnreadColumn]:
-    """Return the unused columns whose text, in most rows, appears in no used column."""
+    """Return the unused columns that contain additional text. In most rows, this text appears in none of the
+    used columns."""
     own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
     return dict(sorted(own.items()))
 

@@ -146,7 +146,7 @@ class PieceEncoder:
 FIRST_ROWS = 5
 """Number of rows listed in a remark."""
 COVERAGE = 99
-"""Minimum coverage, in percent: how often a sample's interval must contain the true count."""
+"""Confidence level of a sample's interval, in percent: how often the interval must contain the true count."""
 
 
 class Remark(msgspec.Struct, frozen=True):
@@ -171,7 +171,8 @@ class Lengths:
     def __init__(self) -> None:
         self.tokens = array("I")
         self.further = array("I")
-        """Token counts of the additional sequences of rows that are split, in no particular order."""
+        """For rows that are split into several sequences: the token count of each sequence after the first.
+        Unordered."""
         self.trained = array("I")
         self.remarks: dict[str, Remark] = {}
 

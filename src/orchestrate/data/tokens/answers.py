@@ -1,9 +1,9 @@
 """Parse a model's output into its reasoning, its answer and its tool calls.
 
-The format of an answer is learned from the chat template that prompted it: an answer with known reasoning and
-text is rendered, and the text around both is the model's markup. If the template hides the markup (it may
-drop the reasoning of all earlier turns) or is not available (on a host), the known markers of the model
-families are used. Everything that is neither reasoning nor a call is the answer.
+The answer format is learned from the model's chat template: an answer with known reasoning and text is
+rendered, and the text around them is the model's markup. The known markers of the model families are used
+instead if the template is not available (on a host) or hides the markup (some templates drop the reasoning of
+earlier turns). Everything that is neither reasoning nor a tool call is the answer.
 """
 
 from __future__ import annotations
@@ -187,9 +187,9 @@ def read_answer(
     """Split a model's output into its reasoning, text and tool calls.
 
     `text` is the output, including special tokens except the final one. `prompt` is the model's prompt, which
-    may end with the start of the answer. `cut` means that the answer was truncated. Without `calls`, calls
-    stay in the text. `growing` means that the answer is still being generated, so only the part that later
-    tokens can't change is returned."""
+    may end with the start of the answer. Set `cut` if the answer was truncated. Set `growing` if the answer
+    is still being generated, to get only the part that later tokens can't change. If `calls` is false, tool
+    calls are left in the text."""
     shape, cut = shape or AnswerShape(), cut or growing
     if shape.header and text.lstrip().startswith(shape.header):
         text = text.lstrip().removeprefix(shape.header)

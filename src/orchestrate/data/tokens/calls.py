@@ -337,7 +337,8 @@ _BLOCKS = {
 """Markers that open and close a block. The closing marker is empty if the block extends to the next one, or
 to the end."""
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
-"""Part of an opening marker that belongs to the call. The closing marker also belongs to the call."""
+"""Part of an opening marker that belongs to the call, keyed by the marker. The closing marker of such a block
+belongs to the call too."""
 CODE_MARK = "<|python_tag|>"
 _INTERPRETERS = ("code_interpreter", "ipython", "python")
 _SPACE = re.compile(r"\s*")
@@ -345,9 +346,10 @@ _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS
 
 
 def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
-    """Return the text without its tool calls, and the parsed calls. The parameter types in `tools` determine
-    which values are strings in notations without quotes. With `tools`, calls without markers are parsed too.
-    With `cut`, the text may end in the middle of a call."""
+    """Extract the tool calls from a text. Returns the text without the calls, and the parsed calls. The
+    parameter types in `tools` determine which values are strings in notations without quotes. With `tools`, a
+    text that contains nothing but calls without markers is parsed too. Set `cut` if the text may end in the
+    middle of a call."""
     found: list[ParsedCall] = []
     kept: list[str] = []
     at = 0

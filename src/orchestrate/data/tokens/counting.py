@@ -56,9 +56,10 @@ TOOL_BAND = 0.05
 tools."""
 
 STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
-"""Relative half-widths of the error band for families counted with o200k, based on the ratio of the family's
-own token counts to o200k counts (Llama 3: 0.98-1.02, Qwen 3: 0.91-1.12). Measured on English prose, Python
-code, short texts with numbers (orders), and Chinese, Japanese and Korean text."""
+"""Relative half-width of the error band, keyed by model family, if o200k is used to count the family's
+tokens. Based on the ratio of the family's own token counts to o200k counts (Llama 3: 0.98-1.02, Qwen 3:
+0.91-1.12). Measured on English prose, Python code, short texts with numbers (orders), and Chinese, Japanese
+and Korean text."""
 OTHER_BAND = 0.25
 """Relative half-width of the error band for families that were not measured."""
 
@@ -72,8 +73,8 @@ class ChatOverhead:
     message: int
     lead: Callable[[str], str] | None = None
     trained: int = 0
-    """Added to the trained-token count of each trained message: the number of its marker tokens that
-    contribute to the loss, minus the number of its prefix tokens that do not."""
+    """Correction to the trained-token count of each trained message: the number of marker tokens that
+    contribute to the loss, minus the number of prefix tokens that don't."""
 
 
 PRIMING = 3

@@ -1,13 +1,14 @@
 """Find which parts of a rendered conversation belong to which message.
 
 Few templates mark the text that the model should learn, so each conversation is rendered a second time with
-placeholders for the text of every message. Text common to both belongs to the template. The gaps between its
-pieces are the messages, so their positions are exact and spans never overlap. Function names count as text of
-a message, so calls are found regardless of their arguments. An answer starts after the generation prompt and
-ends with the end-of-turn token, which the model must learn to write.
+placeholders for the texts of all messages. Text that occurs in both renderings comes from the template, and
+the text between these pieces comes from the messages. The positions of messages are therefore exact, and
+spans never overlap. Function names count as text of a message, so calls are found regardless of their
+arguments. An answer starts after the generation prompt and ends with the end-of-turn token, which the model
+must learn to write.
 
-Conversations with the same form (roles, tool calls, reasoning, empty fields) share their pieces, so only the
-first one is rendered twice.
+Conversations with the same form (roles, tool calls, reasoning, empty fields) share the template's pieces, so
+only the first one is rendered twice.
 """
 
 from __future__ import annotations
@@ -151,8 +152,9 @@ class Rendered:
 
 @dataclass
 class Conversations:
-    """A tokenizer's chat templates. `names` are the special tokens that they may write, and `special` are the
-    texts of all control tokens."""
+    """Renderer of conversations with a tokenizer's chat templates. `names` contains the special tokens that
+    the templates may write, keyed by name such as `bos_token`. `special` contains the text of every control
+    token."""
 
     templates: object
     names: Mapping[str, str]
@@ -551,8 +553,11 @@ def answered(prompt: Sequence[ChatMessage], answer: Sequence[ChatMessage]) -> li
 # as one row, its earlier answers teach the model to answer without reasoning.
 
 Earlier = Literal["train", "split", "untrained"]
-"""How to treat earlier answers that the template renders without their reasoning: train on them anyway, train
-on each one at the end of its own row, or use them only as context."""
+"""How to train on earlier answers that the template renders without their reasoning:
+
+- `train`: train on them anyway.
+- `split`: train on each of them at the end of its own row.
+- `untrained`: use them only as context."""
 
 
 def rows_of(

@@ -33,8 +33,8 @@ class Cut(NamedTuple):
 
     texts: list[str]
     owners: list[tuple[int, int]]
-    """For each gap between pieces: the index of the message, and the index of the text within that message. A
-    text may fill several gaps."""
+    """Origin of the text in each gap between pieces, as (message index, index of the text within the
+    message). A text may fill several gaps."""
     starts: list[int]
     """Position of each piece in the rendered text."""
 
