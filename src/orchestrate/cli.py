@@ -167,8 +167,8 @@ class _Guarded:
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream
-        """The original stream. Rich's consoles write to it directly, because their only control sequences are
-        our own styles and cursor movements."""
+        """The original stream. Rich's consoles write to it directly. This is safe, because their output
+        contains no control sequences other than our own styles and cursor movements."""
 
     def write(self, text: str) -> int:
         return self.rich_proxied_file.write(inert(text))

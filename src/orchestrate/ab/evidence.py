@@ -1,9 +1,10 @@
 """Compute the evidence for each metric from the users' assignments and outcomes.
 
 The statistical unit is one user in one phase. Each unit counts once, and its value never changes, so existing
-evidence is never withdrawn. Users are compared only with users who had the same probability of getting the
-tuned model: a phase's new users are one group. Users who had the base model before are another group, because
-only some of them switch to the tuned model when a new phase increases its share.
+evidence is never withdrawn. Users are only compared within a stratum, in which all users had the same
+probability of getting the tuned model. A phase's new users form one stratum. Users who had the base model in
+an earlier phase form another, because only some of them switch when the new phase raises the tuned model's
+traffic share.
 """
 
 from __future__ import annotations
@@ -197,8 +198,8 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Approximate limits per metric: the first for evaluations of a numeric metric's evidence, the second for
-points on the evidence curve."""
+"""Approximate maximum number of times that a numeric metric's evidence is evaluated, and approximate maximum
+number of points on a metric's evidence curve."""
 
 
 class EvidenceUnit(NamedTuple):

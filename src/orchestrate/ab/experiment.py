@@ -84,8 +84,8 @@ _SHOWN = 5
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. Outcomes
-    with the same metric and id count once. `at` only distinguishes otherwise identical lines in a file. It is
-    not used as the time of the outcome, which is the time of recording."""
+    with the same metric and id count once. An outcome's time is when it was recorded, not `at`. `at` only
+    distinguishes otherwise identical lines in a file."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -138,9 +138,9 @@ def key_of(metric: str, id: str | int) -> str:
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
     """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. A line
-    without an id gets an id derived from its text and the number of earlier lines with the same text, so you
-    can read a file again after appending to it. Raises `UsageError` if the file cannot be read, and
-    `DataError`, with the first errors, if lines are invalid."""
+    without an id gets one derived from its text and from the number of identical lines before it. You can
+    therefore read a file again after appending to it, without counting an outcome twice. Raises `UsageError`
+    if the file cannot be read, and `DataError`, with the first errors, if lines are invalid."""
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -280,9 +280,9 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """End the experiment and give all users this model from now on. If the experiment has already ended
-        with the other model, switch all users to this one. Returns `False` if the experiment has already
-        ended with this model, or if another process started a new phase first."""
+        """End the experiment and give all users the model of `arm` from now on. After the end, call this with
+        the other arm to switch all users to the other model. Returns `False` if all users already have the
+        model of `arm`, or if another process started a new phase first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
@@ -333,7 +333,8 @@ class Experiment:
         return self.record_all([Given(user, metric, value, id)])
 
     def record_all(self, given: Iterable[Given]) -> OutcomesTaken:
-        """Record several outcomes. If one is invalid, raises the same errors as `record` and records none."""
+        """Record several outcomes. If any outcome is invalid, records nothing and raises the same errors as
+        `record`."""
         rows = [(one, checked(self.plan, one.metric, one.value)) for one in given]
         if self.phases(fresh=False)[-1].over:
             return self._count_ignored(OutcomesTaken(after_end=len(rows)))
@@ -361,8 +362,8 @@ class Experiment:
         return self.record_all([one for path in paths for one in read(self.plan, Path(path))])
 
     def observed(self, user: str | int, at: Assignment, values: Mapping[str, float]) -> None:
-        """Record values measured for an answer, such as its latency, keyed by metric. Metrics that the plan
-        does not include are ignored."""
+        """Record what was measured for one response, such as its latency, as `{metric: value}`. Ignores
+        metrics that are not in the plan."""
         if not at.counted:
             return
         key = person(self._record.salt, of_user(user)).key

@@ -230,8 +230,8 @@ def standing(report: ExperimentReport) -> str:
 
 
 def stop(experiment: Experiment, keep: Literal["base", "tuned"]) -> ExperimentReport:
-    """End the experiment, and give all users this model. Raises `UsageError` if the experiment has already
-    ended with this model."""
+    """End the experiment, and give all users the model `keep`. Raises `UsageError` if the experiment has
+    already ended with this model."""
     if not experiment.stop(keep):
         raise UsageError(f"{experiment.plan.name} has already ended: {experiment.phases()[-1].why}")
     return experiment.report()

@@ -21,9 +21,10 @@ _T = TypeVar("_T")
 
 
 class ABMiddleware:
-    """Assigns each user's request to an arm and stores the assignment in `scope["state"]["ab"]` (Starlette:
-    `request.state.ab`). Records each answer's latency and whether it failed (HTTP 5xx, exceptions), if the
-    plan has metrics for these. Requests without a user get no `ab` entry, and nothing is recorded for them.
+    """ASGI middleware that assigns each user's request to an arm and stores the assignment in
+    `scope["state"]["ab"]` (Starlette: `request.state.ab`). If the plan has metrics for them, records each
+    response's latency and whether the request failed (HTTP 5xx or an exception). Requests without a user get
+    no `ab` entry, and nothing is recorded for them.
 
     `user` is a function that takes a request's scope and returns the user id, or `None` if there is none."""
 
@@ -55,9 +56,9 @@ class ABMiddleware:
 
 
 def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
-    """Return the answer of the user's model. If the tuned model raises an error, the base model answers, and
-    the failover is counted. The user's outcomes still count for the tuned model. Errors from the base model
-    propagate."""
+    """Call the user's model and return its response. If the tuned model raises an error, calls the base model
+    instead and counts a failover. The user's outcomes still count for the tuned model. Errors from the base
+    model propagate."""
     given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
     try:
         if given.arm == "tuned":

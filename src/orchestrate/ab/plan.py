@@ -38,8 +38,9 @@ BROKEN_SPLIT = 0.001
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
-    """Return the alpha of each metric. The primary metric and each metric with the role `told` get the full
-    alpha. The guardrails share one additional alpha equally."""
+    """Return each metric's significance level, as `{metric: alpha}`. The primary metric and each metric with
+    the role `told` get the full alpha. The guardrails divide one additional alpha equally among themselves.
+    """
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
     return {m.name: alpha / guards if m.role == "guardrail" else alpha for m in plan.metrics}
@@ -265,9 +266,9 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
 
 
 def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
-    """List the right-or-wrong metrics that affect the decision and only count users with a recorded outcome.
-    If an application records outcomes only when they happen, all other users are missing from the
-    evidence."""
+    """List the right-or-wrong metrics that affect the decision but have no value for users without an outcome
+    (`absent`). Such users are missing from the evidence, for example if an application only records an
+    outcome when an event happens. `failed` is not listed, because the proxy records it for every response."""
     return [
         metric.name
         for metric in plan.metrics

@@ -40,8 +40,8 @@ from orchestrate.settings import Secret
 from orchestrate.types import Arm, decoding
 
 ITS_OWN_FAULT = frozenset({401, 403, 404, 408, 429})
-"""Statuses below 500 that are the host's fault rather than the request's: not found, not allowed, timed out,
-or overloaded."""
+"""HTTP statuses below 500 that count as a failure of the host, not of the request: unauthorized, forbidden,
+not found, timeout, and too many requests."""
 _KEPT = ("content-type", "retry-after")
 """Response headers that are forwarded to the client."""
 _FAILURES, _COOL_S = 3, 10.0
@@ -58,7 +58,8 @@ class Upstream:
     model: str
     key: Secret | None = None
     on_use: Callable[[], None] | None = None
-    """Function called occasionally after an answer. It may block."""
+    """Callback that reports that the model is in use. Called after a response, at most once per minute. It
+    may block."""
     _used_at: float = field(default=float("-inf"), init=False)
     _failed: int = field(default=0, init=False)
     _until: float = field(default=0.0, init=False)
@@ -191,8 +192,8 @@ async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[byte
 
 
 def tokens(data: bytes) -> tuple[int, int] | None:
-    """Return the numbers of prompt and completion tokens reported in an answer or at the end of a stream.
-    Returns `None` if they are not reported."""
+    """Return the reported token usage of a response or stream, as (prompt tokens, completion tokens). Returns
+    `None` if no usage is reported."""
     lines = data.splitlines() if b"data:" in data else [data]
     for line in reversed(lines):
         if b'"usage"' not in line:

@@ -95,8 +95,8 @@ class Orchestrator(Workspace):
     # -- before spending ------------------------------------------------------------------------------------
 
     def data(self, spec: SpecGiven, provider: Backends = ()) -> TrainingData:
-        """Read the spec's training and validation files once each, and count their tokens for these
-        backends in the same pass. Raises `DataError` for a file that cannot be read."""
+        """Return the spec's training and validation data, with token counts for these backends. Reads each
+        file once. Raises `DataError` for a file that cannot be read."""
         from orchestrate.runs.preparing import prepared
 
         return prepared.training_data(self, _spec(spec), provider)
@@ -114,9 +114,9 @@ class Orchestrator(Workspace):
         `submit`. Works offline.
 
         `gpu_hours` is the assumed duration of an RFT job. `checked=False` only counts the tokens for the
-        quotes and does not read the test file. `tokens` is `exact`, `sampled` (limits are checked against a
-        price range that covers the sampling error) or `none` (no price). Raises `DataError` for a file that
-        cannot be read.
+        quotes and does not read the test file. `tokens` is `exact` (count every row), `sampled` (count a
+        sample, and check limits against a price range that covers the sampling error) or `none` (no count and
+        no price). Raises `DataError` for a file that cannot be read.
         """
         from orchestrate.runs.preparing import prepared
 
@@ -476,8 +476,8 @@ class Orchestrator(Workspace):
         (0 to 1) are written to `output`. The other rows are written to a second file next to it. `terms`
         contains the other fields of `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`.
         Raises `UsageError` if the judge was never calibrated against human ratings, `DataError` if its
-        agreement with them is too low, and `OverBudget` if the next answer could exceed the cost limit or the
-        budget."""
+        agreement with the human ratings is too low, and `OverBudget` if the next request could exceed the
+        cost limit or the budget."""
         from orchestrate.runs.data import files as data
         from orchestrate.runs.evaluation import judging
 
@@ -495,10 +495,11 @@ class Orchestrator(Workspace):
         return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> ReviewSession:
-        """Open a review in which people rate the answers of these runs, or the answers from an evaluation
-        whose id is given as `evaluation`. To reopen an existing review, pass its id. Creates the review if it
-        does not exist. `orchestrate.runs.evaluation.reviewing.serving` serves its page. `order` contains the
-        fields of `orchestrate.runs.evaluation.reviewing.ReviewOrder`."""
+        """Open a review in which human raters compare the answers of these runs. With `evaluation`, they rate
+        the answers of the evaluation with this id. Creates the review if it does not exist. To reopen a
+        specific review, pass its id instead of runs. `orchestrate.runs.evaluation.reviewing.serving` serves
+        the rating page. `order` contains the fields of `orchestrate.runs.evaluation.reviewing.ReviewOrder`.
+        """
         from orchestrate.runs.evaluation import reviewing
 
         names = [runs] if isinstance(runs, str) else [r if isinstance(r, str) else r.id for r in runs]

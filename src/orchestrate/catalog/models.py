@@ -26,7 +26,7 @@ _DISK_ADAPTERS = ("lora", "qlora", "full")
 
 
 class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One backend's offer of a base model: its id there, methods, limits and dates."""
+    """A base model as one backend offers it: its id on the backend, training methods, limits and dates."""
 
     id: str
     tunable: Literal["yes", "unconfirmed", "no"] = "yes"
@@ -44,7 +44,8 @@ class HostModel(Record, frozen=True, kw_only=True, omit_defaults=True):
     successor_note: str | None = None
     """Note on the replacement's price."""
     deployable: Literal["yes", "no"] = "yes"
-    """`yes` if the host serves models tuned from it. `no` if they can only be downloaded."""
+    """`yes` if the host can serve models tuned from this base model. `no` if tuned models can only be
+    downloaded."""
     deploy_note: str | None = None
     """Source for `deployable`."""
     note: str | None = None
@@ -126,7 +127,7 @@ class _Catalog(msgspec.Struct, frozen=True):
     by_name: dict[str, Model]
     host_names: frozenset[str]
     described: dict[str, dict[str, HostModel]]
-    """Models of the hosts that are defined in YAML files, keyed by host and then by model name."""
+    """Models of hosts that are defined in YAML files, as `{host: {model name: entry}}`."""
     comparison: str
     starters: tuple[str, ...]
 
@@ -277,15 +278,15 @@ def shutdown_warning(model: Model, provider: str, today: date) -> str | None:
 
 
 def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
-    """List the hosts that can tune the model with at least one of the methods. This machine supports all
-    methods and is not listed."""
+    """List the hosts that can tune the model with at least one of the methods. Omits the local backend, which
+    supports all methods."""
     hosts = model.hosts.items()
     return [name for name, host in hosts if _tunable(host) and not set(methods).isdisjoint(host.methods)]
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Return an explanation if all models that a host could tune with this method have been shut down.
-    Returns `None` if at least one is left, or if the catalog does not list the host's models."""
+    """Explain that the host has shut down its last model for this method, or return `None` if that is not the
+    case. Also returns `None` if the catalog never listed a model of this host for the method."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
@@ -301,13 +302,13 @@ def starters() -> tuple[Model, ...]:
 
 
 def comparison() -> Model:
-    """Return the default model for comparing the cost of prompting with that of a tuned model."""
+    """Return the default model for cost comparisons: tuning a model is compared with prompting this one."""
     return find(_catalog().comparison)
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the closed model that the host can tune and that is most similar to the open model `model`.
-    Returns `None` if no closed model on this host lists `model` as an alternative."""
+    """Return the host's tunable closed model that is most similar to the open model `model`. It is the one
+    that lists `model` earliest among its alternatives. Returns `None` if no such model lists `model`."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()

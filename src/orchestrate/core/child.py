@@ -1,5 +1,6 @@
-"""Communicate with our own child processes in JSON lines on standard input and output. A request can have a
-timeout. Errors include the end of the child's stderr. When a child ends, so do the processes that it started.
+"""Exchange JSON lines with our own child processes over standard input and output. A request can have a
+timeout. Errors include the end of the child's stderr. When a child ends, the processes that it started are
+killed.
 
     with Child(python("orchestrate.some.module"), env=of_child(), name="the counter") as child:
         answer = child.ask({"words": text}, seconds=10)
@@ -39,7 +40,7 @@ _KNOWN = (errors.UsageError, errors.ConfigError, errors.DataError, errors.SetupE
 
 
 class Ended(RunFailed):
-    """The process exited or was closed before sending an answer. `code` is the return code, as in
+    """Raised if the process exited or was closed before it sent a response. `code` is the return code, as in
     `subprocess`."""
 
     def __init__(self, message: str, code: int | None) -> None:
@@ -48,7 +49,7 @@ class Ended(RunFailed):
 
 
 class TooLate(RunFailed):
-    """The answer did not arrive in time, so the process was killed."""
+    """Raised if the response did not arrive in time. The process was then killed."""
 
 
 def python(module: str) -> list[str]:
@@ -134,15 +135,15 @@ class Child:
         return line
 
     def exchange(self, message: Any, seconds: float) -> bytes:
-        """Send a message and return the next line, which is its answer. Sending never blocks, even if the
-        process does not read. Raises `Ended` if the process ends first, and `TooLate` if no line arrives in
-        time."""
+        """Send a message and return the response, which is the next line of output. Sending never blocks,
+        even if the process does not read. Raises `Ended` if the process ends first, and `TooLate` if no line
+        arrives in time."""
         threading.Thread(target=self._send_quietly, args=(message,), daemon=True).start()
         return self.receive(seconds)
 
     def ask(self, message: Any, seconds: float | None = None) -> dict[str, Any]:
-        """Send a message and return its answer. Raises `Ended` if the process ends first, `TooLate` if no
-        answer arrives in time, and any error that the process sent with `failure`."""
+        """Send a message and return the decoded response. Raises `Ended` if the process ends first, `TooLate`
+        if no response arrives in time, and any error that the process encoded with `failure`."""
         if seconds is not None:
             return decoded(self.exchange(message, seconds))
         self.send(message)
@@ -167,8 +168,8 @@ class Child:
         return self.process.wait()
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
-        """Close the child's input, so that the child exits. If it does not exit in time, it is killed.
-        Answers that it has already written can still be received."""
+        """Close the child's input so that the child exits, and kill the child if it is still running after
+        `patience_s` seconds. Responses that it has already written can still be received."""
         self._closed = True
         with suppress(OSError):  # it may not have taken all that was written
             if self.process.stdin is not None:
@@ -231,7 +232,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def decoded(line: bytes) -> dict[str, Any]:
-    """Decode an answer written by `answering`. If the answer is an error, raises it."""
+    """Decode a response from a child that uses `answering`. If the response is an error, raises it."""
     answer = msgspec.json.decode(line, type=dict[str, Any])
     if "error" in answer and "kind" in answer:
         raise raised(answer)
@@ -248,8 +249,8 @@ def raised(answer: Mapping[str, Any]) -> OrchestrateError:
 
 
 def answering() -> Callable[[Mapping[str, Any]], None]:
-    """Reserve standard output for answers, redirect other prints to standard error, and exit once the parent
-    process has exited. Returns a thread-safe function that sends an answer."""
+    """Reserve standard output for responses, redirect all other output to standard error, and exit this
+    process once its parent has exited. Returns a thread-safe function that sends a response."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -265,24 +266,24 @@ def answering() -> Callable[[Mapping[str, Any]], None]:
 
 
 def questions() -> Iterator[dict[str, Any]]:
-    """Yield the questions from standard input until it ends."""
+    """Yield the decoded requests from standard input until it is closed."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     return (decode(line) for line in sys.stdin.buffer)
 
 
 class LineWorker(Protocol):
-    """A worker that reads questions in one thread and answers them in the main thread."""
+    """A worker that reads requests in one thread and handles them in the main thread."""
 
     def read(self, lines: Any) -> None: ...
 
     def work(self) -> None:
-        """Answer questions until the input has ended and every question is answered."""
+        """Handle requests until the input has ended and every request has been answered."""
         ...
 
 
 def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
-    """Run a worker that answers many questions at the same time, and return the process's exit code. `made`
-    builds the worker from a function that sends an answer."""
+    """Run a worker that handles many requests concurrently, and return the process's exit code. `made` is a
+    factory: it takes the function that sends a response, and returns the worker."""
     send = answering()
     try:
         desk = made(send)
@@ -297,7 +298,7 @@ def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Encode an error as an answer. For an unexpected error, also print the traceback to standard error."""
+    """Encode an error as a response. For an unexpected error, also prints the traceback to standard error."""
     if not isinstance(error, OrchestrateError):
         with suppress(OSError):  # no room for it
             traceback.print_exception(error)

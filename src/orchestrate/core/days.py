@@ -11,16 +11,16 @@ VARIABLE = "ORCHESTRATE_TODAY"
 
 
 def pretended(day: date) -> str | None:
-    """Return a note that `ORCHESTRATE_TODAY` sets the date to `day`. Returns `None` if the variable is not
-    set to this date, or if this is the real date."""
+    """Return a note that `ORCHESTRATE_TODAY` overrides the current date with `day`. Returns `None` if the
+    variable is not set to `day`, or if `day` is the real date."""
     if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
         return None
     return f"{VARIABLE} is set: prices and shutdown dates are as of {day}"
 
 
 def today() -> date:
-    """Return the current date in UTC. Hosts publish dates without a time zone. With local dates, a shutdown
-    or a price change would come a day earlier on one machine than on another.
+    """Return the current date in UTC. Hosts publish dates without a time zone. With local dates, machines in
+    different time zones would disagree about whether a model is shut down or a price has changed.
 
     `ORCHESTRATE_TODAY=2027-01-07` shows models, shutdowns and prices as of that date. The variable does not
     change what a host reports or when a run was created. Raises `ConfigError` if its value is not a date.

@@ -70,9 +70,10 @@ def is_private(folder: Path) -> bool:
 
 
 def inside(path: Path) -> Path:
-    """Return `path` if it is safe to write to. Raises `UsageError` for a link that leads out of its project
-    (a repository, or a folder with an `orchestrate.toml`), because a link in a clone could overwrite one of
-    the user's files. Linked folders, for example on a larger disk, are allowed."""
+    """Return `path` if it is safe to write to. Raises `UsageError` if `path` is a symbolic link inside a
+    project (a repository, or a folder with an `orchestrate.toml`) that points outside the project. Writing to
+    such a link in a cloned repository could overwrite one of the user's files. The folders above `path` may
+    be links, for example to a larger disk."""
     if not path.is_symlink():
         return path
     named, real = Path(os.path.abspath(path)), os.path.realpath(path)  # noqa: PTH100  `..` and links apart
@@ -132,8 +133,8 @@ def move_into_place(draft: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
-    """Yield a new folder to fill, which becomes `path` at the end of the block. After an error, the new
-    folder is removed. Without `replace`, raises `OSError` if `path` exists and is not empty.
+    """Yield an empty folder, and move it to `path` at the end of the block. If the block raises an error, the
+    new folder is removed. Without `replace`, raises `OSError` if `path` exists and is not empty.
 
     An existing folder is first renamed, and deleted only after the new one is in place. If the process is
     killed in between, the next `whole_folder` on the same path, or `recover_folders` on its parent, restores
@@ -167,8 +168,8 @@ _replacing: set[str] = set()
 """Folders that this process has temporarily renamed. A process id alone does not identify them, because ids
 repeat after a container restarts."""
 _LONG_S = 60.0
-"""Seconds after which a renamed folder no longer counts as being replaced, because no replacement takes this
-long. The process id in its name must then belong to another process."""
+"""Seconds after which a renamed folder no longer counts as being replaced. No replacement takes this long, so
+the process id in the folder's name must have been reused by an unrelated process."""
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
@@ -217,8 +218,8 @@ def _alive(pid: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's entries, to disk. On file systems that don't support this,
-    folders are ignored."""
+    """Flush a file's content, or a folder's entries, to disk. Does nothing for a folder if the file system
+    can't flush folders."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":
         return

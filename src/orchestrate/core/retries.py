@@ -21,8 +21,8 @@ class Configured(Protocol):
 class Retry:
     """Limits on retrying a call. Waits are exponential with full jitter, from `first_s` to `longest_s`. A
     host's `Retry-After` is respected if it fits into the remaining budget. Otherwise, the error is raised
-    immediately. If the first attempt alone exceeded the budget, as an upload might, there is one more
-    attempt."""
+    immediately. The first retry ignores how long the first attempt took, so an upload that takes longer than
+    the budget is still retried once."""
 
     attempts: int = 6
     budget_s: float = 60.0
@@ -41,8 +41,8 @@ class Retry:
         sleep: Callable[[float], object] = time.sleep,
         ended: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Retry a call until it succeeds or raises an error that is not `retryable`, the budget is exhausted,
-        or `ended` returns true."""
+        """Call `call` and return its result, retrying after retryable errors. Raises the last error if it is
+        not retryable, if the attempts or the budget are exhausted, or if `ended` returns True."""
         from tenacity import Retrying, retry_if_exception
 
         retrying = Retrying(

@@ -35,8 +35,8 @@ def header_bytes(path: Path) -> bytes:
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name. Raises `ValueError` if the file is truncated or is not in safetensors
-    format."""
+    """Return the header entries of all tensors, as `{name: entry}`. Raises `ValueError` if the file is
+    truncated or is not in safetensors format."""
     header = header_bytes(path)
     try:
         found = {name: _tensor(raw) for name, raw in _entries(header).items() if name != "__metadata__"}

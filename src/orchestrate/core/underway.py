@@ -22,7 +22,8 @@ class ProgressCallback(Protocol):
 
 
 Listener = Callable[[str, str], AbstractContextManager[ProgressCallback]]
-"""Takes a description and a unit, and returns a context manager that yields the progress callback."""
+"""Type of a function that takes a description and a unit, and returns a context manager that yields a
+progress callback."""
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
@@ -39,8 +40,8 @@ def heard_by(listener: Listener) -> Generator[None]:
 
 @contextmanager
 def work(what: str, unit: str = "") -> Generator[ProgressCallback]:
-    """Report work as in progress while the block runs. `what` starts with a verb, as in `reading
-    train.jsonl`. Without a `unit`, progress is counted in items."""
+    """Report an operation as in progress while the block runs, and yield its progress callback. `what` starts
+    with a verb, as in `reading train.jsonl`. Without a `unit`, progress is counted in items."""
     listener = _listener.get()
     if listener is None:
         yield _unheard

@@ -1,6 +1,6 @@
 """Expenses in a run store: amounts spent and committed, by user and purpose. Each run is one expense. Each
-deployment is one expense per month in which it was up. Answers with the same purpose, backend, month and user
-are one expense. Sums of expenses are exact."""
+deployment is one expense per month in which it was up. Paid answers are combined into one expense per
+purpose, backend, month and user. Sums of expenses are exact."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """Return the cost of a sweep's trial, or its maximum cost while the trial is open. Sandbox prices count
-    like real money."""
+    """Return the cost of a sweep's trial in US dollars, or its maximum cost until the bill is known.
+    Simulated costs of sandbox runs count like real costs."""
     orphan = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:
         return trial.high_usd if orphan or trial.state is TrialState.OPEN else Decimal(0)
@@ -153,7 +153,8 @@ def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
 
 
 def billed_by_month(deployment: Deployment, since: datetime, until: datetime) -> dict[str, float]:
-    """Return the deployment's billed seconds by month, with the time from `since` to `until` added."""
+    """Return the seconds billed for the deployment in each month, such as `{"2026-10": 3600.0}`, with the
+    time from `since` to `until` added."""
     found = dict(deployment.billed_by_month)
     for month, seconds in seconds_by_month(since, until).items():
         found[month] = found.get(month, 0.0) + seconds
@@ -270,9 +271,9 @@ class Sum(Record, frozen=True, kw_only=True):
     runs: int = 0
     deployments: int = 0
     requests: int = 0
-    """Number of requests, for answers billed individually."""
+    """Number of requests in the group's expenses for answers."""
     unknown: tuple[str, ...] = ()
-    """Ids of items with an unknown cost, which the sums leave out."""
+    """Ids of items whose cost is unknown. The sums exclude these items."""
     abandoned: tuple[str, ...] = ()
     """Ids of abandoned runs and deployments, whose hosts are no longer polled."""
 
@@ -418,8 +419,9 @@ def _key(by: str) -> Callable[[Expense], str | None]:
 
 
 def cents(parts: Sequence[Decimal]) -> list[Decimal]:
-    """Round the parts to cents so that they add up to the total, rounded up to a cent. Each part is rounded
-    down, and the remaining cents go to the parts with the largest remainders. No part becomes negative."""
+    """Round the parts to cents so that the rounded parts add up to the exact total, itself rounded up to a
+    cent. Rounds each part down, and gives the remaining cents to the parts with the largest remainders. No
+    part becomes negative."""
     floors = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
     left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(floors, Decimal(0))) / CENT)
     by_remainder = sorted(range(len(parts)), key=lambda i: (floors[i] - parts[i], i))

@@ -16,7 +16,7 @@ class Hardware(msgspec.Struct, frozen=True):
     watts: dict[str, int]
     unknown_gpu: int
     gpus: dict[str, tuple[float, float]]
-    """Memory in GB and memory bandwidth in TB/s of each GPU."""
+    """Memory and memory bandwidth of each GPU, as `{GPU: (GB, TB/s)}`."""
     tflops: dict[str, float]
     """Dense 16-bit compute in TFLOPS of each GPU."""
     eight_bit: tuple[str, ...]
@@ -39,8 +39,8 @@ def gpu_memory_gb(gpu: str) -> float | None:
 
 
 def closest(device: str, names: Iterable[str]) -> str | None:
-    """Return the name that best matches a device: all words of the name must occur in the device's name, and
-    the name with the most words wins. Returns `None` if no name matches."""
+    """Return the entry of `names` that best matches a device, or `None` if no entry matches. An entry matches
+    if all of its words occur in the device's name. If several match, the one with the most words wins."""
     words = set(device.upper().replace("NVIDIA", "").replace("-", " ").split())
     fits = [(len(name.split()), name) for name in names if set(name.upper().split()) <= words]
     return max(fits)[1] if fits else None

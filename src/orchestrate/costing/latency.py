@@ -1,9 +1,10 @@
-"""Estimate the latency of an answer before training, from the model's size, for one request at a time.
+"""Estimate a model's response latency before training it. Based on the model's size, for one request at a
+time.
 
 To generate a token, a GPU reads every active weight from memory once, so memory bandwidth limits generation.
 The prompt is processed in parallel, with two operations per weight and token, so compute limits its speed.
-The efficiency of GPUs relative to their data sheets is fitted to published measurements and checked against
-others.
+GPUs achieve only a fraction of the speed in their data sheets. These fractions are fitted to published
+measurements and validated against other measurements.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from orchestrate.costing.ways import BYTES_PER_PARAM, gpus_for
 from orchestrate.types import Record
 
 BANDWIDTH_SHARE = (0.70, 0.57)
-"""Achieved fraction of the memory bandwidth, for one GPU and for several GPUs that split the model. Fitted to
-LMDeploy 0.1.0a1 on A100 80GB with 16-bit weights and one request at a time: Llama-2-7B generates 102 tokens
-per second on one GPU, and Llama-2-70B 34 on four (InternLM/lmdeploy, docs/en/benchmark/a100_fp16.md,
-2023-12). Newer engines are at least as fast."""
+"""Fraction of the data sheet's memory bandwidth that is achieved: on one GPU, and on several GPUs that split
+the model. Fitted to LMDeploy 0.1.0a1 on A100 80GB with 16-bit weights and one request at a time: Llama-2-7B
+generates 102 tokens per second on one GPU, and Llama-2-70B generates 34 on four (InternLM/lmdeploy,
+docs/en/benchmark/a100_fp16.md, 2023-12). Newer engines are at least as fast."""
 COMPUTE_SHARE = (0.68, 0.58)
-"""Achieved fraction of the compute, for one GPU and for several. According to the same page, the first token
-after a prompt of 2,048 tokens takes 139 ms on one GPU and 402 ms on four."""
+"""Fraction of the data sheet's compute that is achieved: on one GPU, and on several GPUs. According to the
+same page, the first token after a prompt of 2,048 tokens takes 139 ms on one GPU and 402 ms on four."""
 SOURCE = "bandwidth and compute from the data sheet, times the efficiency of LMDeploy on A100 (2023-12)"
 BAND = 1.4
 """Factor by which the true latency may be higher or lower than predicted. The predictions are within this
@@ -99,8 +100,8 @@ def predict(
 
 
 def gpu(name: str, count: int, width: float = 2.0) -> Device | None:
-    """Return a device with `count` GPUs of one type, assuming the efficiency measured on A100s. Returns
-    `None` if the table does not list the GPU."""
+    """Return a device with `count` GPUs of one type, assuming the efficiency measured on A100s. `width` is
+    the number of bytes per parameter. Returns `None` if the table does not list the GPU."""
     known = hardware.table()
     found = hardware.closest(name, known.tflops)
     if found is None:

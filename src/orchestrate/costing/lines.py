@@ -40,8 +40,8 @@ def line(
     high: Decimal | None = None,
     note: str | None = None,
 ) -> QuoteLine:
-    """Build a line of a quote. `quantity` is in the rate's unit. The range is given either by `band` (a
-    relative half-width) or by the quantities `low` and `high`."""
+    """Build a line of a quote. `quantity` is in the rate's unit. The low and high ends of the range come from
+    `band` (a relative half-width) or from the quantities `low` and `high`."""
     spread = Decimal(str(band))
     low_price, price, high_price = rate.band()
     smallest = (quantity if low is None else low) * (1 - spread)

@@ -47,12 +47,12 @@ from orchestrate.types import Quote, QuoteLine, Record, decoding
 def break_even(
     training: Decimal, saved: Decimal, units: Sequence[ServingUnit] = (), *, single: bool = False
 ) -> int | None:
-    """Return the break-even traffic: the lowest number of requests per day at and above which the tuned model
-    never costs more than the base model. Returns `None` if it never breaks even.
+    """Return the break-even traffic in requests per day. At this traffic and above, the tuned model never
+    costs more than the base model. Returns `None` if it never breaks even.
 
-    `training` is the training cost per month, and `saved` is the monthly saving per daily request. At each
-    traffic level, the cheapest type of unit serves the traffic with as many units as needed. With `single`,
-    there is only one unit.
+    `training` is the training cost per month, and `saved` is the monthly saving per daily request. `units`
+    are the types of serving units that you can rent, such as GPUs. At each traffic level, the cheapest type
+    is used, with as many units as needed. With `single`, only one unit of the first type is available.
     """
     if saved <= 0:
         return None
@@ -93,11 +93,11 @@ def _ceiling(value: Decimal) -> int:
 
 
 def base_price(model: str, traffic: Traffic, *, saved_tokens: int = 0) -> BasePrice:
-    """Return the price of one request according to the package `genai-prices`.
+    """Return the price of one request to a base model, according to the package `genai-prices`.
 
-    `saved_tokens` is the number of prompt tokens that only the base model needs, for examples and
-    instructions. The shutdown date and the successor come from the catalog. Raises `UsageError` if the
-    package doesn't know the model.
+    `saved_tokens` is the number of prompt tokens for examples and instructions, which a tuned model does not
+    need. The shutdown date and the successor come from the catalog. Raises `UsageError` if the package
+    doesn't know the model.
     """
     from importlib.metadata import version
 
@@ -144,8 +144,8 @@ def _named(host: HostModel, traffic: Traffic, saved_tokens: int) -> BasePrice | 
 
 
 def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int = 0) -> BasePrice:
-    """Return the price of the catalog's comparison model. If that model is shut down within the period,
-    returns the price of the successor that its host named."""
+    """Return the price of one request to the catalog's comparison model. If that model will be shut down
+    within the period, returns the price of the successor that the host recommends."""
     base = base_price(catalog.comparison().name, traffic, saved_tokens=saved_tokens)
     days = int(DAYS_PER_MONTH * months)
     while base.ends(on, days) and base.successor is not None:
@@ -165,7 +165,7 @@ class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
     `inference_adapter_output`."""
     title: str
     models: tuple[str, ...]
-    """Base models whose adapters the host accepts, by their names in the catalog."""
+    """Catalog names of the base models whose adapters the host accepts."""
     source: str
     note: str = ""
     closed: str = ""
@@ -181,8 +181,8 @@ def adapter_hosts() -> tuple[AdapterHost, ...]:
 
 
 def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[tuple[str, ServingWay]]:
-    """Yield each provider that rents out GPUs, with its cheapest GPU type for the expected use. `prices`
-    supplies the rate book and the day."""
+    """Yield (provider, serving option) for each provider that rents out GPUs. The option uses the provider's
+    cheapest GPU type for the expected use. `prices` supplies the rate book and the day."""
     names = {rate.provider for rate in prices.book if rents(rate)}
     for name in sorted(names):
         rates = gpu_rates(Prices(name, prices.book, prices.on), RENTAL)
@@ -193,8 +193,8 @@ def rented(resolved: ModelOnHost, use: ServingUse, prices: Prices) -> Iterator[t
 def adapters(
     resolved: ModelOnHost, trainer: str, use: ServingUse, prices: Prices
 ) -> Iterator[tuple[str, ServingWay | str]]:
-    """Yield each host that serves adapters of this base model per token, with the cost or with the reason why
-    the cost is unknown."""
+    """Yield (host, serving option) for each host that bills adapters of this base model per token. If an
+    option has no price or is unavailable, yields (host, reason) instead."""
     for host in adapter_hosts():
         if resolved.model is None or resolved.model.name not in host.models:
             continue
@@ -247,7 +247,8 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     """Lowest number of requests per day at and above which the tuned model costs no more than the base model
     over the entire period, with as many GPUs as needed. `None` if it never breaks even."""
     most_requests_per_day: Decimal | None = None
-    """Maximum requests per day that this option can serve, or `None` if you can add GPUs."""
+    """Maximum requests per day that this option can serve. `None` if there is no maximum, because you can add
+    GPUs."""
     assumptions: tuple[str, ...] = ()
     unavailable: str | None = None
 
@@ -324,11 +325,11 @@ def own(
     prices: Prices | None = None,
     portable: bool = False,
 ) -> Ownership:
-    """Compute the total cost of ownership.
+    """Compute the total cost of ownership of a tuned model, compared with prompting a base model.
 
-    `hourly` is the rate of the serving machine on a backend that bills hourly. `prices` defaults to today's
-    prices of the profile's kind. `portable` means that you can download the adapter, so other hosts can serve
-    it too.
+    `hourly` is the rate of the serving machine on a backend that bills hourly. `prices` defaults to the
+    training backend's prices of today. Set `portable` if you can download the adapter. The result then
+    includes options for serving it on other hosts.
     """
     prices = prices or Prices(profile.kind)
     period = _Period(training, use, resolved, prices.on)

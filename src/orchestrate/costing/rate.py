@@ -32,10 +32,10 @@ MOST_USD = Decimal(1_000_000_000)
 """Upper limit for the price of one unit. A higher price is a typo, and including it would make sums
 inexact."""
 SPREAD = {Confidence.QUOTED: Decimal(0), Confidence.INFERRED: Decimal("0.2"), Confidence.OLD: Decimal("0.3")}
-"""Relative half-width of the range around a rate, keyed by the confidence in the rate. `OLD` allows for a
-typical price change: the last known ones were -30% (Together's training rates, September 2026) and +14% to
-+30% (Fireworks' GPUs, same month). `INFERRED` allows for exceptions to the rule that infers Together's size
-bands: it is off by 18% for gpt-oss, the only model family that does not follow it."""
+"""Relative half-width of the range around a rate, as `{confidence: half-width}`. `OLD` covers a typical price
+change. The last known changes were -30% (Together's training rates, September 2026) and +14% to +30%
+(Fireworks' GPUs, same month). `INFERRED` covers the error of the rule that infers Together's prices from its
+old size bands. The rule is off by 18% for gpt-oss, the only model family that does not follow it."""
 
 
 class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -161,8 +161,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         return self.fit(frozenset(name.lower() for name in ids), size, None, None) > 0
 
     def fit(self, ids: frozenset[str], params_b: Decimal | None, gpu: str | None, tier: str | None) -> int:
-        """Return how closely the rate matches: 3 for the exact model or GPU, 2 for its size band or a
-        less specific GPU name, 1 for a rate that applies to everything, and 0 for no match."""
+        """Score how closely the rate matches a model or GPU: 3 for the exact model or GPU, 2 for its size
+        band or a less specific GPU name, 1 for a rate that applies to everything, and 0 for no match."""
         if self.models:
             return 3 if any(name.lower() in ids for name in self.models) else 0
         if self.gpu is not None:
@@ -185,16 +185,18 @@ class Lookup:
 
     provider: str
     methods: tuple[tuple[str, ...], ...]
-    """Groups of names for the same method, each with the most specific name first."""
+    """Methods whose rates the quote needs. Each is a tuple of alternative names for one method, most specific
+    first."""
     ids: frozenset[str] = frozenset()
     params_b: float | None = None
     gpu: str | None = None
     instead: tuple[str, ...] = ()
-    """Method whose rate is used to derive the price if the first of `methods` has no rate."""
+    """Names of a fallback method. If the first of `methods` has no rate, the price is derived from the
+    fallback's rate."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Return True if the quote would use this rate and no other rate in the book takes precedence over
-        it. For a machine billed hourly, any rate that fits its GPU counts."""
+        """Return True if the quote would use this rate, so no rate in `book` takes precedence over it. For a
+        machine billed hourly, returns True for every rate that matches the machine's GPU."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:

@@ -51,8 +51,9 @@ class PlannedJob:
 class JobSize(Record, frozen=True, kw_only=True):
     """Sizes that determine the cost of a job.
 
-    Token counts are for one epoch, after truncation. Their low and high ends allow for a different tokenizer,
-    for prompts that both answers of a preference pair share, and for images of unknown size.
+    Token counts are for one epoch, after truncation. Their low and high ends allow for three uncertainties:
+    the host may use a different tokenizer, it may bill the shared prompt of a preference pair once or twice,
+    and the size of images may be unknown.
     """
 
     rows: int
@@ -111,8 +112,8 @@ def batch_of(translation: Translation) -> int | None:
 
 
 def measure(work: PlannedJob) -> JobSize:
-    """Count tokens with the model's tokenizer if it is on this machine, or else with the substitute that the
-    catalog names."""
+    """Compute the size of a job. Counts tokens with the model's tokenizer if it is on this machine, or else
+    with the substitute that the catalog names."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
     limit = _limit(work)

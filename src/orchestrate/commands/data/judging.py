@@ -1,4 +1,4 @@
-"""The commands `data from-review` and `data judge`: rows rated by people or by a model."""
+"""The commands `data from-review` and `data judge`: rows rated by human raters or by a judge model."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def judge(
     """Let a model rate rows by a rubric. Writes accepted rows to one file, and rejected rows with
     reasons to another.
 
-    The judge is first calibrated against answers that people rated, and must agree with them. The price is
-    shown first. If interrupted, repeat the command to continue. You don't pay twice."""
+    The judge is first calibrated against human ratings, and must agree with them. The price is shown first.
+    If interrupted, repeat the command to continue. You don't pay twice."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.evaluation import judging
 
@@ -143,7 +143,7 @@ def from_review(
         float, typer.Option(min=0.5, max=1, help="Fraction of each item's raters who must agree.")
     ] = 0.6,
 ) -> Output[FromReview]:
-    """Convert people's ratings to rows for preference tuning. Reports how many ratings yield no row."""
+    """Convert human ratings to rows for preference tuning. Reports how many ratings yield no row."""
     from orchestrate.runs.evaluation import reviewing
 
     with orchestrator(context) as ft:

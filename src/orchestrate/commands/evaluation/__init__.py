@@ -1,1 +1,1 @@
-"""Commands that evaluate tuned models with metrics, judges, people and live traffic."""
+"""Commands that evaluate tuned models with metrics, judge models, human raters and live traffic."""

@@ -1,4 +1,4 @@
-"""The command `review`: blind ratings by people."""
+"""The command `review`: blind ratings by human raters."""
 
 from __future__ import annotations
 

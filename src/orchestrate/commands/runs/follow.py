@@ -77,8 +77,8 @@ class StallOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Return the settings with the stall limit from the flag. Raises `UsageError` unless the limit is
-        above 0 and finite."""
+        """Return the settings, overridden by the stall limit from `--stalled-minutes` if it is set. Raises
+        `UsageError` unless the limit is positive and finite."""
         if self.stalled_minutes is None:
             return settings
         if not 0 < self.stalled_minutes < float("inf"):

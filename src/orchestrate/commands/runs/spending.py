@@ -131,8 +131,8 @@ class RecipientOptions:
     ] = False
 
     def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
-        """Return the settings with the channels to notify, or `None` to notify nobody. Raises `UsageError` if
-        no channel is set, and `ConfigError` if one is invalid."""
+        """Return the settings with the channels that get the report, or `None` if the flags don't ask to send
+        it. Raises `UsageError` if no channel is configured, and `ConfigError` if a channel is invalid."""
         if not (self.notify or any(vars(channels).values())):
             return None
         told = channels.over(given)

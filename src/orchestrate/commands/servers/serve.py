@@ -29,7 +29,7 @@ class ServeReport(TypedDict):
     command: str | None
     proofs: list[Proof]
     costs: list[AdapterCost]
-    """Load time and extra time per token of each adapter, in seconds."""
+    """Measured cost of each adapter: its load time and its time per token, in seconds."""
 
 
 class Added(TypedDict):

@@ -1,5 +1,5 @@
-"""Shell completion: runs, backends, models, formats. Errors yield no completions, because the command itself
-reports them."""
+"""Shell completion: runs, backends, models, formats. If an error occurs, there are no completions. The
+command itself reports the error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def backends(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Complete a model, or BACKEND=MODEL."""
+    """Complete a model name, alone or after `BACKEND=`."""
     from orchestrate.setup import offering
 
     place, equals, name = incomplete.rpartition("=")

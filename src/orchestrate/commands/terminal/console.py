@@ -280,7 +280,7 @@ class ErrorLine(Record, frozen=True, kw_only=True):
     retryable: bool = False
     exit_code: int
     lost_requests: int = 0
-    """Number of requests that got no answer and may have been billed."""
+    """Number of requests that got no response but may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
     """Maximum cost of the lost requests, in US dollars. `None` if no price is known."""
 
@@ -445,7 +445,7 @@ def require_unpriced(names: Sequence[str], *, yes: bool) -> None:
 
 
 def warn_lost(requests: int, usd: Decimal | None) -> None:
-    """Warn about requests that got no answer, with their possible cost."""
+    """Warn about requests that got no response, and show what they may have cost."""
     from orchestrate.paid.journal import Unaccounted
 
     if lost := Unaccounted(requests, usd):

@@ -185,10 +185,10 @@ def _picture() -> Live:
 
 
 class LiveView:
-    """Display of all followed runs on stderr. On a terminal, the display is redrawn in place, as a table if
-    there are many runs. Elsewhere, a line is printed for each event or, if there are many runs, for each
-    status change. The functions `metrics` and `events` load a run's metrics and events. They are only called
-    for runs that are drawn."""
+    """Live display of all followed runs on stderr. On a terminal, it is redrawn in place, and many runs are
+    shown as a table. If stderr is not a terminal, prints one line per event or, if there are many runs, one
+    line per status change. `metrics` and `events` are functions that load the data of one run. They are only
+    called for runs that are drawn."""
 
     def __init__(self, metrics: Metrics, events: Events) -> None:
         self._metrics, self._events = metrics, events

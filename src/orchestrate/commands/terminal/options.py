@@ -182,8 +182,9 @@ class SpecOptions:
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Return the requested backends. For `all`, return the backends for which the spec has a model, including
-    backends that `all` normally omits, and print which ones are skipped."""
+    """Return the names of the requested backends. For `all`, returns the backends for which the spec names a
+    model, even those that `all` normally omits, and prints which backends are skipped. If the spec names a
+    model for none of them, returns all backends."""
     names = ft.backends(provider)
     if provider != "all":
         return names

@@ -73,8 +73,8 @@ class RateBook(msgspec.Struct, frozen=True):
         tier: str | None = None,
         on: date,
     ) -> Rate | None:
-        """Return the rate in force on a day: the closest match, and among equal matches the one that started
-        last.
+        """Return the rate that applies on the day `on`, or `None` if no rate matches. The closest match wins,
+        and among equally close matches, the one that started last.
 
         `method` may be several names for the same method, most specific first: `("sft_lora", "sft")`. All
         names are tried in one layer before the next lower layer, so a user's general price takes precedence
@@ -295,8 +295,8 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
-    """Report pairs of prices for the same thing that start on the same day. This happens if someone edits or
-    copies a price instead of adding a new one."""
+    """Return an error message for each pair of prices for the same thing with the same start date. Such pairs
+    appear if someone edits or copies a price instead of adding a new one."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
     for r in rates:
