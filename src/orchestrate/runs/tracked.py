@@ -112,8 +112,8 @@ class TrackedRun:
         timeout_s: float | None = None,
         live: bool = True,
     ) -> Run:
-        """Wait until the run ends in any state, or pauses and needs `resume`, for example because it reached
-        its limit. `check()` raises an error if the run did not succeed.
+        """Wait until the run ends, successfully or not, or until it pauses and needs `resume`, for example
+        because it reached its limit. Call `check()` afterwards to raise an error if the run did not succeed.
 
         Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. Retries if a
@@ -226,8 +226,8 @@ class TrackedRun:
         only their last known costs count against a budget.
 
         Does not end anything on a host: the run may continue there and be billed. If the run has ended and
-        its bill is known, only its deployments are given up. Raises `UsageError` without a reason, and for a
-        deployment whose account can be reached, because `undeploy` then works.
+        its bill is known, only its deployments are given up. Raises `UsageError` if `reason` is empty. Also
+        raises it if the account of a deployment can be reached: use `undeploy` in that case.
         """
         from orchestrate.store import transitions
 
@@ -320,8 +320,8 @@ class TrackedRun:
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 
     def undeploy(self, at: str | None = None, *, patience_s: float = 60.0) -> DeploymentHandle | None:
-        """End the run's deployment, on the backend `at` or wherever it is up, and wait up to `patience_s`
-        seconds until the host confirms that it has ended.
+        """End the run's deployment, and wait up to `patience_s` seconds until the host confirms that it has
+        ended. `at` names the backend. By default, ends the deployment wherever it is up.
 
         Check the returned state: a deployment in state `ending` is still billed, and each `sync` asks the
         host again to end it. Returns `None` if the account has no deployment of the run. Raises
@@ -352,12 +352,12 @@ class TrackedRun:
         at: str | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> Reply:
-        """Return one answer of the tuned model or, with `base`, of the model that it was tuned from. A string
-        becomes the user message.
+        """Return one answer from the tuned model. If `base` is set, return one from the model that it was
+        tuned from. A string is sent as a user message.
 
-        `tools` are tools that the model may call, in the format of the chat completions API. To chat through
-        another host on which the run's adapter is deployed, set `at`. `tell` receives the text as it streams,
-        if the host streams and no tools are given.
+        `tools` lists the tools that the model may call, in the format of the Chat Completions API. Set `at`
+        to chat through another host on which the run's adapter is deployed. `tell` is called with the text as
+        it streams, if the host supports streaming and no tools are given.
         """
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
@@ -389,7 +389,8 @@ class TrackedRun:
             return opened.write(exporters.story(self._ws.store, self.record))
 
     def proofs(self) -> list[Proof]:
-        """List the stored proofs, which compare a served model with the trained one. Oldest first."""
+        """List the run's stored proofs, oldest first. Each proof compares a served model with the trained
+        one."""
         return self._ws.store.history.proofs(self.id)
 
 

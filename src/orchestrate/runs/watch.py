@@ -126,8 +126,8 @@ def notify_stalls(settings: Settings, report: SyncReport) -> list[str]:
 
 
 def end_stalled(ft: Workspace, run: Run) -> str | None:
-    """Cancel a run if it has been stalled since an earlier check. Returns the reason, or `None` if the run
-    was not canceled. Raises `ProviderError` if the host cannot be reached."""
+    """Cancel a run if an earlier check found it stalled and it still is. Returns a message about the stall,
+    or `None` if the run was not canceled. Raises `ProviderError` if the host cannot be reached."""
     from orchestrate.runs.syncing.stalls import Stalls
     from orchestrate.runs.syncing.sweep import fetch_details
 
@@ -142,7 +142,7 @@ def end_stalled(ft: Workspace, run: Run) -> str | None:
 
 
 def settle_left_s(ft: Workspace, run: Run) -> float | None:
-    """Return the number of seconds until a lost response can be resolved, or `None` if no response was
+    """Return the seconds until a run's lost create request can be resolved, or `None` if no response was
     lost."""
     from orchestrate.store.store import settle_left_s
 

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
-"""Delay in seconds before lists include a new job. Applies to the current request."""
+"""Number of seconds until a new job appears in lists, for the current request."""
 
 STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
-"""True if jobs created by the current request never finish."""
+"""True if the jobs that the current request creates should never finish."""
 
 NOTE = "This is a sandbox, not the real service. Models are small substitutes trained on this machine"
 SESSION_NOTICE = f"prices are play money. {NOTE}"
@@ -50,16 +50,17 @@ class Host(ABC):
     """Position of the host in lists of hosts. Also determines the host's port."""
     taken: ClassVar[AcceptedRows]
     usual_rate: ClassVar[float]
-    """Typical learning rate of the host's jobs. For a host that uses learning rate multipliers, the typical
-    multiplier."""
+    """Typical learning rate of the host's jobs, or the typical multiplier if the host uses learning rate
+    multipliers."""
     endless: ClassVar[dict[str, Any]]
-    """Fields that tell a client that a list has more pages. Used to simulate a list that never ends."""
+    """Fields to set in a list response so that the client requests another page. Used to simulate a list that
+    never ends."""
 
     thinking_field: ClassVar[str | None] = None
     """Message field with the reasoning, or `None` if the host does not return it."""
     key_prefix: ClassVar[str] = ""
-    """Prefix that the host's client requires in keys, such as `tml-`. It precedes the prefix of sandbox
-    keys."""
+    """Prefix that the host's client requires in keys, such as `tml-`. In sandbox keys, `sandbox-` comes after
+    it."""
     own_faults: ClassVar[frozenset[str]] = frozenset()
     """Kinds of faults that only this host supports."""
     life: Any = None
@@ -134,7 +135,8 @@ class Host(ABC):
                 yield job
 
     def change(self, id: str, act: Callable[[SandboxJob, float], bool]) -> tuple[SandboxJob, bool]:
-        """Apply `act` to the stored job in one transaction. Raises `KeyError` if the job does not exist."""
+        """Apply `act` to the stored job in one transaction, and save the job if `act` returns True. Returns
+        the job and the result of `act`. Raises `KeyError` if the job does not exist."""
         with self.state.transaction():
             job = self.job(id)
             if job is None:

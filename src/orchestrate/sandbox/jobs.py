@@ -16,7 +16,8 @@ import msgspec
 from orchestrate.types import decoding
 
 BROUGHT = "brought"
-"""Kind under which uploaded adapters are stored as placeholder jobs, separately from the host's real jobs."""
+"""Object kind of uploaded adapters. They are stored as placeholder jobs, and their own kind keeps them
+separate from the host's real jobs."""
 
 SLOTS = 3
 """Number of concurrent training runs: one per host, so hosts don't wait for each other."""

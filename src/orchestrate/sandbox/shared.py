@@ -39,8 +39,8 @@ MTOK = Decimal(1_000_000)
 
 
 def base_model(name: str, host: str, *, undated: bool = False) -> HostModel | None:
-    """Return the host's id for a base model from the catalog, or `None` if the host does not know the name.
-    With `undated`, the host also accepts names without a date and resolves them."""
+    """Return the catalog's entry for a base model on the host, or `None` if the host does not know the name.
+    With `undated`, names without a date are also accepted."""
     model = lookup(name)
     if model is None or (found := model.hosts.get(host)) is None:
         return None

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 GATHERING_S = 0.01
-"""Seconds to wait for more requests before a batch starts. During this time, clients that just received an
-answer can send their next request and join the batch."""
+"""Seconds to wait for more requests before a batch starts. This gives clients that just received an answer
+time to send their next request and join the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,8 +271,8 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
 
 POLL_S = 0.25
 TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
-"""Suitable learning rates for the tiny substitute model. Each is multiplied by the ratio of
-a job's learning rate to its host's usual rate."""
+"""Learning rates that suit the tiny substitute model (`TINY_DPO_RATE` for DPO). A job's actual rate is this
+value times the ratio of the job's learning rate to its host's usual rate."""
 
 
 @dataclass(frozen=True)
@@ -510,8 +510,7 @@ class Trainer:
     # -- results -------------------------------------------------------------------------------------------
 
     def describe(self, job: SandboxJob) -> str:
-        """Describe how the sandbox actually runs the job. The text is shown in the job's events and
-        object."""
+        """Describe how the sandbox actually runs the job, for the job's events and the job object."""
         if job.trained:
             return (
                 f"{Path(self.model).name} replaces {job.model} in this sandbox. It is trained on this "

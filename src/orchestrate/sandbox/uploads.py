@@ -66,7 +66,7 @@ class UploadReport(msgspec.Struct, kw_only=True, omit_defaults=True):
     turns: int = 0
     """Number of user messages in all rows."""
     tokens: dict[str, int] = {}
-    """Number of tokens for each tokenizer, counted when first needed."""
+    """Number of tokens in the file, as {tokenizer: count}. Counted when first needed."""
 
 
 def examine(path: Path, taken: AcceptedRows) -> UploadReport:

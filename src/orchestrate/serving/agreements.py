@@ -28,8 +28,9 @@ class LicenceAsks(UsageError):
 
 
 def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
-    """Raise `LicenceAsks` if the license must be accepted, but is neither in `accepted` nor recorded as
-    accepted in the home folder. A license in `accepted` is recorded there."""
+    """Require that the user has accepted the base model's license. If the license is in `accepted`, records
+    this in the home folder. Raises `LicenceAsks` if acceptance is required and is neither given nor
+    recorded."""
     if licence is None or agreed(licence, home):
         return
     if licence.id not in accepted:

@@ -122,9 +122,10 @@ def load_into(url: str, name: str, folder: Path) -> float:
 def llama_server(
     tuned: TunedModel, file: Path, *, host: str, port: int, parallel: int, python: Path | None = None
 ) -> EngineCommand:
-    """Build the command that serves a GGUF file with llama.cpp's server. By default, this is `llama-server`
-    if it is on the PATH, else the server of a Python package. `python` is the interpreter of an environment
-    that has such a package. The chat template is part of the GGUF file."""
+    """Build the command that serves a GGUF file with llama.cpp's server. If `python` is given, uses the
+    server in a Python package of that interpreter's environment. Otherwise, uses `llama-server` from the PATH
+    or, if that is missing, a Python package in this environment. The chat template is part of the GGUF
+    file."""
     tool = shutil.which("llama-server")
     if python is None and tool is None and packaged():
         python = Path(sys.executable)
@@ -153,15 +154,17 @@ class LocalCapabilities:
 
     @classmethod
     def seen(cls, vllm_python: Path | None, llama_python: Path | None) -> LocalCapabilities:
-        """Detect the engines on this machine, using the Python interpreters that the user named."""
+        """Detect the engines and the hardware on this machine. An engine also counts as available if the user
+        named a Python interpreter for it."""
         llama = llama_python is not None or shutil.which("llama-server") is not None or packaged()
         vllm = vllm_python is not None or shutil.which("vllm") is not None
         return cls(torch=find_spec("torch") is not None, gpu=bool(gpus()), vllm=vllm, llama_cpp=llama)
 
 
 def choose(tuned: Sequence[TunedModel], here: LocalCapabilities) -> tuple[str, str]:
-    """Choose an engine, and return its name and the reason. llama.cpp is chosen only if no other engine is
-    available, because it serves a quantized file, whose answers differ slightly from the trained model's."""
+    """Choose an engine. Returns its name and the reason for the choice. llama.cpp is chosen only if no other
+    engine is available, because it serves a quantized file, whose answers differ slightly from the trained
+    model's."""
     if not here.torch and here.llama_cpp and len(tuned) == 1:
         return "llama.cpp", "torch is not installed, but llama.cpp is"
     alone = [t.name for t in tuned if t.adapter and any(t.config.get(k) for k in NOT_IN_VLLM)]
@@ -182,9 +185,9 @@ def found(command: EngineCommand) -> bool:
 
 @contextmanager
 def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Generator[str]:
-    """Run the engine for the duration of the block, and yield its URL once it is ready. Raises `SetupError`,
-    with the command to run elsewhere, if the engine is not on this machine, and `RunFailed` if it exits or
-    does not become ready."""
+    """Run the engine for the duration of the block, and yield its URL once it is ready. Raises `SetupError`
+    if the engine is not installed on this machine. The message contains the command to run on another one.
+    Raises `RunFailed` if the engine exits or does not become ready."""
     if not found(command):
         raise SetupError(
             f"{Path(command.words[0]).name} is not installed here. On a machine that has it, "

@@ -34,8 +34,8 @@ def served_base(base: str) -> str:
 
 
 def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a table from a provenance file, or an empty one if the value is missing or not a table. Files
-    from other people may be invalid."""
+    """Return the table `name` from a provenance file. Returns an empty table if the value is missing or not a
+    table, because a file from someone else may be invalid."""
     found = values.get(name)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
@@ -131,7 +131,8 @@ class TunedModel:
 
     @property
     def passport(self) -> dict[str, Any]:
-        """The provenance file next to the weights, or else the provenance in the run's record."""
+        """Provenance of the model: the content of the file next to the weights or, if that cannot be read,
+        values from the run's record."""
         try:
             return msgspec.json.decode((self.folder / "passport.json").read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError):

@@ -56,19 +56,19 @@ HONORED = frozenset(
 )  # fmt: skip
 """The job settings that a recipe accepts. They have the same defaults as in a job on this machine."""
 TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
-"""AdamW's own defaults, which jobs on this machine use."""
+"""PyTorch's default betas and epsilon for AdamW. Jobs on this machine use them too."""
 EPSILON = 1e-4
 """Value added to the standard deviation of a group's rewards, as in jobs on this machine."""
 NEVER_GRADES = re.compile(r"\w+Error: .*\(grader, line \d+\)$|TypeError: grade\(\)")
-"""Matches errors that mean the grader can't grade any answer, because it does not compile or its function has
-the wrong parameters. A syntax error outside the grader's own code is an error in the answer that the grader
-evaluates."""
+"""Matches errors that mean the grader can't grade any answer: it does not compile, or its function has the
+wrong parameters. A syntax error located outside the grader's code is in the answer being graded, so it does
+not match."""
 LARGEST_REWARD = 1e15
 """Maximum absolute reward. Above it, the variance of a group's rewards may overflow in 32 bits."""
 OBJECTIVE = "importance_sampling"
 """Default loss function for sampled answers."""
 READ_ROWS = 64
-"""Number of rows in each request that only computes losses or log-probabilities, without gradients."""
+"""Number of rows per request, for requests that compute losses or log-probabilities without gradients."""
 
 
 class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 CustomLoss = Callable[[Sequence[Any], list[Any]], tuple[Any, Mapping[str, Any]]]
-"""A function `loss(data, logprobs) -> (loss, metrics)`, with a torch tensor of log-probabilities for each
-row."""
+"""A function `loss(data, logprobs) -> (loss, metrics)`. `logprobs` has one torch tensor of token
+log-probabilities per row."""
 IDLE_MINUTES = Decimal(30)
 """Default number of idle minutes before a session on a rented machine pauses."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Time limits in seconds. When a session pauses, the host's response and the last save together may take
-`LEAVING_S`. If a session is paused or canceled while it opens, the host has `OPENING_S` to respond."""
+"""Time limits in seconds. `LEAVING_S`: for the host's response and the last save together, when a session
+pauses. `OPENING_S`: for the host's response, if a session is paused or canceled while it opens."""
 LAST = "last"
-"""Name of the save that a session creates if it ends before its loop does."""
+"""Name of the save that is created if a session ends before the training loop does."""
 NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
 
 
@@ -109,7 +109,8 @@ class TrainingSession:
         self.recipes = Counter[str]()
         """Number of times that this program has completed each recipe, by recipe name."""
         self.futures = SessionFutures(self)
-        """The session's requests as methods that return a `concurrent.futures.Future` immediately."""
+        """Asynchronous versions of the session's methods. Each returns a `concurrent.futures.Future`
+        immediately."""
         self._start()
 
     def __enter__(self) -> Self:
@@ -235,8 +236,8 @@ class TrainingSession:
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
-        """Save weights and optimizer, by default as `step-N`. You can resume the run from a save, and it
-        becomes one of the run's checkpoints. With `kept=False`, the save can only be used to resume the run,
+        """Save the weights and the optimizer state, by default as `step-N`. Each save becomes a checkpoint of
+        the run, and you can resume the run from it. With `kept=False`, the save can only be used to resume,
         and on this machine the next save replaces it."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
@@ -610,8 +611,8 @@ class TrainingSession:
 
 
 class SessionFutures:
-    """A session's requests as methods that return futures. Requests are executed in the order of the
-    calls."""
+    """Asynchronous versions of a session's methods. Each returns a future. Requests are executed in the order
+    of the calls."""
 
     def __init__(self, session: TrainingSession) -> None:
         self._session = session

@@ -36,7 +36,7 @@ class ForwardOutput:
     """The result of `forward` and `forward_backward`."""
 
     loss_fn_outputs: tuple[dict[str, Array], ...]
-    """For each row, `{"logprobs": ...}` with the log-probability of each target token."""
+    """One dictionary per row: `{"logprobs": array}`, with the log-probability of each target token."""
     metrics: dict[str, float]
     """Metrics such as `loss:sum`, summed over all rows."""
 
@@ -86,8 +86,8 @@ class PackedRows:
 
 
 def options_of(given: Any, known: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return `known` updated with the given values, from a mapping or from an object's attributes. Raises
-    `UsageError` for an unknown name."""
+    """Return a copy of `known`, a mapping of names to default values, updated with the values in `given`: a
+    mapping, or an object whose attributes are read. Raises `UsageError` for an unknown name."""
     if given is None:
         return dict(known)
     if isinstance(given, Mapping):

@@ -99,8 +99,8 @@ class Meter:
         self._lock = threading.Lock()
 
     def keep_in(self, folder: Path) -> None:
-        """Continue from the journal of an earlier program. Requests without an answer are counted at their
-        maximum cost."""
+        """Restore the usage recorded in the journal in `folder` by earlier programs, and continue that
+        journal. Requests without a response are counted at their maximum cost."""
         if not self.price.by_token:
             return
         self._journal = Journal(folder / JOURNAL, PaidRequest)
@@ -112,8 +112,8 @@ class Meter:
             self.used += use
 
     def reserve(self, most: TokenUse) -> int:
-        """Reserve the maximum cost of a request. Raises `OverBudget` if the session's limit would be
-        exceeded."""
+        """Reserve the maximum cost of a request, and return the request's number for `settle`. Raises
+        `OverBudget` if the session's limit would be exceeded."""
         with self._lock:
             require_within(
                 self._provider,
@@ -160,7 +160,8 @@ class Meter:
         return self.price.of(TokenUse(), Decimal(str(self.price.tail_s)) / 3600)
 
     def left_s(self) -> float | None:
-        """Return the seconds until an hourly session at a host reaches its cost limit."""
+        """Return the seconds until an hourly session at a host reaches its cost limit. Returns `None` for
+        other sessions, and for sessions without a limit."""
         hourly = self.price.hourly
         if hourly is None or not self.price.tail_s or self.max_usd is None:
             return None
@@ -474,7 +475,7 @@ class SessionRecord:
         return where
 
     def saves(self) -> dict[str, str]:
-        """Return each checkpoint's folder, keyed by the name of the save."""
+        """Return the saves as {name of the save: name of the checkpoint folder}."""
         try:
             named = msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
         except (OSError, msgspec.MsgspecError):
@@ -497,7 +498,7 @@ class SessionRecord:
         return str(msgspec.json.decode((folder / "saved.json").read_bytes())["at"])
 
     def last_save(self) -> tuple[CompleteCheckpoint, str] | None:
-        """Return the latest complete save and the location of its weights."""
+        """Return the latest complete save and the location of its weights, or `None` if there is none."""
         checkpoint, damaged = checkpoints.newest_complete(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(f"checkpoint {name} is damaged", level="warning", type="checkpoint")

@@ -140,8 +140,8 @@ def key_file(env: Mapping[str, str] | None = None) -> Path:
 
 
 def pin_file(env: Mapping[str, str] | None = None) -> Path:
-    """Return the path of the file, next to the key file, that lists the hosts to which each key may be
-    sent."""
+    """Return the path of the file that lists the hosts to which each key may be sent. It is next to the key
+    file."""
     return key_file(env).with_name("pins.json")
 
 
@@ -159,8 +159,8 @@ def read_keys(path: Path) -> dict[str, str]:
 
 
 def secret(name: str, variable: str, env: Mapping[str, str] | None = None) -> Secret | None:
-    """Return a secret that is not a backend's key, from the same sources as keys: environment, key file,
-    keyring."""
+    """Return a secret other than a backend's key, or `None` if it is not set. Looks in the environment, the
+    key file and the keyring, in this order."""
     env = os.environ if env is None else env
     value = env.get(variable) or read_keys(key_file(env)).get(name) or from_keyring(name)
     return Secret(value) if value else None
@@ -254,8 +254,8 @@ _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
     r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
 )
-"""Pattern for text that looks like a key. It also consumes similar text that is not a key (the group `secret`
-is then empty), so no text is scanned twice."""
+"""Pattern for text that looks like a key. To avoid scanning text twice, it also matches similar text that is
+not a key. In that case, the group `secret` is empty."""
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
@@ -323,12 +323,12 @@ def download_limit(env: Mapping[str, str] | None = None) -> int | None:
 
 
 NF4_PRODUCTS = "ORCHESTRATE_NF4"
-"""The variable that selects the kernels for small NF4 base models: `unpacked` or `bitsandbytes`."""
+"""Environment variable that selects the kernels for small NF4 base models: `unpacked` or `bitsandbytes`."""
 
 
 def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
-    """Return whether small models use bitsandbytes' own kernels too. Raises `ConfigError` if
-    `ORCHESTRATE_NF4` has an invalid value."""
+    """Return True if `ORCHESTRATE_NF4` selects bitsandbytes' own kernels for small models. Raises
+    `ConfigError` if its value is invalid."""
     value = (os.environ if env is None else env).get(NF4_PRODUCTS) or "unpacked"
     if value not in ("unpacked", "bitsandbytes"):
         raise ConfigError(f"{NF4_PRODUCTS} must be unpacked or bitsandbytes, got {value!r}")
@@ -336,7 +336,7 @@ def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
 
 
 MORE_NAMES = "ORCHESTRATE_PASS_ENV"
-"""The variable with names of additional variables for child processes, comma-separated."""
+"""Environment variable that lists additional variables to pass to child processes, separated by commas."""
 PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
@@ -350,8 +350,8 @@ DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRE
 
 
 def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
-    """Return the environment for a child process. `more` is a pattern for the names of additional variables
-    to pass on. `given` are variables to set."""
+    """Return the environment for a child process. Passes on the variables that match `PASSED`, that the user
+    lists in `ORCHESTRATE_PASS_ENV`, or whose names match `more`. Then sets the variables in `given`."""
     named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
     kept = {
         name: value

@@ -105,8 +105,8 @@ class Settings:
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The gateway's table in the configuration. `orchestrate.gateway` parses it."""
     queue: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Maximum number of open runs, keyed by backend. The queue submits nothing to a backend that has this
-    many."""
+    """Maximum number of open runs, as {backend: number}. The queue submits nothing to a backend that has
+    reached its maximum."""
     notify: Notify = field(default_factory=Notify)
     stalled_after_s: float | None = None
     """Seconds without progress after which a run counts as stalled. `None` means a limit based on earlier
@@ -114,8 +114,8 @@ class Settings:
     made_by: str = ""
     """The creator to record for each run. Default: `user@machine`."""
     allow_grader_code: bool = False
-    """True if Python graders may run on this machine. Only a flag or the environment can set this, not a
-    project's file or a spec, because the author of the code must not approve it."""
+    """True if Python graders may run on this machine. Only a flag or the environment can set this. A
+    project's file or a spec cannot, so that the author of the code can't approve it."""
 
     own_hosts: frozenset[str] = frozenset()
     """Backends that the user declares as their own machines. Private specs may be sent to these. Only the
@@ -124,9 +124,9 @@ class Settings:
     """Maximum download size of one model, in bytes. See `HostConfig`."""
 
     def make_home(self) -> Path:
-        """Create the home folder if needed, and return it. Only its owner can access a new folder, because it
+        """Return the home folder, and create it if needed. A new folder is private to its owner, because it
         contains copies of training data and answers. An existing folder keeps its mode, but its subfolders
-        with such data become private, because earlier versions made them more accessible."""
+        with such data are made private, because earlier versions created them with wider permissions."""
         with suppress(OSError):  # whoever needs a file in it will say so
             private_folder(self.home)
         for name in PRIVATE_FOLDERS:

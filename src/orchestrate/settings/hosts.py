@@ -90,8 +90,8 @@ class HostConfig:
 
     name: str
     type: str | None = None
-    """The backend's class, if it differs from the name. `openai-compatible` stands for a host described by a
-    YAML file."""
+    """Name of the backend whose class is used, if it differs from this host's name. `openai-compatible` means
+    that a YAML file describes the host."""
     profile: str | None = None
     """Name of the YAML file. Default: the host's name."""
     base_url: str | None = None
@@ -102,8 +102,8 @@ class HostConfig:
     project: str | None = None
     timeout_s: float = 60.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Options of this backend. In the hosts of `Settings`, the option `home` is always set: the folder for
-    data files and runs."""
+    """Options of this backend. `Settings.host` always adds the option `home`, the folder for data files and
+    runs."""
     pins: Path | None = None
     """File that lists the hosts to which each key may be sent. `None` allows all hosts."""
     max_download_bytes: int | None = None
@@ -136,9 +136,9 @@ class HostConfig:
 
     @property
     def sandbox(self) -> bool:
-        """True if this is a sandbox: its address is on this machine and its key is a sandbox key. The keyring
-        is not checked, because it has no sandbox keys. With such a key, requests to another host might still
-        be billed."""
+        """True if this is a sandbox: its address is on this machine and its key is a sandbox key. The key
+        alone is not enough, because requests to another host might still be billed. The keyring is not
+        checked, because it has no sandbox keys."""
         known = vars(self)["api_key"]
         return self.near and isinstance(known, Secret) and is_sandbox_key(known.reveal())
 
@@ -182,7 +182,7 @@ class HostRegistry(Mapping[str, HostConfig]):
             self._described(name)
 
     def under(self, env: Mapping[str, str]) -> HostRegistry:
-        """Return the same backends, with these variables added to the environment."""
+        """Return a registry of the same backends in which these environment variables are also set."""
         return HostRegistry(self._configured, {**self._env, **env}, self._path)
 
     @property
@@ -196,7 +196,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def types(self) -> dict[str, str]:
-        """Names of the backends or YAML files whose classes other configured hosts use, keyed by host."""
+        """Backend or YAML file whose class a configured host uses, as {host: name}. Contains only hosts that
+        use the class of another backend."""
         types = {name: table.get("type") for name, table in self._tables.items()}
         kinds = {
             name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
@@ -205,8 +206,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts that a YAML file describes and that can be used without a table in the configuration: those
-        with a key, or with a base URL in the environment. A host without a fixed address needs the base
+        """Hosts that a YAML file describes and that work without a table in the configuration, because they
+        have a key or the environment sets their base URL. A host without a fixed address needs the base
         URL."""
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
@@ -356,8 +357,8 @@ def reject_unknown(
     prefix: str,
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise `ConfigError` for unknown fields. `elsewhere` maps known fields that are in the wrong place to an
-    explanation."""
+    """Raise `ConfigError` for unknown fields. `elsewhere` is {field: explanation} for fields that are valid
+    in another place."""
     names = sorted(allowed)
     if unknown := sorted(set(values).difference(names)):
         wrong = unknown[0]
@@ -369,7 +370,7 @@ def reject_unknown(
 
 def options(values: Any, known: Profile | None, path: Path | None, name: str) -> dict[str, Any]:
     """Return the options table of a host. Raises `ConfigError` for an option that the backend does not
-    declare. A backend that declares none accepts all."""
+    declare. Backends without a declaration accept any option."""
     told = table(values, path, name)
     if known is not None and known.options is not None:
         reject_unknown(told, OPTIONS | known.options, str(path), f"{name}.", _ABOVE)
@@ -412,9 +413,10 @@ class Pins:
     def require(
         self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
     ) -> bool:
-        """Raise `KeyElsewhere` unless the key may be sent to the URL's host. The first use of a key ties it
-        to that host and returns `True`. With `ask`, a first use is rejected too, because the URL comes from a
-        project's file. `family` lists hosts of the same owner, which may share a key."""
+        """Require that the key may be sent to the URL's host. The first use of a key ties it to that host and
+        returns True. Later uses return False. With `ask`, a first use is rejected too, because the URL comes
+        from a project's file. `family` lists hosts of the same owner, which may share a key. Raises
+        `KeyElsewhere` if the key is rejected."""
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
             known = self._tie(key, host)

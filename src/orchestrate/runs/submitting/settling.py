@@ -61,8 +61,8 @@ class Settler:
             return self.store.runs.get(run.id)  # another process is working on it
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
-        """Record the job that was found for a run. If several were found, the run keeps the job that it
-        already has or takes the first, and an alert about the others is stored."""
+        """Record the job that was found for a run. If several were found, the run keeps its current job if
+        that is one of them, and otherwise gets the first. An alert reports the others."""
         known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])
@@ -153,9 +153,9 @@ class Settler:
     # -- restarting ----------------------------------------------------------------------------------------
 
     def restart(self, run: Run) -> bool:
-        """Restart a run whose work was interrupted, and return whether it was restarted. A lock prevents two
-        processes from each starting a machine. Paused runs are not restarted. Neither are runs of other
-        accounts, because they would be billed to this account. Raises `ProviderError` if the host cannot be
+        """Restart a run whose work was interrupted. Returns True if it was restarted. Paused runs are not
+        restarted. Neither are runs of other accounts, because this account would be billed for them. A lock
+        prevents two processes from restarting the same run. Raises `ProviderError` if the host cannot be
         reached."""
         if run.raw_status == transitions.PAUSED:
             return False

@@ -71,8 +71,8 @@ class Submitter(Settler):
     budget_usd: Decimal | None = None
     """Budget for all runs and deployments in the store."""
     agree: Callable[[Quote], bool] = lambda live: False
-    """Function that is called if a host's own estimate is above the quote's high end. The job is created only
-    if it returns True."""
+    """Callback that receives the host's own estimate if it is above the high end of the quote. The job is
+    created only if the callback returns True."""
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -80,10 +80,10 @@ class Submitter(Settler):
         """Create one job and the run that tracks it, or continue the run that already has this idempotency
         key.
 
-        Raises `OverBudget` before anything is written or created, `AlreadySubmitted` for an identical run
-        that blocks this one, `OutcomeUnknown` if the response was lost (the run is stored, and `settle` or
-        `sync` finds the job), `DataError` if a file has changed since the user saw it, and any other
-        `ProviderError` if the host rejected the job.
+        Raises `OverBudget` before anything is written or created. Raises `AlreadySubmitted` if an identical
+        run blocks this one, `DataError` if a file has changed since the user saw it, and another
+        `ProviderError` if the host rejected the job. Raises `OutcomeUnknown` if the response was lost. In
+        that case, the run is stored, and `settle` or `sync` finds its job.
         """
         request = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
         there = (
@@ -145,10 +145,10 @@ class Submitter(Settler):
             return self.store.runs.get(run.id)
 
     def resume(self, run: Run, data: TrainingData | None = None, *, progress: Progress | None = None) -> Run:
-        """Continue a run that was interrupted before its job was created. `data` is needed if the upload is
-        not recorded yet. If another copy of the store already created the job, attach it to the run and send
-        nothing. Raises the same errors as `submit`, and also `OtherAccount` if the run belongs to another
-        account, and `LeaseHeld` if another process is working on the run."""
+        """Continue a run that was interrupted before its job was created. Pass `data` if the store does not
+        record the upload yet. If another copy of the store already created the job, attaches that job to the
+        run and sends nothing. Raises the same errors as `submit`. Also raises `OtherAccount` if the run
+        belongs to another account, and `LeaseHeld` if another process is working on the run."""
         return self._go_on(run, None, data, progress, again=True)
 
     def _go_on(

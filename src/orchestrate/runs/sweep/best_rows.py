@@ -25,7 +25,7 @@ KINDS = ("best", "random", "all")
 
 
 class ChosenRows(Record, frozen=True, kw_only=True):
-    """Scores of the runs that were trained on one selection of rows."""
+    """Scores of all runs that were trained on the same selection of rows."""
 
     which: str
     """Name of the selection: best, random or all."""
@@ -50,7 +50,8 @@ class BestRows(Record, frozen=True, kw_only=True):
     """File of the best rows."""
     compared: tuple[ChosenRows, ...]
     over: dict[str, Gain]
-    """Gain of the best rows over each of the other selections. Positive if the best rows are better."""
+    """Gain of the best rows over each other selection, as {selection: gain}. Positive if the best rows are
+    better."""
     remarks: tuple[str, ...] = ()
 
 

@@ -169,9 +169,9 @@ def _measured(trials: Sequence[Trial], rows: int, *, higher: bool) -> list[Measu
 
 
 def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bool) -> list[Measured]:
-    """Compute one point for each group of runs with the same number of rows. A point's standard error covers
-    the sampling of the evaluated rows and the variation between seeds, which is assumed to be the same for
-    all groups."""
+    """Compute one point of the learning curve for each group of runs with the same number of rows. A point's
+    standard error has two parts: the sampling of the evaluated rows, and the variation between seeds. The
+    variation between seeds is estimated from all groups together."""
     scores = [[trial.score or 0.0 for trial in same] for _, same in groups]
     spreads = [(len(found) - 1, variance(found)) for found in scores if len(found) > 1]
     freedom = sum(n for n, _ in spreads)
@@ -191,8 +191,9 @@ def measured_points(groups: Sequence[tuple[int, Sequence[Trial]]], *, higher: bo
 
 
 def summary(found: LearningCurve) -> list[str]:
-    """Summarize the projected gain from adding rows, and how much training on only half of the rows would
-    lower the score and save in cost."""
+    """Summarize the learning curve in two sentences: the projected gain from adding rows, and the score lost
+    and cost saved by training on half of the rows. If there is no projection, returns one sentence with the
+    reason."""
     more, half = found.more, found.half
     if more is None or half is None:
         return [f"no projection for other row counts: {found.why_none}"]

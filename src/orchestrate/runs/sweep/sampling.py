@@ -23,8 +23,8 @@ SAMPLERS = ("grid", "random", "tpe")
 _TRIES = 50
 """Maximum number of retries when a sampler proposes settings that were already tried."""
 _FIRST_RUNG = 25
-"""Percentage of a run's steps after which it is first compared with the others. The next comparison is at
-twice this percentage."""
+"""Percentage of its steps that a run completes before it is first compared with the others. The next
+comparison is at twice this percentage."""
 
 
 def next_settings(
@@ -49,9 +49,9 @@ def next_settings(
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Return whether to stop a trial early, because its loss is in the worse half of the trials that reached
-    the same step. `curves` maps each trial's number to its validation losses, keyed by the percentage of
-    steps completed. Uses asynchronous successive halving (Li et al., 2020)."""
+    """Return True if a trial should be stopped early: at some step, its loss was in the worse half of the
+    trials that reached that step. `curves` is {trial number: {percentage of steps completed: validation
+    loss}}, and `number` is the trial in question. Uses asynchronous successive halving (Li et al., 2020)."""
     _quiet()
     import optuna
 

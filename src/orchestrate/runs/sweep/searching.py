@@ -36,7 +36,7 @@ EVAL = "eval:"
 _MOST_PRICED = 32
 """Maximum number of combinations that are priced before a sweep starts."""
 _MOST_UNASKED = 1000
-"""Maximum number of trials of a grid if the user did not set one."""
+"""Maximum size of a grid search for which the user did not limit the number of trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class SweepOrder:
 
 
 class Price(NamedTuple):
-    """The price of a complete sweep before it starts, in US dollars. The high end is an upper bound for any
-    selection of trials."""
+    """Price of a complete sweep in US dollars, estimated before it starts. `high_usd` is an upper bound, no
+    matter which trials are selected."""
 
     expected_usd: Decimal
     high_usd: Decimal
@@ -150,8 +150,8 @@ def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> 
 
 
 def price(ft: Workspace, search: Search) -> Price:
-    """Price a sweep before anything is sent. Excludes the cost of evaluations, which `eval` prices. Works
-    offline."""
+    """Price a sweep without sending anything. Works offline. Excludes the cost of evaluations, which `eval`
+    quotes separately."""
     searched = space.of(search)
     ends = {name: high for name, (_, high, _) in search.ranges.items()}
     expected, high, full = list[Decimal](), list[Decimal](), list[Decimal]()

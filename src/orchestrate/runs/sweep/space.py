@@ -16,12 +16,13 @@ from orchestrate.types import Search
 PROVIDER = "provider"
 """Name of the setting that varies the backend. All other names are fields of the spec."""
 SHARE = "share"
-"""Name of the setting that varies the fraction of the training rows. Larger subsets contain the smaller ones.
-If the value is a string, it is the path of a file with selected rows."""
+"""Name of the setting that varies which training rows are used. A number is the fraction of the rows, and
+larger fractions include all rows of smaller ones. A string is the path of a file with selected rows."""
 Settings = Mapping[str, Any]
 Range = tuple[float, float, bool]
 _FIXED = ("train", "validation", "test", "columns", "tags", "max_cost_usd", "private")
-"""Fields that must not vary, because trials on different rows are not comparable."""
+"""Fields of the spec that a sweep must not vary. For example, trials on different rows would not be
+comparable."""
 
 
 @dataclass(frozen=True)

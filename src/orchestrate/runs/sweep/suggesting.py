@@ -28,10 +28,11 @@ _QLORA = "QLoRA, 2023"
 _UNSLOTH = "Unsloth's guide, 2026"
 _RANKS = (16, 32, 64, 128)
 _BASE_RATE = 5e-5
-"""Learning rate of full fine-tuning. LoRA's is ten times as high at any rank (tinker-cookbook)."""
+"""Learning rate for full fine-tuning at hidden size 2,000. LoRA's is ten times as high at any rank
+(tinker-cookbook)."""
 _POWERS = {"llama": 0.781, "qwen": 0.0775}
-"""Exponent for each model family that determines how fast the learning rate falls as the hidden size grows.
-Other families were not calibrated."""
+"""Exponents in the learning-rate formula, keyed by model family. With a larger exponent, the learning rate
+falls faster as the hidden size grows. Other families were not calibrated."""
 _LEAST_HIDDEN = 1024
 """Smallest hidden size for which the formula is used. The formula was fitted on sizes from 2,048 to 8,192.
 For much smaller models, it would suggest learning rates above 1e-3."""

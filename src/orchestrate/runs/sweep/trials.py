@@ -36,14 +36,15 @@ _SIXTH = Decimal("0.000001")
 
 @dataclass
 class Searching:
-    """A running sweep. Each turn is short, because the runs train elsewhere."""
+    """A running sweep. `run` calls `turn` until every trial has ended. A turn is short, because it does not
+    wait for training."""
 
     ft: Workspace
     search: Search
     stopped: str | None = None
     """Reason why the remaining trials will not be started. `None` unless the sweep was stopped."""
     waits: str | None = None
-    """Reason why the next trial could not be started yet. Every turn tries again."""
+    """Reason why the next trial could not be started yet. Every turn retries starting it."""
     _later: float = 0.0
     _space: Space = field(init=False)
 
@@ -67,7 +68,8 @@ class Searching:
         return sorted(scored, key=lambda trial: (-trial.share, sign * (trial.score or 0.0), trial.number))
 
     def best_spec(self) -> tuple[str, str] | None:
-        """Return the best trial's backend and, as YAML, its spec for training on all rows."""
+        """Return the best trial as (backend, spec), or `None` if no trial has a score yet. The spec is YAML
+        and trains on all rows."""
         for trial in self.ranked()[:1]:
             values = space.applied(self.search.spec, trial.settings)
             text = specfile.yaml_text(values, sort_keys=False, allow_unicode=True)
@@ -98,8 +100,8 @@ class Searching:
         return self.trials
 
     def turn(self) -> None:
-        """Score trials that have ended, stop trials that perform poorly, and start new ones if slots are
-        free."""
+        """Run one pass of the sweep: score trials that have ended, stop trials that perform poorly, and start
+        new ones if slots are free."""
         for trial in self.trials:
             if trial.state is TrialState.OPEN and trial.run_id is not None:
                 self._check(trial)

@@ -20,7 +20,8 @@ from orchestrate.types import Run
 
 
 def unsent(store: Store) -> list[Run]:
-    """List unsent runs that reserve part of the budget although no process is working on them."""
+    """List runs that were never sent but still reserve part of the budget, although no process is working on
+    them."""
     return [
         run
         for run in store.runs.matching(active=True)
@@ -29,15 +30,15 @@ def unsent(store: Store) -> list[Run]:
 
 
 def answers(store: Store) -> list[Decimal]:
-    """List the amounts, in US dollars, that are still reserved for answers although no running command waits
-    for them."""
+    """List the leftover budget reservations for answers, in US dollars. A reservation is left over if no
+    running command is waiting for its answer."""
     return [usd for _, holds in _left(store) for usd in holds.values()]
 
 
 def settle_answers(store: Store) -> int:
-    """Settle the amounts reserved for answers, using the journals of their requests. An amount counts as
-    spent if the answer may have been requested, and is released otherwise. Returns the number of settled
-    answers."""
+    """Settle leftover budget reservations for answers, and return how many were settled. If the request's
+    journal shows that the answer may have been requested, the amount counts as spent. Otherwise, it is
+    released."""
     done = 0
     for log, holds in _left(store):
         with suppress(DataError, OSError):  # it stays held, and counts in full after a day

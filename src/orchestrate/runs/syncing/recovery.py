@@ -44,7 +44,7 @@ class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
     quote: Quote | None = None
     bill: Bill | None = None
     words: str | None = None
-    """Description of the amount that counts toward the budget, and where it comes from."""
+    """The amount that counts toward the budget and its source, in words. `None` if nothing counts."""
     reason: str | None = None
     """Reason why the cost is not counted, or only partly counted."""
 
@@ -157,22 +157,23 @@ class Recovery(msgspec.Struct, kw_only=True):
     offered: list[OrphanJob] = []
     """Jobs that were found but not selected for recovery."""
     counted: dict[str, str] = {}
-    """Descriptions of the amounts that count toward a budget, by run: the host's figure, the billing rule for
-    the outcome of the job, or the high end of a quote for the reported data."""
+    """Amounts that count toward a budget, as {run id: description}. Each is the host's figure, the cost under
+    the billing rule for the job's outcome, or the high end of a quote for the reported data."""
     unpriced: list[str] = []
-    """Recovered runs whose cost counts toward no budget."""
+    """Recovered runs whose cost does not count toward any budget."""
     reasons: dict[str, str] = {}
     """Reasons why a run's cost is not fully counted, by run id."""
     known: list[str] = []
     doubled: list[str] = []
-    """Refs with several jobs. The oldest job became the run's job, and an alert lists the others."""
+    """Refs that are shared by several jobs. The oldest of these jobs is assigned to the run, and an alert
+    lists the others."""
     deployments: list[str] = []
     """Runs whose deployment was found on the host and is now tracked."""
     failures: list[Failure] = []
 
 
 Choose = Callable[[list[OrphanJob]], Collection[str]]
-"""A function that returns the ids of the runs to recover."""
+"""A function that takes the jobs that were found, and returns the ids of the runs to recover."""
 
 
 def recover(

@@ -34,11 +34,12 @@ EVENT = "stalled"
 FACTOR = 5
 """Multiple of the usual gap after which a run counts as stalled."""
 LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
-"""Shortest time without updates that counts as a stall, with and without enough earlier runs to compare with.
-Both are our own choice, because no host publishes such a limit."""
+"""Shortest time without updates, in seconds, that counts as a stall: `LEAST_S` if there are enough earlier
+runs to compare with, and `UNKNOWN_S` otherwise. Both are our own choice, because no host publishes such a
+limit."""
 ENOUGH, _MOST = 3, 20
-"""Number of earlier runs needed to know the usual durations, and the maximum number of earlier runs to read.
-The maximum also limits how many possible stalls a sync checks."""
+"""`ENOUGH` is the number of earlier runs needed to know the usual durations. `_MOST` is the maximum number of
+earlier runs to read, and also of possible stalls to check in one sync."""
 _PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
 _LATER_S = 600.0
 _ASLEEP_S = 60.0
@@ -53,8 +54,8 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float | None = None
     """Median duration of the phase in seconds."""
     silent_s: float | None = None
-    """Median of the runs' longest gaps between two updates, in seconds. A run's gap is scaled up if the
-    current run has more tokens."""
+    """Median over the runs of each run's longest gap between two updates, in seconds. Gaps are scaled up if
+    the current run has more tokens than the earlier run."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,8 +113,8 @@ class Stalls:
         return max(least, FACTOR * max(usual.silent_s or 0.0, _gap(_signs(self.store, run))))
 
     def usual(self, run: Run) -> Usual:
-        """Return how long the run's phase took in the latest successful runs. Uses only runs of the same
-        model if there are enough."""
+        """Return the usual duration of the run's current phase, computed from the latest successful runs. If
+        there are enough runs of the same model, uses only those."""
         past = self.store.runs.matching(
             provider=run.provider, sandbox=run.sandbox, status=JobStatus.SUCCEEDED, limit=10 * _MOST
         )

@@ -101,9 +101,10 @@ class SyncReport(msgspec.Struct, kw_only=True):
     released: list[str] = []
     """Unsent runs whose budget reservation was released. They reserve budget again when they are sent."""
     settled: int = 0
-    """Number of pending answers, left by ended commands, that this sync settled."""
+    """Number of budget reservations for pending answers that this sync settled. The commands that made them
+    have ended."""
     elsewhere: list[str] = []
-    """Runs that belong to another account, or that the key may not see. Their state is unchanged."""
+    """Runs that belong to another account or that the API key has no access to. Their state is unchanged."""
     gone: list[str] = []
     """Runs whose job is no longer on the host."""
     uncancelled: list[str] = []
@@ -232,8 +233,8 @@ def enforce(
     bill: BillHook | None,
     timing: Timing = DEFAULT_TIMING,
 ) -> Event | None:
-    """Cancel or pause a job whose bill so far is above the run's cap. Returns the event that reports this, if
-    it is new.
+    """Cancel or pause a job whose cost so far exceeds the run's cap. Returns a new event that reports this.
+    Returns `None` if the cap holds or the event is already stored.
 
     If the backend cannot cancel, the event asks the user to do so. Raises `ProviderError` if the host cannot
     be reached. Call it again to retry.
@@ -307,7 +308,7 @@ _REQUESTS = 150
 _PAGE = 100
 """Smallest page size of any host's job list."""
 DETAIL_REQUESTS = 5
-"""Approximate number of requests of `fetch_details` for one run, on the host that needs the most requests."""
+"""Approximate number of requests that `fetch_details` sends for one run, on the host that needs the most."""
 _BILL_PATIENCE = timedelta(days=7)
 """Time to wait for a host's final price. A host that has not reported a price by then never will."""
 
@@ -323,13 +324,13 @@ def sync(
     stalled_after_s: float | None = None,
     cancel_stalled: bool = False,
 ) -> SyncReport:
-    """Resolve and update all open runs, or those of the backends in `only`. With `sandboxes=False`,
-    backends that have only sandbox runs are not contacted.
+    """Resolve and update all open runs, or those of the backends in `only`. With `sandboxes=False`, backends
+    that have only sandbox runs are not contacted.
 
-    `provider` returns a backend by its name. A backend that fails or cannot be created does not stop the
-    others and is listed in `failures`. Runs without updates for `stalled_after_s` (default: far longer than
-    earlier runs took) are listed in `stalled`. With `cancel_stalled`, the next check cancels them. Raises
-    only `StoreError`.
+    `provider` is a function that returns a backend by its name. If a backend fails or cannot be created, it
+    is listed in `failures` and the others are still synced. Runs without updates for `stalled_after_s`
+    (default: far longer than earlier runs took) are listed in `stalled`. With `cancel_stalled`, runs that are
+    still stalled at the next check are canceled. Raises only `StoreError`.
     """
     report = SyncReport()
     wanted = None if only is None else set(only)

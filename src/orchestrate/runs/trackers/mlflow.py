@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 _STATUS = {JobStatus.SUCCEEDED: "FINISHED", JobStatus.FAILED: "FAILED", JobStatus.CANCELLED: "KILLED"}
 _METRICS, _OTHERS = 1000, 100
-"""Maximum number of metrics in a request, and of params or tags. See
+"""Limits per request: the number of metrics, and the number of params or tags. See
 https://docs.databricks.com/api/experiments/v1/log-batch."""
 _LONGEST = 6000
-"""Maximum length of a setting's value in characters. For a tag, the maximum is 8,000."""
+"""Maximum length of a param's value, in characters. Tags may have up to 8,000."""
 _PATIENCE_S = 10.0
 
 

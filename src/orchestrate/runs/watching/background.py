@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 _PROCESS = "orchestrate.runs.watch"
-"""The module to run, which connects the store with the backends."""
+"""Module that the background process runs. It connects the store with the backends."""
 _START_S = 60.0
 _STOP_S = 15.0
 _LOCK_S = 3.0

@@ -41,15 +41,14 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """Raised if the message did not arrive, or if sending it again would do no harm. The delivery is
-    retried."""
+    """Raised if the message did not arrive, or if it is safe to send again. The delivery is retried."""
 
     retryable = True
 
 
 class PerhapsDelivered(OrchestrateError):
-    """Raised if the message may have arrived and sending it again could notify the receiver twice. The
-    delivery is not retried."""
+    """Raised if the message may have arrived. The delivery is not retried, because the receiver might be
+    notified twice."""
 
 
 class Channel(Protocol):
@@ -66,7 +65,7 @@ class Channel(Protocol):
 
 
 class Messenger(Channel, Protocol):
-    """A channel that can also send messages about things other than the end of a run."""
+    """A channel that can also send messages unrelated to the end of a run."""
 
     def send_message(self, payload: Mapping[str, Any]) -> None:
         """Send a message with an `id`, a `type` and a `text` for people. Raises the same errors as `send`."""
@@ -74,8 +73,8 @@ class Messenger(Channel, Protocol):
 
 
 def message_id(run: Run) -> str:
-    """Return the id of the message about a run's end. The id does not depend on the sender or the number of
-    attempts."""
+    """Return the id of the message that reports a run's end. The id is the same for every sender and every
+    attempt."""
     return f"{run.id}-{run.status.value}"
 
 

@@ -34,17 +34,17 @@ from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.types import JobStatus
 
 _SWEEP_LEASE_S = 30.0
-"""Lease duration in seconds. The lease is renewed while a sync continues. If the process dies, no other
-process can sync the account until the lease expires."""
+"""Duration in seconds of the lease for syncing an account. A running sync renews it. If the process dies, no
+other process can sync the account until the lease expires."""
 _DETAILS = 20
 """Maximum number of runs of one account whose events and metrics are fetched in a turn."""
 _IDLE_S = 30.0
 _TURN_S = 1.0
-"""Maximum number of seconds until new runs, new viewers and hints from other processes are noticed."""
+"""Maximum delay in seconds before new runs, new viewers and hints from other processes are noticed."""
 _GONE_S = 60.0
 """Time without a response after which a sandbox counts as shut down."""
 _UNTOLD_S = 3600.0
-"""How many seconds a watcher with nothing else to do keeps running because of undelivered notifications."""
+"""Seconds that an otherwise idle watcher keeps running to deliver pending notifications."""
 _TELL_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
 _LOOKED_AT = (2.0, 30.0)
@@ -86,9 +86,9 @@ class _Untold:
 
 @dataclass
 class Watcher:
-    """Watches the open runs of a store. `provider` returns a backend by its name. `only` limits the watch to
-    some backends. `per_minute` limits the requests to one account over all processes. The channels are
-    notified when a run ends."""
+    """Watches the open runs of a store, and notifies the channels when a run ends. `provider` is a function
+    that returns a backend by its name. `only` limits the watch to some backends. `per_minute` limits the
+    requests to each account, counted over all processes."""
 
     store: Store
     provider: Callable[[str], Provider]
@@ -156,8 +156,9 @@ class Watcher:
         self._woken.set()
 
     def idle(self) -> bool:
-        """Return whether nothing is left to watch on the hosts that this watcher can reach: no run is in
-        progress, no deployment has a limit or is about to end, and the end of every run has been reported."""
+        """Return True if nothing is left to watch on the hosts that this watcher can reach. That means no run
+        is in progress, no deployment has a limit or is about to end, no queued entry is waiting, and the end
+        of every run has been reported. Notifications that stayed undelivered for an hour don't count."""
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
         if self.feed is not None and self.feed.waiting():

@@ -56,7 +56,8 @@ def paged(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """Return the page that starts after the item whose id is the request's page token."""
+    """Return the page that follows the request's page token, or the first page if there is none. The token is
+    the id of the previous page's last item."""
     if after := page_token(request):
         items = islice(dropwhile(lambda item: key(item) != after, items), 1, None)
     return page(request, collection, items, render, key=key)

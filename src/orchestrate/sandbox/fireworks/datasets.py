@@ -59,8 +59,8 @@ class Schedule(Body):
 
 
 class Training(Body):
-    """Training fields. Supervised jobs have them at the top level, and other jobs have them in
-    `trainingConfig`."""
+    """Training fields of a request that creates a job. Supervised jobs have them at the top level, all other
+    jobs in `trainingConfig`."""
 
     baseModel: str | None = None
     warmStartFrom: str | None = None

@@ -503,9 +503,8 @@ class FireworksModelRoutes:
 
     def serving(self, name: str) -> SandboxJob | None:
         """Find the job that trained the weights served as `model#deployment`. Returns `None` for a base
-        model.
-
-        Raises `HostError`: 404 for a tuned model without a deployment, 503 while its deployment starts."""
+        model. Raises `HostError` 404 if a tuned model has no deployment, and 503 while its deployment is
+        starting."""
         model, _, deployment = name.partition("#")
         job = self.job_of(model)
         if job is None:

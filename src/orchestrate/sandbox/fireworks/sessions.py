@@ -269,7 +269,7 @@ class TrainerRoutes:
         return self.settled(found)
 
     def settled(self, trainer: Values) -> Values:
-        """Stop the trainer if it has been inactive for too long, then return it."""
+        """Return the trainer, after stopping it if it has been inactive for too long."""
         ends = trainer["active_at"] + trainer["inactive_s"]
         if trainer["stopped_at"] is None and self.host.clock.now() >= ends:
             self._end(trainer, ends)

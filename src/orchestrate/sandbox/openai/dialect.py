@@ -145,8 +145,9 @@ class DialectHost(OpenAIHost):
         return ".ft-" in name
 
     def requested_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
-        """Find the model that a request names: a deployment (if the host requires one), a tuned model, or a
-        base model."""
+        """Return the (job, step) that a requested model name refers to, or `(None, None)` for a base model.
+        The name of a tuned model's deployment also works, and is required if the host only serves
+        deployments."""
         put_up = self.state.get(self.name, "deployment", name)
         if put_up is not None:
             return self._deployable(put_up), None

@@ -500,8 +500,8 @@ class OpenAIHost(Host):
         return name.startswith("ft:")
 
     def requested_model(self, name: str) -> tuple[SandboxJob | None, int | None]:
-        """Find the model that a request names: a job and one of its steps, or a base model. Raises
-        `HostError` 404 for an unknown name."""
+        """Return the (job, step) that a requested model name refers to, or `(None, None)` for a base model.
+        `step` is set only for a checkpoint. Raises `HostError` 404 for an unknown name."""
         if self.is_tuned(name):
             return self.tuned(name)
         if base_model(name, self.name, undated=True) is None:

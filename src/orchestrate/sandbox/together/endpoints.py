@@ -75,7 +75,7 @@ class Registry:
         return listed(data)
 
     def weights(self) -> dict[str, tuple[str, SandboxJob]]:
-        """Map the registry id of each finished set of weights to a pair of its name and its job."""
+        """Return all finished weights, as {registry id: (name, job)}."""
         found: dict[str, tuple[str, SandboxJob]] = {}
         for job in self.host.jobs():
             if job.phase(self.host.clock.now()) is Phase.SUCCEEDED:
@@ -662,10 +662,8 @@ class Endpoints:
 
     def serving(self, model: str) -> SandboxJob | None:
         """Find the job that trained the weights that an endpoint serves. Returns `None` for a deployed base
-        model.
-
-        Raises `HostError`: 400 for a tuned model without a dedicated endpoint, 503 while the endpoint
-        starts."""
+        model. Raises `HostError` 400 if a tuned model has no dedicated endpoint, and 503 while the endpoint
+        is starting."""
         for endpoint in self._all():
             if model not in (endpoint["name"], endpoint["name"].rsplit("/", 1)[-1], endpoint["id"]):
                 continue

@@ -74,7 +74,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
 
 Work = Callable[..., list[dict[str, Any]]]
-"""A function that runs tasks in a separate process, such as `asking.ask_all`."""
+"""A function that runs tasks in a separate process and returns their results, such as `asking.ask_all`."""
 
 
 @dataclass(frozen=True)
@@ -318,8 +318,9 @@ def _gguf_lora(draft: ExportDraft) -> None:
 
 
 def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:
-    """Export an adapter's base model as a GGUF file, in the adapter's precision and with its chat template.
-    Leaves intermediate files in the same folder. Raises the same errors as `export`."""
+    """Export an adapter's base model as a GGUF file with the tuned model's chat template. The type is F32 if
+    `options.dtype` is fp32, and F16 otherwise. Leaves intermediate files in the same folder. Raises the same
+    errors as `export`."""
     stage = target.parent / "base"
     dress = {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": str(stage)}
     [told] = work([dress], module="worker")

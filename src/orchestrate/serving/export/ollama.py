@@ -88,9 +88,10 @@ def _text(piece: str) -> str:
 
 
 def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
-    """Extract a chat template's pieces. `shown` maps each of `SHAPES` to its rendering, or to `None` if the
-    template rejects it. `bos` is the text that the engine adds to the start of every prompt, so the template
-    must omit it. Raises `UsageError` if the template cannot be split into such pieces."""
+    """Extract the pieces of text that a chat template writes around messages. `shown` is {shape: rendered
+    text} for each of `SHAPES`, with `None` if the template rejects the shape. The engine adds `bos` to the
+    start of every prompt, so it is removed from the pieces. Raises `UsageError` if the template cannot be
+    split into such pieces."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
         raise _refused("the template does not render messages one after another")
@@ -115,8 +116,8 @@ def prove(
     probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]],
     bos: str | None,
 ) -> list[str]:
-    """Verify the pieces against the chat template, and return notes on differences. `probes` maps each kind
-    to a conversation and the chat template's rendering of it. Raises `UsageError` if a kind in `LINEAR`
+    """Verify the pieces against the chat template, and return notes on differences. `probes` is {kind:
+    (conversation, text that the chat template renders)}. Raises `UsageError` if a kind in `LINEAR`
     differs."""
     notes: list[str] = []
     for kind, (messages, wanted) in probes.items():

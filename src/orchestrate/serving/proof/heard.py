@@ -58,15 +58,15 @@ class TunedEndpoint(Protocol):
         ...
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
-        """Return the log-probabilities, in nats, of the tokens of each canary's known answer. If the endpoint
-        reports only some of them, the list covers a prefix, with `None` for missing values. Returns `None` if
-        the endpoint reports no log-probabilities."""
+        """Return the log-probability, in nats, of each token of each canary's known answer, as one list per
+        canary. A list may be shorter than the answer, and missing values are `None`. Returns `None` instead
+        of lists if the endpoint reports no log-probabilities."""
         ...
 
 
 def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
-    """Return the log-probabilities of the known answer's tokens up to the first token that differs from the
-    observed answer. The value is `None` for a token that the endpoint reports together with the next one."""
+    """Return the log-probabilities of the known answer's tokens, up to the first token that differs from the
+    observed answer. A token has the value `None` if the endpoint reports it merged with the next one."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:

@@ -26,16 +26,16 @@ from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 LEAST_FLOOR = 0.01
 """Minimum tolerance in nats per token. Two engines with the same precision differ by about 0.004."""
 BF16_STEP = 0.0625
-"""Distance between neighboring bf16 values in the range from 8 to 16, typical of likely tokens' logits. Two
-correct engines may differ by one such step for a single token, but over many tokens the differences average
-out."""
+"""Spacing of bf16 values between 8 and 16, the typical range for logits of likely tokens. Two correct engines
+may differ by one such step for a single token, but the differences average out over many tokens."""
 AGREEMENT = 0.9
-"""Minimum share of matching answers if log-probabilities are not reported. The upper end of the share's
-confidence interval must reach this value."""
+"""Required share of matching answers if log-probabilities are not reported. The upper end of the confidence
+interval of the measured share must reach it."""
 
 
 def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
-    """Query the endpoint `place` and verify its answers. The endpoint's errors propagate."""
+    """Verify the endpoint `place` against the trained model's fingerprint `sheet`, and return the proof.
+    Errors raised by the endpoint propagate."""
     with work(f"asking {place.at}"):
         return _judged(sheet, place, run_id, weights)
 

@@ -29,8 +29,8 @@ _known: dict[str, str] = {}
 
 
 def require(form: Mapping[str, Any]) -> None:
-    """Compile the schemas of a request's response format and tools in a separate process. Raises `HostError`
-    400 for a schema that cannot be enforced."""
+    """Require that the schemas of a request's response format and tools can be enforced. Compiles them in a
+    separate process with limits on time and memory. Raises `HostError` 400 if one does not compile."""
     functions: list[dict[str, Any]] = [tool["function"] for tool in form["calls"] or ()]
     schemas = [form["schema"], *(function.get("parameters") for function in functions)]
     text = json.dumps([schema for schema in schemas if schema is not None])

@@ -51,8 +51,8 @@ class Clients:
             raise UsageError(f"other machines can reach {host}, so the server needs keys", fix=fix)
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Look up a request's key in the store. Returns `None` while no keys exist. Raises `HostError` 401
-        for a missing or invalid key."""
+        """Return the request's key as stored, or `None` while no keys exist. Raises `HostError` 401 for a
+        missing or invalid key."""
         given = bearer(scope)
         keys = self._store.gateway_keys
         key = keys.of(given) if given else None
@@ -60,8 +60,8 @@ class Clients:
         return self._valid(key) if key and ours else self._stranger(given, self._read())
 
     async def lately(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Check a request's key like `admitted`, but cache the keys for about a second. If the store does not
-        respond, use the last known keys after a short wait, so the server still works."""
+        """Check a request's key as `admitted` does, but against keys that are cached for about a second. If
+        the store does not respond soon enough, uses the last known keys, so the server keeps working."""
         now = time.monotonic()
         if now - self._at >= _FRESH_S and (self._refreshing is None or self._refreshing.done()):
             self._at = now
@@ -95,15 +95,16 @@ class Clients:
 
 
 def make(store: Store, name: str, *, by: str, opens: Opens = "serve") -> str:
-    """Create a key for one kind of server, replacing an older key of the same name. The key cannot be shown
-    again. Raises `UsageError` if the name is invalid or taken by a key for another kind of server."""
+    """Create a key for one kind of server, and return its value. The value cannot be shown again. Replaces an
+    older key of the same name. Raises `UsageError` if the name is invalid or belongs to a key for another
+    kind of server."""
     return store.gateway_keys.add(
         GatewayKey(name=name, created_at=store.clock.now(), opens=opens), by=by, again=True
     )
 
 
 def revoke(store: Store, name: str, *, by: str, opens: Opens = "serve") -> None:
-    """Revoke a key. Raises `UsageError` for a name without a key, or with a key for another kind of
+    """Revoke a key. Raises `UsageError` if no key has this name, or if the key is for another kind of
     server."""
     store.gateway_keys.revoke(name, store.clock.now(), by=by, opens=opens)
 

@@ -14,7 +14,7 @@ _STATUSES = {"model_not_found": 404, "no_numbers": 500, "no_memory": 500}
 
 @contextmanager
 def asking() -> Generator[None]:
-    """Convert errors that the engine raises for a request to `HostError`."""
+    """Convert engine errors raised in the block to `HostError`."""
     try:
         yield
     except EngineRefused as error:
@@ -30,7 +30,7 @@ def refusal_of(error: EngineRefused) -> HostError:
 
 
 def lost(error: EngineLost) -> HostError:
-    """Convert an engine crash to an error after which official clients retry automatically."""
+    """Convert an engine crash to an error that makes official clients retry automatically."""
     headers = {"retry-after": str(error.retry_s)}
     return HostError(503, error.message, type="server_error", code="engine_lost", headers=headers)
 
