@@ -118,8 +118,8 @@ def quoted(quote: Quote) -> str:
 
 
 def rates_apart(rates: Mapping[str, float | None]) -> str | None:
-    """Explain that the same learning rate multiplier gives different learning rates on the backends. Returns
-    `None` if they differ by at most 5%."""
+    """Return a note that the same learning rate multiplier gives different learning rates on the backends.
+    Returns `None` if the rates differ by at most 5%."""
     known = {name: rate for name, rate in rates.items() if rate}
     low, high = (min(known.values()), max(known.values())) if known else (0.0, 0.0)
     if high <= low * 1.05:

@@ -73,8 +73,8 @@ class OpenedParts:
 
 class SandboxParts(OpenedParts):
     """The backends for runs on a sandbox host. The store belongs to another workspace. If that workspace has
-    sandbox keys, its backends are used. Otherwise, the sandbox of this home folder is used. If it isn't
-    running, it is started with the options that it last ran with."""
+    sandbox keys, its backends are used. Otherwise, this uses the sandbox of the home folder, and starts it
+    with its last options if it isn't running."""
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)

@@ -43,11 +43,12 @@ OPEN = {
     ("hosts", "*", "options", "multipart_bytes"),
     ("hosts", "*", "options", "part_bytes"),
 }
-"""Harmless settings, which do not start or redirect anything and do not affect spending. Hosts must be built
-in and use their own addresses, because Orchestrate would contact any other address."""
+"""Settings that a project may set without trust, because they don't start or redirect anything and don't
+affect spending. Settings of a host are only included if the host is built in. A host's address is not
+included, because Orchestrate would contact it."""
 FIGURES = {("budget_usd",), ("local", "prices"), ("hosts", "*", "options", "prices")}
 RATES = "rates.yaml"
-"""Name of the file with a project's own prices. It is next to the project's configuration file."""
+"""File name of a project's own prices, in the same folder as its `orchestrate.toml`."""
 
 
 class _TrustFile(msgspec.Struct):

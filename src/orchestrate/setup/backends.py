@@ -37,7 +37,8 @@ class BackendReadiness:
     provider: Provider | None
     """The backend, or `None` if it cannot be created with the current setup."""
     needs: str | None
-    """Missing requirements, and how to meet them. `None` if none were found without contacting the host."""
+    """What is missing, and how to provide it. `None` if nothing is missing, as far as can be checked without
+    contacting the host."""
 
 
 def all_names(settings: Settings) -> list[str]:
@@ -90,7 +91,7 @@ def places_only(settings: Settings) -> list[str]:
 
 
 def plugins() -> list[Plugin]:
-    """List the plug-ins. Loads each one to report broken ones."""
+    """List the installed plug-ins. Loads each one, so the list shows why a broken one failed to load."""
     found: list[Plugin] = []
     for kind, point in {**place_plug_ins(), **plug_ins()}.items():
         error, options = None, None
@@ -125,8 +126,8 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
-    """Ask the hosts which models they can fine-tune, and compare the answers with the catalog. Skips hosts
-    that are not in the catalog."""
+    """Return how the catalog differs from the models that the hosts offer for fine-tuning. Queries each host,
+    except those that are not in the catalog."""
     found: list[CatalogChange] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):

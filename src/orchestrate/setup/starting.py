@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 def memory_plan(
     model: str, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
-    """Estimate the memory that training a model takes. `model` is a catalog name, a model folder, or a size
-    such as `8B`. The precision in `setup` may be `auto`. `available_bytes` is the device's memory (default:
-    this machine's). Works offline. Raises `UsageError` for a model of unknown size."""
+    """Estimate the peak memory needed to train a model. Works offline. `model` is a catalog name, a model
+    folder, or a size such as `8B`. The precision in `setup` may be `auto`. `available_bytes` is the device's
+    memory (default: this machine's). Raises `UsageError` if the model's size is unknown."""
     device = engines.expected_device(device)
     products = engines.precision(setup.precision, device, full=setup.adapter == "full")
     shape, remark = _shape(model)
@@ -100,7 +100,7 @@ class NewSpec(Record, frozen=True, kw_only=True):
 
 
 def holds_data(place: Path) -> bool:
-    """Return whether a path is a file, or a folder that contains rows."""
+    """Return whether a path is a file or a folder with training data."""
     return place.is_file() or (place.is_dir() and bool(splits_of(place)))
 
 

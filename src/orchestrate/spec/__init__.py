@@ -59,8 +59,8 @@ SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Convert a spec's `columns` to a mapping from fields to columns, for use by file readers. A field
-    without a column is not read."""
+    """Convert a spec's `columns` to `{field: column}` for file readers. Fields that are mapped to `None` are
+    not read, and get an empty string as their column."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 

@@ -74,9 +74,9 @@ class SFT(SpecPart):
     type: Literal["sft"] = "sft"
     train_on_inputs: bool | None = None
     earlier_thinking: Literal["train", "split", "untrained"] | None = None
-    """How to train on answers whose reasoning the chat template drops because other turns follow. `train`
-    trains on them without their reasoning, `split` moves each into a separate row that includes its
-    reasoning, and `untrained` only uses them as context."""
+    """How to train on earlier assistant turns, if the chat template drops their reasoning. `train` trains on
+    them without their reasoning. `split` moves each to its own row, including its reasoning. `untrained` only
+    uses them as context."""
     ignore_empty_think: bool | None = None
     """True to exclude empty reasoning blocks from the loss. A chat template writes these before answers
     without reasoning, and training on them teaches the model to stop reasoning."""
@@ -151,8 +151,8 @@ class LoRA(SpecPart):
     targets: str | tuple[str, ...] | None = None
     """`all-linear`, or module names."""
     target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Expert weights to adapt as well, as suffixes of parameter names such as `experts.down_proj`. Used for
-    models that store the weights of all experts in one tensor."""
+    """Additional parameters to adapt, for models that store the weights of all experts in one tensor. Each is
+    given as the end of a parameter's name, such as `experts.down_proj`."""
     dora: bool = False
     rslora: bool = False
     init_lora_weights: Start | None = None
@@ -211,8 +211,8 @@ OPTIMIZERS: Mapping[str, tuple[Constants, ...]] = {
     "muon": ("momentum", "betas", "eps"),
     "schedule_free_adamw": ("betas", "eps"),
 }
-"""Allowed parameters of each optimizer, keyed by its name. Muon uses AdamW, with `betas` and `eps`, for
-everything except matrices."""
+"""Allowed parameters of each optimizer, keyed by its name. Muon only updates weight matrices. AdamW, with
+`betas` and `eps`, updates all other parameters."""
 
 
 class Optimizer(SpecPart):
@@ -285,7 +285,8 @@ class WandB(SpecPart):
 
 
 def method_word(method: SFT | DPO | RFT) -> str:
-    """Return the method's type, or `kto` for DPO with the KTO loss, which requires different rows."""
+    """Return the method's type, or `kto` for DPO with the KTO loss. KTO is listed separately because it needs
+    unpaired rows."""
     return "kto" if isinstance(method, DPO) and method.loss == "kto" else method.type
 
 
@@ -358,7 +359,7 @@ Usd = Annotated[Decimal, BeforeValidator(_money), Field(ge=0), AfterValidator(_w
 _OF_TEMPLATES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "true", "false", "none"}
 )
-"""Names that have a fixed meaning in every chat template."""
+"""Variable names that are reserved in every chat template."""
 
 
 def _template_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -380,7 +381,7 @@ def _of_json(value: object) -> bool:
 
 
 TemplateSettings = Annotated[dict[str, Any], Field(min_length=1), AfterValidator(_template_settings)]
-"""Values for additional variables of a chat template."""
+"""Additional variables for the chat template, as `{name: value}`."""
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------
@@ -433,7 +434,7 @@ _EXPECTED = {
     "decimal_parsing": "an amount in US dollars",
     "finite_number": "a finite number",
 }
-"""Descriptions of what a YAML author should write, by pydantic's error type."""
+"""Descriptions of valid values for error messages, keyed by pydantic's error type."""
 _BOUNDS = frozenset(
     {
         "greater_than",
@@ -445,7 +446,7 @@ _BOUNDS = frozenset(
         "string_pattern_mismatch",
     }
 )
-"""Error types whose messages contain the limits but not the given value."""
+"""Pydantic's error types whose messages state the allowed values but not the rejected one."""
 
 
 def _shown(value: Any) -> str:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Uptime:
-    """Seconds since the boot that `boot` identifies, including sleep and suspension if the system reports
-    them."""
+    """Time since the machine's last boot, in seconds. `boot` identifies that boot. Includes time spent asleep
+    or suspended if the system reports it."""
 
     boot: str
     seconds: float

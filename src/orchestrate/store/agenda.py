@@ -1,4 +1,5 @@
-"""Polling times, pauses, silences and webhook deliveries that all processes share through the store."""
+"""Polling state that all processes share through the store: polling times, pauses, how long runs have been
+inactive, and webhook deliveries."""
 
 from __future__ import annotations
 
@@ -103,15 +104,15 @@ _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
 """Longest pause that a host can request."""
 _SHARE = 10
-"""Divisor that determines the polling interval, which is the time since the run's last change divided by
-`_SHARE`."""
+"""Divisor for the polling interval. A run is polled every (time since its last change) / `_SHARE`, but no
+more often than `_SOONEST` and no less often than `_LATEST`."""
 _VIEWER_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
 
 class Silence(NamedTuple):
-    """Seconds since a run's last activity, and seconds since its silence was reported to the user (`None` if
-    it was not)."""
+    """How long a run has been inactive, in seconds. `reported_s` is how long ago this was reported to the
+    user, or `None` if it wasn't."""
 
     seconds: float
     reported_s: float | None
@@ -185,10 +186,10 @@ class Agenda:
             return list(connection.execute(query).scalars())
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
-        """Return how long each run has been silent. `marks` maps run ids to text that changes whenever a run
-        shows activity. A new mark restarts the count, and so does a pause of more than `gap_s` seconds
-        between checks. Time is measured with this machine's uptime clock, so changes to the wall clock don't
-        affect it."""
+        """Return how long each run has been inactive, keyed by run id. `marks` maps run ids to text that
+        changes whenever a run shows activity. The count restarts when this text changes, or if more than
+        `gap_s` seconds passed since the last check. Measured with this machine's uptime clock, so changes to
+        the wall clock don't affect it."""
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -220,12 +221,12 @@ class Agenda:
         return found
 
     def end_silence(self, run_id: str) -> None:
-        """Record new activity of this run, which ends its silence on all machines."""
+        """Record that this run is active again. This resets its inactivity on all machines."""
         with self._db.writing() as connection:
             connection.execute(schema.silences.delete().where(schema.silences.c.run_id == run_id))
 
     def report_silence(self, run_id: str) -> None:
-        """Record that the current silence of a run was reported to the user."""
+        """Record that the user was notified that this run is inactive."""
         table, up = schema.silences, self._db.clock.uptime()
         with self._db.writing() as connection:
             mine = (table.c.run_id == run_id) & (table.c.boot == up.boot) & table.c.told.is_(None)
@@ -291,16 +292,16 @@ class Agenda:
         return missing * 60.0 / per_minute if refused else 0.0
 
     def watch(self, account: str, lease: Lease | None) -> Lease | None:
-        """Record that a viewer is watching this account's runs. The record soon expires unless renewed. To
-        renew it, pass the lease that the last call returned. Returns `None` if another viewer is already
-        recorded."""
+        """Record that a viewer is watching this account's runs, and return the viewer's lease. The lease
+        expires after `_VIEWER_S` seconds. To renew it, pass it to the next call. Returns `None` if another
+        viewer holds the lease."""
         if lease is not None and self._leases.renew(lease, _VIEWER_S):
             return lease
         return self._leases.acquire(_viewer_lease(account), _VIEWER_S)
 
     def is_watched(self, account: str) -> bool:
-        """Return whether a viewer is watching this account's runs, which makes frequent updates
-        worthwhile."""
+        """Return whether a viewer is watching this account's runs. If so, the account is polled more
+        often."""
         return self._leases.held(_viewer_lease(account))
 
     def take_delivery(self, delivery_id: str) -> bool:

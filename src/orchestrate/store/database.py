@@ -409,8 +409,8 @@ def _set_version(connection: Connection) -> None:
 
 
 def identity(place: str) -> tuple[int, int] | None:
-    """Return the file's device and inode, which show whether it was replaced, or `None` if it does not
-    exist."""
+    """Return the file's device and inode numbers, or `None` if it does not exist. If the numbers change, the
+    file was replaced."""
     try:
         found = Path(place).stat()
     except OSError:
@@ -456,9 +456,9 @@ class Database:
             yield connection
 
     def waited(self, table: Table, id: str) -> float:
-        """Return the seconds since this machine sent the current attempt of a run or deployment, measured by
-        uptime. If another machine sent the attempt, or if this machine was rebooted since then, returns the
-        seconds since this machine first saw the attempt."""
+        """Return how many seconds ago this machine sent the current attempt of a run or deployment, by the
+        uptime clock. If another machine sent the attempt, or this machine was rebooted since, the time is
+        counted from when this machine first saw the attempt."""
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:
             attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()
@@ -512,7 +512,7 @@ class Lease:
 
 
 class Leases:
-    """Named leases. Only one process at a time holds each of them."""
+    """Named leases. At most one process holds a lease at any time."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

@@ -282,9 +282,9 @@ class Deployments:
             return after
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
-        """Return the total cost limit of an entry in the gateway's model map, to be checked in the
-        transaction that deploys. `but` is the id of the deployment that is being changed. Its cost is not
-        counted."""
+        """Build the cost limit that covers all deployments of one entry in the gateway's model map. Check the
+        limit in the transaction that deploys. `but` is the id of the deployment that is being changed, whose
+        own cost is not counted."""
         description = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
             "figure": "the maximum cost of this deployment",
@@ -370,8 +370,8 @@ class Deployments:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
     def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
-        """List the backends with deployments that are open, or were open at `since`. Leaves out abandoned
-        ones."""
+        """List the backends that have an open deployment, or had one at `since`. Ignores abandoned
+        deployments."""
         found = self.matching(over=None if since else False, since=since)
         open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})

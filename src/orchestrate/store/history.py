@@ -53,7 +53,8 @@ def _cell(value: Any) -> Any:
 
 
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
-    """Return a run's database row, except its id and the columns that are not derived from the record."""
+    """Return the columns of a run's database row that are derived from its record, as `{column: value}`. The
+    id is not included."""
     from orchestrate.costing import spending
 
     money = spending(run)

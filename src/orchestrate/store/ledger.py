@@ -41,7 +41,7 @@ _KEPT = "send-"
 """Prefix of the ids of reservations whose outcome is stored."""
 _AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
-"""Maximum duration of a request for an answer. After that, a request without a result counts as billed."""
+"""Age at which a request for an answer counts as billed, even if its result is unknown."""
 
 
 def one_at_a_time(connection: Connection) -> None:
@@ -121,8 +121,8 @@ def reserve_more(
     limits: Sequence[Limit],
     figure: str,
 ) -> None:
-    """Check that a run's new maximum cost fits the limits and, if it exceeds the reserved amount, the budget.
-    `None` keeps the reserved amount, so the budget isn't checked."""
+    """Check that a run's new maximum cost, `usd`, fits the limits. If it is higher than the amount already
+    reserved, it must also fit the budget. `None` keeps the reserved amount, so the budget isn't checked."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
     taken = spending(run).total_usd
@@ -185,8 +185,9 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
 def gateway_spending(
     connection: Connection, clock: Clock, *, but: str | None = None, **named: str
 ) -> Decimal:
-    """Return the cost so far plus the possible further cost of the gateway's deployments whose fields have
-    these values. `but` is the id of the deployment being changed, which counts only if it has ended."""
+    """Return what the selected deployments have cost so far, plus what they may still cost, in USD. `named`
+    selects deployments by the values of fields, such as the gateway's key. The deployment with the id `but`
+    only counts if it has ended."""
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -241,7 +242,8 @@ class LedgerShare(NamedTuple):
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
-        """Return the cost of an ended deployment. Returns zero before that, because the cost still grows."""
+        """Return the cost of a deployment that has ended. For any other deployment, returns zero, because its
+        cost still grows."""
         from orchestrate.costing.expenses import deployment_spending
 
         if deployment is None or not deployment.state.over:
@@ -384,8 +386,8 @@ class Ledger:
             return _answers(connection)
 
     def left(self) -> dict[Path, dict[str, Decimal]]:
-        """Map each journal on this machine to the amounts reserved for its answers in progress, which are
-        keyed by reservation id."""
+        """Return the amounts reserved for answers in progress, as `{journal: {reservation id: USD}}`. Only
+        includes journals on this machine."""
         found: dict[Path, dict[str, Decimal]] = {}
         here, holds = f"{platform.node()}:", schema.answer_holds
         with self._db.reading() as connection:
@@ -467,14 +469,13 @@ class AnswerAccount:
             self._end(connection, id)
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
-        """Settle requests that are recorded in this log but not in the store, because their process was
-        killed or because they were made after the backup from which this store was restored. The caller must
-        hold the log's lock.
+        """Settle requests that are recorded in this log but not in the store. The process that sent them may
+        have been killed, or the store may have been restored from an older backup. The caller must hold the
+        log's lock.
 
-        If a reservation's request is missing from the log, the reservation is released only if the log proves
-        that the request was never sent: the log was `found`, is still the same file, and is complete.
-        Otherwise, the reservation counts in full, as does any reservation that no command has settled within
-        a day.
+        A reservation without a request in the log is released only if the log proves that the request was
+        never sent: the log was `found`, is still the same file, and is complete. Otherwise, the full
+        reservation counts as spent. The same applies to any reservation that was not settled within a day.
         """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)

@@ -57,8 +57,8 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
-    """Find the runs that a name may refer to. Tries one kind of name after another, such as ids and prefixes
-    of ids, and returns the matches of the first kind that matches any run."""
+    """Find the runs that a name may refer to. Tries one interpretation of the name after another, such as an
+    id or the start of an id. Returns all matches of the first interpretation that matches any run."""
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
@@ -366,8 +366,8 @@ class Runs:
         limits: Sequence[Limit] = (),
         figure: str = "the host's own estimate",
     ) -> Run:
-        """Change a run. `usd` is its maximum total cost after the change. Raises `OverBudget` if this exceeds
-        the reserved amount by more than what remains of `budget_usd`, or if it exceeds one of `limits`."""
+        """Change a run whose maximum total cost will be `usd`. Raises `OverBudget` if the increase over the
+        reserved amount exceeds what remains of `budget_usd`, or if `usd` exceeds one of `limits`."""
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
@@ -411,8 +411,9 @@ class Runs:
         """Get a run by id, ref, the host's job id, a unique prefix or suffix of the id, the spec's `suffix`
         (the newest such run), or `last`.
 
-        Without `sandboxes`, the spec's suffix and `last` don't match sandbox runs. With `near`, they match
-        only sandbox runs and runs of that backend. Raises `UsageError` if none or several match.
+        Without `sandboxes`, the spec's suffix and `last` never match a sandbox run. With `near`, the spec's
+        suffix and `last` only match sandbox runs and runs of that backend. Raises `UsageError` if none or
+        several match.
         """
         return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
 

@@ -68,8 +68,8 @@ class Searches:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **description: str) -> Limit | None:
-        """Return the cost limit of a sweep, to be checked in the transaction that creates or changes a
-        trial's run. Returns `None` if the sweep has no limit."""
+        """Build the cost limit of a sweep, to be checked in the transaction that creates or changes a trial's
+        run. Returns `None` if the sweep has no limit."""
         if search.max_cost_usd is None:
             return None
         description = {"what": "what remains of the sweep's limit,", **description}
@@ -80,8 +80,9 @@ class Searches:
         return Limit(search.max_cost_usd, taken, description)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """Find a run's sweep and trial by the run's idempotency key. This works even if the process that
-        created the run died before it recorded the run in the trial."""
+        """Return the sweep and the trial that a run belongs to, or `None`. They are found by the run's
+        idempotency key, even if the process died after creating the run and before recording it in the
+        trial."""
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
                 found = [

@@ -88,7 +88,7 @@ POINTS = (
 """Points in the submit protocol at which fault tests kill the process."""
 
 CrashPoint = Callable[[str], None]
-"""Function that receives the name of each point in `POINTS` when the submit protocol reaches it."""
+"""Callback that the submit protocol calls at each point in `POINTS`, with the point's name."""
 
 CLOCK_SKEW = timedelta(days=2)
 """Tolerated difference between this machine's clock and the host's clock when searching for jobs by creation
@@ -103,8 +103,8 @@ class Timing:
     """Maximum time between storing the phase SUBMITTING and sending the create request. After this time, the
     request is not sent."""
     requests: int = 3
-    """Number of HTTP requests that it takes to create one job, including the reads before it. Each request
-    may take as long as the provider's timeout."""
+    """Number of HTTP requests needed to create one job, including the reads that come first. Each request may
+    take as long as the provider's timeout."""
     margin_s: float = 60.0
     """Maximum delay before a new job appears in the host's list."""
     lease_s: float = 30.0

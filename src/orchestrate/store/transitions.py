@@ -104,7 +104,7 @@ def outcome_unknown(run: Run, at: datetime) -> Run:
 
 
 def released(run: Run, at: datetime) -> Run:
-    """Release the run's reserved budget. Nothing may have been sent for the run, and no process may be
+    """Release the run's reserved budget. Only allowed if nothing was sent for the run and no process is
     working on it."""
     _require(run, run.phase, *UNSENT)
     return run if run.released else _with(run, at, released=True)
@@ -151,9 +151,9 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Return the reason why a run on Orchestrate's engine is paused, such as a limit that it reached or a
-    worker that was stopped from outside. Returns `None` if a user paused the run or if it resumes
-    automatically."""
+    """Return why a run on Orchestrate's own engine is paused, for example because it reached a limit or its
+    worker was stopped from outside. Returns `None` if the run isn't paused, if the user paused it, or if it
+    will resume automatically."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 

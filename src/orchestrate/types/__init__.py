@@ -1,8 +1,8 @@
-"""Frozen records and enums that all packages share. This package does no input or output.
+"""Frozen records and enums that all packages share. This package does no I/O.
 
 Records are `msgspec.Struct`: cheap to import, strictly decoded by `from_json`, and the source of the JSON
-schemas for each command's `--json`. `JobSpec`, the only record that people write by hand, is in
-`orchestrate.spec`, because pydantic reports the field and the allowed values with each error.
+schemas for each command's `--json`. `JobSpec` is in `orchestrate.spec` instead. It is the only record that
+users write by hand, so it uses pydantic, whose errors name the field and the allowed values.
 
 Times are timezone-aware UTC. Money is `Decimal` US dollars with the unit in the name. Tokens, rows and steps
 are counts.

@@ -14,9 +14,9 @@ ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return the number of seconds by which a worker must stop before the machine's time limit. This leaves
-    time to save a last checkpoint. It also covers the time that the machine spent on fetching its image and
-    packages before the worker's clock started."""
+    """Return how many seconds before the machine's time limit a worker must stop. This leaves time to save a
+    last checkpoint. It also makes up for the time that the machine spent fetching its image and packages,
+    before the worker's clock started."""
     return min(ENDING_S, left_s / 3)
 
 
@@ -49,12 +49,12 @@ class Allowance(Record, frozen=True, kw_only=True):
         return not self.holds(self.used_s)
 
     def holds(self, seconds: float) -> bool:
-        """Return whether this many seconds of work stay below both limits."""
+        """Return whether a total of `seconds` of work stays below both the hour limit and the cost limit."""
         return not (self._below(seconds) or self._dear(seconds))
 
     def least(self) -> str:
-        """Return the command-line options that raise the limits of `resume` far enough to finish the run.
-        Empty if the current limits suffice."""
+        """Return options for `resume` that raise the limits far enough to finish the run, such as
+        `--max-hours 3.5`. Empty if the current limits suffice."""
         work = _START_S + (self.remaining_s or _START_S)
         seconds = self.used_s + min(work * 3 / 2, work + ENDING_S)
         hours, words = Decimal(str(seconds)) / 3600, list[str]()

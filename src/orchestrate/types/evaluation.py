@@ -164,7 +164,8 @@ class MetricUsed(Record, frozen=True, kw_only=True):
     unfit: str | None = None
     """Reason why the metric must not decide a verdict."""
     detail: dict[str, Any] = {}
-    """Details of the measurement: a pattern, a schema, or a judge's prompt and its agreement with people."""
+    """Details of how the metric is measured, such as a pattern, a schema, or a judge's prompt and its
+    agreement with human raters."""
 
 
 class Measure(Record, frozen=True, kw_only=True):
@@ -191,14 +192,15 @@ class Difference(Record, frozen=True, kw_only=True):
     """Two-sided p-value: mid-p McNemar for a right-or-wrong metric, otherwise the test that matches the
     interval."""
     p_corrected: float | None = None
-    """P-value after Holm's correction. The differences in the first metric on all items are one family, with
-    one comparison per contender. All other differences are a second family."""
+    """P-value after Holm's correction for multiple comparisons. Comparisons in the first metric on all items
+    form one family. All other comparisons form a second one."""
     detectable: float | None = None
     """Smallest difference that this many items detect with 80% power."""
 
     @property
     def shown(self) -> bool:
-        """Return whether a difference is significant at 5% after the correction."""
+        """True if the difference is significant at the 5% level, after correction for multiple
+        comparisons."""
         p = self.p_corrected if self.p_corrected is not None else self.p_value
         return p <= 0.05 if p is not None else self.score.low > 0 or self.score.high < 0
 
@@ -220,10 +222,10 @@ class Confusion(Record, frozen=True, kw_only=True):
 
     contender: str
     labels: tuple[str, ...]
-    """Expected and answered labels. If some answers are not labels, the last entry stands for all of
-    these."""
+    """Labels, in the order of `counts`. If some answers are not labels, the last entry stands for all such
+    answers."""
     counts: tuple[tuple[int, ...], ...]
-    """Counts, with a row for each expected label and a column for each answered one."""
+    """Number of items, as one row per expected label and one column per answered label."""
 
 
 class Verdict(Record, frozen=True, kw_only=True):
@@ -269,7 +271,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     items_file: str | None = None
     """JSONL file with a line for each item. See `orchestrate.evaluation.ScoredItem`."""
     adapter_costs: tuple[AdapterCost, ...] = ()
-    """Costs of the adapters of tuned models that answered on this machine."""
+    """Loading time and time per token of each adapter, for tuned models that ran on this machine."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -32,7 +32,7 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DecisionRule(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rule for moving to the next share. It is set before any data is collected."""
+    """The rule for moving to the next stage. It is set before any data is collected."""
 
     stages: tuple[float, ...] = (10, 25, 50, 100)
     """Percentage of users that get the tuned model in each stage, in order. The last is 100."""
@@ -82,7 +82,7 @@ class ExperimentRecord(Record, frozen=True, kw_only=True):
 
 
 class ExperimentPhase(Record, frozen=True, kw_only=True):
-    """A period with a constant share."""
+    """A period during which the share of users that get the tuned model stays constant."""
 
     number: int
     share: float
@@ -116,8 +116,8 @@ class EvidencePoint(Record, frozen=True, kw_only=True):
 
     users: int
     log10_e: float
-    """Base-10 logarithm of the e-value. 0 means no evidence. A difference is shown once it reaches log10(1 /
-    alpha)."""
+    """Base-10 logarithm of the e-value. 0 means no evidence. The difference is significant once this reaches
+    log10(1 / alpha)."""
 
 
 class Evidence(Record, frozen=True, kw_only=True):
@@ -139,17 +139,17 @@ class Evidence(Record, frozen=True, kw_only=True):
     """High end of the interval. With a probability of 1 - alpha, the interval contains the true difference at
     all times."""
     gate: str | None = None
-    """Reason why there is no interval yet. Numeric metrics have no evidence yet either."""
+    """Reason why the interval can't be computed yet. Until then, numeric metrics also have no evidence."""
     log10_e: float = 0.0
     """Strongest evidence so far against the null hypothesis of no difference."""
     p_value: float = 1.0
     """Anytime-valid p-value."""
     decision: Literal["better", "worse", "open"] = "open"
     detectable: float | None = None
-    """Difference that would have been detected by now with 80% power."""
+    """Smallest difference that would have been detected by now with 80% power."""
     counted_ratio_p: float = 1.0
-    """P-value of the test whether counted users are split as planned. Below 0.001, the metric is not trusted,
-    because outcomes seem to be recorded more often in one arm."""
+    """P-value of a test that the counted users are split between the arms as planned. Below 0.001, the metric
+    is not trusted, because outcomes seem to be recorded more often in one arm."""
     curve: tuple[EvidencePoint, ...] = ()
 
 
@@ -175,8 +175,8 @@ class ExperimentReport(Record, frozen=True, kw_only=True):
     users: dict[str, int]
     """Number of users who were assigned a model, by arm. A user who was in both arms counts in both."""
     sample_ratio_p: float
-    """P-value of the test whether users were split as planned. Below 0.001, the split is considered
-    broken."""
+    """P-value of a test that users are split between the arms as planned. Below 0.001, the split is
+    considered broken."""
     evidence: tuple[Evidence, ...]
     decision: ExperimentDecision
     counts: dict[str, int] = {}

@@ -36,7 +36,7 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     per_minute: int | None = None
     """Maximum number of requests per minute."""
     concurrent: int | None = None
-    """Maximum number of jobs that have not ended."""
+    """Maximum number of unfinished jobs at a time."""
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
 
@@ -60,12 +60,12 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Creation time on the machine's uptime clock, in seconds. Monotonic, so changes to the system clock
     don't affect it."""
     untuned: str = ""
-    """Model name in the request. For a job that continues from a tuned model, the model name in the request
-    that first trained that model."""
+    """Base model name that the client requested. If this job continues training a tuned model, the name comes
+    from the request that first trained that model."""
     files: tuple[str, ...] = ()
     """Hashes (sha256) of the training files' contents."""
     file_names: tuple[str, ...] = ()
-    """The client's names for the files, in the same order."""
+    """The client's names for the training files, in the order of `files`."""
     quote_usd: Decimal | None = None
     """High end of the quote."""
     notes: tuple[str, ...] = ()

@@ -32,10 +32,11 @@ class Standing(Record, frozen=True, kw_only=True):
     rented: bool = False
     """True for a job on a machine that is billed hourly until the job is removed."""
     session: bool = False
-    """True for the machine of a training session, which `recover` can't rebuild without its run directory."""
+    """True if the resource is the machine of a training session. `recover` can't rebuild a session without
+    its run directory."""
     job_id: str | None = None
-    """Id of the job, or the job id in the resource's name. The owner of that job is only recorded in the
-    store."""
+    """Id of the job. For other resources, the job id that is part of the resource's name. Only the store
+    records who created that job."""
     created_at: datetime | None = None
     owner: str | None = None
     """The creator, if known to be someone other than the key's owner."""
@@ -198,7 +199,8 @@ class Deployment(Record, frozen=True, kw_only=True):
     included."""
     billing_since: datetime | None = None
     age: Age | None = None
-    """Age at the last reading. All times above except `updated_at` are `created_at` plus an age."""
+    """Age at the last reading. Each time above, except `updated_at`, is `created_at` plus the deployment's
+    age at that moment."""
 
     @property
     def handle(self) -> JobHandle:
@@ -210,8 +212,8 @@ class Deployment(Record, frozen=True, kw_only=True):
 
 
 class DeploymentOffer(Record, frozen=True, kw_only=True):
-    """The offer that `deploy` would accept: the price and the limits that will apply, including those of an
-    earlier call."""
+    """The terms on which `deploy` would deploy: the price, and the limits that would apply, including limits
+    that an earlier call set."""
 
     run_id: str
     provider: str

@@ -85,7 +85,7 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
 
 
 SESSION = "session"
-"""Kind of job that is driven step by step by a training loop, which is either the caller's own loop or a
+"""Kind of a job whose steps a training loop runs one by one. The loop is the caller's own, or a built-in
 recipe."""
 OWN_LOOP = "(your own loop)"
 """Placeholder for the training data in the spec of a session that the caller's own loop drives."""
@@ -126,7 +126,8 @@ class Job(Record, frozen=True, kw_only=True):
     total_steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    """Batch size that the host trains with, like `epochs`: the requested value, or the host's own choice."""
+    """Batch size that the host trains with. Like `epochs`, this is the requested value, or the host's own
+    choice if none was requested."""
     epoch: float | None = None
     percent: float | None = None
     early_stopped: bool = False
@@ -143,8 +144,8 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Recalled(Record, frozen=True, kw_only=True):
-    """Details that a host reports about a job in addition to its state. They allow pricing the job without
-    its spec and data."""
+    """Details that a host reports about a job, in addition to its state. With these details, the job can be
+    priced even if its spec and data are missing."""
 
     method: Literal["sft", "dpo", "rft"] = "sft"
     adapter: Literal["lora", "full"] = "lora"
@@ -176,7 +177,7 @@ class Told(Record, frozen=True, kw_only=True):
     dataset_digest: str | None = None
     """Digest of the training rows. If set, `spec` is the complete spec as submitted."""
     max_cost_usd: Decimal | None = None
-    """The job's current limit."""
+    """The job's current cost limit."""
 
 
 class Event(Record, frozen=True, kw_only=True):
@@ -208,10 +209,12 @@ class Event(Record, frozen=True, kw_only=True):
 
 
 class MetricPoint(Record, frozen=True, kw_only=True):
-    """Values at one optimizer step. Names: train_loss, valid_loss, train_accuracy, valid_accuracy (of
-    tokens), train_reward, valid_reward, learning_rate, grad_norm, tokens (trained so far), tokens_per_second.
-    Also result_step and result_valid_loss if the resulting weights are those of an earlier step. Other values
-    that a host reports keep the host's names."""
+    """Metrics at one optimizer step, as `{name: value}`.
+
+    Names: train_loss, valid_loss, train_accuracy and valid_accuracy (per token), train_reward, valid_reward,
+    learning_rate, grad_norm, tokens (trained so far), tokens_per_second. If the final weights come from an
+    earlier step, also result_step and result_valid_loss. Other metrics keep the host's names.
+    """
 
     step: int
     values: dict[str, float]

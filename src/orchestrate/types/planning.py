@@ -192,8 +192,8 @@ class QuoteLine(Record, frozen=True, kw_only=True):
     """Component, such as training, evaluation, minimum, hosting, serving, storage or electricity."""
     quantity: Decimal
     unit: str
-    """Unit of the rate, such as `usd_per_mtok` or `usd_per_gpu_hour`. The quantity is counted in the unit's
-    denominator."""
+    """Unit of the rate, such as `usd_per_mtok` or `usd_per_gpu_hour`. `quantity` is in the corresponding
+    unit, such as million tokens or GPU hours."""
     usd_per_unit: Decimal
     usd_low: Decimal
     usd: Decimal
@@ -255,7 +255,8 @@ class Quote(Record, frozen=True, kw_only=True):
     unlisted: str | None = None
     """Warning that no source confirms that the host tunes the model."""
     served: str | None = None
-    """Serving option for models tuned from this base model: per token, on dedicated GPUs, or none."""
+    """How models tuned from this base model can be served: billed per token, on dedicated GPUs, or not at
+    all."""
     rows: int | None = None
     """Rows to train on."""
     epochs: int | None = None
@@ -328,8 +329,13 @@ class Quote(Record, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[bool, bool, bool, Decimal]:
-        """Sort key: first the quotes that may rank as the cheapest, by price, then other quotes with a price,
-        then those of jobs that would be rejected, and finally quotes whose price is unavailable."""
+        """Sort key, for this order:
+
+        - quotes that may rank as the cheapest, by price
+        - other quotes with a price
+        - quotes of jobs that the backend would reject
+        - quotes whose price is unavailable
+        """
         usd = self.counted_usd
         return (
             self.unavailable is not None,

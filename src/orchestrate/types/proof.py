@@ -1,4 +1,4 @@
-"""Records of a tuned model's expected behavior on every server, and of the checks."""
+"""Records of how a tuned model should behave on any server, and of the checks that it does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Canary(Record, frozen=True, kw_only=True):
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
-    """Prompt text used instead of messages if the rows are prompts and completions."""
+    """Prompt text, used instead of `messages` if the training rows consist of prompts and completions."""
     ids: tuple[int, ...]
     tuned: Said
     base: Said
@@ -59,8 +59,8 @@ class Sheet(Record, frozen=True, kw_only=True):
     stops: tuple[int, ...]
     stop_words: tuple[str, ...]
     precision: str
-    """Precision in which the fingerprint was computed: bf16 or fp32, with nf4 if the base model was in 4
-    bits."""
+    """Precision used to compute the fingerprint: bf16 or fp32. Also names nf4 if the base model was loaded in
+    4 bits."""
     noise: float
     """Numerical noise, in nats per token: the difference between the base model's log-probabilities when rows
     are processed one by one and in batches."""

@@ -17,7 +17,8 @@ class QueueState(StrEnum):
     """The entry does not start automatically, for the reason in its note. `orchestrate queue resume` sets it
     to WAITING again."""
     SUBMITTING = "submitting"
-    """A server is submitting the entry, or was when it stopped. The next server continues."""
+    """A server is submitting the entry. If that server stopped in the meantime, the next one finishes the
+    submission."""
     SUBMITTED = "submitted"
     """The entry's run exists and is tracked like any other run."""
     REMOVED = "removed"
@@ -62,7 +63,7 @@ class TrialState(StrEnum):
 
 
 class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One set of values for the settings, on one share of the data."""
+    """One trial of a search: values for the settings that vary, tried on a share of the training rows."""
 
     number: int
     """Number of the trial, unique within the search."""
@@ -71,7 +72,7 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
     share: float = 1.0
     """Share of the training rows."""
     parent: int | None = None
-    """Trial on fewer rows that this trial repeats on all rows."""
+    """Number of the earlier trial whose settings this trial repeats on all rows. `None` for other trials."""
     state: TrialState = TrialState.OPEN
     run_id: str | None = None
     high_usd: Decimal = Decimal(0)
@@ -79,7 +80,7 @@ class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
     score: float | None = None
     score_low: float | None = None
     score_high: float | None = None
-    """High end of the score's interval, if the target has one."""
+    """High end of the score's confidence interval. `None` if the search's target has no interval."""
     note: str | None = None
 
 
@@ -105,7 +106,7 @@ class Search(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Digest of the training data. A search is not continued on other data."""
     share: float = 1.0
     survivors: int = 0
-    """Number of best trials to train again on all rows, if the share is below 1."""
+    """Number of best trials to repeat on all rows. Only used if `share` is below 1."""
     prune: bool = False
     max_parallel: int = 1
     max_cost_usd: Decimal | None = None

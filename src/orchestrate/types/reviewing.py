@@ -1,4 +1,4 @@
-"""Records of reviews: rubrics for people or a judge model, and their ratings of answers."""
+"""Records of reviews: rubrics for human raters and judge models, and the raters' ratings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 
 
 class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The rubric that people and a judge model use to rate answers. `orchestrate.evaluation` loads it."""
+    """The rubric by which human raters and judge models rate answers. `orchestrate.evaluation` loads it."""
 
     name: str
     question: str = "Which answer is better?"
@@ -45,7 +45,7 @@ class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class Review(Record, frozen=True, kw_only=True):
-    """A review of answers that people rate without knowing which model wrote them."""
+    """A blind review: human raters rate answers without knowing which model wrote them."""
 
     id: str
     created_at: datetime
@@ -60,10 +60,11 @@ class Review(Record, frozen=True, kw_only=True):
     items: int
     tasks: int
     same: tuple[tuple[str, str, str], ...] = ()
-    """Items for which two contenders gave the same answer, as (contender, contender, item). They are ties
-    that nobody needs to rate."""
+    """Items for which two contenders gave the same answer, as `[(contender, contender, item)]`. They count as
+    ties and are not shown to raters."""
     seed: int = 0
-    """Seed for the order of items, and for the sides of the answers, which differ for each rater."""
+    """Seed that determines, separately for each rater, the order of the items and the side on which each
+    answer is shown."""
     folder: str
     """Folder with the displayed content and the raters' links."""
 
@@ -84,9 +85,10 @@ class Rating(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Points keyed by criterion, from 1 to the criterion's maximum."""
     note: str = ""
     question: str | None = None
-    """The last question, unchanged or corrected, if the review produces training rows."""
+    """The last user message, as shown or as corrected by the rater. Only set if the review produces training
+    rows."""
     answer: str | None = None
-    """The answer, if the review produces training rows."""
+    """The rater's final answer. Only set if the review produces training rows."""
     seconds: float | None = None
     withdrawn: bool = False
     """True if the rating was withdrawn. The task is then open again."""

@@ -113,8 +113,8 @@ def _asked_to_deploy(handle: RunHandle, verb: Verb, given: Mapping[str, str]) ->
 
 
 def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuestion:
-    """Build the confirmation prompt for an action. Raises `UsageError` for an unknown action. Errors from
-    querying the host's price propagate."""
+    """Build the confirmation prompt for an action. Raises `UsageError` for an unknown action. Does not catch
+    errors raised while getting the price from the host."""
     run = handle.record
     if name not in VERBS:
         raise UsageError(f"unknown action: {name!r}", fix=f"orchestrate {name} --help")

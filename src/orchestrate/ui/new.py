@@ -58,7 +58,7 @@ class Field:
 
 
 def fields() -> tuple[list[Field], list[Field]]:
-    """Return the fields that most runs set, and all other fields."""
+    """Return two lists of form fields: the ones that most runs set, and all others."""
     schema = specfile.json_schema()
     found: dict[str, Field] = {}
     for name, part in cast("dict[str, Any]", schema["properties"]).items():

@@ -22,11 +22,12 @@ from orchestrate.ui.site import Form, Site, first
 from orchestrate.ui.table import DEFAULT, RunTableQuery, as_csv, as_json, choices, groups_of, headings
 
 _AT_ONCE = 100
-"""Runs on the first page. The browser loads the others after rendering it."""
+"""Number of runs on the first page. The browser loads the remaining runs after rendering that page."""
 _LOOK_S = 1.0
 """Seconds between two checks of the store while a page is open."""
 _SPARKED, _SPARK = 128, 32
-"""Number of points to read for the curve of a table row, and number of averaged points to draw."""
+"""For the sparkline of a table row: the number of points to read, and the number of points to draw after
+averaging."""
 _WIDTH, _HEIGHT = 80.0, 16.0
 
 

@@ -1,7 +1,7 @@
-"""Code shared by all pages: look, wording, protection, and error messages.
+"""Code shared by all pages: look, wording, security, and error messages.
 
-Security: external text is escaped and inert, no page contains inline scripts or styles, and each form has a
-token that only this server's pages know.
+For security, external text is escaped and its control characters are replaced, no page contains inline
+scripts or styles, and each form has a token that only this server's pages know.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from orchestrate.workspace import scope_of
 MOST = 1000
 """Default number of runs on the page."""
 _ODD = 60
-"""Maximum number of settings, and of tags, that are offered as columns."""
+"""Maximum number of columns to offer for settings. The same maximum applies to tags."""
 _MOST_COLUMNS = 24
 
 
@@ -174,7 +174,7 @@ class RunTableQuery:
         return replace(self, after="").query
 
     def behind(self, run_id: str) -> str:
-        """Return the query for the rows that follow this run."""
+        """Return the URL query for the rows after this run."""
         return replace(self, after=run_id).query
 
     @property

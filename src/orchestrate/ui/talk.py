@@ -55,8 +55,9 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """The amount that the next form confirms. It includes the cost of earlier attempts without an answer,
-        so an outdated form doesn't confirm another attempt."""
+        """The amount that the user confirms by submitting the next form. It includes the possible cost of
+        earlier attempts that got no answer. An outdated form has a lower amount, so it can't confirm another
+        attempt."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property

@@ -36,7 +36,7 @@ def unstorable(id: str) -> bool:
 
 
 class NoSuchPlace(LookupError):
-    """Raised if a list should start after an id that is not in the list."""
+    """Raised if a list is requested from an `after` id that is not in the list."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class GatewayObjects:
             return [(row.project, msgspec.json.decode(row.record)) for row in connection.execute(query)]
 
     def unless_needed(self, sha256: str, drop: Callable[[], None]) -> None:
-        """Call `drop` if no file, part or open job needs this content. Blocks new uses of it in the
-        meantime."""
+        """Delete content by calling `drop`, unless a file, a part or an open job uses the content. Nothing
+        can start to use it while `drop` runs."""
         objects, jobs = schema.gateway_objects, schema.gateway_jobs
         holding = select(objects.c.id).where(
             objects.c.kind.in_((FILE, PART)), objects.c.record.contains(sha256, autoescape=True)
@@ -216,8 +216,8 @@ def _name(key: str) -> str:
 # of them is a retry. The retry may arrive first, if the original request was delayed.
 
 WINDOW = timedelta(hours=1)
-"""Time during which clients may repeat a request. Clients wait 10 minutes for a response and send a request
-at most three times."""
+"""How long an identical request may count as a retry instead of a new request. Clients wait 10 minutes for a
+response and send a request at most three times."""
 
 
 class OtherRequest(UsageError):
@@ -262,11 +262,11 @@ class GatewayJobs:
     def take(
         self, job: GatewayJob, request: CreateKey, allow: Callable[[KeyUse], None]
     ) -> tuple[GatewayJob, bool]:
-        """Store the job and return it with `True`, or return the existing job with `False` if the request was
-        received before.
+        """Store a new job, and return `(job, True)`. If the request was received before, returns the existing
+        job, as `(job, False)`.
 
-        `allow` receives the spending of the key's jobs and raises an error to prevent storing. No other job
-        can be added in the meantime.
+        `allow` is called before the job is stored. It receives the usage of the client's key, and may reject
+        the job by raising an error. No other job can be added in the meantime.
         """
         with self._db.writing() as connection:
             one_at_a_time(connection)
@@ -320,8 +320,9 @@ class GatewayJobs:
         connection.execute(fewer.values(fewest_retries=retries))
 
     def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
-        """Return the cost limit of a key, to be checked in the transaction that deploys for this key. `but`
-        is the id of the deployment that is being changed. Its cost is not counted."""
+        """Build the cost limit of a key, to be checked in the transaction that deploys for this key. Returns
+        `None` if the key has no limit. `but` is the id of the deployment that is being changed, whose own
+        cost is not counted."""
         if key.budget_usd is None:
             return None
         description = {
@@ -550,8 +551,8 @@ class GatewayKeys:
             return [GatewayKey.from_json(row) for row in connection.execute(query).scalars()]
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
-        """Revoke a key. `by` is the user's name in the log. `opens` is the kind of server that the key
-        must grant access to. Raises `UsageError` for an unknown key."""
+        """Revoke a key. `by` is the user's name in the log. With `opens`, only a key for that kind of server
+        is revoked. Raises `UsageError` if there is no such key."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             known = self._named(connection, name)
