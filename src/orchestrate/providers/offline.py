@@ -40,9 +40,9 @@ def wandb_key(config: HostConfig) -> str:
 
 
 def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
-    """Return the training methods that the host's API still offers although no model in the catalog supports
-    them anymore, with the reasons. Returns an empty mapping for sandboxes and for hosts that the user
-    configured, because they have their own models."""
+    """Return the training methods that no model of this host supports anymore, although its API still offers
+    them, as {method: reason}. Empty for sandboxes and for hosts that the user configured, because their
+    models are not in the catalog."""
     kind = provider.profile.kind
     if provider.name != kind or provider.config.sandbox:
         return {}
@@ -60,7 +60,8 @@ def problems(
     renders: bool = False,
 ) -> list[Problem]:
     """Report rejected settings, a missing W&B key, and violations of the host's data rules in each file.
-    `renders` is True if training renders rows with the same chat template as the local token count."""
+    `renders` is True if the backend trains with the same chat template that is used to count tokens
+    locally."""
     name, profile = provider.name, provider.profile
     found = [
         _problem(name, "setting-refused", f"{s.name} = {s.asked!r}: {s.rule}", field=s.name)

@@ -38,7 +38,7 @@ def known(settings: Settings) -> list[str]:
 
 
 def broken(settings: Settings) -> dict[str, SetupError]:
-    """Return the backends that cannot be loaded, with the reasons."""
+    """Return the backends that cannot be loaded, as {name: error}."""
     found: dict[str, SetupError] = {}
     for name in names(settings):
         kind = settings.hosts.types.get(name, name)
@@ -53,7 +53,7 @@ def broken(settings: Settings) -> dict[str, SetupError]:
 
 
 def no_address(name: str, kind: str) -> ConfigError:
-    """Build the error for a host that has a different address for each customer."""
+    """Build the error for a host whose address is different for each customer and has not been configured."""
     address = description.read(*described()[kind]).address
     like = f": it should look like {address}" if address else ""
     return ConfigError(
@@ -87,8 +87,8 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
 
 
 def with_keys(settings: Settings, also: Sequence[str] = ()) -> dict[str, HostConfig]:
-    """Return the configurations of the usable backends that need a key. `also` names more backends to include
-    if they need one."""
+    """Return the configurations of all usable backends that need an API key, as {name: configuration}. `also`
+    names additional backends to consider."""
     hosts = {name: settings.host(name) for name in [*usable(settings), *also]}
     return {name: host for name, host in hosts.items() if not profile(host.kind).keyless}
 

@@ -32,15 +32,15 @@ JOURNAL = "machines.jsonl"
 
 
 class RequestedMachine(Record, frozen=True, kw_only=True):
-    """A journal line about a requested machine. If several lines have the same number, the last one
-    counts."""
+    """Journal entry about a requested machine. It replaces earlier entries with the same `number`."""
 
     number: int
     base_model: str
     asked_at: datetime
     inactive_s: int = 0
     known: tuple[str, ...] = ()
-    """Ids of the machines that were up before the request, for hosts that choose the ids."""
+    """If the host chooses machine ids: the ids of the machines that were up before the request. Otherwise:
+    the id that Orchestrate requested for this machine."""
     id: str | None = None
     """The host's id of the machine, or `None` if the response was lost."""
     ended: bool = False
@@ -193,8 +193,8 @@ def _age_s(machine: RequestedMachine) -> float:
 
 
 class MachineWatch:
-    """Watch that stops a session's machine at the session's limit, even during an operation, and when the
-    program exits without closing the session."""
+    """Background thread that stops a session's machine when the session reaches its limit, even during an
+    operation. It also stops the machine if the program exits without closing the session."""
 
     def __init__(
         self,

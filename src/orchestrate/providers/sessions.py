@@ -40,7 +40,7 @@ Row = Mapping[str, Any]
 
 
 def array_of(value: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """Convert one of a row's inputs to an array."""
+    """Convert an input of a row (`data`, `shape` and `kind`) to a NumPy array."""
     import numpy as np  # the base install has none
 
     return np.frombuffer(value["data"], dtype=value["kind"]).reshape(value["shape"])
@@ -198,7 +198,7 @@ class SessionBackend(ABC):
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
         """Add the gradient of a loss that was computed on this machine. The `weights` of each row are the
-        negative gradient with respect to its log-probabilities."""
+        negative gradient of the loss with respect to the row's log-probabilities."""
         return self.forward(rows, "cross_entropy", {}, backward=True)
 
     @abstractmethod

@@ -66,8 +66,8 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.modules_to_save": ("cannot train entire modules alongside the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
-"""Engine settings that no host's published API offers. Maps each to a description of what hosts do instead,
-and to the value that matches what hosts do (`None` if there is none)."""
+"""Engine settings that no host's published API offers, as {setting: (what hosts do instead, value)}. The
+value is the one that matches what hosts do, or `None` if there is none."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
@@ -125,8 +125,8 @@ class Rows:
     def default(
         self, name: str, wire: str | None, value: Any, rule: str | None = None, *, send: bool = False
     ) -> None:
-        """Record a setting that was not requested. `value` is what the host will use. It is only sent if
-        `send` is True."""
+        """Record a setting that was not requested. `value` is the default that the host will use. The default
+        is only included in the request if `send` is True."""
         self._put(name, Outcome.DEFAULTED, value, wire, rule, send=send)
 
     def refuse(self, name: str, reason: str, *, instead: Any = None) -> None:
@@ -202,9 +202,9 @@ class Rows:
     def build(self, model: str, *, reserved: Iterable[str] = ()) -> Translation:
         """Build the translation. `model` is the backend's id of the model.
 
-        Adds rows for Orchestrate's own settings. Merges the backend's `provider_options` into the body, and
-        rejects those that are in `reserved` or would change a value that is already in the body. Rejects
-        requested settings that have no row."""
+        Adds rows for Orchestrate's own settings. Merges the backend's `provider_options` into the body, but
+        rejects an option that is in `reserved` or would change a value already in the body. Rejects requested
+        settings that have no row."""
         for name, rule in OURS.items():
             if any(key == name or key.startswith(f"{name}.") for key in self.requested):
                 self._put(name, Outcome.KEPT, None, None, rule, send=False)
@@ -348,8 +348,8 @@ class Fields:
 ESSENTIAL = ("model", "method", "method.type", "method.loss", "method.grader", "continue_from")
 """Settings that define the run. They are never dropped."""
 _TURNS = 8
-"""Maximum rounds of dropping settings. Several may be needed, because dropping one setting may lead to the
-rejection of another."""
+"""Maximum number of rounds in which rejected settings are dropped. Several rounds may be needed, because
+dropping one setting may cause another to be rejected."""
 
 
 def overrides(

@@ -1,10 +1,10 @@
 """Recommend an approach: prompting, few-shot examples, retrieval, fine-tuning on a host, or fine-tuning on
 your own hardware.
 
-Each rule compares one fact with one threshold and gives points to some approaches. Approaches that violate a
-requirement are excluded. All points are shown with their reasons, so readers can weigh them differently. The
-thresholds come from guides for practitioners, and each rule names its source.
-"""
+Each rule compares one property of the data or the requirements with a threshold, and gives points to some
+approaches. Approaches that violate a requirement are excluded. All points are shown with their reasons, so
+readers can weigh them differently. The thresholds come from guides for practitioners, and each rule names its
+source."""
 
 from __future__ import annotations
 
@@ -195,16 +195,17 @@ def _joined(turns: Iterable[tuple[str, str]], *roles: str) -> str:
 MIN_ROWS = 10
 """Minimum number of rows that OpenAI accepts (fine-tuning guide). Fireworks requires at least 3."""
 NEAR_TARGET = 0.8
-"""Fraction of the target above which you should improve prompts first. Sources: Tianpan's decision framework,
-as cited by skywriter.app/n/ai-ops-weekly, and theneuralbase.com on problems that prompting can solve."""
+"""If prompting reaches this fraction of the target score, improve the prompts before tuning. Sources:
+Tianpan's decision framework, as cited by skywriter.app/n/ai-ops-weekly, and theneuralbase.com on problems
+that prompting can solve."""
 GOOD_SCORE = 0.95
 """Score of the base model on held-out rows above which there is little left to gain."""
 CONSISTENT = 0.95
 LABELS = 50
 """Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""Maximum share of an answer's words that also occur in its prompt, for answers that count as knowledge. Such
-answers must also rarely repeat."""
+"""Answers count as knowledge only if less than this share of their words also occurs in the prompt. They must
+also rarely repeat."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500
@@ -253,7 +254,7 @@ class AdviceVote(Record, frozen=True, kw_only=True):
     points: int
     reason: str
     turns: str
-    """Description of what would change this vote."""
+    """Change that would invalidate this vote, such as `fewer than 50 good rows`."""
 
 
 class AdvisedWay(Record, frozen=True, kw_only=True):
@@ -285,8 +286,8 @@ class EightyPercent(Record, frozen=True, kw_only=True):
 
     @property
     def applies(self) -> bool | None:
-        """True if prompting reaches 80% of the target, False if it does not, or `None` if the confidence
-        interval contains that value."""
+        """True if prompting reaches 80% of the target, False if it does not. `None` if this is undecided,
+        because 80% of the target lies within the score's confidence interval."""
         return True if self.best.low >= self.mark else False if self.best.high < self.mark else None
 
     def __str__(self) -> str:
@@ -335,8 +336,9 @@ def advise(
     totals: Sequence[Ownership] = (),
     latency: tuple[Sequence[Latency], Sequence[Latency]] = ((), ()),
 ) -> Advice:
-    """Score the approaches and rank them. `totals` are total costs compared with prompting a base model, if
-    the traffic is known. `latency` holds the predictions for the model to tune and for the larger one."""
+    """Score the approaches and rank them. `totals` compares the total costs of tuning with those of prompting
+    a base model. It is empty if the traffic is unknown. `latency` is a pair: the predictions for the model to
+    tune, and those for the larger model."""
     volume = facts.volume(needs.goal)
     votes = [
         *_by_rows(volume),

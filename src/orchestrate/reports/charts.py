@@ -74,7 +74,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def padded(values: Sequence[float], share: float) -> tuple[float, float]:
-    """Return the padded range of an axis. Padding never extends an axis of non-negative values below 0."""
+    """Return the range of an axis, (low, high), with padding at both ends. `share` is the padding as a
+    fraction of the range. If no value is negative, the axis does not extend below 0."""
     low, high = min(values), max(values)
     pad = (high - low or abs(high) or 1.0) * share
     return (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
@@ -89,7 +90,8 @@ def short(value: float) -> str:
 
 
 def both(title: str, draw: Callable[[Paper], tuple[float, list[str]]]) -> str:
-    """Draw the chart for wide screens and for phones. `draw` returns the height and the SVG elements."""
+    """Draw the chart twice: for wide screens and for phones. `draw` takes the dimensions and returns the
+    chart's height and SVG elements."""
     return "".join(_figure(title, paper, *draw(paper)) for paper in PAPERS)
 
 
@@ -115,7 +117,7 @@ def upright(x: Scale, y: Scale, x_name: str, y_name: str) -> list[str]:
 
 
 def along(x: Scale, bottom: float, x_name: str) -> list[str]:
-    """Draw the labeled x axis of a chart with horizontal rows."""
+    """Draw the labeled x axis and the vertical grid lines of a chart whose items are rows."""
     parts = [
         f'<line class="grid" x1="{x(t):.1f}" y1="{TOP}" x2="{x(t):.1f}" y2="{bottom}"/>'
         + text(x(t), bottom + 18, short(t), "middle")

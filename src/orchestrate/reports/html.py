@@ -117,7 +117,7 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
 
 
 def quality(evaluations: Sequence[Evaluation]) -> str:
-    """Plot scores against the cost and the latency of an answer. Includes all evaluations with the same main
+    """Plot scores against cost per answer and against latency. Includes only evaluations with the same main
     metric and the same items as the first one."""
     first = evaluations[0]
     metric = first.metrics[0]
@@ -312,8 +312,8 @@ def _verdict(c: Compared) -> str:
 
 
 def quality_and_cost(comparison: ComparedRuns) -> str:
-    """Plot scores against training cost, if at least two runs have scores in the deciding metric on the same
-    rows."""
+    """Plot scores against training cost. Returns an empty string unless at least two runs have scores for the
+    same metric on the same rows."""
     found = [
         (i, c, s, p)
         for i, c in enumerate(comparison.runs)

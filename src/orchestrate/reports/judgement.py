@@ -303,8 +303,9 @@ metric."""
 
 
 def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> ComparisonSummary:
-    """Recommend one of the runs that succeeded. Excludes runs whose evaluation failed and runs that are not
-    proven better than their rival. Among runs without a proven difference, recommends the cheapest."""
+    """Recommend one of the runs that succeeded. Excludes runs whose verdict is not to ship, and runs that are
+    not proven better than the model they are compared with. Recommends the best remaining run or, if several
+    are not proven different from it, the cheapest of them."""
     done = [c for c in runs if ended(c)]
     if not done:
         return ComparisonSummary(sentence="No run has succeeded yet, so there is no recommendation.")

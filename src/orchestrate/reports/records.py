@@ -41,7 +41,8 @@ class RunScore(Record, frozen=True, kw_only=True):
 
     @property
     def rows(self) -> tuple[str, int]:
-        """Digest of the evaluated items and their number. Two scores are comparable if both are equal."""
+        """Digest and number of the evaluated items. Scores are comparable only if they have the same digest
+        and the same number of items."""
         e = self.evaluation
         return (e.items_digest or e.dataset_digest, e.items)
 
@@ -100,7 +101,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The label without the sandbox mark, for use where the mark is shown separately."""
+        """The label without the `(sandbox)` suffix, for tables that show the sandbox separately."""
         return self.label.removesuffix(MARK)
 
 

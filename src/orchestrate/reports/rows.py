@@ -128,7 +128,8 @@ def status(compared: Compared) -> str:
 
 
 def facts(comparison: ComparedRuns) -> list[tuple[str, list[str]]]:
-    """Return the facts as (name, one value per run), in display order. Omits facts that no run has."""
+    """Return the properties of the runs as (name, [one value per run]), in display order. Omits properties
+    that no run has."""
     found = [*_identity(comparison), *_measured(comparison), *money(comparison), *_trained(comparison)]
     return _shown([*found, (PROOF, [c.proof or text.NOTHING for c in comparison.runs])])
 
@@ -261,8 +262,9 @@ def verdict(found: RunScore | None) -> str:
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
-    """Return the settings as (name, one value per run, whether they differ by choice). Settings that differ
-    by choice come first. Differences that only result from hosts' defaults don't count as a choice."""
+    """Return the settings as (name, [one value per run], chosen). `chosen` is True if the values differ and a
+    user set at least one of them, so the difference is not only due to hosts' defaults. Chosen settings come
+    first."""
     chosen = {name for c in comparison.runs for name in c.chosen}
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])

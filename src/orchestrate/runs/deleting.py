@@ -26,9 +26,10 @@ from orchestrate.types import Record, RemoteDataset, Run, StoredItem
 from orchestrate.workspace import Workspace
 
 DELETED = "deleted"
-"""Kind of the records that list a run's deleted files and models."""
+"""Kind of record that lists a run's deleted files and models."""
 REMAINING = "remaining upload"
-"""Kind of the records that list the remaining files of a run's upload after one of them was deleted."""
+"""Kind of record that lists which of a run's uploaded files remain on the host after one of them was
+deleted."""
 _AT_ONCE = 8
 
 
@@ -301,8 +302,9 @@ def deleted(ws: Workspace, id: str) -> Stored | None:
 
 
 def delete_item(ws: Workspace, item: StoredItem) -> Stored:
-    """Delete one file or model that `find` returned. Also deletes the store's records of uploads that used
-    it. Raises `UsageError` if the item is in use and `ProviderError` if the host refuses."""
+    """Delete one file or model that `find` returned. Also deletes the store's records of uploads that contain
+    the item. Raises `UsageError` if the item is in use and `ProviderError` if the host rejects the
+    deletion."""
     store, provider = ws.store, ws.ready(item.provider)
     require_item_unused(ws, provider, item)
     capability(provider, ListsStored).delete_stored(item)
@@ -326,8 +328,8 @@ def delete_item(ws: Workspace, item: StoredItem) -> Stored:
 
 
 def require_item_unused(ws: Workspace, provider: Provider, item: StoredItem) -> None:
-    """Raise `UsageError` if the item is deployed or used by an unfinished job, including jobs that this store
-    does not have."""
+    """Raise `UsageError` if the item is deployed or used by an unfinished job. Jobs that are missing from
+    this store count too."""
     for run in ws.store.runs.matching(active=True, provider=provider.name, host=provider.host):
         remote = _uploaded(ws, run)
         if remote is not None and item.id in _files(remote):

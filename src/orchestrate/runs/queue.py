@@ -102,15 +102,16 @@ def most_usd(entry: QueueEntry) -> Decimal | None:
 
 
 def about(entry: QueueEntry) -> str:
-    """Describe an entry: its run or the entries that it waits for, and its note."""
+    """Describe an entry in one line: the entries that it waits for or, if it waits for none, its run, and
+    then its note."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)
 
 
 def elsewhere(ft: Workspace, entry: QueueEntry) -> str | None:
-    """Explain why an entry cannot start from this machine, although another machine that has its backend
-    configured may start it. Returns `None` if the entry can start from here."""
+    """Return why an entry cannot start from this machine, or `None` if it can. Another machine on which the
+    entry's backend is configured may still start it."""
     try:
         here = ft.provider(entry.provider).host
     except OrchestrateError as error:
@@ -195,7 +196,7 @@ def _named(ft: Workspace, name: str) -> str:
 
 
 class QueueStep(NamedTuple):
-    """A change to a queue entry made during one turn (one pass over the waiting entries)."""
+    """A change that one pass over the waiting entries made to a queue entry."""
 
     entry: QueueEntry
     told: str
@@ -209,9 +210,9 @@ class QueueServer:
     ft: Workspace
     only: Sequence[str] | None = None
     problems: list[str] = field(default_factory=list[str])
-    """Errors of the last turn, one line each. Failed steps are retried."""
+    """Errors of the last pass over the queue, one line each. Failed steps are retried."""
     moved: list[QueueStep] = field(default_factory=list[QueueStep])
-    """Changes to entries in the last turn."""
+    """Changes made to entries by the last pass over the queue."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
     _tries: dict[str, int] = field(default_factory=dict[str, int])
     _told: dict[str, str] = field(default_factory=dict[str, str])
@@ -350,8 +351,8 @@ def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
 
 
 def crowded(ft: Workspace, run: Run) -> str | None:
-    """Explain that a resumed run delays the entries that wait for its backend. Returns `None` if no entry is
-    waiting, or if the backend has enough slots for all open runs."""
+    """Return a note that a resumed run delays the queue entries for its backend. Returns `None` if no entry
+    is waiting, or if the backend has enough slots for all open runs."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
         return None
     going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)
@@ -364,8 +365,8 @@ def crowded(ft: Workspace, run: Run) -> str | None:
 
 
 def slots(ft: Workspace, provider: str) -> int:
-    """Return how many runs may be open on a backend before the queue stops submitting: the value under
-    `[queue]` in `orchestrate.toml`, by default 1."""
+    """Return how many runs the queue allows to be open on a backend at the same time. Set under `[queue]` in
+    `orchestrate.toml` (default: 1)."""
     return ft.settings.queue.get(provider, 1)
 
 

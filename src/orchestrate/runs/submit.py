@@ -102,8 +102,9 @@ def of(
 
 
 def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
-    """Return the cost at which a rented machine is stopped: the run's own limit or, without one, the high end
-    of its quote, but at most the remaining budget."""
+    """Return the cost, in US dollars, at which a run's rented machine is stopped: the run's own limit or,
+    without one, the high end of its quote. A smaller remaining budget lowers this cost, but not below the
+    quote's high end. Returns `None` if the backend has no such limit or the price is unknown."""
     backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
     if found is None or backend.config.sandbox or ws.settings.budget_usd is None:

@@ -75,8 +75,8 @@ def config_of(folder: str) -> Mapping[str, Any] | None:
 
 
 def settings(rows: Rows, lora: LoRA, config: Mapping[str, Any]) -> None:
-    """Add a row to the translation for each setting of the adapter that the run continues from. A requested
-    value that differs from the adapter's value is rejected, because peft would ignore it."""
+    """Add a row to the translation for each setting of the existing adapter, for a run that continues from
+    one. Rejects a requested value that differs from the adapter's own value, because peft would ignore it."""
     values = lora.model_dump(mode="json")
     for ours, theirs in PEFTS.items():
         row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
@@ -146,8 +146,8 @@ def named(lora: LoRA) -> list[str]:
 
 
 def unmatched_names(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
-    """Return the names in the adapter settings that match nothing in the model, and the reason if the names
-    could not be checked. `model` is a folder or a Hub id."""
+    """Return the names in the adapter settings that match nothing in the model. If the names could not be
+    checked, the list is empty and the second value is the reason. `model` is a folder or a Hub id."""
     lora = spec.adapter
     adapter = AdapterSettings.from_dict(lora.model_dump(mode="json"))
     if not isinstance(lora, LoRA) or not named(lora) or no_pattern(adapter):
@@ -186,7 +186,7 @@ _EXPANDED = {
     "lora": "expanded to 16 bits",
     "full": "expanded to 32 bits",
 }
-"""Maps each adapter type to a description of how low-precision weights are converted when they are loaded."""
+"""Describes how low-precision weights are converted on loading, as {adapter type: description}."""
 
 
 def adapter(rows: Rows, spec: JobSpec, model: str) -> None:

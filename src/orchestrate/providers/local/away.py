@@ -1,5 +1,6 @@
 """`AwayProvider` runs the training engine on another machine. Spec, rows, run directory and commands are the
-same as for local training. The profile's place starts the worker."""
+same as for local training. The worker is started at the place that the backend's profile names, such as a
+cluster or a GPU cloud."""
 
 from __future__ import annotations
 
@@ -410,8 +411,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     # -- jobs started from other machines ------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs that have Orchestrate's label at the place or a marker in the storage. Jobs that the
-        place no longer lists still have their marker."""
+        """List the jobs that Orchestrate started at this place. They are found by Orchestrate's label on the
+        job or by a marker in the storage. The marker remains even if the place no longer lists the job."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []
@@ -524,7 +525,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
 
 _PLACED = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}
-"""Maps the place's states to job statuses. A place does not report whether a worker succeeded."""
+"""Maps the place's states to job statuses. Ended workers are not included, because a place does not report
+whether a worker succeeded."""
 
 
 class _Unstored(NotFound):

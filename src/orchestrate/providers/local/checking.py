@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def problems(
     name: str, spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Yield the problems that the local engine would have with a job. `name` is the backend's name."""
+    """Check a job for the local engine and yield the problems found. `name` is the backend named in them."""
     try:
         launching.require_packages()
     except MissingExtra as error:
@@ -71,8 +71,8 @@ def to_download(name: str, translation: Translation) -> Iterator[Problem]:
 
 
 def joined(found: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """Merge two lists of problems. If both lists report names that the model lacks, only the report in `more`
-    is kept."""
+    """Merge two lists of problems. If both report the same unknown module names, only the report in `more` is
+    kept."""
     more = list(more)
     messages = [p.message for p in more if p.code == "unknown-target"]
     twice = [p for p in found if p.code == "setting-refused" and any(one in p.message for one in messages)]
@@ -147,7 +147,7 @@ def _memory(
 
 
 MOST_LONG = 2_000
-"""Maximum number of overlong rows to tokenize when checking what truncation leaves of them."""
+"""Maximum number of overlong rows that are tokenized to check whether truncation removes their answers."""
 
 
 def untrained(name: str, spec: JobSpec, data: TrainingData) -> Iterator[Problem]:

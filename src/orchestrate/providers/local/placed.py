@@ -1,4 +1,5 @@
-"""`Provider` classes of remote places. A class is created when its kind is first looked up."""
+"""`Provider` classes for training on other machines, one for each kind of place (cluster or GPU cloud). Each
+class is created on first access."""
 
 from __future__ import annotations
 

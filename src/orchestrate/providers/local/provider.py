@@ -75,10 +75,10 @@ if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
 
 MOST_RESTARTS = 5
-"""Number of crashes without a newer checkpoint after which a run is no longer restarted, because its worker
-would probably crash again."""
+"""Maximum number of crashes without a newer checkpoint. After that, a run is no longer restarted, because its
+worker would probably crash again."""
 STATUS_AFTER: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""Maps each request to the resulting status of a run that has no worker."""
+"""Status of a run after a request if the run has no worker, as {request: status}."""
 
 
 class LocalProvider(
@@ -418,7 +418,7 @@ class RestartsSeen(Record, frozen=True, kw_only=True):
     checkpoint: str = ""
     """Latest checkpoint at the time of the last crash."""
     before: int = 0
-    """Number of attempts before the first crash after `checkpoint` was saved."""
+    """Number of attempts that don't count as crashes since `checkpoint`. All later attempts do."""
 
 
 def deaths(run: RunDir, attempts: int) -> int:

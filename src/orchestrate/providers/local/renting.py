@@ -25,10 +25,10 @@ MOST_HOURS = 24.0
 
 
 DEVICE = "device"
-"""Engine option that the selected machine determines."""
+"""Engine option whose value follows from the selected machine."""
 MACHINE_OPTIONS = (*OPTIONS, DEVICE)
 CAPABILITY = {"T4": 7.5, "V100": 7.0, "P100": 6.0}
-"""Compute capabilities of GPUs without bf16 arithmetic, on which the engine trains in fp16."""
+"""Compute capabilities of the GPU types that lack bf16 arithmetic. On these, the engine trains in fp16."""
 
 
 class Fit(NamedTuple):
@@ -64,8 +64,8 @@ def fits(
     billions: float | None,
     operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Plan the job on each machine and sort the machines by their cost for the same work, cheapest first.
-    `operations` is a function that returns a GPU type's operations per second."""
+    """Plan the job's memory on each machine. Returns the results sorted by the cost of the same amount of
+    work, cheapest first. `operations` returns a GPU type's operations per second."""
     found: list[Fit] = []
     for machine in machines:
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
@@ -196,7 +196,7 @@ def resources(asked: Mapping[str, Any], machine: Machine | None, spec: JobSpec) 
 
 
 def rows(asked: Mapping[str, Any], found: Resources, machine: Machine | None, why: str) -> list[Setting]:
-    """Return the translation's rows for the machine and its limits."""
+    """Return the translation rows for the machine options: the selected machine, its price and its limits."""
     at = f" ({machine.name})" if machine and machine.name != machine.gpu else ""
     price = f", {money(found.limits.usd_per_hour)} per hour" if found.limits.usd_per_hour is not None else ""
     hours = found.limits.max_hours
@@ -237,8 +237,9 @@ def _of_device(asked: Any, found: Resources) -> Setting:
 
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
-    """Return a rejected setting with the reason if the run's processes cannot train as a group of workers, or
-    `None` if they can. `groups` is True if the place can spread processes over several machines."""
+    """Check whether the run's processes can train as a group of workers. Returns `None` if they can,
+    otherwise the rejected setting with the reason. `groups` is True if the place can spread processes over
+    several machines."""
     processes, least = hyper.get("processes", 1), found.min_processes
     sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
     name, asked, reason = "min_processes", least, None

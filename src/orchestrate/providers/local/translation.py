@@ -118,8 +118,8 @@ def _conflict(key: str, value: Any, spec: JobSpec) -> str | None:
 
 
 def missing_optimizer(name: str) -> str | None:
-    """Return why this machine cannot use the optimizer, with the command to install it, or `None` if it
-    can."""
+    """Return why the optimizer can't be used on this machine, and the command that installs it. Returns
+    `None` if the optimizer can be used."""
     try:
         states.require(name)
     except states.OptimizerMissing as error:

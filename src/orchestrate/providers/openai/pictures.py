@@ -60,7 +60,7 @@ _RULES: dict[str, _Tiles | _Patches] = {
     "gpt-4.1": _Tiles(85, 170),
     "gpt-4.5": _Tiles(85, 170),
 }
-"""Maps model name prefixes to rules. Longer prefixes come first."""
+"""Rules for the token count of an image, keyed by model name prefix. Longer prefixes come first."""
 _SIZES = ((512, 512), (1024, 1024), (_LONGEST, _SHORTEST))
 """Small, typical and largest size in pixels, assumed for images whose size is unknown."""
 

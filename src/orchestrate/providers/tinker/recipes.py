@@ -65,7 +65,7 @@ _MISSING: Mapping[Feature, str] = {
     Feature.LIVE_PRICE: "Tinker does not estimate prices",
 }
 SAVED_EVERY_S = 600.0
-"""Seconds between saves that only serve to resume a job."""
+"""Interval, in seconds, at which a job saves a state to resume from."""
 
 
 class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):

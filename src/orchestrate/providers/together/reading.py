@@ -259,8 +259,8 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 
 
 def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
-    """Collect the facts about a job that determine its price. `file` is a function that returns a file's
-    record by id."""
+    """Return the properties of a job that determine its price. `file` takes a file's id and returns its
+    record."""
     payload = job.payload
     full = text(table(payload.get("training_type")).get("type")) == "Full"
     method = text(table(payload.get("training_method")).get("method"))
@@ -286,7 +286,7 @@ def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], needed: bool) 
 
 
 def asked_for(job: Job) -> Told:
-    """Return the settings and files of a job."""
+    """Return the spec settings and the file ids that a job was created with, from the host's job record."""
     raw = job.payload
     kind, method = table(raw.get("training_type")), table(raw.get("training_method"))
     spec: dict[str, Any] = {}
@@ -334,7 +334,7 @@ _NO_ESTIMATE = {
 
 
 def estimated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a create request that the estimate endpoint accepts. The endpoint has no fields
+    """Reduce a create request to the fields that the estimate endpoint accepts. The endpoint has no fields
     for packing or the maximum length."""
     return {key: body[key] for key in _FIELDS if key in body}
 
@@ -397,8 +397,9 @@ def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
 def forward_answer(
     done: Any, given: Sequence[Mapping[str, Any]], weighed: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
-    """Parse the result of a forward pass. If `weighed` is given, the cross-entropy loss is computed on this
-    machine, from all log-probabilities and these weights."""
+    """Parse the result of a forward pass. `weighed` contains the rows with their loss weights. If given, the
+    cross-entropy loss is computed on this machine from all log-probabilities and these weights. Otherwise,
+    the host's loss is returned."""
     import numpy as np
 
     found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]

@@ -38,8 +38,8 @@ _BILLS = {
     "stopping": True,
     "stopped": False,
 }
-"""Maps each deployment state to True if it is billed. Running deployments are billed even when idle. Together
-does not document whether failed deployments are billed."""
+"""Billing by deployment state: True if deployments in this state are billed. Running deployments are billed
+even when idle. Failed deployments are left out, because Together does not document whether it bills them."""
 
 
 class TogetherDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown_fields=True):

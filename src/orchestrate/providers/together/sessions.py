@@ -79,8 +79,8 @@ if TYPE_CHECKING:
 
 
 LEAST_S, MARKS = 300, 120
-"""In seconds: the shortest inactivity timeout that the host accepts, and the range of the extra time that
-distinguishes the machines of different runs."""
+"""In seconds: the shortest inactivity timeout that the host accepts, and the limit of the time added to it.
+The added time is derived from the run's ref, which helps to match a machine to its run."""
 TAIL_S = float(LEAST_S + MARKS)
 """Maximum time in seconds for which a machine is billed after its program is killed."""
 UP = ("PENDING", "CREATING", "READY")
@@ -474,7 +474,7 @@ class TogetherSession(SessionBackend):
 
     def gradient(self, rows: Sequence[Row]) -> Future[dict[str, Any]]:
         """Send the gradient of a loss that was computed on this machine. The `weights` of each row are the
-        negative gradient with respect to its log-probabilities."""
+        negative gradient of the loss with respect to the row's log-probabilities."""
         samples: list[dict[str, Any]] = []
         gradients: list[dict[str, Any]] = []
         for number, row in enumerate(rows, 1):

@@ -88,9 +88,8 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """Options for checking files. `near` turns the search for near-duplicates on or off. By default,
-    near-duplicates are searched for if there is more than one file and the required packages are
-    installed."""
+    """Options for checking files. `near` turns the search for near-duplicates on or off. By default, the
+    search runs if there is more than one file and the required packages are installed."""
 
     hosts: str = "all"
     model: str | None = None
@@ -145,8 +144,8 @@ def check_options(
 
 
 def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
-    """Return the tokenizer for counting a model's tokens. It comes from the first backend that offers the
-    model. Backends of these `kinds` are tried first. Without a model, returns the o200k tokenizer. Raises
+    """Return the name of the tokenizer that counts a model's tokens, taken from the first backend that offers
+    the model. Backends of the given `kinds` are tried first. If no model is given, returns `o200k`. Raises
     `SpecError` for a model that no backend offers."""
     from orchestrate import catalog
     from orchestrate.data.tokens import counting

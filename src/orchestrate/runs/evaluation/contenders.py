@@ -49,8 +49,8 @@ SANDBOX_THREADS = 32
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""Supported precisions for a base model on this machine. Each value has one flag per model to load: True for
-4 bits, False for 16."""
+"""Precisions supported for a base model on this machine, as {name: flags}. Each flag stands for one model to
+load: True for 4 bits, False for 16 bits."""
 
 
 def other_host(on: str) -> str | None:

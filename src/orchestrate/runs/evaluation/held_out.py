@@ -73,8 +73,8 @@ class EvaluationOrder:
     base: bool = True
     """True to also evaluate the base model of each run."""
     base_precision: BasePrecision = "16-bit"
-    """Precision of the base model on this machine. `both` also evaluates the base model in NF4, to measure
-    the effect of 4 bits."""
+    """Precision of the base model on this machine. `both` evaluates the base model in 16 bits and in NF4 (4
+    bits), to measure the effect of quantization."""
     shots: int = 0
     """Number of few-shot examples. If above 0, the base model is also evaluated with this many training
     examples in the prompt."""
@@ -113,7 +113,7 @@ class EvaluationOrder:
     skip_failed: bool = False
     """True to count questions that get no answer as failed, and continue."""
     parity: bool = False
-    """True if `against` is the model to be replaced."""
+    """True to test whether the other models can replace the model `against`."""
 
 
 class PreparedEvaluation:

@@ -206,9 +206,10 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
 def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
-    """Return a function that looks up a judge's calibration. If `source` has ratings of the kind that the
-    judge gives (single scores or pairs), the judge is calibrated with them. Otherwise, its stored calibration
-    is used. Raises `DataError` or `UsageError` if the rated answers cannot be read."""
+    """Return a function that takes a judge and a kind of rating (score or pair) and returns the judge's
+    calibration. If `source` contains human ratings of this kind, the function calibrates the judge against
+    them. Otherwise, it returns the stored calibration, or `None` if there is none. Raises `DataError` or
+    `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
 
@@ -219,7 +220,8 @@ def held_against(
 
 
 def measured(ft: Workspace, judge: Judge, answers: Sequence[RatedAnswer]) -> Calibration:
-    """Let the judge rate answers that people have rated, and store how well its ratings agree with theirs."""
+    """Calibrate a judge. The judge rates answers that already have human ratings, and its agreement with
+    these ratings is measured and stored."""
     found = calibration.calibrate(judge, answers)
     ft.store.reviews.calibrate(found.judge, found)
     return found

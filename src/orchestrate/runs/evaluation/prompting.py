@@ -55,8 +55,8 @@ def prepared(ft: Workspace, file: str, wanted: Measuring, *, private: bool = Fal
 
 
 def scores(found: Evaluation) -> tuple[Score, Score | None]:
-    """Return the score with the prompt alone, and the score with examples. Raises `UsageError` for a metric
-    that is not a fraction from 0 to 1."""
+    """Return the model's score without examples and its score with examples. The second is `None` if no
+    examples were used. Raises `UsageError` for a metric that is not a fraction from 0 to 1."""
     plain, *more = [found.score(one.name) for one in found.contenders]
     if plain is None or not 0 <= plain.value <= 1:
         raise UsageError(

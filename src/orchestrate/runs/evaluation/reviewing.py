@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 class ReviewOrder:
     """Options for a review.
 
-    `evaluation` is the id of an evaluation, which need not contain a run. By default, the review uses the
-    latest evaluation of all the runs. If there is none, it uses the latest evaluation of each run, on the
-    items that all runs answered. `items` is the number of items to sample. `seed` determines the items, their
-    order and the side of each answer. The default seed is random, so raters cannot predict the sides. `new`
-    starts a new review even if the same one exists.
+    `evaluation` is the id of an evaluation. That evaluation need not contain a run. By default, the review
+    uses the latest evaluation that contains all of the runs. If there is none, it uses the latest evaluation
+    of each run and only the items that all runs answered. `items` is the number of items to sample. `seed`
+    determines the sampled items, their order, and the side on which each answer is shown. The default seed is
+    random, so raters cannot predict the sides. `new` starts a new review even if an identical one exists.
     """
 
     single: bool = False
@@ -178,8 +178,8 @@ def said(ft: Workspace, desk: ReviewSession) -> list[str]:
 def review_routes(
     path: str, desk_of: Callable[[Request], ReviewSession], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """Build the review page's routes for our own server. `desk_of` returns the review for a request. The page
-    asks for the rater's name."""
+    """Build the routes that serve the review page on Orchestrate's own server. `desk_of` returns the review
+    session for a request. The page asks for the rater's name."""
     from orchestrate.evaluation.review import server
 
     return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
@@ -271,8 +271,8 @@ def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> 
 def from_review(
     ft: Workspace, name: str, output: Path, *, format: Literal["dpo", "kto", "sft"] | None, agreement: float
 ) -> FromReview:
-    """Write a review's ratings as training rows, by default as preference pairs. If people wrote rows in the
-    review, write these rows instead."""
+    """Write a review's ratings as training rows, by default as preference pairs. For a review in which rows
+    were written instead of rated, export the written rows."""
     if (review := writing.known(ft, name)) is not None:
         if format not in (None, "sft"):
             raise UsageError(f"{review.id} contains written rows: use --as sft, not {format}")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def evaluations(ws: Workspace, run_id: str) -> list[Evaluation]:
-    """Return the stored evaluations, oldest first. Their verdicts include results that were added later."""
+    """Return a run's stored evaluations, oldest first. Each verdict takes into account regression tests,
+    reviews and other results that were added after the evaluation."""
     return joined(ws, ws.store.history.evaluations(run_id))
 
 
@@ -33,9 +34,9 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Comparison of a run's checkpoint names, to find out whether two of them refer to the same model. A name
-    is a checkpoint's id or step. The last step's checkpoint is the same as the run's own model, unless the
-    run keeps its best weights."""
+    """Test of whether two checkpoint names of a run refer to the same model. A name is a checkpoint's id or
+    step, or `None` for the run's final model. The last step's checkpoint is the same as the final model,
+    unless the run keeps its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -45,7 +46,8 @@ class SameModels:
         return self._model(one) == self._model(other)
 
     def merged(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
-        """Merge the regression tests of one model, oldest first. For each probe, the latest result counts."""
+        """Merge the regression tests of the model at `checkpoint`, or of the run's final model by default.
+        `found` must be sorted from oldest to newest. For each probe, the latest result counts."""
         return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
 
     def _model(self, checkpoint: str | None) -> str | None:

@@ -33,8 +33,8 @@ SETTLER = "settler"
 @dataclass(frozen=True, kw_only=True)
 class WritingOrder:
     """Options for a review in which people write rows. `guide` is the path of a text file (.md, .txt) or of a
-    rubric that contains a guide. `overlap` is the fraction of rows that are given to two people. `new` starts
-    over even if a review of the same file exists."""
+    rubric that contains a guide. `overlap` is the fraction of rows that are assigned to two writers. `new`
+    starts over even if a review of the same file exists."""
 
     file: str
     writers: Sequence[str]
@@ -76,8 +76,8 @@ def known(ft: Workspace, name: str) -> Review | None:
 def reopened(
     ft: Workspace, review: Review, writers: Sequence[str] = (), settler: str = SETTLER
 ) -> WritingSession:
-    """Open a stored review. If you name `writers`, unwritten rows of all other writers are reassigned to
-    them."""
+    """Open a stored review. If `writers` is set, the unwritten rows of all other writers are reassigned to
+    these writers."""
     folder = Path(review.folder)
     desk = WritingSession(review, writing.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler)
     names = [*dict.fromkeys(map(rater_named, writers))]

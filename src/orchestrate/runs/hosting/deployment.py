@@ -76,8 +76,8 @@ class DeploymentHandle:
         return self.record
 
     def answers(self, patience_s: float = 0.0) -> bool:
-        """Return whether the deployment accepts requests. Polls its host for up to `patience_s` seconds.
-        Raises `ProviderError` if the host cannot be reached."""
+        """Return True once the deployment accepts requests, or False if it still doesn't after `patience_s`
+        seconds of polling its host. Raises `ProviderError` if the host cannot be reached."""
         provider, clock = capability(self._ws.provider(self.record.provider), Serves), self._ws.store.clock
         until = clock.uptime().seconds + patience_s
         with work(f"waiting for the deployment on {provider.name}"):
@@ -98,7 +98,8 @@ class DeploymentHandle:
 
     @property
     def settles_in_s(self) -> float:
-        """Seconds until a request whose response was lost can no longer create this deployment."""
+        """Seconds until a create request with a lost response can no longer take effect, so the deployment
+        either exists or never will."""
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:

@@ -16,11 +16,11 @@ from orchestrate.text import duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Event, Standing
 
 LOOK_BACK = timedelta(days=2)
-"""How long an ended deployment is still checked, because hosts sometimes wrongly report a deployment as
-deleted."""
+"""How long a deployment is still checked after it has ended. Hosts sometimes report a deployment as deleted
+although it is still up."""
 _APART = timedelta(minutes=15)
-"""Tolerated difference between a deployment's age according to the system clock and according to this
-machine's uptime. The user is notified of larger differences."""
+"""Largest accepted difference between a deployment's age by the system clock and its age by this machine's
+uptime. Larger differences are reported to the user."""
 IDLE_HOURS = Decimal(1)
 """Hours without a request from this store after which a deployment is reported as idle, once a day."""
 

@@ -49,7 +49,7 @@ Mark = tuple[int, ...]
 """Fingerprint of a file on disk. It changes whenever the file is written to."""
 
 UNCOUNTED = "tokens were not counted"
-"""Reason for a missing price if the user skipped token counting. A spec prepared without counting can't be
+"""Reason shown instead of a price if the user skipped token counting. A spec prepared this way can't be
 submitted."""
 
 
@@ -165,7 +165,7 @@ class PrepareOptions:
     """Options for preparing specs."""
 
     gpu_hours: Decimal | None = None
-    """Assumed GPU hours of an RFT job, which no host publishes in advance."""
+    """GPU hours to assume when quoting an RFT job, because no host publishes them in advance."""
     checked: bool = True
     tokens_from: TokensFrom = TokensFrom.EXACT
 

@@ -106,8 +106,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if one of the `rates` that the user set affects none of these quotes. The rates must
-    already be in the rate book. With `serving`, rates for serving are exempt from this check."""
+    """Raise `UsageError` if the user set a rate that affects none of these quotes. The `rates` must already
+    be in the rate book. If `serving` is set, rates for serving are not checked."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
@@ -129,10 +129,11 @@ def use(
     compare_with: str | None = None,
     saved_tokens: int = 0,
 ) -> ServingUse:
-    """Build the expected use of the model. `traffic` is text such as "20k req/day, 900 in, 150 out". Tuning
-    is compared with prompting the model `compare_with`, which needs `saved_tokens` more tokens per prompt. By
-    default, `compare_with` is a model that stays available for the entire period. Raises `UsageError` if the
-    traffic can't be parsed or the price of the base model is unknown."""
+    """Build the expected use of the model, from which serving costs are computed. `traffic` is text such as
+    "20k req/day, 900 in, 150 out". `compare_with` is the base model to compare with. Prompting that model
+    takes `saved_tokens` more tokens per request. By default, a model is chosen that stays available for the
+    entire period. Raises `UsageError` if the traffic can't be parsed or the price of the base model is
+    unknown."""
     asked = Traffic.parse(traffic)
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)

@@ -76,8 +76,8 @@ class Talk:
 
 
 def system_message(handle: TrackedRun) -> str | None:
-    """Return the system message that nearly all of the first training rows begin with. Returns `None` if they
-    have none in common or the data no longer exists."""
+    """Return the system message that nearly all of the first training rows share. Returns `None` if they
+    don't share one, or if the training data can't be read."""
     from orchestrate.data import Dataset
     from orchestrate.data.opening import applicable_columns
     from orchestrate.data.rows import ChatExample

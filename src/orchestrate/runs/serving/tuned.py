@@ -88,8 +88,8 @@ def fingerprint_of(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel 
 
 
 def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
-    """Return True if a run's model has a fingerprint, or if this machine can compute one. To compute it, an
-    adapter may be downloaded, but never a full model."""
+    """Return True if a run's model has a fingerprint, or if this machine can compute one. May download the
+    run's adapter to find out, but never a full model."""
     file = ws.settings.home / "proofs" / f"{run.id}.json"
     if file.is_file() or _stored_fingerprint(run) is not None:
         return True

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 GRACE = timedelta(minutes=10)
-"""Time after the end of a run in which its machine may still be up, because a worker reports the end before
-it releases the machine."""
+"""How long after a run's end its machine may still be up without being reported. A worker reports the end of
+its run before it releases the machine."""
 IN_USE = timedelta(hours=1)
-"""How long a deployment counts as in use after its creation or after the latest request from this store."""
+"""How long a deployment counts as in use after the latest request from this store or, if there was none,
+after its creation."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -101,8 +102,8 @@ class AccountStatus(Record, frozen=True, kw_only=True):
     keyless: bool = False
     """True if the account's key is missing."""
     expected: bool = True
-    """True if the report is incomplete without this account. False for a backend without a key and without
-    runs here."""
+    """True if the report is incomplete without this account. False if the backend has neither an API key nor
+    runs in this store."""
     unseen: tuple[str, ...] = ()
     """Parts of the account that the key cannot see, one sentence each."""
     partial: bool = False
@@ -184,7 +185,7 @@ class _StoredRuns:
     def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:
         self._store = store
         self.time_of = store.deployments.time_of
-        """Function that returns the current time on the clock that measures a deployment's age."""
+        """Returns the current time of the clock used to compute a deployment's age."""
         self.deployments = [one for one in store.deployments.matching() if one.sandbox is sandbox]
         self.backends: set[str] = set()
         self.open: list[Run] = []
@@ -231,7 +232,7 @@ class _AccountAnswer:
     """Base URL or backend type. Item ids are unique within it."""
     items: tuple[Standing, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Reasons why no program uses a session anymore, keyed by the id of the session's run."""
+    """Reasons why sessions no longer use their machines, as {id of the session's run: reason}."""
 
 
 @dataclass(frozen=True)
@@ -431,8 +432,8 @@ def _owned(
 
 
 def unaccounted(run: Run | None, now: datetime) -> str | None:
-    """Explain why no run in this store accounts for a job with an Orchestrate ref. Returns `None` if a run
-    does."""
+    """Return why the run of a job with an Orchestrate ref doesn't account for the job: the run is not in this
+    store, was abandoned, or ended more than `GRACE` ago. Returns `None` if it does."""
     if run is None:
         return "no run in this store has this ref"
     if run.abandoned is not None:
@@ -443,9 +444,9 @@ def unaccounted(run: Run | None, now: datetime) -> str | None:
 
 
 def left_session(provider: Provider, run: Run | None) -> str | None:
-    """Explain why a session's machine is no longer in use. Returns `None` if a program may still use it.
-    Queries the session's state, because a session releases its machine before it ends or pauses, and because
-    the store may not know yet that the session's program was killed."""
+    """Return why a session no longer uses its machine, or `None` if it may still use the machine. Queries the
+    session's current state, because the store may not know yet that the session's program was killed. A
+    session that has ended or is paused has already released its machine."""
     if run is None or run.job_kind != SESSION:
         return None
     with suppress(OrchestrateError):

@@ -1,9 +1,9 @@
 """Orphaned resources: workers whose run has ended or is not in this store, and deployments that this store
-does not track. They are listed first, and each is checked again just before it is shut down.
+does not track. Orphans are listed before any is shut down, and each one is checked again just before its
+shutdown.
 
-Includes only resources with Orchestrate's label or name prefix, and excludes resources that another user of
-the account is known to have created.
-"""
+Only resources with Orchestrate's label or name prefix are included. Resources that another user of the
+account is known to have created are excluded."""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ def account_of(store: Store, provider: Provider) -> str:
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
-    """Return whether the backend's key belongs to this account, or `None` if the account ids alone can't show
-    that."""
+    """Return True if the backend's key belongs to this account and False if it belongs to another one,
+    judging only by account ids. Returns `None` if the ids are not sufficient."""
     with store.database.reading() as connection:
         return is_here_in(connection, provider, account)
 
@@ -90,9 +90,9 @@ def is_here_in(connection: Connection, provider: Provider, account: str | None) 
 
 
 def shows(store: Store, provider: Provider, run: Run) -> bool | None:
-    """Return whether the backend's key belongs to the run's account. If the account ids alone can't show
-    that, check whether the key can access the run's job or its uploaded file. Raises `ProviderError` if the
-    host cannot be reached."""
+    """Return True if the backend's key belongs to the run's account, False if it doesn't, and `None` if this
+    is unknown. If the account ids are not sufficient, checks whether the key can access the run's job or its
+    uploaded file. Raises `ProviderError` if the host cannot be reached."""
     found = is_here(store, provider, run.account)
     if found is None and _sees(store, provider, run):
         prove(store, provider, run)

@@ -197,7 +197,8 @@ class SubmitRequest:
 
     @property
     def ref(self) -> str | None:
-        """Return the ref of a key's run, which is the same in every store.
+        """Return the ref of the run with this idempotency key, or `None` without a key. The ref is the same
+        in every store.
 
         The ref depends on settings, data and host, so a job with the same key for a different purpose is
         never mistaken for this run. It does not depend on the account, because a host only lists the jobs of
