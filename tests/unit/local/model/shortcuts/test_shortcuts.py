@@ -68,7 +68,7 @@ def test_attention_with_dropout_is_trained_in_padded_rows(tmp_path: Path) -> Non
     assert told.startswith(
         "without several rows packed into one sequence: the model raises NotImplementedError"
     )
-    assert attention.startswith("without CPU kernels for attention: the model uses its own attention, or")
+    assert attention.startswith("without CPU kernels for attention: the model uses a custom attention or")
     (engine,) = (e for e in session.run.events() if e.type == "engine")
     assert "attention" not in str(engine.data["in_use"]) and "norms for a CPU" in str(engine.data["in_use"])
     session.loop.run()
