@@ -275,7 +275,7 @@ def test_a_graded_prompt_has_trls_name_and_all_its_fields(tmp_path: Path) -> Non
 
 def test_a_field_that_trls_prompt_would_hide_is_refused(tmp_path: Path) -> None:
     row = {"messages": [U1], "prompt": "One?", "solution": "2"}
-    with pytest.raises(DataError, match="field named prompt"):
+    with pytest.raises(DataError, match="field named 'prompt'"):
         rows_for("trl", [row], tmp_path)
     assert not (tmp_path / "out.jsonl").exists()
     assert rows_for("trl", [row], tmp_path, loss=True) == [{"prompt": [U1], "solution": "2"}]
