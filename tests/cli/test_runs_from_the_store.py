@@ -94,6 +94,8 @@ def test_the_badge_of_a_proof_is_shown_wherever_the_run_is(
     assert "(failed: stop)" in cli("compare", run, "--format", "md").out, (
         "what its evaluation was answered by"
     )
+    short = cli("compare", run).out
+    assert "cost per answer" in short and "answered by" not in short
 
 
 def test_an_open_run_is_asked_about(cli: Cli, project: None, hosts: Any) -> None:

@@ -27,22 +27,6 @@ from orchestrate.reports.rows import CONTENDER_HEAD, SCORE_HEAD, contender_rows,
 from orchestrate.text import NOTHING, inert
 from orchestrate.types import Evaluation
 
-_DECIDING = frozenset(
-    {
-        "run",
-        "model",
-        "status",
-        "verdict",
-        "forgot",
-        "quoted",
-        "billed",
-        "would bill",
-        "cost per answer",
-        "serving",
-    }
-    | {"time from creation to end", "train loss", "valid loss", "reward", rows.PROOF}
-)
-"""Facts that help to choose a run, besides the scores. The other facts describe how the runs were made."""
 _FINDINGS = 3
 
 
@@ -53,7 +37,10 @@ def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> Rendera
     parts: list[RenderableType] = []
     if comparison.sandbox:
         parts.append(
-            Text(" SANDBOX: trained by a local sandbox, not by the named hosts ", style="bold reverse")
+            Text(
+                " SANDBOX: trained in a local sandbox with a tiny model, not on the named hosts ",
+                style="bold reverse",
+            )
         )
     parts += [Text(comparison.answer.sentence, style="bold"), Text()]
     facts, alike = rows.facts(comparison), ""
@@ -83,7 +70,7 @@ def _deciding(comparison: ComparedRuns, facts: rows.Facts) -> tuple[rows.Facts, 
     kept = [
         (name, values)
         for name, values in facts
-        if name in _DECIDING or (name.partition(",")[0] in scored and not name.endswith("rows"))
+        if name in rows.DECIDING or (name.partition(",")[0] in scored and not name.endswith("rows"))
     ]
     several = len(comparison.runs) > 1
     same = [(name, values[0]) for name, values in kept if several and len(set(values)) == 1]
@@ -95,7 +82,7 @@ _COLOURS = {"ship": "bold green", "do not ship": "bold red", "not enough evidenc
 
 
 def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) -> RenderableType:
-    """Return the verdicts, then the scores, slices, contenders, and broken and fixed items."""
+    """Return the verdicts, then the scores, slices, contenders, and regressed and fixed items."""
     parts: list[RenderableType] = []
     for v in one.verdicts:
         parts.append(Text.assemble((v.decision.upper(), _COLOURS[v.decision]), f"  {inert(v.contender)}"))
@@ -107,11 +94,13 @@ def evaluation_table(one: Evaluation, flips: Sequence[Flips], shown: int = 3) ->
     parts += [Text(), listed(CONTENDER_HEAD, contender_rows(one))]
     for found in flips:
         for kind, items, total in (
-            ("broken", found.broken, found.broken_count),
+            ("regressed", found.broken, found.broken_count),
             ("fixed", found.fixed, found.fixed_count),
         ):
             if items and shown:
-                parts.append(Text(f"\n{total:,} {kind} by {found.contender}", style="bold"))
+                parts.append(
+                    Text(f"\n{text.count(total, 'row')} {kind} with {found.contender}", style="bold")
+                )
                 parts += [_flip(found, item) for item in items[:shown]]
     parts += [Text(note, style="dim") for note in one.all_notes]
     return Group(*parts)
@@ -188,7 +177,7 @@ def markdown(comparison: ComparedRuns) -> str:
     first, before any numbers."""
     parts = ["# Comparison of runs"]
     if comparison.sandbox:
-        parts.append("> **SANDBOX**: trained by a local sandbox on a tiny model, not by the named hosts.")
+        parts.append("> **SANDBOX**: trained in a local sandbox with a tiny model, not on the named hosts.")
     parts.append(f"**{markdown_text(comparison.answer.sentence)}**")
     if comparison.reasons:
         parts.append(f"**{rows.NOT_COMPARABLE}:**\n")

@@ -11,6 +11,8 @@ from orchestrate.evaluation.pairing import Flips, Pairing
 from orchestrate.evaluation.regression import Regression
 from orchestrate.types import Contender, Difference, Evaluation, JobStatus, MetricUsed, Record, Run, Score
 
+BILLED, WOULD_BILL = "billed", "would bill"
+
 
 class CurvePoint(Record, frozen=True, kw_only=True):
     tokens: float
@@ -157,7 +159,7 @@ def price_basis(compared: Compared) -> str:
     """Return the basis of the price: billed, quoted, or what a sandbox would bill."""
     if compared.run.bill is None:
         return "quoted"
-    return "would bill" if compared.run.sandbox else "billed"
+    return WOULD_BILL if compared.run.sandbox else BILLED
 
 
 def priced_as(compared: Compared) -> str:

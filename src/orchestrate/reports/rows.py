@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from orchestrate import text
 from orchestrate.reports.records import (
+    BILLED,
+    WOULD_BILL,
     Compared,
     ComparedRuns,
     RunScore,
@@ -14,6 +16,18 @@ from orchestrate.reports.records import (
 )
 from orchestrate.types import Contender, Difference, Evaluation, Measure, MetricUsed, Score
 
+RUN, MODEL, STATUS = "run", "model", "status"
+VERDICT, FORGOT = "verdict", "forgot"
+QUOTED, COST_PER_ANSWER, SERVING = "quoted", "cost per answer", "serving"
+CREATION_TO_END = "time from creation to end"
+TRAIN_LOSS, VALID_LOSS, REWARD = "train loss", "valid loss", "reward"
+PROOF = "served as trained"
+"""Name of the row that shows the proof badge."""
+DECIDING = frozenset(
+    {RUN, MODEL, STATUS, VERDICT, FORGOT, QUOTED, BILLED, WOULD_BILL, COST_PER_ANSWER, SERVING}
+    | {CREATION_TO_END, TRAIN_LOSS, VALID_LOSS, REWARD, PROOF}
+)
+"""Facts that help to choose a run, besides the scores. The other facts describe how the runs were made."""
 SCORE_HEAD = ("metric", "contender", "score (95%)", "n", "against", "difference (95%)", "gained", "lost", "p")
 CONTENDER_HEAD = (
     "contender",
@@ -21,7 +35,7 @@ CONTENDER_HEAD = (
     "answers",
     "failed",
     "tokens in + out",
-    "$ an answer",
+    "$ per answer",
     "seconds",
 )
 
@@ -117,8 +131,6 @@ def evaluation_basis(evaluation: Evaluation) -> str:
     return f"{basis}, {how}{times}, {evaluation.created_at:%Y-%m-%d %H:%M} UTC"
 
 
-PROOF = "served as trained"
-"""Name of the row that shows the proof badge."""
 NOT_COMPARABLE = "These runs are not fully comparable"
 
 
@@ -144,10 +156,10 @@ def _shown(found: Facts) -> Facts:
 def _identity(comparison: ComparedRuns) -> Facts:
     runs = comparison.runs
     return [
-        ("run", [c.run.id for c in runs]),
+        (RUN, [c.run.id for c in runs]),
         ("backend", [c.run.provider for c in runs]),
-        ("model", [c.run.model for c in runs]),
-        ("status", [status(c) for c in runs]),
+        (MODEL, [c.run.model for c in runs]),
+        (STATUS, [status(c) for c in runs]),
         ("data", [c.run.dataset_digest[:12] for c in runs]),
     ]
 
@@ -157,16 +169,16 @@ def money(comparison: ComparedRuns) -> Facts:
     bill`."""
     runs = comparison.runs
     newest = [newest_score(c) for c in runs]
-    found: Facts = [("quoted", [text.money(quoted(c)) for c in runs])]
-    for word in ("billed", "would bill"):
+    found: Facts = [(QUOTED, [text.money(quoted(c)) for c in runs])]
+    for word in (BILLED, WOULD_BILL):
         mine = [text.money(billed(c)) if price_basis(c) == word else text.NOTHING for c in runs]
         found.append((word, mine))
     found += [
         ("bill from", [c.run.bill.origin if c.run.bill else text.NOTHING for c in runs]),
         ("quote error", [bill_error(c) for c in runs]),
         ("billed tokens", [text.count(c.billed_tokens) for c in runs]),
-        ("cost an answer", [cost_of_answer(r.contender) if r else text.NOTHING for r in newest]),
-        ("serving", [c.serving or text.NOTHING for c in runs]),
+        (COST_PER_ANSWER, [cost_of_answer(r.contender) if r else text.NOTHING for r in newest]),
+        (SERVING, [c.serving or text.NOTHING for c in runs]),
     ]
     return _shown(found)
 
@@ -174,12 +186,12 @@ def money(comparison: ComparedRuns) -> Facts:
 def _trained(comparison: ComparedRuns) -> Facts:
     runs = comparison.runs
     return [
-        ("time from creation to end", [text.duration(c.seconds) for c in runs]),
+        (CREATION_TO_END, [text.duration(c.seconds) for c in runs]),
         ("trained tokens", [text.count(c.trained_tokens) for c in runs]),
         ("tokens/s", [text.count(c.tokens_per_second) for c in runs]),
-        ("train loss", [text.loss(c.train_loss) for c in runs]),
-        ("valid loss", [text.loss(c.valid_loss) for c in runs]),
-        ("reward", [text.loss(c.reward) for c in runs]),
+        (TRAIN_LOSS, [text.loss(c.train_loss) for c in runs]),
+        (VALID_LOSS, [text.loss(c.valid_loss) for c in runs]),
+        (REWARD, [text.loss(c.reward) for c in runs]),
     ]
 
 
@@ -197,8 +209,8 @@ def _measured(comparison: ComparedRuns) -> Facts:
     newest = [newest_score(c) for c in runs]
     return [
         *found,
-        ("verdict", [verdict(r) for r in newest]),
-        ("forgot", [_forgot(c) for c in runs]),
+        (VERDICT, [verdict(r) for r in newest]),
+        (FORGOT, [_forgot(c) for c in runs]),
         ("answered by", [r.contender.answered_by if r else text.NOTHING for r in newest]),
         ("time per answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
     ]

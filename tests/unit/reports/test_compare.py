@@ -319,7 +319,7 @@ def test_a_host_that_answers_otherwise_is_told(run: Make, result: Result) -> Non
         pairing = gap(0.2, p).pairing
         found = compare([a], {}, {a.id: [result(a, 0.5)]}, answers={a.id: ([], [pairing])})
         assert any(said in line and "6 of 10 answers" in line for line in found.findings)
-    assert "Asked again" in found.render("html")
+    assert "Repeated evaluations" in found.render("html")
 
 
 def test_each_number_says_rows_and_who_answered(run: Make, result: Result) -> None:
@@ -450,6 +450,18 @@ def test_a_comparison_of_four_fits_on_a_screen(run: Make, result: Result) -> Non
     text = plain_text(compare(runs, {}, scores, between=pairs).table(), 100)
     assert text.count("\n") <= 40
     assert text.splitlines()[0].startswith("Take openai: on exact_match, there is no clear difference from ")
+
+
+def test_the_short_table_has_the_facts_that_decide(run: Make, points: Points, result: Result) -> None:
+    from orchestrate.reports.documents import plain_text
+
+    one = run("local")
+    found = compare([one], {one.id: points()}, {one.id: [result(one, 0.9)]})
+    short = plain_text(found.table(), 100)
+    every = plain_text(found.table(whole=True), 100)
+    for name in ("cost per answer", "time from creation to end", "train loss", "quoted", "billed"):
+        assert any(line.startswith(name) for line in short.splitlines()), name
+    assert "bill from" in every and "bill from" not in short
 
 
 def test_each_score_of_two_contenders_is_on_one_line_of_80_columns(run: Make, result: Result) -> None:
