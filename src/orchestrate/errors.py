@@ -316,12 +316,14 @@ class OverBudget(OrchestrateError):
         *,
         what: str = "--max-cost",
         figure: str = "the quote's high end",
-        then: str = "nothing was sent",
+        then: str = "Nothing was sent",
+        note: str = "",
         fix: str = "raise the limit, train on fewer tokens (epochs or rows), or choose a cheaper backend "
         "(orchestrate quote)",
     ) -> None:
         super().__init__(
-            f"{provider}: {figure}, {money(high_usd)}, is above {what} {limit(limit_usd)}; {then}", fix=fix
+            f"{provider}: {figure} ({money(high_usd)}) exceeds {what} ({limit(limit_usd)}{note}). {then}",
+            fix=fix,
         )
         self.provider = provider
         self.high_usd = high_usd

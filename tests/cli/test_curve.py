@@ -101,7 +101,7 @@ def test_a_curve_whose_limit_comes_midway_says_so_and_goes_on_with_more(
             price = searching.price(ft, search)
             assert price.expected_usd < price.high_usd
             done = cli(*words, "--max-cost", str(price.expected_usd), **hosts.env)
-            assert done.code == 1 and "what remains of the sweep's limit" in done.err, done.err
+            assert done.code == 1 and "the sweep's remaining limit" in done.err, done.err
             made = {run.id: run.record for run in ft.runs(sandbox=True)}
             assert [size["share"] for size in done.json["sizes"]] == list(shares[: len(made)]) and len(
                 made

@@ -131,7 +131,7 @@ def test_convert(tmp_path: Path) -> None:
 
 def test_convert_names_the_formats_that_there_are(tmp_path: Path) -> None:
     refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "x/y", cwd=tmp_path, code=2)
-    assert "no format 'x/y'. Available formats: openai" in refused.err and "defect" not in refused.err
+    assert "no format 'x/y'. Available formats: openai" in refused.err and "bug:" not in refused.err
     refused = run("convert", GOOD / "sharegpt.jsonl", "--to", "shargpt", cwd=tmp_path, code=2)
     assert "did you mean sharegpt?" in refused.err
     # As `data inspect` calls it.

@@ -64,5 +64,5 @@ def test_no_command_fails_for_an_encoding(cli: Cli, project: Path, words: str) -
     del project
     usual = cli(*words.split())
     done = cli(*words.split(), PYTHONIOENCODING="ascii")
-    assert done.code == usual.code and "defect" not in done.err
+    assert done.code == usual.code and "bug:" not in done.err
     assert done.out or done.err

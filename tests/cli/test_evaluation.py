@@ -88,7 +88,7 @@ def test_a_better_model_ships_and_a_worse_one_stops_a_build(
     assert ElementTree.parse(tmp_path / "j.xml").getroot().attrib["failures"] == "0"
 
     worse = cli(*asked, "--against", f"{host.url}=good", "--junit", "j.xml")
-    assert worse.code == 1 and "DO NOT SHIP" in worse.out and "20 broken by" in worse.out
+    assert worse.code == 1 and "DO NOT SHIP" in worse.out and "20 rows regressed with" in worse.out
     root = ElementTree.parse(tmp_path / "j.xml").getroot()
     assert root.attrib["failures"] == "1" and "0 gained and 20 lost" in (root.findtext(".//failure") or "")
     assert len(host.bodies) == 120, "the second command asked nothing"

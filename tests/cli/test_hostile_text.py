@@ -183,7 +183,7 @@ def test_no_byte_from_outside_acts_on_a_pipe(scene: tuple[Path, dict[str, str]])
     assert done.returncode == 0, done.stderr[-2000:]
     assert_inert(done.stdout)
     assert_inert(done.stderr)
-    assert b"defect:" not in done.stderr, done.stderr[-2000:]
+    assert b"bug:" not in done.stderr, done.stderr[-2000:]
     assert outside_words((done.stdout + done.stderr).decode()) > 60, "the texts did come through, as texts"
     assert "[link=https" in done.stdout.decode(), "markup of others is text"
 

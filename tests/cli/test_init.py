@@ -290,7 +290,7 @@ def test_rows_with_images_become_a_spec_of_the_backends_that_see(cli: Cli, tmp_p
     )
     (tmp_path / "rows.jsonl").write_text("".join(row % (image, city, city) for city in CITIES * 2))
     made = cli("init", "rows.jsonl", "--json")
-    assert "defect" not in made.err, made.err
+    assert "bug:" not in made.err, made.err
     assert made.code == 0 and "local" in made.json["left_out"] and "openai" in made.json["models"], made.err
 
 

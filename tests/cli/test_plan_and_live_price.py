@@ -138,7 +138,7 @@ def test_a_host_that_asks_more_than_the_limit_creates_nothing(
     )
     sandbox.clear_requests()
     refused = cli("submit", "--provider", "together", "--max-cost", "2", **sandbox.env)
-    assert refused.code == 6 and "the host's own estimate, $4.00, is above --max-cost $2.00" in refused.err
+    assert refused.code == 6 and "the host's own estimate ($4.00) exceeds --max-cost ($2.00)" in refused.err
     assert creates(sandbox) == 0
     taken = cli("submit", "--provider", "together", "--max-cost", "5", "--json", **sandbox.env)
     assert taken.code == 0, taken.err

@@ -147,7 +147,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
         (("compare", "last", "-o", "/dev/null/x.html"), "/dev/null"),
     ):
         told = cli(*wrong, **host)
-        assert told.code in (2, 3) and why in told.err and "defect" not in told.err
+        assert told.code in (2, 3) and why in told.err and "bug:" not in told.err
 
 
 def test_a_key_that_is_gone_stops_only_its_own_backend(cli: Cli, project: Path, host: dict[str, str]) -> None:

@@ -29,7 +29,7 @@ ODD = "[bold]x[/nothing]:smile:"
 def test_brackets_are_text_in_every_message(cli: Cli, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "finetune.yaml").write_text("model: qwen3-8b\ntrain: t.jsonl\n")
     told = cli(*arguments)
-    assert told.code in (2, 3) and ODD in told.err and "defect" not in told.err
+    assert told.code in (2, 3) and ODD in told.err and "bug:" not in told.err
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_brackets_are_text_in_every_table(cli: Cli, tmp_path: Path) -> None:
     assert planned.code == 2 and ODD in planned.out
     for command in ("check", "quote"):
         told = cli(command, "--provider", "together")
-        assert ODD in told.out + told.err and "defect" not in told.err
+        assert ODD in told.out + told.err and "bug:" not in told.err
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_what_cannot_be_written_is_said_with_its_path(cli: Cli, tmp_path: Path) 
     (tmp_path / "file").touch()
     assert "the file is empty" in cli("init", "file").err
     under = cli("init", "file/inside")
-    assert under.code == 3 and "file/inside" in under.err and "defect" not in under.err
+    assert under.code == 3 and "file/inside" in under.err and "bug:" not in under.err
     for home in ("file", "/dev/null"):
         told = cli("--home", home, "runs")
-        assert told.code == 3 and "defect" not in told.err
+        assert told.code == 3 and "bug:" not in told.err
 
 
 def test_an_empty_home_is_not_the_working_folder(cli: Cli, tmp_path: Path) -> None:

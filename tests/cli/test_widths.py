@@ -139,7 +139,7 @@ def told_by(
     }  # fmt: skip
     done = command.run(asked, cwd=folder, env=env, program=run_all)
     out, err = done.out.decode(encoding), done.err.decode(encoding)
-    assert "defect:" not in err, err
+    assert "bug:" not in err, err
     return parted(out, len({*asked})), parted(err, len({*asked}))
 
 

@@ -111,9 +111,11 @@ def check_budget(
     name, high, unknown = quote.provider, quote.held_usd, unpriced(quote)
     require_within(name, high, max_cost_usd, unknown=unknown, what=what)
     if budget_usd is not None:
-        taken = f"{limit(budget_usd)}, {money(used_usd)} spent and committed"
-        left = f"the remaining budget ({taken}):"
-        require_within(name, high, budget_usd, taken_usd=used_usd, unknown=unknown, what=left)
+        left, note = (
+            "the remaining budget",
+            f"; {limit(budget_usd)} in total, {money(used_usd)} spent or committed",
+        )
+        require_within(name, high, budget_usd, taken_usd=used_usd, unknown=unknown, what=left, note=note)
 
 
 def unpriced(quote: Quote) -> str | None:

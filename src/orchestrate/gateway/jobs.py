@@ -384,7 +384,7 @@ class Jobs:
             headers = {"retry-after": _A_JOB_LATER_S}
             raise HostError(429, message, code="too_many_jobs", type="rate_limit_error", headers=headers)
         unknown = "the price is unknown" if job.quote_usd is None else None
-        what = f"the remaining budget of the key {key.name},"
+        what = f"the remaining budget of the key {key.name}"
         try:
             require_within(
                 job.backend, job.quote_usd, key.budget_usd, taken_usd=use.usd, unknown=unknown, what=what

@@ -332,5 +332,5 @@ def page(migration: Migration, flips: Sequence[Flips]) -> str:
 
 _SANDBOX = (
     '<div class="sandbox" role="note"><strong>SANDBOX</strong> Some of these models were trained '
-    "by a local sandbox on a tiny model, not by the named host. Nothing was billed.</div>"
+    "in a local sandbox with a tiny model, not on the named host. Nothing was billed.</div>"
 )

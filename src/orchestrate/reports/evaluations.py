@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENDINGS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".txt": "table", ".xml": "junit"}
 _IN_MARKDOWN = 5
-"""Number of broken and fixed items to show in Markdown."""
+"""Number of regressed and fixed items to show in Markdown."""
 
 
 class EvaluationReport(Record, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ class EvaluationReport(Record, frozen=True, kw_only=True):
     flips: tuple[Flips, ...] = ()
 
     def table(self, shown: int = 3) -> RenderableType:
-        """Return the report for a terminal, with at most `shown` broken and fixed items."""
+        """Return the report for a terminal, with at most `shown` regressed and fixed items."""
         return documents.evaluation_table(self.evaluation, self.flips, shown)
 
     def render(self, format: str) -> str:
@@ -66,7 +66,7 @@ def format_of(path: Path) -> str:
 
 
 def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
-    """Render an evaluation as Markdown: the verdict, then the scores, broken items and contenders."""
+    """Render an evaluation as Markdown: the verdict, then the scores, regressed items and contenders."""
     parts = [f"# Evaluation {one.id}", markdown_text(rows.evaluation_basis(one))]
     for v in one.verdicts:
         reasons = "\n".join(f"- {markdown_text(reason)}" for reason in v.reasons)
@@ -74,7 +74,7 @@ def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
     parts.append(markdown_table(list(rows.SCORE_HEAD), [list(row) for row in rows.score_rows(one)]))
     for found in flips:
         for kind, items, total in (
-            ("Broken", found.broken, found.broken_count),
+            ("Regressed", found.broken, found.broken_count),
             ("Fixed", found.fixed, found.fixed_count),
         ):
             if items:
@@ -83,9 +83,9 @@ def markdown(one: Evaluation, flips: Sequence[Flips]) -> str:
                     [_short(text) for text in (f.question, f.expected, f.before, f.after)]
                     for f in items[:_IN_MARKDOWN]
                 ]
-                parts.append(f"## {kind} by {markdown_text(found.contender)}: {total:,}")
+                parts.append(f"## {kind} with {markdown_text(found.contender)}: {total:,}")
                 parts.append(markdown_table(head, cells))
-    parts.append("## Who answered")
+    parts.append("## Models evaluated")
     parts.append(markdown_table(list(rows.CONTENDER_HEAD), [list(r) for r in rows.contender_rows(one)]))
     if sliced := rows.score_rows(one, sliced=True):
         parts.append("## Slices")

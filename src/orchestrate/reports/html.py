@@ -39,7 +39,7 @@ from orchestrate.reports.rows import (
 from orchestrate.types import Evaluation, MetricUsed, Verdict
 
 _SHOWN = 12
-"""Maximum number of broken items, and of fixed items, to show on a page."""
+"""Maximum number of regressed items, and of fixed items, to show on a page."""
 _EMPTY = "<em>(empty)</em>"
 MARKS = {"ship": "✓", "do not ship": "✗", "not enough evidence": "?"}
 
@@ -64,7 +64,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True) -> str:
-    """Render a complete evaluation: verdicts, scores, broken items, plots, slices and confusion matrices."""
+    """Render a complete evaluation: verdicts, scores, regressed items, plots, slices and confusion
+    matrices."""
     drawn = [_intervals(one, metric) for metric in one.metrics] if charted else []
     parts = [
         f'<p class="when">{escape(evaluation_basis(one))}</p>',
@@ -73,7 +74,7 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         *drawn,
         quality([one]) if charted else "",
         "".join(flipped(f) for f in flips),
-        "<h3>Who answered</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
+        "<h3>Models evaluated</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
     ]
     if sliced := score_rows(one, sliced=True):
         told = "P-values are corrected for the number of slices (Holm) to limit false positives."
@@ -113,7 +114,9 @@ def _intervals(one: Evaluation, metric: MetricUsed) -> str:
         for i, m in enumerate(m for m in one.measures if m.metric == metric.name and not m.slice)
     ]
     chart = charts.intervals(items, title=f"{metric.name} of each contender", x_name=metric.name)
-    return figure(metric.name, chart, "Filled: tuned models. Hollow: others. Lines: 95% intervals.", 3)
+    return figure(
+        metric.name, chart, "Filled: tuned models. Hollow: others. Lines: 95% confidence intervals.", 3
+    )
 
 
 def quality(evaluations: Sequence[Evaluation]) -> str:
@@ -145,22 +148,22 @@ def quality(evaluations: Sequence[Evaluation]) -> str:
 
 
 def flipped(found: Flips) -> str:
-    """Render the broken items, followed by the fixed items in a collapsed section. Each item shows the
+    """Render the regressed items, followed by the fixed items in a collapsed section. Each item shows the
     prompt, the expected answer, and both models' answers side by side with their differences highlighted."""
     who, against = escape(found.contender), escape(found.against)
     if not found.broken and not found.fixed:
         return f"<p>No row changed between {against} and {who}.</p>"
     rows = text.count(found.broken_count, "row")
     first = f", the worst {_SHOWN}" if found.broken_count > _SHOWN else ""
-    heading = f"<h3>{who} broke {rows} that {against} got right{first}</h3>"
+    heading = f"<h3>{rows} regressed from {against} to {who}{first}</h3>"
     if not found.broken:
-        heading = f"<h3>{who} broke no row that {against} got right</h3>"
+        heading = f"<h3>No row regressed from {against} to {who}</h3>"
     broken = "".join(_flip(found, item) for item in found.broken[:_SHOWN])
     if not found.fixed:
         return heading + broken
     first = f", the first {_SHOWN}" if found.fixed_count > _SHOWN else ""
     fixed = "".join(_flip(found, item) for item in found.fixed[:_SHOWN])
-    summary = f"{text.count(found.fixed_count, 'row')} fixed by {who}{first}"
+    summary = f"{text.count(found.fixed_count, 'row')} fixed with {who}{first}"
     return f"{heading}{broken}<details><summary>{summary}</summary>{fixed}</details>"
 
 
@@ -229,7 +232,7 @@ def changed(pairs: Sequence[tuple[str, Pairing]]) -> str:
             gap = f"{d.score.value:+.3f} ({d.score.low:+.3f} to {d.score.high:+.3f})"
             rows.append([label, pairing.first, pairing.second, share, d.metric, gap, probability(d)])
     head = ("run", "first", "again", "answers", "metric", "difference (95%)", "p")
-    return "<h2>Asked again</h2>" + table(head, rows) if rows else ""
+    return "<h2>Repeated evaluations</h2>" + table(head, rows) if rows else ""
 
 
 # The top of a comparison page: the recommendation, a card for each run, and a plot of quality and cost. All
@@ -474,15 +477,16 @@ def _scores(comparison: ComparedRuns) -> str:
             )
         if items:
             chart = charts.intervals(items, title=f"{metric} of base and tuned models", x_name=metric)
-            caption = f"Hollow: base model. Filled: tuned model. Lines: 95% intervals. {'; '.join(captions)}."
+            legend = "Hollow: base model. Filled: tuned model. Lines: 95% confidence intervals."
+            caption = f"{legend} {'; '.join(captions)}."
             parts.append(figure(f"Held-out {metric}", chart, caption, 3))
     return "".join(parts)
 
 
 def _broken(comparison: ComparedRuns) -> str:
-    """Return what each run broke and fixed, the rows with their answers side by side."""
+    """Render the rows that regressed or were fixed by each run, with the answers side by side."""
     sections = [flipped(_of(c, found)) for c in comparison.runs for found in c.flips]
-    return _headed("Broken rows", "".join(sections))
+    return _headed("Regressed rows", "".join(sections))
 
 
 def _of(c: Compared, found: Flips) -> Flips:

@@ -113,10 +113,10 @@ def verdict(quotes: Sequence[Quote]) -> str:
     second, other = perhaps or others[0]
     if first.open_end or perhaps:
         return (
-            f"There is no clear cheapest backend: {first.provider} would cost "
-            f"{_usd(first, price)}, and {second.provider} {_usd(second, other)}."
+            f"No backend is clearly the cheapest: {first.provider} would cost "
+            f"{_usd(first, price)} and {second.provider} would cost {_usd(second, other)}."
         )
-    gap = f"{_usd(first, price)} against {_usd(second, other)} on {second.provider}"
+    gap = f"{_usd(first, price)}, compared with {_usd(second, other)} on {second.provider}"
     if price.high_usd > other.low_usd and price.expected_usd != other.expected_usd:
         caveat = ", although their ranges overlap"
     elif price.expected_usd == other.expected_usd:
@@ -124,7 +124,7 @@ def verdict(quotes: Sequence[Quote]) -> str:
     else:
         caveat = ""
     sentence = (
-        f"{first.provider} is the cheapest to train on, {gap}{caveat}: {_why(first, price, second, other)}."
+        f"{first.provider} is the cheapest to train on ({gap}{caveat}): {_why(first, price, second, other)}."
     )
     return f"{sentence}{_unlike([quote for quote, _ in priced])}"
 
@@ -151,8 +151,10 @@ def _why(first: Quote, price: PriceRange, second: Quote, other_price: PriceRange
     unit = next((e for e in first.lines if e.component == "training"), None)
     other = next((e for e in second.lines if e.component == "training"), None)
     if unit and other and unit.unit == other.unit == "usd_per_mtok":
-        return f"{text.rate(unit.usd_per_unit)} per million tokens against {text.rate(other.usd_per_unit)}"
-    return f"{_basis(first)} against {_basis(second)}"
+        return (
+            f"{text.rate(unit.usd_per_unit)} per million tokens compared with {text.rate(other.usd_per_unit)}"
+        )
+    return f"{_basis(first)} compared with {_basis(second)}"
 
 
 def _basis(quote: Quote) -> str:
@@ -289,7 +291,7 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     cost = text.span(paid.least_usd, paid.counted_usd)
     perhaps = _perhaps_cheaper(totals, best, paid)
     if perhaps is not None:
-        unclear = f"There is no clear cheapest backend over {months}"
+        unclear = f"No backend is clearly the cheapest over {months}"
         sentence = f"{unclear}: {best.place} would cost {cost}, {perhaps}."
     else:
         sentence = f"{best.place} is the cheapest over {months}, {cost}: {best.serving}."

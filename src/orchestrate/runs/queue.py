@@ -298,7 +298,7 @@ class QueueServer:
         near = self.ft.provider(entry.provider).profile.near
         # A job that would be rejected has no price. The submit below reports the reason.
         high = Decimal(0) if near else quote.held_usd
-        what = "the confirmed price,"
+        what = "the confirmed price"
         require_within(entry.provider, high, entry.agreed_usd, unknown=quote.unavailable, what=what)
         key, limit_usd = _key(entry), entry.max_cost_usd
         asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)

@@ -25,7 +25,7 @@ from orchestrate.types import SESSION, Allowance, Event, JobStatus, Run, SubmitP
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
-_NO_HOURLY_PRICE = "its hourly price is unknown"
+_NO_HOURLY_PRICE = "the hourly price is unknown"
 _CENT = Decimal("0.01")
 _LEASE_S, _LOOK_S = 10.0, 0.2
 """How long the lease of a killed process stays valid, and how long to wait between checks of another
@@ -225,7 +225,7 @@ def _limits(ws: Workspace, run: Run, usd: Decimal) -> list[Limit]:
     limit = ws.store.searches.limit(
         *found,
         figure="the maximum cost under the new limit",
-        then="the run is unchanged",
+        then="The run is unchanged",
         fix="start the same sweep again with a higher --max-cost, then run this command again",
     )
     return [] if limit is None else [limit._replace(wanted=usd)]

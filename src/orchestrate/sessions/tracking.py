@@ -120,7 +120,7 @@ class Meter:
                 self.price.of(most),
                 self.max_usd,
                 taken_usd=self.price.of(sum(self._open.values(), self.used), self._hours()),
-                what=f"what remains of {self._limit},",
+                what=f"what remains of {self._limit}",
                 figure="the maximum cost of this request",
                 fix="to continue with a higher limit: ft.session(resume=RUN, max_cost_usd=...)",
             )
@@ -173,7 +173,7 @@ class Meter:
             figure, fix = "the cost so far plus one cent", "ft.session(resume=RUN, max_cost_usd=...)"
             least = self.usd + Decimal("0.01")
             if self.price.tail_s:
-                figure = "the cost so far, plus the cost of a machine left running until the host stops it,"
+                figure = "the cost so far plus the cost of a machine left running until the host stops it"
                 least += self._tail_usd
             require_within(self._provider, least, self.max_usd, what=self._limit, figure=figure, fix=fix)
 

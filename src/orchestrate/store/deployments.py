@@ -286,7 +286,7 @@ class Deployments:
         limit in the transaction that deploys. `but` is the id of the deployment that is being changed, whose
         own cost is not counted."""
         description = {
-            "what": f"the remaining deploy.max_cost_usd of gateway.models.{model},",
+            "what": f"the remaining deploy.max_cost_usd of gateway.models.{model}",
             "figure": "the maximum cost of this deployment",
             "fix": "raise it in the gateway's configuration",
         }

@@ -85,7 +85,7 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
         require_within(provider, wanted, limit.usd, taken_usd=taken, unknown=unknown, **limit.description)
     if budget_usd is not None:
         taken = total_spending(connection, clock).total_usd - held_usd
-        words = {"what": "the remaining budget,", **words}
+        words = {"what": "the remaining budget", **words}
         require_within(
             provider, usd, budget_usd, taken_usd=taken, unknown=unknown, unknown_fix=unknown_fix, **words
         )

@@ -72,7 +72,7 @@ class Searches:
         run. Returns `None` if the sweep has no limit."""
         if search.max_cost_usd is None:
             return None
-        description = {"what": "what remains of the sweep's limit,", **description}
+        description = {"what": "the sweep's remaining limit", **description}
 
         def taken(connection: Connection) -> Decimal:
             return _spent(connection, search.id, trial.number)

@@ -305,7 +305,7 @@ def test_a_hosts_cap_is_raised_within_the_budget_and_holds_from_then_on(store: S
     assert "--max-cost 5.01 " in str(used.value.fix)
     with pytest.raises(UsageError, match="--max-hours has no effect on paper"):
         handle.resume(max_hours=3)
-    with pytest.raises(OverBudget, match=r"\$110\.00, is above the remaining budget, \$100\.00"):
+    with pytest.raises(OverBudget, match=r"\$110\.00\) exceeds the remaining budget \(\$100\.00"):
         handle.resume(max_cost_usd=110)
     assert store.runs.get(run.id).max_cost_usd == 5 and "resume" not in host.requests
     assert handle.resume(max_cost_usd=9).status is JobStatus.RUNNING

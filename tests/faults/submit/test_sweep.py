@@ -96,13 +96,13 @@ def test_no_trial_is_made_that_could_go_above_the_limit(shop: Shop) -> None:
     carried = Searching(shop.ft, search)
     carried.turn()
     assert 0 < (sent := shop.sent()) < 3
-    assert "what remains of the sweep's limit," in (carried.waits or "") and carried.stopped is None
+    assert "the sweep's remaining limit" in (carried.waits or "") and carried.stopped is None
     assert carried.spent_usd() <= price.high_usd / 2
     for trial in carried.trials:
         ended(shop, trial.run_id or "", 1.0)
     carried._later = 0.0
     carried.turn()
-    assert "what remains of the sweep's limit," in (carried.stopped or ""), "nobody is under way any more"
+    assert "the sweep's remaining limit" in (carried.stopped or ""), "nobody is under way any more"
     assert shop.sent() == sent
 
 
@@ -311,7 +311,7 @@ def test_a_search_that_was_stopped_ends_with_what_was_only_written_down(shop: Sh
     shop.ft.store.searches.propose(search.id, Trial(number=0, settings={"epochs": 1}))
     poor = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd / 2))
     [trial] = poor.run(lambda: None, threading.Event(), pause_s=0)
-    assert "what remains of the sweep's limit," in (poor.stopped or "")
+    assert "the sweep's remaining limit" in (poor.stopped or "")
     assert (trial.state, trial.run_id, shop.sent()) == (TrialState.OPEN, None, 0)
     rich = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd))
     [trial] = turned(rich)
@@ -323,7 +323,7 @@ def test_a_trial_without_a_price_is_above_every_limit(shop: Shop) -> None:
     carried = Searching(shop.ft, begun(shop, max_cost_usd=Decimal(100)))
     shop.ft.rates = RateBook(())
     carried.turn()
-    assert "the price is unknown" in (carried.stopped or "")
+    assert "cannot be enforced" in (carried.stopped or "")
     assert (carried.trials, shop.sent()) == ([], 0)
 
 

@@ -103,7 +103,7 @@ def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
     with pytest.raises(OverBudget, match="4 of 20"):
         Asking(tmp_path, more).ask(model, questions(20))
     assert more.spent_usd == Decimal("0.12"), "what was paid for before counts, once"
-    with pytest.raises(UsageError, match="price is unknown"):
+    with pytest.raises(UsageError, match="cannot be enforced: the price per token is unknown"):
         Asking(tmp_path, RequestBudget(Decimal(1))).ask(answering(shout), questions(1))
 
 

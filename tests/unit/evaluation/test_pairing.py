@@ -113,7 +113,7 @@ def test_a_page_says_who_answered_how_many_and_what(evaluated: Callable[..., Eva
     report = EvaluationReport(evaluation=one, flips=tuple(flips(one)))
     for format in ("table", "md", "html"):
         text = report.render(format)
-        for told in ("host 0", "host 1", one.items_digest[:12], "30", "fixed by m0", "ship"):
+        for told in ("host 0", "host 1", one.items_digest[:12], "30", "fixed with m0", "ship"):
             assert told.lower() in text.lower(), (format, told)
     page = report.render("html")
     assert "<del>wrong</del>" in page and "Confusion of m0" in page

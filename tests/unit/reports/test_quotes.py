@@ -60,7 +60,8 @@ def test_cheapest_first_and_unpriced_last() -> None:
 def test_verdict_by_rate() -> None:
     found = verdict([quote("b", line("2", rate="2")), quote("a", line("1", rate="1"))])
     assert found == (
-        "a is the cheapest to train on, $1.00 against $2.00 on b: $1.00 per million tokens against $2.00."
+        "a is the cheapest to train on ($1.00, compared with $2.00 on b): "
+        "$1.00 per million tokens compared with $2.00."
     )
 
 
@@ -79,7 +80,7 @@ def test_verdict_by_minimum() -> None:
 def test_verdict_of_hours_against_tokens() -> None:
     hours = line("0.2", component="electricity", unit="usd_per_hour", rate="0.1", quantity=Decimal(2))
     found = verdict([quote("local", hours), quote("fireworks", line("0.5"))])
-    assert "2h 00m at $0.10 per hour against 1,000,000 tokens at $0.50 per million" in found
+    assert "2h 00m at $0.10 per hour compared with 1,000,000 tokens at $0.50 per million" in found
 
 
 def test_a_job_that_would_be_refused_stands_after_the_others_and_is_never_the_cheapest() -> None:
@@ -105,13 +106,13 @@ def test_a_range_without_a_table_is_no_price() -> None:
     row = quote_markdown([open_minimum], TODAY).splitlines()[2]
     assert "| ask with --live | $4.00 to $60.00 |" in row and "by model" in row and "$32" not in row
     assert verdict([open_minimum, quote("b", line("50"))]) == (
-        "There is no clear cheapest backend: b would cost $50.00, and a $4.00 to $60.00."
+        "No backend is clearly the cheapest: b would cost $50.00 and a would cost $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("10")), quote("c", line("20"))]) == (
-        "There is no clear cheapest backend: b would cost $10.00, and a $4.00 to $60.00."
+        "No backend is clearly the cheapest: b would cost $10.00 and a would cost $4.00 to $60.00."
     )
     assert verdict([open_minimum, quote("b", line("61"))]).startswith(
-        "a is the cheapest to train on, $4.00 to $60.00 against $61.00 on b"
+        "a is the cheapest to train on ($4.00 to $60.00, compared with $61.00 on b"
     )
 
 
@@ -129,7 +130,7 @@ def test_what_is_not_counted_is_said_and_leaves_the_end_open() -> None:
     found = quote("a", line("1"), open_end="3 images without a published rule")
     row = quote_markdown([found], TODAY).splitlines()[2]
     assert "$1.00 and more" in row and "not counted: 3 images" in row
-    assert "There is no clear cheapest" in verdict([found, quote("b", line("2"))])
+    assert "No backend is clearly the cheapest" in verdict([found, quote("b", line("2"))])
 
 
 def test_a_source_without_a_date_has_no_age() -> None:

@@ -176,7 +176,7 @@ class Decision:
     junit: JunitOpt = None
     output: ReportOpt = None
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False
-    show: Annotated[int, typer.Option(min=0, help="Number of broken and fixed rows to print.")] = 3
+    show: Annotated[int, typer.Option(min=0, help="Number of regressed and fixed rows to print.")] = 3
 
 
 @command
@@ -350,8 +350,8 @@ def compare(
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[ReportFile]]:
-    """Compare runs side by side and recommend one, with reasons and a confidence level. If runs can't be
-    compared, explains why."""
+    """Compare runs side by side and recommend one, with the reasons and how certain they are. If the runs
+    can't be compared, the report says why."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:

@@ -170,8 +170,9 @@ def spending(
     channels: NotifyOptions,
     end: OrphanOptions,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
-    """Show spent, committed and remaining money. Also query every configured account, and list resources that
-    are or may be billed, no matter who started them, and accounts that could not be reached."""
+    """Show what is spent, committed and left, and what is still being billed. Also queries every configured
+    account, and lists resources that are or may be billed, no matter who started them, and accounts that
+    could not be reached."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:

@@ -360,7 +360,7 @@ def report_defect(error: Exception, *, as_json: bool, verbose: bool) -> None:
     if as_json and not verbose:
         ErrorLine(error="Defect", message=message, fix=f"please report {_saved(trace)}", exit_code=1).write()
         return
-    err.print("defect:", style="bold red", end=" ")
+    err.print("bug:", style="bold red", end=" ")
     err.print(message, soft_wrap=True)
     if verbose:
         sys.stderr.write(trace)

@@ -145,7 +145,7 @@ def deploy(
         accepted = terms.accept_unknown_price
         require_hourly_price(host, offer.usd_per_hour, accepted=accepted)
         what = offer.model if host == handle.record.provider else f"the adapter of {handle.id}"
-        err.print(f"{host} bills {price(offer)} for a deployment of {what}.")
+        err.print(f"Deploying {what} on {host} costs {price(offer)}.")
         err.print(ending(offer))
         agreed = partial(confirm, "Deploy?", yes=yes)
         require_consent(offer.most_usd or None, agreed, otherwise="not deployed", fix="add --yes")

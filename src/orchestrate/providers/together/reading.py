@@ -104,7 +104,7 @@ def _estimate(raw: Mapping[str, Any], updated: datetime | None) -> datetime | No
 def _error(raw: Mapping[str, Any], status: str) -> JobError:
     events = [e for e in rows(raw.get("events")) if str(e.get("type", "")).lower() in _ERROR_EVENTS]
     fallback = {
-        "user_error": "Together rejected the data or the W&B settings. See the events",
+        "user_error": "Together rejected the data or the W&B settings. For details: orchestrate events RUN",
         "error": "Together had a platform failure. It refunds this job and restarts it under a new id",
     }
     return JobError(

@@ -151,7 +151,7 @@ def limits(max_cost_usd: Decimal | None, max_hours: Decimal | None) -> str:
 def price(offer: DeploymentOffer) -> str:
     """Format an offer's hourly price, such as `$5.49 per hour, idle or not`."""
     if offer.usd_per_hour is None:
-        return "an unknown price"
+        return "an unknown amount per hour"
     return f"{rate(offer.usd_per_hour)} per hour, idle or not"
 
 

@@ -194,7 +194,7 @@ class Submitter(Settler):
             self.budget_usd,
             lease=lease,
             limits=asked.limits if asked else (),
-            figure="its possible cost",
+            figure="the run's possible cost",
         )
 
     def _agreed(self, run: Run, spec: JobSpec, asked: Submission | None) -> Translation:
@@ -297,7 +297,7 @@ class Submitter(Settler):
         require_within(name, usd, limit, figure=figure)
         if limit is None and exceeds(usd, high) and not self.agree(live):
             fix = "if you accept the estimate, submit again with that amount as --max-cost"
-            require_within(name, usd, high, what="the quote's high end,", figure=figure, fix=fix)
+            require_within(name, usd, high, what="the quote's high end", figure=figure, fix=fix)
         self.store.runs.commit(run.id, usd, transitions.estimated(usd), self.budget_usd, lease=lease)
 
     def _send(self, run: Run, sent: _Sent, remote: RemoteDataset, lease: Lease, *, again: bool) -> Run:

@@ -155,7 +155,7 @@ class Searching:
             trial, cap = replace(trial, high_usd=quote.held_usd), self._cap(trial, prepared, quote)
             self.ft.store.searches.propose(self.search.id, trial)
             key = self._key(trial)
-            whole = self.ft.store.searches.limit(self.search, trial, then="no more trials were started")
+            whole = self.ft.store.searches.limit(self.search, trial, then="No more trials were started")
             limits = () if whole is None else (whole,)
             asked = submission.of(
                 self.ft, prepared, name, key=key, limit_usd=cap, limits=limits, patient=True
@@ -213,7 +213,7 @@ class Searching:
 
     def _affordable(self, trial: Trial, quote: Quote) -> bool:
         """Return whether the trial fits into the limit. An unknown price exceeds every limit."""
-        what, then = "what remains of the sweep's limit,", "no more trials were started"
+        what, then = "the sweep's remaining limit", "No more trials were started"
         try:
             require_within(
                 quote.provider,

@@ -326,7 +326,7 @@ class GatewayJobs:
         if key.budget_usd is None:
             return None
         description = {
-            "what": f"the remaining budget of the key {key.name},",
+            "what": f"the remaining budget of the key {key.name}",
             "figure": "the maximum cost of this deployment",
             "fix": "use a key with a higher budget",
         }

@@ -433,7 +433,7 @@ def test_spending_counts_bills_and_commitments(run: Run, spent: str, committed: 
 
 def test_budgets_are_kept_from_the_high_end() -> None:
     check_budget(a_quote(), max_cost_usd=Decimal("1.2"))
-    with pytest.raises(OverBudget, match=r"\$1\.20, is above --max-cost \$1\.19"):
+    with pytest.raises(OverBudget, match=r"\$1\.20\) exceeds --max-cost \(\$1\.19"):
         check_budget(a_quote(), max_cost_usd=Decimal("1.19"))
     check_budget(a_quote(), budget_usd=Decimal("10.2"), used_usd=Decimal(9))
     with pytest.raises(OverBudget, match="the remaining budget"):
