@@ -171,7 +171,8 @@ class Profile:
     """First day on which the host accepts no new jobs from anyone."""
     closing_source: str = ""
     gates: tuple[Gate, ...] = ()
-    """Earlier dates on which some accounts are rejected, earliest first."""
+    """Dates before `no_new_jobs_after` from which the host rejects new jobs of some accounts, earliest
+    first."""
 
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
@@ -241,8 +242,8 @@ class Profile:
 
 
 def file_refused(job: Job) -> bool:
-    """Return true if a job failed because the host rejected a file, so nothing was trained. The `param` of
-    the job's error then names the file (OpenAI's API reference)."""
+    """Return True if a job failed because the host rejected one of its files. Nothing was trained in that
+    case. According to OpenAI's API reference, the `param` of the job's error names the file."""
     files = ("training_file", "validation_file")
     return not job.trained_tokens and job.error is not None and job.error.param in files
 
@@ -263,8 +264,9 @@ def built_in() -> Mapping[str, Profile]:
 
 @cache
 def session_hosts() -> tuple[str, ...]:
-    """List the hosts that have no job API, where a training loop on this machine drives training sessions
-    instead. You can select these hosts by name, but lists of backends don't include them. Imports nothing."""
+    """List the hosts that have training sessions but no job API. A training loop on this machine drives the
+    sessions. You can select these hosts by name, but lists of backends don't include them. Imports
+    nothing."""
     entries = [entry for entry in files(GROUP).iterdir() if entry.name not in built_in_folders()]
     return tuple(sorted(entry.name for entry in entries if entry.joinpath("sessions.py").is_file()))
 

@@ -71,8 +71,8 @@ class Plan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PlannedMove(Record, frozen=True, kw_only=True):
-    """A plan entry before it is written to the file: the proposal for one run, or the reason why there is no
-    proposal."""
+    """Proposal for one run, or the reason why there is none. Written to the plan file as a
+    `MovePlanEntry`."""
 
     run_id: str
     told: str
@@ -444,8 +444,9 @@ def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
 
 
 def cost_usd(run: Run) -> Decimal:
-    """Return the maximum cost of a run, whether or not it has ended. For a sandbox run, return what the same
-    run would cost on the real host."""
+    """Return the maximum cost of a run in US dollars: its bill if it has ended and has one, otherwise the
+    high end of its quote. A rejected run costs 0. For a sandbox run, this is what the same run would cost on
+    the real host."""
     if run.phase is SubmitPhase.REFUSED:
         return Decimal(0)
     if run.bill is not None and run.status.terminal:

@@ -89,8 +89,9 @@ def inventory(
     today: date,
     used: Mapping[str, datetime],
 ) -> Inventory:
-    """List the runs with the shutdown date of each model. `lost` maps run ids to the reason why their
-    training rows are unavailable. `used` maps run ids to the time when this store last used their model."""
+    """Build the inventory of these runs, with the shutdown date of each model. `lost` maps run ids to the
+    reason why their training rows are unavailable. `used` maps run ids to the time when this store last used
+    their model."""
     rows = sorted(
         (_held(run, profile, lost.get(run.id), today, used.get(run.id)) for run in runs),
         key=lambda held: (held.silent_on or date.max, held.made_at),
@@ -169,8 +170,8 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
 
 
 def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
-    """List the other hosts that still tune the same closed base model, each with the date from which it
-    accepts no new jobs."""
+    """List the other hosts that tune the same closed base model until an announced date, as `[(host, date)]`.
+    From that date on, the host accepts no new jobs. Returns an empty list for an open model."""
     if model.open:
         return []
     offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]

@@ -352,8 +352,8 @@ class MigrationTarget(Record, frozen=True, kw_only=True):
         return tuple(change for change in self.changes if change.becomes == "left out")
 
     def rank(self, months: int) -> tuple[bool, Decimal, str]:
-        """Return a sort key: the maximum training cost plus the cost of serving for `months` months. Backends
-        without a serving price sort last."""
+        """Return a key that sorts backends by cost: the maximum training cost plus `months` months of
+        serving. Backends without a serving price sort last, and ties are broken by name."""
         training = self.quote.held_usd if self.quote is not None else Decimal(0)
         return (self.monthly_usd is None, training + months * (self.monthly_usd or Decimal(0)), self.provider)
 
@@ -416,7 +416,7 @@ class MovedModel(Record, frozen=True, kw_only=True):
     """The evaluation's verdict on the new model: `ship`, `do not ship` or `not enough evidence`."""
     reasons: tuple[str, ...] = ()
     same_answers: int = 0
-    """Number of prompts that both models answered with exactly the same text."""
+    """Number of prompts to which both models gave the same text and the same tool calls."""
     prompts: int = 0
 
 

@@ -68,7 +68,7 @@ class RecordPlan(Record, frozen=True, kw_only=True):
     clusters: int
     left_out: dict[str, int]
     unread: tuple[str, ...]
-    """Columns that no prompt uses, although their text differs in most rows."""
+    """Columns that are not part of any prompt, although most rows have different text in them."""
     asked: ContenderPlan
     silent_on: date | None = None
 
@@ -290,8 +290,8 @@ def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
 
 
 def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
-    """Return what the host's terms and the model's license are known to say about training on the model's
-    answers."""
+    """Return the known rules for training on the model's answers, from the host's terms and the model's
+    license."""
     found: list[str] = []
     who = recording.contender
     if who.run_id is not None and ft.store.runs.exists(who.run_id):

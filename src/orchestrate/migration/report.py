@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 def parts(evaluation: Evaluation, old: str, new: str, margin: float) -> list[ParitySlice]:
     """Compare the old and new models on all rows, then on each slice, using the first metric. `margin` is the
-    largest acceptable drop. On all rows, the result is the evaluation's own verdict. All intervals hold
-    simultaneously for all new models."""
+    largest acceptable drop. Parity on all rows is taken from the evaluation's verdict if there is one.
+    Intervals are widened for the number of new models, so that all of them hold simultaneously."""
     metric = evaluation.metrics[0]
     several = len(evaluation.verdicts)
     decision = next((v.decision for v in evaluation.verdicts if v.contender == new), None)
@@ -82,7 +82,8 @@ def parity(metric: MetricUsed, difference: Score, margin: float) -> Word:
 
 
 def same_answers(answered: Sequence[ScoredItem], old: str, new: str) -> int:
-    """Count the items for which both models gave identical texts and tool calls."""
+    """Count the items for which both models gave the same text, ignoring surrounding whitespace, and the same
+    tool calls."""
     return sum(_said(one, old) == _said(one, new) for one in answered)
 
 

@@ -52,14 +52,15 @@ from orchestrate.types import Message, Record, Reply
 Price = Callable[[int, int], Decimal]
 """Function from (prompt tokens, completion tokens) to US dollars."""
 HOPELESS = 3
-"""Number of consecutive unanswered questions after which the cause is assumed to be the host, not the
-questions."""
+"""Number of consecutive unanswered questions after which no more are sent. By then, the cause is probably the
+host rather than the questions."""
 TOOLS_TOKENS = 512
-"""Allowance for tokens that a host adds to describe tools to its model."""
+"""Tokens added to the estimate for a prompt with tools. Covers the text with which a host describes the tools
+to its model."""
 
 
 class AskingStopped(OrchestrateError):
-    """Raised because other requests failed."""
+    """Raised if not all questions for a respondent were sent, because other requests failed."""
 
 
 class Question(Record, frozen=True, kw_only=True):
@@ -75,7 +76,8 @@ class Question(Record, frozen=True, kw_only=True):
 
     @property
     def most_tokens(self) -> int:
-        """Return an upper bound on the number of tokens in a prompt: one per byte, plus a few per message."""
+        """Upper bound on the number of prompt tokens: one per byte, plus a few per message and an allowance
+        for tools."""
         calls = [m.tool_calls for m in self.messages if m.tool_calls]
         extra = len(msgspec.json.encode(calls)) + len(msgspec.json.encode(self.tools))
         texts = (part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or ""))
@@ -115,7 +117,7 @@ class Respondent:
 
     @property
     def unpriced(self) -> bool:
-        """Return whether answers may be billed at an unknown price."""
+        """True if answers may be billed and their price is unknown."""
         return self.price is None and not self.own
 
     def worst_usd(self, questions: Sequence[Question]) -> Decimal:
@@ -124,8 +126,9 @@ class Respondent:
         return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
 
     def priced(self, question: Question, answer: Answer) -> Answer:
-        """Add the price of an answer: the price of the tokens that the host reports, or the maximum price if
-        it reports none."""
+        """Return the answer with its price and time filled in. The price is computed from the token counts
+        that the host reports, or is the maximum price if they are missing. A price that the answer already
+        has is kept."""
         usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
         if self.price is not None and usd is None:
             known = into is not None and out is not None and into >= 0 and out >= 0
@@ -170,8 +173,8 @@ class Requests:
     """Sends questions to one respondent, several at a time.
 
     Each request is checked against the limit and recorded before it is sent. It counts at its maximum price
-    until its answer reports a price, or until it is known that the host did not process it. If a question is
-    sent again, both requests count."""
+    until its actual price is known. It counts as 0 if the host did not process it. If a question is sent
+    again, both requests count."""
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ class Requests:
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
-        """Ids of holds in the ledger, keyed by the digest of a question in progress."""
+        """Reservations in the ledger for questions in progress, as `{question digest: reservation id}`."""
         self._account = None if respondent.sandbox else purse.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
@@ -335,9 +338,10 @@ class Asking:
     purse: RequestBudget = field(default_factory=RequestBudget)
     progress: Progress | None = None
     fresh: bool = False
-    """True to ignore stored answers and request each answer again once."""
+    """True to ignore stored answers. Each question is then sent again, but only once per command."""
     skip_failed: bool = False
-    """True to treat a question as refused if its host never answers it but does answer other questions."""
+    """True to skip a question that the host doesn't answer while it answers others. The question then counts
+    as refused."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set to stop sending requests. Requests in progress are still received."""
     telling: threading.Lock = field(default_factory=threading.Lock)
@@ -353,7 +357,8 @@ class Asking:
         return {digest: known[digest] for digest in wanted if digest in known and digest not in again}
 
     def lost_before(self, respondent: Respondent, question: Question) -> Decimal:
-        """Return the most that may have been billed for earlier, unanswered requests with this question."""
+        """Return the maximum cost, in US dollars, of earlier requests with this question that got no
+        answer."""
         path = self._path(respondent)
         if not path.exists():
             return Decimal(0)
@@ -410,7 +415,7 @@ class Asking:
         return [answers[q.digest] for q in questions]
 
     def lost(self, respondent: Respondent, questions: Sequence[Question]) -> Unaccounted:
-        """Return the requests for these questions that got no answer, and their possible cost."""
+        """Return the number of requests for these questions that got no answer, and their maximum cost."""
         return self.purse.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:

@@ -37,8 +37,8 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds from the question to the last token. `None` if several questions were answered together."""
     first_token_seconds: float | None = None
     expected_nats: float | None = None
-    """Log-probability of the expected answer under this model, summed over `expected_tokens` tokens, if
-    available."""
+    """Log-probability (in nats) of the expected answer under this model, summed over `expected_tokens`
+    tokens. `None` if not available."""
     expected_tokens: int | None = None
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each token of the answer, if requested and returned."""
@@ -49,7 +49,7 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
     precision: str | None = None
     """Precision of the answering model's weights, if known: bf16, fp32 or NF4."""
     notes: tuple[str, ...] = ()
-    """Unexpected events during the question or its answer."""
+    """Notes about anything unexpected while the question was sent or answered."""
 
 
 class Sent(msgspec.Struct, tag="sent"):
@@ -58,7 +58,7 @@ class Sent(msgspec.Struct, tag="sent"):
     questions: list[str]
     worst_usd: Decimal
     hold: str = ""
-    """Id of the request's hold in the ledger, if it is also reserved there."""
+    """Id of the request's reservation in the ledger. Empty if its cost is not reserved there."""
 
 
 class Got(msgspec.Struct, tag="got"):
@@ -67,7 +67,7 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """A record that the host did not process the last request with these questions, so the request costs
+    """Record that the host did not process the last request with these questions. That request costs
     nothing."""
 
     questions: list[str]
@@ -75,14 +75,15 @@ class Unanswered(msgspec.Struct, tag="unanswered"):
 
 
 class LostRequest(msgspec.Struct, tag="lost"):
-    """A record that a request got no answer, so the host may have billed it."""
+    """Record that the last request with these questions got no answer. The host may have billed it."""
 
     questions: list[str]
     error: str = ""
 
 
 class Renewed(msgspec.Struct, tag="renewed"):
-    """A record that answers are requested again, so earlier ones no longer count."""
+    """Record that these questions are about to be sent again. Their earlier answers and costs no longer
+    count."""
 
     questions: list[str]
 
@@ -144,8 +145,8 @@ class AnswerLog:
         """Read the journal. `more` are types of additional entries, which are only listed in `entries`. `Any`
         accepts all types. Raises `DataError` for a file that is not such a journal."""
         self.found = path.exists()
-        """True if the file already existed when the log was opened. If so, entries missing from it were never
-        written."""
+        """True if the file already existed when the log was opened. Only then does a missing entry mean that
+        it was never written."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
@@ -186,16 +187,16 @@ class AnswerLog:
 
     @property
     def sends(self) -> dict[str, Send]:
-        """Return all requests that are both reserved in the ledger and recorded in this journal, keyed by the
-        id of their hold."""
+        """Requests in this journal that are also reserved in the ledger, as `{reservation id: request}`."""
         return {
             hold: Send(sum(each.values(), Decimal(0)), self._at.get(hold))
             for hold, each in self._holds.items()
         }
 
     def came_to(self, hold: str) -> Decimal | None:
-        """Return the cost so far of the request that a hold was placed for. Questions without an answer count
-        at their maximum. Returns `None` if the request is not recorded."""
+        """Return the cost so far, in US dollars, of the request with this reservation in the ledger.
+        Questions without an answer count at their maximum cost. Returns `None` if the journal has no such
+        request."""
         found = self._holds.get(hold)
         return None if found is None else sum(found.values(), Decimal(0))
 
@@ -284,7 +285,7 @@ class RequestBudget:
     account: RequestLedger | None = None
     """Ledger of the account. Each request is also reserved in the account's budget."""
     recalled: bool = False
-    """True if the questions of earlier commands have been counted."""
+    """True if the costs of earlier runs of this command have been counted."""
     spent_usd: Decimal = Decimal(0)
     """Cost of the answers, plus the maximum cost of unanswered requests that may have been billed."""
     held_usd: Decimal = Decimal(0)
@@ -311,7 +312,7 @@ class RequestBudget:
             self.requests -= 1
 
     def settle(self, held_usd: Decimal, key: str, costs: Mapping[str, Cost]) -> None:
-        """Release the reservation, and count the cost of the questions so far."""
+        """Release a request's reservation, and update the costs of its questions."""
         with self._lock:
             self.held_usd -= held_usd
             for question, cost in costs.items():

@@ -40,9 +40,9 @@ def require_within(
     unknown_fix: str | None = None,
     **words: str,
 ) -> None:
-    """Raise `OverBudget` if `usd` exceeds what remains of a limit after `taken_usd`. `words` describe the
-    amounts in the error. Raises `UnknownPrice` if `usd` is `None` or `unknown` says why the price is unknown.
-    Without a limit, any amount is allowed."""
+    """Raise `OverBudget` if `usd` exceeds what remains of a limit after `taken_usd`. `words` are passed to
+    `OverBudget` to word its message. Raises `UnknownPrice` if `usd` is `None` or `unknown` says why the price
+    is unknown. Without a limit, any amount is allowed."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:
@@ -73,10 +73,10 @@ def reworded(error: OverBudget, **words: str) -> OverBudget:
 
 
 def exceeds(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
-    """Return whether the amount is known and above the limit."""
+    """Return True if the amount is above the limit. Returns False if either is `None`."""
     return usd is not None and limit_usd is not None and usd > limit_usd
 
 
 def reached(usd: Decimal | None, limit_usd: Decimal | None) -> bool:
-    """Return whether the amount is known and has reached the limit."""
+    """Return True if the amount has reached the limit. Returns False if either is `None`."""
     return usd is not None and limit_usd is not None and usd >= limit_usd

@@ -129,10 +129,11 @@ class Starts(Record, frozen=True, kw_only=True):
 
     count: int = 0
     attempts: int = 0
-    """Number of attempts before the last start. Their reports don't count for the next attempt."""
+    """Number of attempts before the last start. Reports of these attempts are ignored, because they don't
+    show that the new worker is running."""
     known: tuple[str, ...] = ()
     """Ids of the workers that the place listed before the last start. All of them have ended. If the place
-    lists no other id, it does not list the new worker yet."""
+    lists no other ids, the new worker is not listed yet."""
 
 
 class AwayPlace(Place):
@@ -143,7 +144,7 @@ class AwayPlace(Place):
     """
 
     by_hand: ClassVar[frozenset[str]] = frozenset()
-    """Statuses that this place reports if a user stopped the worker, as opposed to a crash."""
+    """Statuses that this place reports for workers that were stopped by a user rather than by a crash."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -163,8 +164,8 @@ class AwayPlace(Place):
 
     @property
     def depot_on_disk(self) -> bool:
-        """True if the storage folder is on this machine's disk, as far as the URL shows. Also true if none is
-        set, because then nothing is stored."""
+        """True if the storage folder's URL is a path on this machine. Also true if no storage folder is set,
+        because nothing is stored then."""
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
     @property
@@ -246,8 +247,8 @@ class AwayPlace(Place):
         return f"{type(self).__name__}, {self.account()}"
 
     def stored(self) -> list[str]:
-        """List the refs of this place's runs in the storage folder, even if the place no longer lists them.
-        Raises `HostUnavailable` if the storage can't be read."""
+        """List the refs of this place's runs in the storage folder, including runs that the place no longer
+        lists. Raises `HostUnavailable` if the storage can't be read."""
         mark, found = self.mark, list[str]()
         for ref in self.depot.names("runs"):
             with suppress(HostUnavailable):  # its order is of another version
@@ -360,8 +361,8 @@ class AwayPlace(Place):
         return msgspec.structs.replace(resources, limits=limits)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage as measured by the workers' own clocks. Used if the place does not measure usage
-        or no longer lists the run."""
+        """Return the run's usage, measured by its workers' own clocks. This is the default for places that
+        don't measure usage, and the fallback for runs that a place no longer lists."""
         seconds = self.worked_s(ref)
         # A worker that never reported may still have been billed, so its cost is unknown rather than 0.
         return Usage.at(self.price_of(ref) if seconds else None, seconds, "time measured by the worker")
@@ -451,10 +452,10 @@ class AwayPlace(Place):
         return None
 
     def tell(self, run: RunDir) -> None:
-        """Send the request to pause or cancel to the worker.
+        """Forward this run's pause or cancel request to its worker.
 
-        A worker that still reports gets time to save a checkpoint and pause. Any other worker is stopped,
-        because it has nothing to save or does not respond.
+        On a pause request, a worker that still reports gets time to save a checkpoint. A worker that has not
+        reported recently, or has not paused in time, is stopped.
         """
         action = run.asked()
         self.depot.run(run.ref).write("control", (action or "").encode())

@@ -49,9 +49,9 @@ class WorkerLimits(Record, frozen=True, kw_only=True):
         return min(found, default=None)
 
     def working_s(self, earlier_s: float = 0.0) -> float | None:
-        """Return after how many seconds of work, over all attempts, a worker stops itself, early enough to
-        save its state within the limit. `None` means no limit. `earlier_s` is the time used by earlier
-        attempts."""
+        """Return the working time in seconds, over all attempts, after which a worker stops itself. This is
+        below the limit, to leave time for saving the state. `None` means no limit. `earlier_s` is the time
+        used by earlier attempts."""
         if self.seconds is None:
             return None
         return self.seconds - ending_s(max(0.0, self.seconds - earlier_s))
@@ -205,8 +205,8 @@ class Place(ABC):
         """Upload the state of a run without a worker, after this machine changed it."""
 
     def starts(self, run: RunDir) -> int:
-        """Return how many times a worker was started. Only needed if a worker of this place may end before it
-        records its attempt. Other places return 0."""
+        """Return how many times a worker was started, or 0 if the place doesn't count starts. A place only
+        has to count them if its workers may end before they record their attempts."""
         del run
         return 0
 
@@ -231,7 +231,8 @@ class Place(ABC):
 
 
 def newest_first(found: Iterable[Placed]) -> list[Placed]:
-    """Sort workers, newest first. At equal creation times, the longer or later id comes first."""
+    """Sort workers, newest first. Workers created at the same time are sorted by id in descending order,
+    longer ids first."""
 
     def age(one: Placed) -> tuple[float, int, str]:
         return one.created_at.timestamp() if one.created_at else 0.0, len(one.id), one.id

@@ -19,8 +19,8 @@ from orchestrate.types import Record
 
 
 def boot_time() -> float:
-    """Return a clock in seconds that also advances while the machine sleeps, because a sleeping machine is
-    billed too."""
+    """Return the time in seconds on a clock that keeps running while the machine sleeps. A sleeping machine
+    is still billed."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
@@ -78,15 +78,15 @@ class Attempt(Record, frozen=True, kw_only=True):
     used_s: float = 0.0
     """Seconds used until the latest report."""
     under: str | None = None
-    """Token of the parent attempt, or `None`. An attempt has a parent if one job may start the run several
-    times. The parent's time then includes the time of this attempt."""
+    """Token of the parent attempt, or `None`. An attempt has a parent if its job may start several attempts.
+    The time of this attempt then counts as part of the parent's."""
 
 
 class Claim:
     """The claim of one attempt on its run. The newest attempt owns the run.
 
-    A worker that finds a newer attempt stops itself. If a second worker is started by mistake, it costs a few
-    minutes, but the run is never trained twice.
+    A worker stops itself when it finds a newer attempt. A second worker that is started by mistake therefore
+    costs a few minutes, but never trains the run a second time.
     """
 
     def __init__(self, stored: StoredRun, under: str | None = None) -> None:
@@ -99,8 +99,7 @@ class Claim:
         self.number = len(earlier) + 1
         alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
         self.first = alike[0] if alike else self.number
-        """Number of the first attempt that this attempt's parent started. Without a parent, this attempt's
-        own number."""
+        """Number of the first attempt with the same parent. If this attempt has no parent, its own number."""
         self.earlier_s = sum(one.used_s for one in earlier)
         self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)
@@ -110,8 +109,8 @@ class Claim:
         return self._mine.token
 
     def used(self, seconds: float) -> None:
-        """Record the seconds used. The time of an attempt with a parent counts as the parent's, so it is not
-        counted twice."""
+        """Record the seconds that this attempt has used. Records 0 for an attempt with a parent, because its
+        time is already included in the parent's."""
         self._mine = msgspec.structs.replace(self._mine, used_s=0.0 if self._mine.under else seconds)
         self.stored.write(f"attempts/{_name(self.number)}", self._mine.to_json())
 
@@ -166,7 +165,7 @@ def _within(attempts: list[Attempt], token: str) -> bool:
 
 
 def used_s(stored: StoredRun) -> float:
-    """Return the total seconds that all attempts have reported."""
+    """Return the total time used by all attempts, in seconds, as reported so far."""
     return sum(one.used_s for one in _attempts(stored))
 
 

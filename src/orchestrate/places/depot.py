@@ -207,8 +207,8 @@ class StoredRun:
     # -- growing files -------------------------------------------------------------------------------------
 
     def parts(self, name: str, after: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
-        """List the parts after the given one, as (edition, number), in the newest edition whose first part
-        exists.
+        """List the file's parts after `after`, as `[(edition, number)]`. Only includes the newest edition
+        whose first part exists, up to its first missing part.
 
         A new edition starts when lines were removed from the file. Its first part contains all remaining
         lines.
@@ -413,9 +413,9 @@ def restore(run: RunDir, stored: StoredRun) -> None:
 
 
 def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
-    """Download everything that was reported since the last call, except the weights of checkpoints, which
-    `bring` downloads. Returns True if an attempt after the first `earlier` attempts has reported. Runs on the
-    reader's machine."""
+    """Download everything that was reported since the last call. Checkpoint weights are left to `bring`.
+    Returns True if the latest report comes from an attempt numbered above `earlier`. Runs on the reader's
+    machine."""
     with locked(run.path / ".look", wait_s=None):
         pulse = stored.read("pulse.json")
         status = stored.read("status.json")  # before what it tells of, so that it is never ahead
@@ -436,9 +436,9 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
 
 
 def silent_s(run: RunDir, earlier: int = 0) -> float | None:
-    """Return the seconds since the current worker last reported, as of the last `look`. Returns `None` if it
-    never reported or has sent its last report. Reports of the first `earlier` attempts don't count. Runs on
-    the reader's machine."""
+    """Return the seconds since the current worker last reported, using only what the last `look` downloaded.
+    Returns `None` if the worker has not reported yet or has sent its last report. Reports from attempts up to
+    number `earlier` are ignored. Runs on the reader's machine."""
     mark = run.path / ".pulse"
     try:
         pulse, at = Pulse.from_json(mark.read_bytes()), mark.stat().st_mtime
@@ -458,7 +458,7 @@ def state_of(stored: StoredRun) -> JobState:
 
 
 def say(stored: StoredRun, state: JobState, status: str, error: JobError | None) -> None:
-    """Write the run's state to the storage on behalf of a worker that can no longer report it."""
+    """Store the run's new status and error on behalf of a worker that can no longer report them."""
     at = now()
     ended = None if status == "paused" else at
     state = msgspec.structs.replace(

@@ -109,8 +109,8 @@ def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -
 
 
 def allowed(stored: StoredRun, resources: Resources) -> Resources:
-    """Return the resources with the time and cost limits from the run's manifest. Without a manifest, returns
-    them unchanged."""
+    """Return a copy of `resources` with the time and cost limits from the run's manifest. Returns `resources`
+    unchanged if there is no manifest."""
     if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
         return resources
     had = decoding.convert(given, Resources).limits

@@ -633,7 +633,7 @@ def jobs(
     note: str | None = None,
 ) -> Iterator[Standing]:
     """Yield the jobs that have not ended. `bills` overrides whether the jobs count as billed. By default,
-    paused jobs don't, jobs in an unknown state may (`None`), and all others do."""
+    this is False for paused jobs, `None` for jobs in an unknown state, and True for all others."""
     for job in provider.list():
         if job.status.terminal:
             continue
@@ -658,7 +658,8 @@ def of_jobs(
     bills: bool | None = None,
     note: str | None = None,
 ) -> Billing:
-    """Report what is billed on a backend that only lists jobs. `unseen` names what it does not list."""
+    """Report what is billed on a backend that can only list jobs. `unseen` names what the backend can't
+    list."""
     return Billing(items=tuple(jobs(provider, kind=kind, bills=bills, note=note)), unseen=unseen)
 
 

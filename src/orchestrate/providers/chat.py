@@ -28,8 +28,8 @@ from orchestrate.types import Message, Reply
 UNSUPPORTED_CODES = frozenset({"unsupported_value", "unsupported_parameter"})
 """OpenAI's error codes for a request field (named in `param`) that the model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-"""Maps both names of the parameter for the maximum answer length to each other. Older servers use
-`max_tokens`, reasoning models `max_completion_tokens`."""
+"""Maps each of the two names of the output token limit to the other one. Older servers use `max_tokens`, and
+reasoning models use `max_completion_tokens`."""
 FREE = "temperature"
 """Option that is omitted if the model rejects it. The model then uses its default value."""
 
@@ -206,9 +206,10 @@ class Chat:
         return self.wire.retry
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """Send a conversation like `ask`, but without retries that might be billed twice. Callers that count
-        each request use this method. If the model rejects an option, the request is repeated in a form that
-        the model accepts. Raises `ProviderError` for any other failure."""
+        """Send a conversation once and return the reply. Unlike `ask`, this never retries a request that may
+        already have been billed. Use this if every request must be counted. If the model rejects an option,
+        the request is repeated in a form that the model accepts. Raises `ProviderError` for any other
+        failure."""
         return self._reply(messages, tools, self.wire.once)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:

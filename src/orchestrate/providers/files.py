@@ -149,7 +149,8 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
 
 
 def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
-    """Return `adapter` if the files include an adapter configuration, else `full` or `merged`."""
+    """Return `adapter` if the files include an adapter configuration. Otherwise, return `full` if the
+    argument `full` is set, and `merged` if not."""
     if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
         return "adapter"
     return "full" if full else "merged"
@@ -367,8 +368,9 @@ def fetch_by_id(
 
 
 def limit_bytes(config: HostConfig, params_b: float | None) -> int:
-    """Return the maximum size of a download in bytes: the user's limit, or the size of a base model with
-    `params_b` billion parameters in 32 bits. Hosts send weights of at most half this size."""
+    """Return the maximum size of a download in bytes: the user's limit if set, otherwise the size of a model
+    with `params_b` billion parameters in 32 bits, or `MOST_BYTES` if `params_b` is `None`. Hosts send weights
+    of at most half the 32-bit size."""
     if config.max_download_bytes is not None:
         return config.max_download_bytes
     return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
@@ -385,7 +387,8 @@ def work_folder(config: HostConfig) -> Path:
 
 
 def safe_url(provider: str, url: object) -> str:
-    """Return the URL if it is safe for training data and weights. Raises `UnexpectedAnswer` otherwise."""
+    """Return the URL if it uses https or points to this machine. Raises `UnexpectedAnswer` otherwise, because
+    training data and weights must not be sent unencrypted."""
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return str(url)

@@ -67,10 +67,10 @@ TRAIN = {
 }
 """Settings of Ray Train.
 
-If a worker is lost, the other workers wait for it, so Ray must not wait for them. For up to 20 s after a node
-is lost, Ray Train may treat it as available and would then wait a minute for free resources on it. Ray
-announces preemption only to workers that check for it, which Orchestrate's workers don't need to do because
-they can stop after any step.
+If a worker is lost, the other workers keep waiting for it, so Ray must not wait for them to finish. For up to
+20 s after a node is lost, Ray Train may treat it as available and would then wait a minute for free resources
+on it. Ray announces preemption only to workers that check for it, which Orchestrate's workers don't need to
+do because they can stop after any step.
 """
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 """Packages that Ray Train imports in addition to Ray's own dependencies. The cluster provides Ray itself."""
@@ -192,9 +192,9 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage. Ended jobs are timed by the cluster's clock, because this machine's clock may
-        differ. For jobs that are running, or that a new head node doesn't know, the time is what their
-        workers reported."""
+        """Return the run's usage, based on the larger of two times: the time of its ended jobs by the
+        cluster's clock, and the time that its workers reported. Only the workers' time includes jobs that are
+        running or that a new head node doesn't know."""
         seen = sum(
             (one.finished_at - one.started_at).total_seconds()
             for one in self.find(ref)

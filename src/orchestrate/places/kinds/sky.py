@@ -92,7 +92,7 @@ def _least(offers: list[dict[str, Any]], field: str, now: datetime) -> Hourly | 
 
 
 def known() -> tuple[Machine, ...]:
-    """Return commonly rented machines without prices, for use until a catalog has been read."""
+    """List commonly rented machines, without prices. The list is used until a catalog has been read."""
     sizes = {"L4": 24, "L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}
     return tuple(
         Machine(name=f"{gpu}:1", gpu=gpu, count=1, memory_bytes=int(gigabytes * 1e9))
@@ -321,8 +321,9 @@ class Sky(AwayPlace):
                 self._bridge.ask("cancel", ids=ids)
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the hourly price that the cloud reports to this machine, or else the catalog's price for the
-        job's region."""
+        """Return the hourly price of the machine that the run uses: the price that the cloud reports or, if
+        it reports none, the catalog's price for the job's region. Returns `None` if no job is running, no
+        price is known, or the machines are the user's own."""
         running = [
             one
             for one in self._jobs(ref)

@@ -130,8 +130,9 @@ def entries_of(answer: object, field: str) -> list[dict[str, Any]]:
 
 
 def made_since(pages: Iterable[Sequence[Job]], since: datetime | None) -> Iterator[Job]:
-    """Yield the jobs that are not older than `since`. If the host lists the newest jobs first, stops after
-    the first page whose last job is older than `since`. Otherwise, reads the entire list."""
+    """Yield the jobs created at or after `since`, and jobs without a creation time. If the host lists the
+    newest jobs first, stops after the first page whose last job is older than `since`. Otherwise, reads the
+    entire list."""
     newest: datetime | None = None
     last: datetime | None = None
     falling = True
@@ -414,8 +415,8 @@ class Wire:
         return self.retry.calling(lambda: self.once(call, expect=expect), sleep=self._sleep)
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """Run a call like `read`, but without retries. Use it for requests that are not idempotent but cost
-        little if they are sent twice, such as an upload part."""
+        """Make a request as `read` does, but without retries. Use this for requests that are not idempotent
+        but do little harm if they are sent twice, such as uploading a part."""
         try:
             answer = call()
         except OrchestrateError:
@@ -431,8 +432,8 @@ class Wire:
     def send_once(self, ref: str, call: Callable[[], T], identify: Callable[[T], str | None]) -> T:
         """Send a create request exactly once and return its response.
 
-        `identify` returns the job's id from the response, or `None` (or raises any error) if there is none.
-        Raises the mapped `ProviderError` if the host rejected the request, `HostUnavailable` if the
+        `identify` extracts the job's id from the response. It returns `None` or raises an error if there is
+        no id. Raises the mapped `ProviderError` if the host rejected the request, `HostUnavailable` if the
         connection was never made, and `OutcomeUnknown` if a job may have been created. Orchestrate's own
         errors, such as a missing key, propagate from `call`, so create the client inside `call` or
         earlier."""

@@ -210,8 +210,8 @@ class SdkProvider(HostedProvider):
 
 class SdkMeasures(SdkProvider, Measures):
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
-        """Return the metrics from the job's metric events, which have times, and from its result file if it
-        exists, which has all steps."""
+        """Return the job's metrics, merged from two sources: metric events, which have timestamps, and result
+        files, which cover all steps but may not exist yet."""
         files: list[Any] = self.get(job).payload.get("result_files") or []
         found = reading.points_of_events(self.events(job))
         for file in files:

@@ -112,8 +112,8 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Return True for a failed SFT job that reports no progress, which means that it failed before training.
-    Fireworks bills SFT jobs only per token.
+    """Return True if a failed SFT job reports no progress, and so never started training. Fireworks bills SFT
+    jobs per token, so such a job costs nothing.
 
     Returns False for DPO and RFT jobs, because the API never reports their progress. Fireworks does not
     document that failed jobs are free."""

@@ -153,9 +153,9 @@ class FireworksDeployments:
             )
 
     def deployed(self, deployment_id: str) -> list[Standing]:
-        """Find a deployment by its id, or in the list of all deployments if the lookup by id finds nothing.
-        The list alone is not enough, because an empty list and an empty response look the same at this
-        host."""
+        """Look up a deployment by its id. If nothing is found, search the list of all deployments. The list
+        alone is not enough, because Fireworks' responses don't distinguish an empty list from a missing
+        one."""
         there = self._get(deployment_id)
         if there is not None:
             return [] if there.get("state") == "DELETED" else [self._billing_item(there)]

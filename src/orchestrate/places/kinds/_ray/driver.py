@@ -36,8 +36,8 @@ RESIZE_S = 900.0
 """Seconds between checks whether the cluster has room for more workers. Each change loses the progress since
 the last checkpoint."""
 START_S = 3600.0
-"""Maximum seconds until a worker reports, at the start or after a worker was lost. Includes the time for
-starting machines and installing packages."""
+"""Maximum time in seconds to wait for a report from a worker, at the start or after a worker was lost.
+Includes starting machines and installing packages."""
 LEAVE_S = 60.0
 """Time in seconds that Ray gets to stop its workers after the run has ended."""
 NEVER_S = 365 * 86400
