@@ -19,10 +19,11 @@ PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "u
 BF16_CAPABILITY = 8.0
 """Minimum compute capability of GPUs with bf16 support (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
-"""Minimum compute capability of GPUs on which fp16 is faster than fp32 (Volta, 2017). The P100 (6.0) is an
-exception that also qualifies."""
+"""Minimum compute capability of GPUs on which fp16 is faster than fp32 (Volta, 2017). The P100 (6.0) is below
+it, but fp16 is faster there too."""
 COMPILE_TOKENS = 20_000_000
-"""Number of tokens in a run above which `torch.compile` saves more time than compilation takes."""
+"""Minimum number of tokens in a run for `torch.compile` to pay off. In shorter runs, compiling takes longer
+than it saves."""
 
 
 class EngineMissing(SetupError):

@@ -32,8 +32,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 """The packages that transformers needs for each quantization method."""
 _EXPANDED: Mapping[str, float] = {"mxfp4": 16 / 4.25, "fp8": 2.0}
-"""Formats that are expanded to 16 bits when they are loaded, each with the factor by which its size grows.
-See `local.model.weights`."""
+"""Quantization formats that are expanded to 16 bits on loading, as {format: factor by which the weights
+grow}. See `local.model.weights`."""
 _CPU_KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
 """The gptqmodel kernels to use on a CPU. The default kernel repacks the weights at the first forward pass and
 then computes no gradients for earlier layers."""
@@ -103,8 +103,8 @@ class Quantised:
         return cls(method, bits, bits / 8 + grouped)
 
     def kernel(self, device: str) -> str | None:
-        """Return the name of the kernel to request from the library, or `None` if the default kernel computes
-        gradients."""
+        """Return the name of the gptqmodel kernel to request on `device` so that training can compute
+        gradients. Returns `None` for quantization methods whose default kernel already computes them."""
         if self.method not in _CPU_KERNELS:
             return None
         return _CPU_KERNELS[self.method] if device == "cpu" else "auto_trainable"

@@ -172,7 +172,8 @@ class Loaded:
         return {"layout": Packed.of(positions, self.device)} if self.packed_layout else {}
 
     def computed(self, compute: Callable[[], T]) -> T:
-        """Run a computation that uses the model's weights, including those of its output layer."""
+        """Run `compute`, which may use any of the model's weights, including the output layer's, and return
+        its result. If the weights are sharded, they are gathered as needed."""
         return compute() if self.root is None else self.root(compute)
 
     @contextmanager
@@ -239,9 +240,9 @@ def give_back(device: torch.device) -> None:
     """Free memory after a forward or backward pass ran out of memory. Call this only after the exception has
     been dropped, because its traceback references the tensors of the failed pass.
 
-    Autograd's graph is a reference cycle, which only the garbage collector frees. Free memory in the C
-    library's heap is not available to oneDNN, which allocates from the kernel directly. Without both steps, a
-    retry would fail too."""
+    Runs the garbage collector, because autograd's graph is a reference cycle. On a CPU, also returns unused
+    heap memory to the operating system, because oneDNN doesn't allocate from the C library's heap. Without
+    both steps, a retry would run out of memory too."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -25,8 +25,8 @@ _AS_NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
 _WITHOUT_RIGHTS = ("--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr", "driver", "pressure")
 _HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats", "kmsg", "kpagecount")
-"""Files in `/proc` to hide: the ones that container runtimes mask (moby: oci/defaults.go), and the ones
-protected only by file modes, which root bypasses."""
+"""Files in `/proc` to hide from the code. Some are hidden by container runtimes too (moby: oci/defaults.go).
+The others are protected only by file modes, which don't apply to root."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
 _DESCRIPTIONS: dict[Way, str] = {
     "bubblewrap": "sandboxed by bubblewrap: no network, no other processes, no files except Python's own",

@@ -75,8 +75,8 @@ def _block_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Te
 
 
 def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
-    """Compute the cross-entropy of each token [n], and the number of correctly predicted tokens. Logits are
-    recomputed in the backward pass."""
+    """Compute the cross-entropy of each token [n] and the number of correctly predicted tokens. To save
+    memory, logits are not stored but recomputed in the backward pass."""
     losses: list[Tensor] = []
     correct = torch.zeros((), device=hidden.device)
     for start in range(0, len(hidden), head.block):
@@ -105,11 +105,15 @@ def _log_complement(log_p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preference:
-    """DPO (Rafailov et al. 2023) and related losses, with the formulas from their papers. The margin is from
-    Meng et al. 2024, and `rpo_alpha` from Pang et al. 2024. `orpo` is from Hong et al. 2024, where `beta` is
-    called lambda. `label_smoothing` is the probability that a pair's labels are flipped (Mitchell 2023).
-    `ipo` is from Azar et al. 2023, eq. 17, where `beta` is called tau. For IPO, log-ratios are means over
-    tokens, as the authors confirmed to TRL's developers."""
+    """DPO (Rafailov et al. 2023) and related losses, as defined in their papers.
+
+    - `simpo_gamma`: the margin of SimPO (Meng et al. 2024)
+    - `rpo_alpha`: RPO (Pang et al. 2024)
+    - `orpo`: ORPO (Hong et al. 2024), where `beta` is called lambda
+    - `ipo`: IPO (Azar et al. 2023, eq. 17), where `beta` is called tau. Log-ratios are means over tokens, as
+      the authors confirmed to TRL's developers.
+    - `label_smoothing`: the probability that a pair's labels are flipped (Mitchell 2023)
+    """
 
     beta: float = 0.1
     normalize_by_length: bool = False
@@ -241,10 +245,11 @@ def collate(
     share: bool = False,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> TrainingBatch:
-    """Combine the rows at these indices into one model input. By default, each row is a sequence. With
-    `packing`, a sequence may contain several rows. With `line`, all rows are in one sequence, and with
-    `share` too, a prefix that several rows have in common appears in it only once. `layout_of` computes
-    additional inputs for packed rows from their position ids."""
+    """Combine the rows at these indices into one model input.
+
+    By default, each row is a sequence of its own. With `packing`, a sequence may contain several rows. With
+    `line`, all rows are in a single sequence. With `line` and `share`, prefixes that rows have in common are
+    stored only once. `layout_of` computes additional inputs for packed rows from their position ids."""
     whole = [rows.row(i) for i in numbers]
     parts = [_TargetRow.of(*row) for row in whole]
     if line:
@@ -389,7 +394,8 @@ class Objective:
     def loss(
         self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
-        """Compute the summed loss, the number of correctly predicted tokens, and sums of other metrics."""
+        """Compute the loss of a batch. Returns (loss summed over the batch, number of correctly predicted
+        tokens, sums of other metrics)."""
         loss, correct = weighted_loss(
             self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head
         )

@@ -46,8 +46,9 @@ class JudgedObjective(Objective):
         return self.log_probabilities(self.collate(rows, numbers))[0]
 
     def log_probabilities(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute for each row the weighted sum of its trained tokens' log-probabilities [rows] and the sum
-        of their weights [rows]. Also returns the number of correctly predicted tokens."""
+        """Compute the log-probability of each row in a batch. Returns three values: the weighted sum of each
+        row's token log-probabilities [rows], the sum of each row's token weights [rows], and the number of
+        correctly predicted tokens."""
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         nothing = torch.zeros(batch.rows, device=losses.device, dtype=losses.dtype)
         lengths = nothing.index_add(0, batch.row, batch.weights.to(losses.dtype))
@@ -88,10 +89,12 @@ def with_reference(
     agreed: Callable[[bool], bool] = bool,
     keeps: bool = True,
 ) -> EncodedRows:
-    """Add the current model's log-probabilities to the rows as the reference. Values that an earlier worker
-    stored in `folder/reference.npy` are reused. `check_requests` is called before each micro-batch and may
-    raise. With a sharded model, `agreed` returns the first process's value in all processes, so that they
-    compute the same micro-batches. Only processes called with `keeps` store the results."""
+    """Compute the current model's log-probability of each row, and return the rows with these values as the
+    reference. Values that an earlier worker stored in `folder/reference.npy` are reused. `check_requests` is
+    called before each micro-batch and may raise.
+
+    With a sharded model, all processes must compute the same micro-batches: `agreed` takes each process's
+    decision and returns the first process's. Only a process called with `keeps` stores the results."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.evaluation_mode(), torch.no_grad(), objective.precision():
@@ -160,8 +163,9 @@ class Mismatch:
         return rows.batches(self.batch_size, self.seed, epoch)
 
     def before(self, rows: EncodedRows, batch: Sequence[int]) -> list[int]:
-        """Choose the row that provides each prompt's mismatched answer, and return the row numbers. A
-        single-row batch uses the previous row in the file."""
+        """Return the row whose answer is paired with each prompt, as row numbers. Each prompt gets the answer
+        of the previous row in the batch. In a batch of one row, it gets the answer of the previous row in the
+        file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
     def rows(self, rows: EncodedRows, batch: Sequence[int]) -> EncodedRows:
@@ -199,8 +203,8 @@ class UnpairedObjective(JudgedObjective):
         self.desirability = desirability
         self.mismatch = mismatch
         self.divergence = 0.0
-        """Estimated divergence for the current batch. Stored because the batch's loss is computed in
-        micro-batches."""
+        """Estimated KL divergence for the current batch. Stored because all micro-batches of the batch use
+        the same estimate."""
 
     def loss(
         self, rows: EncodedRows, numbers: Sequence[int], batch: TrainingBatch
@@ -244,8 +248,8 @@ class UnpairedObjective(JudgedObjective):
     def mismatched(
         self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int
     ) -> npt.NDArray[np.float32]:
-        """Compute the model's log-probability of the mismatched answer after each prompt, as [rows of the
-        batch]. The value is 0 if the prompt leaves no room for the answer."""
+        """Compute the log-probability that the model gives the mismatched answer after each prompt, as [rows
+        of the batch]. The value is 0 if the prompt is so long that no token of the answer fits."""
         others = self.mismatch.rows(rows, batch)
         values = np.zeros(len(batch), dtype=np.float32)
         some = [i for i in range(len(batch)) if others.row(i)[1][1:].any()]

@@ -230,8 +230,9 @@ def sample_of(answer: str | ReadAnswer) -> dict[str, Any]:
 
 
 def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] = ()) -> str | None:
-    """Return the reason why this machine cannot run the grader, or `None` if it can. `asks` lists the grader
-    types in `ELSEWHERE` for which the caller provides a model."""
+    """Return the reason why this machine cannot run the grader, or `None` if it can. Grader types in
+    `ELSEWHERE` call a model or a server. They are accepted only if they are listed in `asks`, which means
+    that the caller makes these calls."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
         return (
@@ -475,8 +476,8 @@ class Formula:
         return formula
 
     def value(self, values: Mapping[str, float], *, checking: bool = False) -> float:
-        """Evaluate the formula. Raises `GradingError` if that fails. With `checking`, errors that depend on
-        the numbers, such as a division by zero, are ignored, and 0 is returned instead."""
+        """Evaluate the formula with these values. Raises `GradingError` if that fails. With `checking`,
+        returns 0 instead if the error depends on the numbers, such as a division by zero."""
         try:
             return float(_value(self.tree, values))
         except RecursionError as error:

@@ -33,7 +33,7 @@ from orchestrate.local.plan.fitting import drawn_at_once
 EPSILON = 1e-4
 """Term added to the standard deviation of a group's rewards, as in TRL."""
 ASKED_AT_ONCE = 1024
-"""Number of evaluation prompts per batch of answers. Limited to save memory."""
+"""Number of evaluation prompts that are answered at a time. All prompts at once could run out of memory."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Rollouts:
     advantages: Tensor
     """Advantage of each answer, as [rows]."""
     shown: dict[str, float]
-    """Metrics averaged over the answers."""
+    """Metrics of the step, averaged over its answers, as {metric: value}."""
 
 
 class PolicyObjective(Objective):

@@ -34,10 +34,10 @@ gated feed-forward network and two norms."""
 OTHER_LAYER = 1.4
 """Activation memory of other families' layers, relative to Llama. Gemma 3 was measured at 1.2 to 1.4."""
 MOE_LAYER = 1.2
-"""Factor by which a mixture of experts needs more activation memory in full fine-tuning. Not measured."""
+"""Activation memory of a mixture of experts in full fine-tuning, relative to a dense model. Not measured."""
 FROZEN_MOE_LAYER = 1.06
-"""Factor by which a mixture of experts needs more activation memory when an adapter is trained. With this
-factor, plans were 2 to 5% above measurements with 1, 2 and 4 of 4 experts active and rows of 128 to 1,024
+"""Activation memory of a mixture of experts when only an adapter is trained, relative to a dense model. Plans
+were 2 to 5% above the memory measured with 1, 2 and 4 active experts out of 4, in rows of 128 to 1,024
 tokens."""
 QK_NORM = frozenset(("qwen3", "qwen3_moe", "qwen3_vl", "olmo2", "gemma3"))
 """Model families that normalize queries and keys."""
@@ -67,10 +67,11 @@ class ModelShape(Record, frozen=True, kw_only=True):
     experts_used: int = 1
     family: str = "llama"
     held: float | None = None
-    """Bytes per parameter of the linear layers, if they stay quantized in memory. Otherwise `None`."""
+    """Bytes per parameter of linear layers that stay quantized in memory, or 2 if their size is unknown.
+    `None` if the model is not quantized."""
     held_by: str | None = None
-    """Name of the weight files' quantization method, if its bytes per parameter are unknown. Otherwise
-    `None`."""
+    """Name of the quantization method in the weight files, if its bytes per parameter are unknown. `None`
+    otherwise."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -115,7 +116,8 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str | None:
-        """The reason why the memory plan is less exact for this model family, or `None`."""
+        """Why the memory plan is only approximate for this model family, as a message for the user. `None` if
+        there is no such reason."""
         if self.experts > 1:
             return "the model is a mixture of experts, so its activation memory is a rough estimate"
         if self.family not in LLAMA_LIKE:
@@ -127,7 +129,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """All reasons why the memory plan is less exact."""
+        """Messages for the user with all reasons why the memory plan is only approximate."""
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
             found.append(

@@ -222,8 +222,8 @@ class Setup(Record, frozen=True, kw_only=True):
     tokens, including its prompt."""
 
     shares: int = 1
-    """Number of processes over which each weight is sharded (FSDP). Each has its own GPU. The plan is for one
-    process."""
+    """Number of processes over which the weights are sharded (FSDP), each with its own GPU. The plan covers
+    one of these processes."""
 
     @property
     def tokens(self) -> int:
@@ -340,8 +340,8 @@ class _Layer(NamedTuple):
     """Bytes per token."""
 
     norm: float
-    """Bytes that one norm stores for the backward pass: its own inputs, and its output, which the linear
-    layers need."""
+    """Bytes that one norm stores for the backward pass: the tensors for its own gradient, and its output,
+    which the linear layers need for theirs."""
     norm_output: float
     norm_work: float
     """Bytes of temporary memory while a norm's gradient is computed."""

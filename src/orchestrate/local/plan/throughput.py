@@ -128,8 +128,9 @@ def _can_be(pace: MeasuredPace) -> bool:
 
 
 def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
-    """Estimate how far apart the operations per second of two kinds of run may be, as the logarithm of their
-    ratio. Returns `None` for different devices or precisions, which are not comparable."""
+    """Estimate how much the speed of two kinds of run may differ: the absolute logarithm of the ratio of
+    their operations per second. Returns `None` for different devices or precisions, which are not
+    comparable."""
     precisions = {kind.precision, other.precision} - {None}
     if kind.device != other.device or len(precisions) > 1:
         return None
@@ -166,8 +167,9 @@ def startups(kind: ThroughputKey, paces: Sequence[MeasuredPace]) -> list[KnownLo
 
 
 def combined(points: Sequence[KnownLog], *, least: float, errors: Sequence[float] = ()) -> Estimate:
-    """Compute the weighted mean of the points. The error band depends on the points' expected errors and on
-    `errors`, the logarithmic errors of earlier estimates. `least` is the minimum expected error."""
+    """Combine several measurements into one estimate: their weighted mean with an error band. The band
+    depends on the expected error of each measurement and on `errors`, the observed logarithmic errors of
+    earlier estimates. `least` is the minimum expected error."""
     weights = [1 / point.off**2 for point in points]
     mean = sum(w * p.log for w, p in zip(weights, points, strict=True)) / sum(weights)
     expected = max(least, sum(weights) ** -0.5)
@@ -177,8 +179,8 @@ def combined(points: Sequence[KnownLog], *, least: float, errors: Sequence[float
 
 
 def errors(kind: ThroughputKey, paces: Sequence[MeasuredPace], told_by: str) -> list[float]:
-    """Return the logarithmic errors of earlier estimates for similar runs, if they come from the same
-    source."""
+    """Return the errors of earlier estimates for similar runs, as log(actual speed / estimated speed).
+    Includes only estimates whose source is `told_by`."""
     found = [
         math.log(pace.tokens / pace.seconds / pace.told)
         for pace in paces
@@ -212,11 +214,11 @@ UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
 """Speed of a CPU in fp32 as a fraction of its speed in 16 bits."""
 UNMEASURED = 0.8
-"""Expected logarithmic error for an unmeasured machine: a factor of 2.2. The error exceeds a factor of 3.7 in
-10% of cases."""
+"""Expected error of the logarithm of the speed on an unmeasured machine. It corresponds to a factor of 2.2.
+In 10% of cases, the factor is larger than 3.7."""
 UNPROVED = 0.4
-"""Minimum expected logarithmic error of an estimate that no later run has confirmed. Later runs have
-different rows and share the machine with other processes."""
+"""Minimum expected error of the logarithm of an estimate that no later run has confirmed. Later runs differ
+because they have other rows and share the machine with other processes."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
 """Startup time in seconds (libraries, model, encoding), if no run has measured it."""
 
@@ -254,8 +256,8 @@ class Throughput(Record, frozen=True, kw_only=True):
 
 
 MORE_PROCESSES = 0.85
-"""Speed that each additional process adds, as a fraction of one process's speed. Less than 1 because of
-communication. Not measured."""
+"""How much each additional process increases the speed, as a fraction of one process's speed. Below 1 because
+processes spend time on communication. Assumed, not measured."""
 
 
 def of_several(one: Throughput, processes: int) -> Throughput:

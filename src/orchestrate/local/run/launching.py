@@ -22,10 +22,10 @@ from orchestrate.local.run import RunDir, now
 from orchestrate.text import duration
 
 KERNEL_CACHE = 64
-"""Number of kernels that oneDNN caches on a CPU. Torch has another cache of this size. Each kernel is
-compiled for a certain number of tokens, which differs from step to step. With the default of 1024, a worker
-grew from 590 to 1,400 MB within 240 steps without becoming faster. A pass needs only 64, because its layers
-are alike."""
+"""Number of compiled kernels that oneDNN keeps in its cache on a CPU. Torch has a second cache of the same
+size. Each kernel is compiled for one number of tokens, and this number differs from step to step. With
+oneDNN's default of 1024, a worker grew from 590 to 1,400 MB within 240 steps without becoming faster. 64
+kernels are enough for one pass, because its layers are alike."""
 ENDING_S = 60.0
 """Seconds within which the process of a paused worker must exit. In this time, it releases the GPU and ends
 grader processes."""

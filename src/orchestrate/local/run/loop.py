@@ -44,11 +44,11 @@ MOST_TOKENS = 2048
 """Maximum number of tokens in the pass that measures speed before the first step. The pass has at least one
 row, even if that row is longer."""
 SLOW = 5.0
-"""Threshold in seconds: if the first measured pass, which has one row, takes at least this long, no second
-pass is measured."""
+"""A second pass is measured only if the first one, which has one row, takes less than this many seconds.
+Otherwise, the second one would delay the run too much."""
 SOON = 20.0
-"""Threshold in seconds: if the first step is expected to take less time, no second pass is measured, because
-the step itself soon gives a better measurement."""
+"""A second pass is measured only if the first step is expected to take at least this many seconds. A shorter
+step soon provides a better measurement itself."""
 
 
 @dataclass
@@ -160,8 +160,8 @@ class LossGuard:
 
 STATUS_SECONDS = 0.5
 GPU_SECONDS = 15.0
-"""Seconds between readings of the GPU's temperature and load. Limited because each reading runs the driver's
-command-line tool."""
+"""Minimum seconds between measurements of the GPU's temperature and load. They are infrequent because each
+one runs the driver's command-line tool."""
 
 
 class StopRequested(Exception):

@@ -172,9 +172,9 @@ def group_metrics(optimizer: Any, rate: float) -> dict[str, float]:
 
 @contextmanager
 def evaluation_parameters(optimizer: Any, parameters: Parameters) -> Generator[None]:
-    """Give the model the parameters to evaluate and save while the context manager is active. With
-    schedule-free optimizers, these differ from the parameters in training, which are restored exactly
-    afterwards."""
+    """Switch the model to the optimizer's evaluation parameters while the context manager is active.
+    Evaluations and checkpoints must use these. With schedule-free optimizers, they differ from the training
+    parameters, which are restored exactly on exit. With other optimizers, nothing changes."""
     if not hasattr(optimizer, "eval"):
         yield
         return

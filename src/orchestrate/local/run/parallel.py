@@ -74,8 +74,8 @@ class Met:
     """True once the first process has notified the others that training has ended."""
 
     def cut(self) -> None:
-        """Wait for the parent process to end this process. Called after an error that may have occurred
-        because another process ended."""
+        """Wait for the parent process to kill this process. Call this after an error that may be a
+        consequence of another process's exit."""
         time.sleep(ENDED_S)
 
 
@@ -109,8 +109,8 @@ class Peers:
         """Handle a connection error."""
 
     def close(self, *, failed: bool = False) -> None:
-        """Release the other processes, which hold no unsaved state. With `failed`, they may be blocked in the
-        middle of a pass, so their parent process must end them."""
+        """Tell the other processes, which hold no unsaved state, that training has ended. If `failed` is set,
+        they may be stuck in the middle of a pass, so this leaves it to their parent process to kill them."""
         if not failed:
             dist.broadcast_object_list([None], src=0)
             self.met.released = True

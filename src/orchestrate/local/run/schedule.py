@@ -21,10 +21,11 @@ def warmup(total: int, hyper: Hyper) -> int:
 
 
 def learning_rate(step: int, total: int, hyper: Hyper) -> float:
-    """Compute the learning rate of optimizer step `step` (0-based) out of `total`: linear warm-up, then the
-    schedule, down to `min_lr_ratio` of the peak. The k-th of w warm-up steps, counted from 1, has k/(w + 1)
-    of the peak. In transformers, it has (k - 1)/w, so the first step has a rate of 0 and trains nothing.
-    After the warm-up, both are the same."""
+    """Compute the learning rate of optimizer step `step` (0-based) out of `total`. It rises linearly during
+    the warm-up and then follows the schedule, down to `min_lr_ratio` times the peak.
+
+    In warm-up step k of w, counted from 1, the rate is k/(w + 1) times the peak. transformers uses (k - 1)/w,
+    so its first step has a rate of 0 and trains nothing. After the warm-up, both give the same rates."""
     warm = warmup(total, hyper)
     if step < warm:
         return hyper.learning_rate * (step + 1) / (warm + 1)

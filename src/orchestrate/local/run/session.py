@@ -56,8 +56,8 @@ from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 PATCHED = ("compile", "unsloth")
-"""Engines for which fingerprints are computed on demand instead of after training, because they would
-recompile for each answer length."""
+"""Engines whose models are recompiled for each answer length, which makes fingerprints slow to compute. With
+these engines, the fingerprint is computed when it is first needed, not after training."""
 
 
 def save_fingerprint(

@@ -263,8 +263,8 @@ class SessionDesk:
         fields: Mapping[str, Any],
         write: Callable[[dict[str, Any]], bytes | dict[str, Any]],
     ) -> None:
-        """Send an operation to the training process and fulfill the promise with the result. `write` converts
-        the process's answer to the result."""
+        """Send an operation to the training process, and set the promise's result once the process responds.
+        `write` converts the process's response to this result."""
 
         def take(answer: dict[str, Any]) -> None:
             if "error" in answer:

@@ -234,8 +234,9 @@ class SampleBody(TinkerBody):
 
 
 def forward_of(data: bytes) -> tuple[str, int, dict[str, Any]]:
-    """Decode a forward request into (model, seq_id, request to the training process). Raises `HostError` 400
-    for an invalid body. If the rows are invalid, the request is `{"refused": reason}` instead."""
+    """Decode a forward request into (model id, request number, operation for the training process). If the
+    rows are invalid, the operation is `{"refused": reason}`. Raises `HostError` 400 if the body cannot be
+    decoded."""
     asked = read("ForwardBackwardRequest", data)
     config: dict[str, Any] = {entry.key: entry.value for entry in asked.loss_fn_config}
     for entry in asked.loss_fn_config_v2:
@@ -406,8 +407,9 @@ def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mappin
 
 
 def sample_output(answers: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any] | None) -> bytes:
-    """Encode the result of sampling. `answers` contain `stop`, `tokens`, `logprobs` and optionally `tops`.
-    `prompt` contains `logprobs` and optionally `tops`, both from the prompt's second token onwards."""
+    """Encode the result of sampling as protobuf. Each of the `answers` is {stop, tokens, logprobs} and
+    optionally `tops`. `prompt` is {logprobs} and optionally `tops`. Its values start at the prompt's second
+    token, because the first has no log-probability."""
     response = message("SampleResponse")
     for answer in answers:
         sequence = response.sequences.add(

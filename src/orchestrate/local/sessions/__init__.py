@@ -97,16 +97,16 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Datum(msgspec.Struct, frozen=True, kw_only=True):
-    """A training row. `inputs["target_tokens"]` holds, for each of `tokens`, the next token or K alternatives
-    for the next token."""
+    """A training row. `inputs["target_tokens"]` holds the target for each position in `tokens`: the next
+    token, or K alternatives for it."""
 
     tokens: tuple[int, ...]
     inputs: dict[str, Values]
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to answer a prompt with the live weights of `model`, the saved weights in `folder`, or, if
-    both are empty, the base model."""
+    """A request to sample answers to a prompt. Uses the live weights of `model` or the saved weights in
+    `folder`. If both are empty, uses the base model."""
 
     id: str
     model: str = ""

@@ -43,7 +43,8 @@ class SessionBench:
         self._engine: SessionEngine | None = None
         self._lines: queue.Queue[Asked | None] = queue.Queue()
         self._turns: dict[str, deque[Asked]] = {}
-        """Waiting requests by model. The model whose turn is next comes first."""
+        """Waiting requests, as {model id: requests in order}. The model whose request runs next comes
+        first."""
 
     def read(self, lines: Any) -> None:
         for line in lines:
@@ -56,7 +57,7 @@ class SessionBench:
         return self._engine
 
     def work(self) -> None:
-        """Process requests until the input has ended and everything is answered."""
+        """Process requests until standard input is closed and every request has been answered."""
         open_ = True
         while open_ or self._turns or not self._idle:
             while open_ and ((not self._turns and self._idle) or not self._lines.empty()):

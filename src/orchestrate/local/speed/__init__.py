@@ -23,8 +23,8 @@ def measure(
     seconds: float = 20.0,
 ) -> Bench:
     """Train for about `seconds` in a separate process and save the measured speed for later quotes. Raises
-    `MissingExtra` if the training packages are not installed, and `RunFailed` with the process's message if
-    the measurement fails, in which case earlier measurements are kept."""
+    `MissingExtra` if the training packages are not installed. If the measurement fails, raises `RunFailed`
+    with the process's message and keeps earlier measurements."""
     require_packages("measuring this machine")
     request = {
         "model": str(model) if model else None,

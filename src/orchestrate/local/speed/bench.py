@@ -141,10 +141,10 @@ def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> d
 def memory(
     config: Mapping[str, Any], setup: Setup, device: torch.device, *, own_kernels: bool = True
 ) -> dict[str, int]:
-    """Measure the memory of training steps with this setup and a random model of this configuration. Returns
-    the size in bytes of weights, adapter, gradients and optimizer state. `in_work` is the additional peak in
-    a forward and backward pass. Without `own_kernels`, uses the same norms and attention as GPU training,
-    even on a CPU."""
+    """Measure the memory that training steps use, with this setup and a random model of this configuration.
+    Returns sizes in bytes for `weights`, `adapter`, `gradients` and `optimizer`. `in_work` is the additional
+    peak during a forward and backward pass. If `own_kernels` is False, uses the same norms and attention as
+    training on a GPU, even on a CPU."""
     from orchestrate.local.job import Hyper
     from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors

@@ -1,7 +1,9 @@
-"""Convert models to GGUF with llama.cpp's own scripts and library, in a separate process because llama.cpp's
-code exits the process on failure. The critical part is the pre-tokenizer. llama.cpp splits text by a named
-set of rules, and the script determines the name from how the tokenizer splits a test string. Unknown
-tokenizers are rejected here, unless they split text exactly like a known one."""
+"""Convert models to GGUF with llama.cpp's own scripts and library. This runs in a separate process, because
+llama.cpp's code exits the process if it fails.
+
+The critical part is the pre-tokenizer: the rules by which text is split before tokenization. llama.cpp knows
+each set of rules by name, and its script finds the name by tokenizing a test string. Tokenizers that the
+script doesn't know are rejected here, unless they split text exactly like one that it knows."""
 
 # torch, gguf and llama.cpp have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

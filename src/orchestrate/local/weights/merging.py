@@ -96,8 +96,9 @@ def combine(
     rank: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Merge `adapters`, each scaled by its value in `weights`, into one adapter. `error` in the result is the
-    relative difference between the merged adapter and the exact weighted sum, over all adapted matrices."""
+    """Merge `adapters` into one adapter, and write it to `target`. Each adapter is scaled by its value in
+    `weights`. In the returned dict, `error` is the relative difference between the merged adapter and the
+    exact weighted sum, over all adapted matrices."""
     torch.manual_seed(seed)
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
     peft = _fitted(model, adapters[0])

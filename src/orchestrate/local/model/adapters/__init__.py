@@ -45,7 +45,8 @@ class ModuleNames(Record, frozen=True):
     parameters: tuple[str, ...] = ()
     """Names of the language model's parameters with two or three dimensions."""
     experts: tuple[str, ...] = ()
-    """Names of the parameters that hold the weights of all experts of a layer in one tensor."""
+    """Names of the fused expert parameters. Each holds the weights of all experts in a layer as one
+    tensor."""
 
     def asked(self, targets: str | Sequence[str]) -> list[str]:
         """Return the names of the modules in the language model that an adapter's `targets` select."""
@@ -230,15 +231,16 @@ _OWN = frozenset(
         "qalora_group_size",
     }
 )
-"""LoRA settings that affect only the LoRA layers, or that have no effect on their own."""
+"""LoRA settings that `is_removable` ignores, because they affect only the LoRA layers or have no effect on
+their own."""
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Initializations that leave the base model unchanged. With any other (PiSSA, OLoRA, LoftQ and more), peft
 subtracts the initial adapter from the base model each time it loads the adapter."""
 
 
 def is_removable(folder: Path) -> bool:
-    """Return whether the adapter consists only of its own low-rank layers, so that it can be removed again.
-    Returns False for unknown settings and unreadable files."""
+    """Return whether removing the adapter restores the base model exactly, because the adapter consists only
+    of its own LoRA layers. Returns False for unknown settings and unreadable files."""
     if (found := _read(folder)) is None:
         return False
     config, names = found

@@ -138,9 +138,9 @@ def _eva(inner: Any, config: Any, init: AdapterInit) -> dict[str, Tensor]:
 
 
 def eva_batches(rows: EncodedRows, least: int, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """Build right-padded batches of rows in the order of the first epoch. Each has at least `least`
-    trained tokens. Labels follow peft's convention. Raises `RunFailed` if all rows together have fewer
-    trained tokens."""
+    """Build right-padded batches of rows, in the order of the first epoch. Each batch has at least `least`
+    trained tokens. Labels follow peft's convention. Raises `RunFailed` if all rows together have fewer than
+    `least` trained tokens."""
     parts: list[list[int]] = []
     part: list[int] = []
     trained = width = 0
@@ -299,7 +299,8 @@ def _is_linear(module: Any) -> bool:
 
 
 def expert_parameters(inner: Any) -> list[str]:
-    """List the full names of the parameters that hold the weights of all experts of a layer in one tensor."""
+    """List the full names of the fused expert parameters, which hold the weights of all experts in a layer as
+    one tensor."""
     return [
         name for name, p in inner.named_parameters() if p.ndim == 3 and re.search(r"(^|\.)\w*experts\.", name)
     ]
@@ -396,7 +397,8 @@ def trained_rows(model: Any, ids: Sequence[int], adapter: AdapterSettings) -> di
 
 
 def rows_of(adapter: Path) -> int:
-    """Return the number of embedding rows that the base model must have for the adapter in this folder."""
+    """Return the minimum number of embedding rows that the base model needs before this adapter can be
+    loaded."""
     config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
     indices = config.get("trainable_token_indices") or {}
     most = [1 + max(ids) for ids in (indices.values() if isinstance(indices, dict) else [indices])]

@@ -57,8 +57,8 @@ class SamplingSettings:
     frequency: float = 0.0
     bias: Mapping[int, float] = field(default_factory=dict[int, float])
     tops: int | None = None
-    """Number of most likely tokens to return in addition to the sampled one. `None` returns no
-    log-probabilities."""
+    """Number of most likely tokens whose log-probabilities are returned, besides the log-probability of the
+    sampled token. `None` returns no log-probabilities at all."""
     generator: torch.Generator | None = None
     """Random number generator of the row. `None` uses the process's global generator, which rows share."""
     held: Holds | None = None
@@ -79,8 +79,8 @@ class SamplingSettings:
 
 
 def seeded(seed: int | None, place: int) -> torch.Generator:
-    """Return the random number generator for answer number `place` to a prompt. If `seed` is `None`, the
-    generator is seeded randomly."""
+    """Create the random number generator for one answer. `place` is the answer's index among all answers to
+    the prompt, and is added to `seed`. If `seed` is `None`, the generator is seeded randomly."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()

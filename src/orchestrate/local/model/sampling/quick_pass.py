@@ -183,7 +183,8 @@ class QuickPass:
         self._fits = True
 
     def bind(self, mixing: Mixes | None, adapters: Sequence[str], *, fits: bool) -> None:
-        """Update the list of loaded adapters. `fits` is True if each of them is a plain low-rank product."""
+        """Set which adapters are loaded, and how rows are assigned to them (`mixing`). `fits` is True if
+        every loaded adapter is a plain low-rank product."""
         self.mixing = mixing
         self._fits = fits and all(joined.holds for one in self._layers for joined in one.joined)
         every = [layer for one in self._layers for joined in one.joined for layer in joined.layers]

@@ -107,8 +107,8 @@ class Sampler:
     def changed_by_rounding(
         self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
     ) -> set[int]:
-        """Return the indices of the answers that rounding changed. `close` are the candidates that `draw`
-        collected."""
+        """Return the indices of the answers that 16-bit rounding changed. Only the answers in `close`, which
+        `draw` collected as candidates, are checked."""
         places = sorted(close)
         asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
         share = self.shares and self._bears_sharing is True
@@ -116,8 +116,8 @@ class Sampler:
         return {i for i, one in zip(places, found, strict=True) if one}
 
     def said(self, ids: list[int]) -> tuple[list[int], bool]:
-        """Strip the tokens that end an answer. Also returns whether there were any, which means that the
-        model ended the answer itself."""
+        """Strip the tokens that end an answer. Returns the remaining tokens, and True if the model ended the
+        answer itself rather than being cut off."""
         if ids and ids[-1] in self.stops:
             return ids[:-1], True
         for other in self.others:

@@ -55,7 +55,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float) -> tuple[
 def slopes(
     toward: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Tensor], before: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of q, k and v. Those of k and v are in fp32."""
+    """Compute the gradients of q, k and v. The gradients of k and v are in fp32."""
     grad_q = torch.empty_like(q)
     grad_k = torch.zeros(k.shape, dtype=torch.float32)
     grad_v = torch.zeros(v.shape, dtype=torch.float32)
@@ -88,11 +88,12 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int]]:
 
 Ids = npt.NDArray[np.integer[Any]]
 Piece = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-"""A segment of a packed sequence: the positions of its prefix and of its own tokens. It attends to both."""
+"""A segment of a packed sequence, as (positions of the shared prefix, positions of the segment's own tokens).
+Each own token attends to the prefix and to the own tokens up to itself."""
 
 
 AT_ONCE = 32_768
-"""Maximum number of attention scores per head in a group of several segments."""
+"""Maximum number of attention scores per head if several segments are computed as one group."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class PackedLine:
     starts: list[int]
     """Position of each row's first own token."""
     shared: list[int]
-    """Length in tokens of the prefix that each row shares with its family."""
+    """For each row, the length in tokens of the prefix that it shares with its family."""
     times: npt.NDArray[np.float32]
     """Number of rows that contain each token."""
     layout: Layout
@@ -296,8 +297,8 @@ stores about heads x length / 2 of them per token, so memory grows with the squa
 
 
 _POSITIONS = ("position_ids", "cache_position")
-"""Tensor arguments of attention that don't change the result. Any others (sinks, biases, selected keys)
-would."""
+"""Tensor arguments that `attention` can ignore. All other tensor arguments (sinks, biases, selected keys)
+would change the result."""
 _calls: ContextVar[list[bool] | None] = ContextVar("_calls", default=None)
 
 

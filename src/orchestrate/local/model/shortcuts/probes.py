@@ -21,9 +21,10 @@ from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 CLOSE = 0.03
 """Maximum relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
-"""Maximum relative change in a row's hidden states when the content of another row changes but not its
-length. Close to 0, because sums of the same shape round identically. Does not apply to a mixture of experts,
-where the content changes the size of each expert's batch."""
+"""Tolerance for checking that rows don't affect one another: the maximum relative change in a row's hidden
+states when another row's tokens are replaced by as many other tokens. Close to 0, because sums of the same
+shape round identically. Not used for a mixture of experts, where different tokens change the size of each
+expert's batch."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
 """Number of tokens in the common prefix of all synthetic rows."""
@@ -125,9 +126,10 @@ def trained_only(loaded: Loaded) -> str | None:
 
 
 def line_limit(loaded: Loaded) -> tuple[int, str | None]:
-    """Return the maximum length in tokens of rows that may be packed into one sequence, or 0 and the reason
-    if the model does not support packing. The model must use Orchestrate's attention, keep rows separate, and
-    give each row the same hidden states as without packing."""
+    """Return (longest, reason): the maximum length in tokens of rows that may be packed into one sequence, or
+    0 and the reason if the model does not support packing. Packing is supported if the model uses
+    Orchestrate's attention, keeps rows separate, and gives each row the same hidden states as without
+    packing."""
     config = loaded.inner.config.get_text_config()
     if loaded.device.type != "cpu":
         return 0, "only available on a CPU"
