@@ -100,7 +100,7 @@ app = typer.Typer(
     },
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="One dataset, one spec, any backend: quote, run, track and compare fine-tuning.",
+    help="Quote, run, track and compare fine-tuning jobs on any backend, from one spec.",
 )
 
 

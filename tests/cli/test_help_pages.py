@@ -70,6 +70,7 @@ def test_pages_are_whole_at_each_width(width: int, monkeypatch: pytest.MonkeyPat
             plain = command.get_help(command.context_class(command, info_name=name, terminal_width=width - 2))
         page = out.getvalue() or plain
         assert max(map(len, page.splitlines())) <= width, name
+        assert not re.search(r"\w-$", page, re.MULTILINE), f"{name} breaks a hyphenated word"
         assert not re.search(r"<(str|int|float|bool|path|list)|\bNone\b", page), name
         flowing = " ".join(re.sub(r"[│╭╮╰╯─]", " ", page).split())
         for parameter in (p for p in command.params if not getattr(p, "hidden", False)):

@@ -34,8 +34,8 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     (_RUNS, "ui", "servers.ui:ui", "Show runs, spending and data in the browser, and submit runs."),
     (_RUNS, "show", "runs.tracked:show", "Show one run's status, settings, progress and cost."),
     (_RUNS, "watch", "runs.follow:watch", "Follow runs live until they end."),
-    (_RUNS, "events", "runs.tracked:events", "Print what the backend reported about a run."),
-    (_RUNS, "metrics", "runs.tracked:metrics", "Print loss and other metrics by step."),
+    (_RUNS, "events", "runs.tracked:events", "List a run's events, oldest first."),
+    (_RUNS, "metrics", "runs.tracked:metrics", "Show loss and other metrics by step."),
     (_RUNS, "log", "runs.logging:log", "Log runs to MLflow, Weights & Biases or TensorBoard."),
     (_RUNS, "checkpoints", "runs.tracked:checkpoints", "List a run's checkpoints."),
     (_RUNS, "cancel", "runs.tracked:cancel", "Cancel a run."),
@@ -51,7 +51,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _RUNS,
         "spending",
         "runs.spending:spending",
-        "Show spending, reserved money and ongoing billing.",
+        "Show spent, committed and remaining money, and ongoing billing.",
     ),
     (
         _RUNS,
@@ -121,7 +121,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "gateway",
         "servers.gateway:app",
-        "Serve the fine-tuning API your code calls, on any backend.",
+        "Serve OpenAI's fine-tuning API over any backend.",
     ),
     (
         _MODELS,
@@ -151,7 +151,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "Run local sandboxes of the hosts' APIs. Training is real.",
     ),
     (_SETUP, "schema", "setup.schema:schema", "Print the JSON schema of a command's --json output."),
-    (_SETUP, "local", "setup.local:app", "Measure training speed and memory on this machine."),
+    (_SETUP, "local", "setup.local:app", "Measure training speed and estimate memory."),
 )
 
 
@@ -249,7 +249,7 @@ EXAMPLES = {
     "data review": "orchestrate data review train.jsonl",
     "data from-record": "orchestrate data from-record support -o train.jsonl",
     "data from-review": "orchestrate data from-review review-1q -o preferences.jsonl",
-    "data curve": "orchestrate data curve finetune.yaml -p local --target eval:exact_match --max-cost 5",
+    "data curve": "orchestrate data curve finetune.yaml -p local --max-cost 5",
     "data score": "orchestrate data score train.jsonl --model qwen3-4b",
     "data select": "orchestrate data select train.jsonl --keep 0.5 --by loss",
     "data judge": "orchestrate data judge train.jsonl --model openai=gpt-4.1",

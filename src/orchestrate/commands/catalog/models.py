@@ -1,4 +1,4 @@
-"""The `models` commands: base models, their names on each backend, limits and end dates."""
+"""The `models` commands: base models, their names on each backend, limits and shutdown dates."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _show_list(found: Sequence[ModelShown]) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="Canonical name, Hub id, or a host's id.")],
 ) -> Output[ModelShown]:
-    """Show a model's ids, methods, limits, end dates and their sources."""
+    """Show a model's ids, methods, limits, shutdown dates and sources."""
     return Output(_shown(backends.find(name)), _show)
 
 
@@ -121,8 +121,8 @@ def refresh(
         ),
     ] = "all",
 ) -> Output[ModelChanges]:
-    """Compare the catalog's models, limits and shutdown dates with what each host reports now. Changes
-    nothing."""
+    """Compare the model catalog with what each host reports now. Covers models, limits and shutdown dates.
+    Changes nothing."""
     with orchestrator(context) as ft:
         found = ft.model_changes(provider)
     return Output(found, _show_changes, 4 if found.skipped and not found.changes else 0)

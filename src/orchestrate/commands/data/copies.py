@@ -71,8 +71,8 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, parquet, or "
-            "unpaired (two rows per preference pair).",
+            help="Target format: openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, "
+            "parquet, or unpaired (two rows per preference pair).",
             autocompletion=completing.formats,
         ),
     ],
@@ -170,7 +170,8 @@ def split(
         ),
     ] = "80/10/10",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Output folder. Default: FILE's name.")
+        Path | None,
+        typer.Option("-o", "--output", help="Output folder. Default: next to FILE, named after it."),
     ] = None,
     *,
     options: SplitOptions,

@@ -65,9 +65,9 @@ def curve(
         typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the plot."),
     ] = None,
 ) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
-    """Estimate the benefit of more rows by training on fractions of the data. Evaluates every trained model
-    on the same held-out rows. The runs form a sweep with one budget. The price is shown before the first run
-    is submitted. Repeat the command to resume.
+    """Estimate how much more rows would help. Trains on fractions of the data, and evaluates every model on
+    the same held-out rows. The runs form a sweep with one budget. The price is shown before the first run is
+    submitted. Repeat the command to resume.
 
     --compare best,random compares the best half of the rows (by a `data score` signal) with a random half.
     """

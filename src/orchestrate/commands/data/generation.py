@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 _EXIT = {"rows": 0, "repeating": 1, "max-requests": 6, "max-cost": 6, "budget": 6}
 
-OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Output file.", show_default=False)]
+OutputOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", help="Output file. Default: next to SEEDS, named after it.", show_default=False
+    ),
+]
 KeyVariableOpt = Annotated[
     str | None,
     typer.Option(help="Environment variable with the API key for --base-url. By default, no key is sent."),
@@ -75,7 +80,9 @@ class GenerateOptions:
         float,
         typer.Option(min=0.5, max=1.0, help="Rows at or above this similarity count as near-duplicates."),
     ] = 0.8
-    hosts: Annotated[str, typer.Option("--for", help="Backends to generate rows for.")] = "all"
+    hosts: Annotated[str, typer.Option("--for", help="Comma-separated backends to generate rows for.")] = (
+        "all"
+    )
     yes: PayOpt = False
     reasoning: Annotated[
         bool, typer.Option("--reasoning", help="Request the reasoning behind each answer, and store it.")
@@ -105,7 +112,7 @@ def generate(
     """Generate rows in the format of SEEDS with a chat model. Checks and deduplicates the rows, and marks
     them for review.
 
-    If interrupted, repeat the command to continue. Exits with code 6 if a limit was reached, or 1 if the
+    If interrupted, repeat the command to continue. Exit code 6 if a limit was reached, or 1 if the
     model only repeats itself."""
     from orchestrate.runs.data import files as data
     from orchestrate.runs.data import generation
@@ -154,8 +161,8 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> Iterator[Output[Reviewing] | Output[ExportReport]]:
-    """Accept, edit or reject rows in the browser, using the keyboard. Press Ctrl-C to stop, and repeat the
-    command to continue.
+    """Accept, edit or reject rows in the browser. Works with the keyboard. Press Ctrl-C to stop, and repeat
+    the command to continue.
 
     FILE is never changed. Decisions are saved to FILE.review. --export OUT writes the accepted rows."""
     from orchestrate.runs.data import files as data

@@ -115,7 +115,7 @@ def check(
     output: OutputOpt = None,
     reading: ReadOptions,
 ) -> Output[DataChecked]:
-    """Check the data against the rules of every backend and list all problems. Exit code 1 if there are
+    """Check the data against the rules of every backend. Lists all problems. Exit code 1 if there are
     errors."""
     from orchestrate.runs.data import files as data
 

@@ -15,7 +15,9 @@ from orchestrate.commands.terminal.console import note
 from orchestrate.commands.terminal.options import IgnoreOpt, MapOpt
 from orchestrate.errors import UsageError
 
-FileArg = Annotated[str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or -.")]
+FileArg = Annotated[
+    str, typer.Argument(metavar="FILE", help="A file, a dataset folder, a URL, or - for stdin.")
+]
 WorkersOpt = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Count with this model's tokenizer.")]
 TokenizerOpt = Annotated[
@@ -24,10 +26,17 @@ TokenizerOpt = Annotated[
 EngineOpt = Annotated[
     str,
     typer.Option(
-        "--on", "--engine", help="local or ray. ray uses a running cluster, or starts one on this machine."
+        "--on",
+        "--engine",
+        help="Execution engine: local or ray. ray uses a running cluster, or starts one on this machine.",
     ),
 ]
-OutputOpt = Annotated[Path | None, typer.Option("-o", "--output", help="Output file.", show_default=False)]
+OutputOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", help="Output file. Default: next to FILE, named after it.", show_default=False
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

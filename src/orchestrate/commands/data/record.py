@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.data.options import OutputOpt
 from orchestrate.commands.evaluation.judge import answer_progress
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
@@ -209,7 +208,9 @@ def _show_day(day: date, dues: list[Due]) -> None:
 def from_record(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="RECORDING", help="Id of a recording.")],
-    output: OutputOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Output file. Default: RECORDING.jsonl.")
+    ] = None,
     accept_terms: Annotated[
         bool,
         typer.Option(

@@ -162,7 +162,8 @@ def select(
         str,
         typer.Option(
             metavar="SIGNAL",
-            help="duplicate, length, contradiction, label, loss, spread, prompt, loss-after or judge.",
+            help="Signal to rank by: duplicate, length, contradiction, label, loss, spread, prompt, "
+            "loss-after or judge.",
         ),
     ],
     keep: Annotated[float, typer.Option(metavar="FRACTION", help="Fraction of the rows to keep.")] = 0.5,

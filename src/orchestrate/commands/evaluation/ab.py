@@ -244,7 +244,7 @@ def size(
     ] = 10.0,
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Significance level.")] = 0.05,
 ) -> Output[Sized]:
-    """Estimate how many users you need to detect a difference with 80% power. Works offline."""
+    """Estimate how many users you need to detect a difference. Assumes 80% power. Works offline."""
     from orchestrate.ab import launch as experiments
 
     if (rate is None) == (deviation is None):

@@ -158,7 +158,9 @@ class Decision:
     target: Annotated[float | None, typer.Option(help="Score to reach, such as 0.9.")] = None
     margin: Annotated[
         float,
-        typer.Option(help="Required lead over the baseline. -0.02 accepts a score up to 2 points lower."),
+        typer.Option(
+            help="Required lead over the baseline. -0.02 accepts a score up to 2 percentage points lower."
+        ),
     ] = 0.0
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit with code 1 unless every verdict is `ship`. For CI.")
@@ -341,7 +343,7 @@ def compare(
         list[str],
         typer.Argument(metavar="RUN...", help="Runs to compare.", autocompletion=completing.runs),
     ],
-    format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "table",
+    format: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(FORMATS)}.")] = "table",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Output file. Its extension sets the format.")
     ] = None,

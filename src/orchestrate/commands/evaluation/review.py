@@ -82,9 +82,9 @@ class ReviewAddress:
             help="Address to serve on, such as 0.0.0.0 to allow phones. Default: this machine only."
         ),
     ] = None
-    name: Annotated[list[str] | None, typer.Option("--name", help="External host name of this machine.")] = (
-        None
-    )
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="Also accept requests for this host name; repeatable.")
+    ] = None
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True
 
@@ -103,7 +103,7 @@ class OtherActions:
     ] = None
     rater: Annotated[str | None, typer.Option(metavar="NAME", help="Rater who fills in the sheet.")] = None
     plan: Annotated[bool, typer.Option("--plan", help="Show how many people and items you need.")] = False
-    detect: Annotated[float, typer.Option(help="For --plan: preference rate to detect.")] = 0.6
+    detect: Annotated[float, typer.Option(help="With --plan: preference rate to detect.")] = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +118,13 @@ class WriteOptions:
     ] = None
     overlap: Annotated[
         float,
-        typer.Option(min=0, max=1, help="For --write: fraction of rows that two people write independently."),
+        typer.Option(
+            min=0, max=1, help="With --write: fraction of rows that two people write independently."
+        ),
     ] = 0.2
     settler: Annotated[
         str,
-        typer.Option(metavar="NAME", help="For --write: person who decides when two writers disagree."),
+        typer.Option(metavar="NAME", help="With --write: person who decides when two writers disagree."),
     ] = "settler"
 
 

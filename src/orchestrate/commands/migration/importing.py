@@ -27,7 +27,9 @@ def take(
     ],
     since: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Import only jobs created on or after this date (UTC)."),
+        typer.Option(
+            formats=["%Y-%m-%d"], help="Import only jobs created on or after this date (YYYY-MM-DD, UTC)."
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Include failed and canceled jobs.")] = False,
     files: Annotated[

@@ -114,7 +114,7 @@ class MigrationSteps:
     ] = None
     gate: Annotated[
         bool,
-        typer.Option("--gate", help="Exit with code 1 unless the test shows parity. Use this in CI."),
+        typer.Option("--gate", help="Exit with code 1 unless the test shows parity. For CI."),
     ] = False
 
 

@@ -65,9 +65,9 @@ def delete(
     ] = None,
     *,
     provider: ProviderOpt = "all",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
     sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="List or search sandboxes instead of real accounts.")
+        bool, typer.Option("--sandbox", help="Use sandboxes instead of real accounts.")
     ] = False,
 ) -> Output[list[Stored]]:
     """Delete a run's tuned model and uploaded rows from its host, or one file or model by id. This is

@@ -63,9 +63,8 @@ class StallOptions:
         float | None,
         typer.Option(
             help="Report a run as stalled after this many minutes without a new step, event or metric. "
-            "Default: 5 times the longest gap so far in this run or in a typical earlier run on that "
-            "backend, but at least 15 minutes, or 60 minutes with fewer than 3 earlier runs. Also "
-            "ORCHESTRATE_STALLED_MINUTES.",
+            "Default: 5 times the longest gap in this run or in a typical earlier run on that backend, at "
+            "least 15 minutes (60 with fewer than 3 earlier runs). Or set ORCHESTRATE_STALLED_MINUTES.",
         ),
     ] = None
     cancel_stalled: Annotated[

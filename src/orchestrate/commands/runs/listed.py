@@ -39,7 +39,9 @@ def runs(  # noqa: PLR0913  each is an option
     context: typer.Context,
     provider: Annotated[
         str | None,
-        typer.Option("--provider", "-p", help="Show only this backend.", autocompletion=completing.backend),
+        typer.Option(
+            "--provider", "-p", help="Show only runs on this backend.", autocompletion=completing.backend
+        ),
     ] = None,
     status: StatusOpt = None,
     model: Annotated[
@@ -48,17 +50,21 @@ def runs(  # noqa: PLR0913  each is an option
             help="Show only runs whose model name contains this text.", autocompletion=completing.models
         ),
     ] = None,
-    tag: Annotated[str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only this tag.")] = None,
+    tag: Annotated[
+        str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only runs with this tag.")
+    ] = None,
     search: Annotated[
         str | None,
-        typer.Option(metavar="WORDS", help="Text to find in ids, names, models, jobs, tags or notes."),
+        typer.Option(
+            metavar="WORDS", help="Show only runs with this text in their id, name, model, job, tags or note."
+        ),
     ] = None,
     sort: Annotated[
         str,
         typer.Option(
             metavar="COLUMN",
-            help="created, name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME. "
-            "Prefix with - for descending order.",
+            help="Column to sort by: created, name, backend, model, status, cost, updated, loss, spec.NAME "
+            "or tag.NAME. Prefix with - for descending order.",
         ),
     ] = "-created",
     archived: Annotated[bool, typer.Option("--archived", help="Show archived runs instead.")] = False,

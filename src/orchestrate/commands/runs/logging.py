@@ -22,7 +22,7 @@ def log(
     to: Annotated[str, typer.Option("--to", help="mlflow, wandb or tensorboard.")],
     run: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Ids of runs.", autocompletion=completing.runs),
+        typer.Argument(metavar="[RUN]...", help="Runs to log.", autocompletion=completing.runs),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Log every run in the store that has a job.")] = False,
     at: Annotated[

@@ -47,7 +47,7 @@ class SpendingSelection:
     by: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="WHAT", help=f"{', '.join(BY)}, tag:NAME, or all; repeatable or comma-separated."
+            metavar="WHAT", help=f"Group by {', '.join(BY)}, tag:NAME, or all; repeatable or comma-separated."
         ),
     ] = None
     month: Annotated[

@@ -55,7 +55,7 @@ Refresh = Annotated[
     bool | None,
     typer.Option(
         "--refresh/--offline",
-        help="Refresh from the host, or show the stored state. Default: refresh until the run ends.",
+        help="Refresh from the host, or show the stored state. Default: refresh unless the run has ended.",
     ),
 ]
 

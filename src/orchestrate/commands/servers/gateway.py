@@ -23,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.terminal.options import AliasGroup
+from orchestrate.commands.terminal.options import OPTIONAL_COMMAND, AliasGroup
 from orchestrate.core.amounts import amount
 from orchestrate.types import AuditEntry, GatewayKey
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     invoke_without_command=True,
+    subcommand_metavar=OPTIONAL_COMMAND,
     add_completion=False,
     no_args_is_help=False,
     help="Serve OpenAI's fine-tuning API over any backend. Clients only change their base URL.",
@@ -146,7 +147,9 @@ class KeyScope:
     ] = None
     per_minute: Annotated[int | None, typer.Option(min=1, help="Maximum requests per minute.")] = None
     concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum number of open jobs.")] = None
-    expires: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Expiry date (UTC).")] = None
+    expires: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Expiry date (YYYY-MM-DD, UTC).")
+    ] = None
 
 
 @keys.command("add")
@@ -233,7 +236,8 @@ def log(
     key: Annotated[str | None, typer.Option(help="Show only this key.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of most recent entries.")] = 50,
 ) -> Output[list[AuditEntry]]:
-    """Show requests that changed something or were rejected, and changes to keys, oldest first."""
+    """Show the audit log, oldest first. Lists requests that changed something or were rejected, and changes
+    to keys."""
     from orchestrate.gateway import launch as service
 
     with orchestrator(context) as ft:

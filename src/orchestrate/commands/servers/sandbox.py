@@ -15,6 +15,7 @@ import typer
 
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import ended_by_signal, note, print_text, settings_of
+from orchestrate.commands.terminal.options import OPTIONAL_COMMAND
 from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ FIRST_PORT = 8751
 
 app = typer.Typer(
     invoke_without_command=True,
+    subcommand_metavar=OPTIONAL_COMMAND,
     add_completion=False,
     no_args_is_help=False,
     help="Run local sandboxes of the hosts' APIs. Training is real. No key, no cost.",
@@ -39,7 +41,7 @@ SpeedOpt = Annotated[
     float, typer.Option("--speed", min=0.01, help="Divide all waiting times by this factor.")
 ]
 TrainOpt = Annotated[
-    bool, typer.Option("--train/--no-train", help="Train the tiny model, or only simulate job states.")
+    bool, typer.Option("--train/--no-train", help="Train a tiny model, or only simulate job states.")
 ]
 ModelOpt = Annotated[str | None, typer.Option("--model", help="Train the model in this folder instead.")]
 SlotsOpt = Annotated[
@@ -51,7 +53,8 @@ AlsoOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--also",
-        help="Also run a sandbox of this YAML-described host, such as azure, on any free port; repeatable.",
+        help="Also run a sandbox of this host, described in YAML, such as azure, on any free port; "
+        "repeatable.",
     ),
 ]
 PortOpt = Annotated[

@@ -22,14 +22,16 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
     read_only: Annotated[
         bool,
-        typer.Option("--read-only", help="Serve read-only pages, such as for a dashboard or a colleague."),
+        typer.Option(
+            "--read-only", help="Serve read-only pages, for example for a dashboard or a colleague."
+        ),
     ] = False,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     host: Annotated[
         str, typer.Option(help="Address to serve on. Addresses other than loopback need --read-only.")
     ] = "127.0.0.1",
     name: Annotated[
-        list[str] | None, typer.Option("--name", help="External host name of this machine.")
+        list[str] | None, typer.Option("--name", help="Also accept requests for this host name; repeatable.")
     ] = None,
 ) -> Iterator[Output[UiShown]]:
     """Show runs, spending, quotes and data in your browser, and submit runs there. Press Ctrl-C to stop.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.types import MemoryPlan
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="rich", help="Measure training speed, and estimate memory."
+    no_args_is_help=True, rich_markup_mode="rich", help="Measure training speed and estimate memory."
 )
 
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]

@@ -26,21 +26,21 @@ class NotifyOptions:
         str | None,
         typer.Option(
             help="Command to run when a run ends, with JSON on stdin. It is retried if it fails, but "
-            "not if it runs longer than 30 s. Also ORCHESTRATE_NOTIFY_COMMAND.",
+            "not if it runs longer than 30 s. Or set ORCHESTRATE_NOTIFY_COMMAND.",
         ),
     ] = None
     notify_url: Annotated[
         str | None,
         typer.Option(
             help="POST a signed webhook to this URL when a run ends. It may be delivered more than once, "
-            "with the same webhook-id. Also ORCHESTRATE_NOTIFY_URL.",
+            "with the same webhook-id. Or set ORCHESTRATE_NOTIFY_URL.",
         ),
     ] = None
     notify_desktop: Annotated[
         bool,
         typer.Option(
             "--notify-desktop",
-            help="Show a desktop notification when a run ends. Also ORCHESTRATE_NOTIFY_DESKTOP=1.",
+            help="Show a desktop notification when a run ends. Or set ORCHESTRATE_NOTIFY_DESKTOP=1.",
         ),
     ] = False
 

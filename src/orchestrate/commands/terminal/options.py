@@ -47,11 +47,18 @@ class AliasGroup(TyperGroup):
         return next((self.commands[name] for name in synonyms_of(cmd_name) if name in self.commands), None)
 
 
+OPTIONAL_COMMAND = "[COMMAND] [ARGS]..."
+"""How the usage line of a group that also runs without a command shows its commands."""
+
+
 def default_command(command: str, *, words: bool = False) -> type[TyperGroup]:
     """Build a command group that runs `command` if only options are given. With `words`, it also runs
     `command` if the first argument is not a command name: `orchestrate models qwen` runs a search."""
 
     class ByDefault(AliasGroup):
+        def __init__(self, **attributes: Any) -> None:
+            super().__init__(**{**attributes, "subcommand_metavar": OPTIONAL_COMMAND})
+
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             first = next((a for a in args if not a.startswith("-")), None) if words else None
             asks = bool({"-h", "--help"} & {*args[:1]})
@@ -67,8 +74,9 @@ TokensOpt = Annotated[
     TokensFrom,
     typer.Option(
         "--tokens",
-        help="Count tokens in all rows (exact), in 2,000 rows of files over 8 MiB (sampled: the price range "
-        "then covers the 99% interval), or not at all (none: no price, no check for overlong rows).",
+        help="Rows to count tokens in: all (exact), 2,000 rows of each file over 8 MiB (sampled), or none. "
+        "With sampled, the price range covers the 99% interval. With none, there is no price and no check "
+        "for overlong rows.",
     ),
 ]
 
@@ -77,9 +85,9 @@ TokensOpt = Annotated[
 class SpecOptions:
     """Options that define the spec: a file with optional overrides, or the model and data as flags."""
 
-    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Default: ./finetune.yaml")] = (
-        None
-    )
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Spec file. Default: ./finetune.yaml")
+    ] = None
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,8 +98,10 @@ class SpecOptions:
     validation: Annotated[
         str | None, typer.Option("--validation", metavar="FILE", help="Validation data.")
     ] = None
-    method: Annotated[str | None, typer.Option("--method", help="sft, dpo or rft.")] = None
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training data.")] = None
+    method: Annotated[str | None, typer.Option("--method", help="Training method: sft, dpo or rft.")] = None
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Number of passes over the training data.")
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,7 +115,7 @@ class SpecOptions:
         str | None, typer.Option("--gpu", help="On rented machines: GPU type, auto or none.", metavar="TYPE")
     ] = None
     max_usd_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="On rented machines: maximum hourly price.")
+        float | None, typer.Option(min=0, metavar="USD", help="On rented machines: maximum hourly price.")
     ] = None
     max_hours: Annotated[
         float | None, typer.Option(min=0, help="On rented machines: stop the run after this many hours.")
@@ -274,8 +284,8 @@ class ServingOptions:
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Model that you could prompt instead of tuning, for the break-even point. Default: a model "
-            "that stays available for the entire period.",
+            help="Untuned model to prompt instead, for the break-even point. Default: a model that stays "
+            "available for the entire period.",
         ),
     ] = None
     saved_tokens: Annotated[
@@ -306,7 +316,9 @@ class ServingOptions:
 RateOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--rate", metavar="PROVIDER:METHOD[@MODEL]=USD", help="Your own price. Overrides the built-in one."
+        "--rate",
+        metavar="PROVIDER:METHOD[@MODEL]=USD",
+        help="Your own price, such as together:sft_lora=0.50. Overrides the built-in one.",
     ),
 ]
 

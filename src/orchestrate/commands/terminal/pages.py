@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
+from textwrap import TextWrapper
 from typing import Any
 
 from orchestrate.commands import EXAMPLES
@@ -28,6 +30,7 @@ def prepare_help(command: Any, name: str) -> Any:
     for own, inner in getattr(command, "commands", {}).items():
         prepare_help(inner, f"{name} {own}")
     plain_types(command)
+    command.get_help = partial(_unbroken, command.get_help)
     if shutil.get_terminal_size().columns < _ROOM:
         command.rich_markup_mode = None
     return command
@@ -48,10 +51,22 @@ def plain_types(command: Any) -> None:
     command.get_help_option = get_help_option
 
 
+def _unbroken(get_help: Callable[[Any], str], ctx: Any) -> str:
+    """Return a help page whose lines never end within a hyphenated word. Option names stay on one line."""
+    usual = TextWrapper.wordsep_re
+    TextWrapper.wordsep_re = TextWrapper.wordsep_simple_re
+    try:
+        return get_help(ctx)
+    finally:
+        TextWrapper.wordsep_re = usual
+
+
 def plain_type(parameter: Any) -> None:
     if parameter.param_type_name == "argument":
         parameter.display_type_rich = _no_type  # its name is enough
         parameter.get_usage_pieces = partial(_usage, parameter)
+        if parameter.metavar is None:
+            parameter.metavar = parameter.name.upper() + ("..." if parameter.nargs != 1 else "")
     elif parameter.metavar is None and (kind := getattr(parameter, "type_descriptor", None)) is not None:
         parameter.metavar = None if kind.is_choice else _word(parameter, kind)
 
@@ -75,7 +90,9 @@ def _usage(parameter: Any, ctx: Any) -> list[str]:
     """Format an argument as in manuals: RUN, [RUN], RUN... or [RUN...]. Marks that the name already has are
     not repeated."""
     del ctx
-    name = parameter.metavar or parameter.name.upper()
+    if parameter.hidden:
+        return []
+    name = parameter.metavar
     if parameter.nargs != 1 and "..." not in name:
         name += "..."
     return [name if parameter.required or name.startswith("[") else f"[{name}]"]

@@ -32,13 +32,16 @@ if TYPE_CHECKING:
 class NeedOptions:
     """Options for your requirements."""
 
-    private: Annotated[bool, typer.Option("--private", help="The data must not leave your machines.")] = False
+    private: Annotated[
+        bool, typer.Option("--private", help="Recommend only options that keep the data on your machines.")
+    ] = False
     latency_ms: Annotated[
-        int | None, typer.Option(min=1, help="Maximum response time. Also shows a predicted response time.")
+        int | None,
+        typer.Option(min=1, help="Maximum response time in milliseconds. Also predicts the response time."),
     ] = None
-    changing: Annotated[bool, typer.Option("--changing", help="The facts in the answers change often.")] = (
-        False
-    )
+    changing: Annotated[
+        bool, typer.Option("--changing", help="Assume that the facts in the answers change often.")
+    ] = False
     own_gpu: Annotated[bool, typer.Option("--own-gpu", help="Assume that you have a GPU to train on.")] = (
         False
     )
@@ -83,7 +86,7 @@ def advise(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Examples of the task in a training format.")],
     *,
     serving: ServingOptions,
-    model: Annotated[str, typer.Option(help="Open model to tune, for --traffic and --latency-ms.")] = (
+    model: Annotated[str, typer.Option(help="Open-weight model to tune, for --traffic and --latency-ms.")] = (
         "qwen3.5-9b"
     ),
     needed: NeedOptions,

@@ -111,7 +111,8 @@ def plan(
         bool, typer.Option("--all", help="Show every setting with its API field, including those not set.")
     ] = False,
     suggest: Annotated[
-        bool, typer.Option("--suggest", help="Propose rank, rate, epochs and batch, with reasons.")
+        bool,
+        typer.Option("--suggest", help="Propose rank, learning rate, epochs and batch size, with reasons."),
     ] = False,
 ) -> Output[list[Translation]] | Output[list[Suggestion]]:
     """Show what each setting of the spec becomes on each backend, and how much memory training takes on your

@@ -70,7 +70,7 @@ def add(
     spending: SpendingOptions,
     strict: StrictOpt = False,
 ) -> Output[list[QueueEntry]]:
-    """Check and quote a run, ask you to confirm its price, and queue it.
+    """Check and quote a run, and queue it after you confirm its price.
 
     If the data changes or the price rises before the run starts, the entry is held and you are notified."""
     if spending.key is not None:
@@ -109,7 +109,7 @@ def list_entries(
     context: typer.Context,
     ended: Annotated[bool, typer.Option("--all", help="Include submitted and removed entries.")] = False,
 ) -> Output[list[QueueEntry]]:
-    """List waiting entries in starting order."""
+    """List waiting entries in the order they start."""
     with orchestrator(context) as ft:
         entries, paused = queueing.entries(ft, ended=ended), ft.store.queue.paused
     return Output(entries, partial(_show, paused=paused))
@@ -155,7 +155,7 @@ def resume(
     context: typer.Context,
     entries: OptionalNames = None,
 ) -> Output[list[QueueEntry]]:
-    """Resume held entries, or the entire queue."""
+    """Resume paused or held entries, or the entire queue."""
     return _pause(context, entries, paused=False)
 
 

@@ -87,7 +87,7 @@ def submit(
     strict: StrictOpt = False,
     watch: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = False,
 ) -> Output[list[Run]]:
-    """Check, quote, upload and create exactly one job on each backend you name.
+    """Check and quote a run, upload its data, and create exactly one job on each backend you name.
 
     Asks for confirmation before spending. Without a terminal, pass --yes or --max-cost. To submit the
     same run again while it is open or within a day after it ends, pass --again."""

@@ -57,7 +57,7 @@ def chat(
     context: typer.Context,
     run: RunArg,
     message: Annotated[
-        list[str] | None, typer.Argument(help="Message to send once. Default: an interactive chat.")
+        list[str] | None, typer.Argument(help="Messages to send in turn. Default: start an interactive chat.")
     ] = None,
     *,
     asked: ChatSettings,

@@ -57,13 +57,13 @@ class ExportOptions:
         Path | None, typer.Option(help="Folder with a llama.cpp checkout. Default: the installed llama.cpp.")
     ] = None
     repo: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="For --to hub: repository to upload to.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="With --to hub: repository to upload to.")
     ] = None
     whole: Annotated[
-        bool, typer.Option(help="For --to hub: upload the merged model instead of the adapter.")
+        bool, typer.Option(help="With --to hub: upload the merged model instead of the adapter.")
     ] = False
     upload: Annotated[
-        bool, typer.Option("--upload", help="For --to hub: also upload the model to a private repository.")
+        bool, typer.Option("--upload", help="With --to hub: also upload the model to a private repository.")
     ] = False
 
 
