@@ -11,7 +11,6 @@ from functools import cache
 
 import pytest
 from tests import sources
-from tests.paths import ROOT
 
 PROCESSES = {
     "core/child.py": "the one way: a child that is asked",
@@ -350,14 +349,11 @@ def test_what_refuses_for_the_price_is_seen(line: str, consent: bool, price: boo
     assert (any(map(wants_consent, nodes)), any(map(wants_a_price, nodes))) == (consent, price)
 
 
-CLASS_NAMES_TWICE = 1
-"""Names of several public classes. It may only fall: one word has one meaning."""
-
-
-def test_no_more_classes_share_a_name() -> None:
-    homes: dict[str, int] = {}
-    for path in (ROOT / "src" / "orchestrate").rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                homes[node.name] = homes.get(node.name, 0) + 1
-    assert sum(count > 1 for count in homes.values()) <= CLASS_NAMES_TWICE
+def test_no_classes_share_a_name() -> None:
+    """One word has one meaning, inside of functions too."""
+    homes: dict[str, list[str]] = {}
+    for file, nodes in sources.nodes().items():
+        for node in nodes:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(file)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

@@ -31,7 +31,7 @@ from orchestrate.ui.site import Copy, Form, Site, first
 if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.data.operations.inspect import InspectReport
-    from orchestrate.runs.data.files import PreviewReport, Review
+    from orchestrate.runs.data.files import PreviewReport, RowReview
 
 
 _AT_ONCE = 3
@@ -118,7 +118,7 @@ def review_routes(site: Site) -> list[Route]:
 def _of_rows(site: Site) -> list[Route]:
     """Return the routes of row reviews. A form starts a review, because that reads a file. An unfinished
     review is continued."""
-    opened: dict[str, Review] = {}
+    opened: dict[str, RowReview] = {}
     lock = threading.Lock()
 
     def begin(_: Request, form: Form) -> str:
@@ -127,10 +127,10 @@ def _of_rows(site: Site) -> list[Route]:
             raise UsageError("choose a file to review")
         key = hashlib.sha256(path.encode()).hexdigest()[:16]
         with lock:
-            opened[key] = files.Review(path)
+            opened[key] = files.RowReview(path)
         return f"/data/review/{key}/"
 
-    def review_of(request: Request) -> Review:
+    def review_of(request: Request) -> RowReview:
         found = opened.get(request.path_params["key"])
         if found is None:
             raise UsageError("this review is no longer open", fix="reopen the review from the file's page")

@@ -20,7 +20,7 @@ from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle
-from orchestrate.runs.data.files import Review
+from orchestrate.runs.data.files import RowReview
 from orchestrate.runs.evaluation import reviewing
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.sandbox.server import Sandbox
@@ -78,7 +78,7 @@ def test_rows_are_reviewed_on_the_page_of_the_command(web: TestClient, rows: Pat
     assert "/data/review/" in str(opened.url) and 'href="/data?path=' in opened.text
     shown = web.post(opened.url.path, content=json.dumps({"action": "rejected", "index": 0})).json()
     assert shown["counts"] == {"rows": 40, "pending": 39, "accepted": 0, "edited": 0, "rejected": 1}
-    assert Review(str(rows)).counts().rejected == 1, "as `orchestrate data review` goes on with it"
+    assert RowReview(str(rows)).counts().rejected == 1, "as `orchestrate data review` goes on with it"
     assert web.get("/data/review/none/").status_code == 404
     gone = web.post("/data/review", data={"word": site.word, "path": str(rows.with_name("none"))})
     assert gone.status_code == 422 and "none" in gone.text

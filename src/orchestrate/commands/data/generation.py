@@ -168,7 +168,7 @@ def review(
     from orchestrate.runs.data import files as data
 
     if export is not None:
-        report = data.Review(file).export(export)
+        report = data.RowReview(file).export(export)
         yield Output(report, _show_export)
         return
     with data.serving(file, port=port) as page, ended_by_signal() as ended:

@@ -310,13 +310,13 @@ class _Following:
 def _background(ft: Orchestrator) -> Generator[_Source]:
     watcher = watching.background(ft.settings)
 
-    class Source:
+    class BackgroundSource:
         def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
             watcher.ensure()
             state = watcher.state()
             return (state.problems, state.failures) if state else ((), ())
 
-    yield Source()
+    yield BackgroundSource()
 
 
 @contextmanager
@@ -332,7 +332,7 @@ def _thread(ft: Orchestrator, handles: list[RunHandle]) -> Generator[_Source]:
 
     thread = threading.Thread(target=work, name="watcher", daemon=True)
 
-    class Source:
+    class ThreadSource:
         def check(self) -> tuple[Sequence[str], Sequence[Failure]]:
             if broken:
                 raise broken[0]
@@ -340,7 +340,7 @@ def _thread(ft: Orchestrator, handles: list[RunHandle]) -> Generator[_Source]:
 
     thread.start()
     try:
-        yield Source()
+        yield ThreadSource()
     finally:
         stopped.set()
         watcher.wake()

@@ -121,11 +121,11 @@ def unreviewed(path: str) -> int:
     """Return the number of undecided rows in a file marked by `require`, and 0 for other files."""
     if "://" in path or not beside(Path(path)).is_file():
         return 0
-    review = Review(path)
+    review = RowReview(path)
     return review.counts().pending if review.required else 0
 
 
-class Review:
+class RowReview:
     """A file under review. Only the offsets of its lines are in memory."""
 
     def __init__(self, path: str) -> None:

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-from orchestrate.data.operations.review import Decision, Review
+from orchestrate.data.operations.review import Decision, RowReview
 from orchestrate.errors import UsageError
 from orchestrate.http import web
 from orchestrate.http.web import RequestGuard
@@ -42,7 +42,7 @@ class RowReviewPage:
     """A running review server. `url` is the page's address."""
 
     url: str
-    review: Review
+    review: RowReview
 
 
 @contextmanager
@@ -51,14 +51,14 @@ def serving(path: str, *, port: int = 0) -> Generator[RowReviewPage]:
 
     Raises `DataError` when the file cannot be read and `SetupError` when the port is in use.
     """
-    review, token = Review(path), secrets.token_urlsafe(24)
+    review, token = RowReview(path), secrets.token_urlsafe(24)
     app = Starlette(routes=review_routes("/", lambda _: review))
     with web.serving(RequestGuard(app, tokens={token: ""}, max_body=LONGEST_BODY), port=port) as root:
         yield RowReviewPage(f"{root}/{token}/", review)
 
 
 def review_routes(
-    path: str, review_of: Callable[[Request], Review], back: Callable[[Request], str] | None = None
+    path: str, review_of: Callable[[Request], RowReview], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
     """Build the routes of the review page and its actions. `review_of` returns the review for a request, and
     `back` returns the URL of the page to go back to."""
@@ -75,7 +75,7 @@ def review_routes(
     ]
 
 
-def act(review: Review, body: RowDecision) -> dict[str, Any]:
+def act(review: RowReview, body: RowDecision) -> dict[str, Any]:
     """Perform the action and return the data for the next view: `file`, `counts` and, if the file has rows,
     `row`."""
     index = body.index

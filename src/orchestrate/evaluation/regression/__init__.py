@@ -305,7 +305,7 @@ def _sample(one: dict[str, Any]) -> Sample:
 def _language_model(candidate: Candidate, asking: Asking) -> Any:
     from lm_eval.api.model import LM
 
-    class Contender(LM):
+    class HarnessModel(LM):
         """Answers lm_eval's requests through `Asking`, so that answers are stored and the budget is
         enforced."""
 
@@ -332,7 +332,7 @@ def _language_model(candidate: Candidate, asking: Asking) -> Any:
                 )
             return candidate.likelihood(rows)
 
-    return Contender()
+    return HarnessModel()
 
 
 def _until(text: str, stops: Any) -> str:

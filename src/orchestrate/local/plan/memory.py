@@ -336,7 +336,7 @@ def _few_bits(shape: ModelShape, setup: Setup) -> int:
     return shape.linear_parameters + shape.expert_parameters if held else 0
 
 
-class _Layer(NamedTuple):
+class _LayerMemory(NamedTuple):
     """Bytes per token."""
 
     norm: float
@@ -354,7 +354,7 @@ class _Layer(NamedTuple):
     """Bytes that the entire layer stores for the backward pass."""
 
 
-def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:
+def _layer(shape: ModelShape, setup: Setup, device: str) -> _LayerMemory:
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     wide = shape.feed_forward * shape.experts_used
     full, ours = setup.adapter == "full", device == "cpu" and setup.adapter != "full"
@@ -397,7 +397,7 @@ def _layer(shape: ModelShape, setup: Setup, device: str) -> _Layer:
     if shape.remark is not None:
         mixture = MOE_LAYER if full else FROZEN_MOE_LAYER
         kept *= mixture if shape.experts > 1 else OTHER_LAYER
-    return _Layer(norm, b * h, work, attention, forward, backward, kept)
+    return _LayerMemory(norm, b * h, work, attention, forward, backward, kept)
 
 
 def _experts(shape: ModelShape, setup: Setup) -> float:

@@ -266,14 +266,14 @@ def _client(address: str) -> Any:
 
     base: Any = JobSubmissionClient
 
-    class Client(base):
+    class JobsClient(base):
         def _do_request(self, *args: Any, **more: Any) -> Any:
             return base._do_request(self, *args, **{"timeout": ANSWER_S, **more})
 
         def _raise_error(self, r: Any) -> NoReturn:
             raise _Answered(int(r.status_code), str(r.text))
 
-    return Client(address)
+    return JobsClient(address)
 
 
 def _refusal(name: str, error: Exception) -> ProviderError | None:

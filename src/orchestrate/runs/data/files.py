@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrate.data.operations.preview import PreviewReport
     from orchestrate.data.operations.preview import heading as heading
     from orchestrate.data.operations.preview import html as html
-    from orchestrate.data.operations.review import Review as Review
+    from orchestrate.data.operations.review import RowReview as RowReview
     from orchestrate.data.operations.review_server import review_routes as review_routes
     from orchestrate.data.operations.review_server import serving as serving
     from orchestrate.data.operations.split import Division as Division
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Division": "data.operations.split",
-    "Review": "data.operations.review",
+    "RowReview": "data.operations.review",
     "beside": "data.files",
     "check": "data.operations.check",
     "columns_of": "data.operations.threads",

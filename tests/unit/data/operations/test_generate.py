@@ -27,7 +27,7 @@ from orchestrate.data.operations.generate import (
     generate,
     objects,
 )
-from orchestrate.data.operations.review import Entry, Review
+from orchestrate.data.operations.review import Entry, RowReview
 from orchestrate.errors import AuthenticationFailed, DataError, HostUnavailable, UsageError
 from orchestrate.providers.chat import chat_with
 from orchestrate.settings.config import HostConfig, Secret
@@ -100,7 +100,7 @@ def test_rows_are_new_good_and_wait_for_review(host: ChatHost, seeds: str, tmp_p
     assert [p.code for p in checked.problems if p.severity == "error"] == []
     [told] = [p.message for p in checked.problems if p.code == "unreviewed"]
     assert told == "35 generated rows not reviewed yet"
-    assert Review(str(output)).counts().pending == 35
+    assert RowReview(str(output)).counts().pending == 35
 
 
 def test_the_request_shows_seeds_and_says_how_many(host: ChatHost, seeds: str, tmp_path: Path) -> None:

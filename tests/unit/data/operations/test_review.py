@@ -17,7 +17,7 @@ from tests.browsers import chromium, new_page
 from tests.paths import DATASETS
 
 from orchestrate.data import Dataset
-from orchestrate.data.operations.review import Review, ReviewCounts, beside, require, unreviewed
+from orchestrate.data.operations.review import ReviewCounts, RowReview, beside, require, unreviewed
 from orchestrate.data.operations.review_server import RowReviewPage, serving
 from orchestrate.errors import DataError, SetupError, UsageError
 
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def exported(review: Review, output: Path) -> list[str]:
+def exported(review: RowReview, output: Path) -> list[str]:
     review.export(output)
     return output.read_text().splitlines()
 
@@ -49,12 +49,12 @@ def exported(review: Review, output: Path) -> list[str]:
 
 def test_decisions_are_exported_and_the_file_is_kept(file: Path, tmp_path: Path) -> None:
     before = file.read_bytes()
-    review = Review(str(file))
+    review = RowReview(str(file))
     review.decide(0, "accepted")
     review.decide(1, "rejected")
     review.decide(2, "edited", json.dumps(json.loads(chat("three?", "three")), indent=2))
     assert review.counts() == ReviewCounts(rows=4, pending=1, accepted=1, edited=1, rejected=1)
-    again = Review(str(file))
+    again = RowReview(str(file))
     assert again.counts() == review.counts() and again.first_pending() == 3
     lines = exported(again, tmp_path / "out.jsonl")
     assert lines[0] == ROWS[0] and [json.loads(line) for line in lines[1:]] == [
@@ -64,46 +64,46 @@ def test_decisions_are_exported_and_the_file_is_kept(file: Path, tmp_path: Path)
 
 
 def test_undo_goes_back_step_by_step_also_in_a_later_session(file: Path) -> None:
-    review = Review(str(file))
+    review = RowReview(str(file))
     review.decide(0, "accepted")
     review.decide(2, "edited", chat("a?", "b"))
     review.decide(2, "rejected")
     assert review.undo() == 2 and review.row(2).text == chat("a?", "b").replace(": ", ":").replace(", ", ",")
-    later = Review(str(file))
+    later = RowReview(str(file))
     assert later.undo() == 2 and later.row(2).text == ROWS[2] and later.row(2).state == "pending"
     assert later.undo() == 0 and later.undo() is None
-    assert Review(str(file)).counts().pending == 4
+    assert RowReview(str(file)).counts().pending == 4
 
 
 def test_decisions_follow_rows_that_move_and_equal_rows_are_told_apart(file: Path) -> None:
-    review = Review(str(file))
+    review = RowReview(str(file))
     review.decide(3, "rejected")
     file.write_text("".join(f"{row}\n" for row in [ROWS[3], "", ROWS[3], chat("new?", "row")]))
-    moved = Review(str(file))
+    moved = RowReview(str(file))
     assert [moved.row(i).state for i in range(3)] == ["rejected", "pending", "pending"]
     assert moved.counts() == ReviewCounts(rows=3, pending=2, accepted=0, edited=0, rejected=1)
 
 
 def test_a_torn_decision_is_as_if_it_was_not_made(file: Path) -> None:
-    review = Review(str(file))
+    review = RowReview(str(file))
     review.decide(0, "accepted")
     review.decide(1, "accepted")
     journal = beside(file)
     journal.write_bytes(journal.read_bytes()[:-5])
-    torn = Review(str(file))
+    torn = RowReview(str(file))
     assert torn.counts().accepted == 1
     torn.decide(1, "rejected")
-    assert Review(str(file)).counts() == ReviewCounts(rows=4, pending=2, accepted=1, edited=0, rejected=1)
+    assert RowReview(str(file)).counts() == ReviewCounts(rows=4, pending=2, accepted=1, edited=0, rejected=1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", chat("only a question", ""), '{"messages": "\\ud800"}'])
 def test_a_bad_row_is_not_accepted(file: Path, text: str) -> None:
-    review = Review(str(file))
+    review = RowReview(str(file))
     with pytest.raises(DataError):
         review.decide(0, "edited", text)
     assert review.counts().pending == 4 and not beside(file).exists()
     file.write_text(ROWS[0] + "\n" + json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n")
-    broken = Review(str(file))
+    broken = RowReview(str(file))
     with pytest.raises(DataError, match="assistant"):
         broken.decide(1, "accepted")
     assert broken.row(1).problems and broken.row(0).problems == ()
@@ -112,7 +112,7 @@ def test_a_bad_row_is_not_accepted(file: Path, text: str) -> None:
 def test_other_formats_keep_theirs(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("question,answer\nwho?,me\nwhat?,this\n")
-    review = Review(str(file))
+    review = RowReview(str(file))
     review.decide(1, "accepted")
     assert [json.loads(line) for line in exported(review, tmp_path / "o.jsonl")] == [
         {"question": "what?", "answer": "this"}
@@ -120,7 +120,7 @@ def test_other_formats_keep_theirs(tmp_path: Path) -> None:
 
 
 def test_only_marked_files_wait_for_review(file: Path) -> None:
-    Review(str(file)).decide(0, "accepted")
+    RowReview(str(file)).decide(0, "accepted")
     assert unreviewed(str(file)) == 0
     require(file)
     require(file)
@@ -128,14 +128,14 @@ def test_only_marked_files_wait_for_review(file: Path) -> None:
 
 
 def test_export_never_overwrites_what_is_reviewed(file: Path, tmp_path: Path) -> None:
-    review = Review(str(file))
+    review = RowReview(str(file))
     for target in (file, beside(file)):
         with pytest.raises(UsageError):
             review.export(target)
     with pytest.raises(UsageError):
         review.decide(4, "accepted")
     with pytest.raises(UsageError, match="not a file"):
-        Review(str(tmp_path))
+        RowReview(str(tmp_path))
 
 
 # -- the server ----------------------------------------------------------------------------------------------
