@@ -133,7 +133,7 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     scored = done(ask(*asked_of, "--traffic", "240 req/day, 90 in, 15 out")).json
     [tuned] = scored["contenders"]
     assert float(tuned["usd_per_hour"]) == float(up["usd_per_hour"]) and float(tuned["hours"]) > 0
-    assert any("per answer at 10 answers per hour, according to --traffic" in n for n in scored["notes"])
+    assert any("per answer at 10 answers per hour, from --traffic" in n for n in scored["notes"])
     assert f"{HOURLY[host]}: orchestrate deployments" in done(ask("runs")).err
     assert done(ask("show", run, "--offline", "--json")).json["deployment"]["state"] == "up"
     assert [one["run_id"] for one in done(ask("deployments", "--json")).json] == [run]

@@ -131,7 +131,9 @@ async def _begun(response: httpx.Response, *, streamed: bool) -> ProxiedAnswer:
         finally:
             await response.aclose()
         if response.status_code < 400 and not _answers(body):
-            return ProxiedAnswer(None, error=f"HTTP {response.status_code} without an answer")
+            return ProxiedAnswer(
+                None, error=f"HTTP {response.status_code}, but the response contained no completion"
+            )
         return ProxiedAnswer(response.status_code, headers, body)
     rest = _pieces(response)
     try:
@@ -221,7 +223,7 @@ _log = logging.getLogger(__name__)
 STORE_S = 2.0
 """Seconds to wait for the store when looking up a user's model."""
 SILENT_S = 10.0
-"""Seconds during which the proxy does not use the store after the store has failed or timed out."""
+"""How long the proxy bypasses the store after a store error or timeout, in seconds."""
 _CONNECT_S = 5.0
 
 

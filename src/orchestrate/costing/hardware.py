@@ -18,7 +18,7 @@ class Hardware(msgspec.Struct, frozen=True):
     gpus: dict[str, tuple[float, float]]
     """Memory and memory bandwidth of each GPU, as `{GPU: (GB, TB/s)}`."""
     tflops: dict[str, float]
-    """Dense 16-bit compute in TFLOPS of each GPU."""
+    """Dense 16-bit TFLOPS per GPU."""
     eight_bit: tuple[str, ...]
     """GPUs that compute twice as fast with 8-bit numbers."""
 

@@ -279,7 +279,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
     """Last day on which the tuned model is served, if that is within the period."""
     base: BasePrice | None = None
     base_words: str = ""
-    """Description of the base models that you would prompt instead over the same period."""
+    """Description of the base models that you would otherwise prompt during the same period."""
     elsewhere: tuple[ServingTotal, ...] = ()
     """Options for serving the same adapter on other hosts, cheapest first."""
 

@@ -535,7 +535,7 @@ def _rate_warnings(rate: Rate, on: date) -> list[str]:
     found: list[str] = []
     age = (on - rate.last_checked).days
     if age < -1:  # a day earlier is still the same one elsewhere
-        why = f"this machine's clock says {on}. Correct it, because prices and shutdown dates depend on it"
+        why = f"this machine's clock says {on}. Prices and shutdown dates depend on it, so set it correctly"
         found.append(f"{days.pretended(on) or why}. The price was checked later, on {rate.last_checked}")
     if rate.doubt is not None:
         found.append(rate.doubt)

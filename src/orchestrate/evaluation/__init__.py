@@ -26,7 +26,7 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Digest of the prompt, tools and expected answer. The same row has the same id in every file."""
     prompt: tuple[Message, ...]
     expected: str = ""
-    """Expected answer. Empty if the metric does not need one, such as a grader or a judge."""
+    """Expected answer. Empty for metrics that don't need one, such as graders and judges."""
     expected_calls: tuple[dict[str, Any], ...] = ()
     """Tool calls of the expected answer, in the format of OpenAI's Chat Completions API."""
     tools: tuple[dict[str, Any], ...] = ()

@@ -279,7 +279,7 @@ def _by_the_hour(one: Contender, price: Decimal) -> str:
     if one.usd_per_answer is None:
         return f"{billed}, so the cost per answer is unknown (set --traffic)"
     if one.answers_per_hour is not None:
-        at = f"{one.answers_per_hour:,.0f} answers per hour, according to --traffic"
+        at = f"{one.answers_per_hour:,.0f} answers per hour, from --traffic"
     else:
         pace = (one.answers - one.failed) / (one.hours or Decimal(1))
         at = f"{pace:,.0f} answers per hour, the pace of this evaluation (set your own with --traffic)"

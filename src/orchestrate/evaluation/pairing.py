@@ -115,7 +115,7 @@ def _mean(marks: Sequence[Mark]) -> float | None:
 
 
 class Pairing(Record, frozen=True, kw_only=True):
-    """A comparison of contenders from two evaluations on the items that both answered."""
+    """A comparison of contenders from two evaluations on the items that both contenders answered."""
 
     first: str
     """Id of the first evaluation."""

@@ -1,4 +1,5 @@
-"""Serve chats, completions and responses from tuned models, on their host or on this machine."""
+"""Serve the Chat Completions, Completions and Responses APIs from tuned models, hosted remotely or on this
+machine."""
 
 from __future__ import annotations
 
@@ -124,8 +125,8 @@ _OURS = frozenset(
     {"model", "messages", "stream", "max_tokens", "max_completion_tokens", "return_token_ids"}
     | {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-"""Fields that are converted or dropped instead of forwarded unchanged. The fields in the second line don't
-affect answers."""
+"""Fields that are converted or dropped instead of forwarded unchanged. `user`, `metadata`, `store`,
+`service_tier`, `safety_identifier` and `prompt_cache_key` don't affect answers."""
 
 
 _COMES_UP_S = 10

@@ -500,7 +500,7 @@ def _request(call: GatewayRequest) -> CreateKey:
     headers = call.request.headers
     key = headers.get("idempotency-key") or None
     if key is not None and (len(key) > _LONGEST_KEY or not key.isprintable()):
-        raise HostError(422, f"Idempotency-Key must have at most {_LONGEST_KEY} printable characters")
+        raise HostError(422, f"Idempotency-Key must consist of at most {_LONGEST_KEY} printable characters")
     digest = hashlib.sha256(call.raw).hexdigest()
     return CreateKey(call.key.name, digest, retries(call.request), key)
 

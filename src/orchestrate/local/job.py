@@ -190,8 +190,7 @@ class Hyper(Record, frozen=True, kw_only=True):
     nan_policy: str = "stop"
     """Action if a step's loss or gradient is not finite: `stop` the run, or `skip` the step."""
     spike_factor: float | None = None
-    """Skip steps whose loss exceeds this multiple of the running mean. `None` never skips a step for its
-    loss."""
+    """Skip steps whose loss exceeds this multiple of the running mean. `None` disables this check."""
     max_new_tokens: int = 256
     """Maximum number of tokens in a sampled answer."""
     run_grader_code: bool = False

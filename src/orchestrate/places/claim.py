@@ -57,7 +57,7 @@ class Switch:
         reason is `limit`, but not if it is `silence`."""
         silent = self.clock() - self.reported_at
         if silent >= self.limits.silence_s:
-            return "silence", f"could not report for {duration(silent)}"
+            return "silence", f"could not send a heartbeat for {duration(silent)}"
         price, cap = self.limits.usd_per_hour, self.limits.most_usd_per_hour
         if exceeds(price, cap):
             return "limit", f"the machine costs {money(price)} per hour, more than the limit of {money(cap)}"

@@ -295,7 +295,7 @@ class EightyPercent(Record, frozen=True, kw_only=True):
         assumed = " (assumed; set yours with --target)" if self.assumed else ""
         result = {
             True: "reached, so improve the prompt and examples before you tune",
-            False: "not reached, so tuning is worth its price",
+            False: "not reached, so tuning is worth the cost",
             None: "undecided, because the confidence interval contains that value. Measure more rows",
         }[self.applies]
         return (

@@ -248,7 +248,7 @@ def repeat_note(label: str, pairing: Pairing) -> str:
     if other:
         return (
             f"{label}: {other} of {pairing.items} answers differ from those in {pairing.first}, but no "
-            "score changed by more than chance."
+            "score changed by more than chance would explain."
         )
     return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
 

@@ -159,7 +159,7 @@ def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
     run, provider = handle.record, handle.provider
     if asked.hours is not None:
         raise UsageError(
-            f"--max-hours has no effect on {provider.name}, which cannot limit a run's hours",
+            f"--max-hours has no effect on {provider.name}, which cannot limit how long a run takes",
             fix=f"orchestrate resume {run.id}",
         )
     bill = ws.bill(run, provider.get(run.handle))

@@ -315,7 +315,7 @@ class TrackedRun:
 
     def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
         """List the deployments of this run in their last known state, newest first. `over=True` lists only
-        ended deployments, `over=False` only deployments that have not ended, and `None` all."""
+        ended deployments, `over=False` only active ones, and `None` lists all."""
         found = self._ws.store.deployments.matching(over=over)
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 

@@ -137,7 +137,9 @@ def _require(
     if weights is not None and len(weights) != len(parts):
         raise UsageError(f"{len(parts)} {what} need {len(parts)} weights, got {len(weights)}")
     if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
-        raise UsageError(f"--weights must be finite numbers, not all 0, got {list(weights)}")
+        raise UsageError(
+            f"--weights must be finite numbers, and at least one must be nonzero (got {list(weights)})"
+        )
     bases = {p.base_name for p in parts}
     if len(bases) > 1 and (not models or method == "ties"):
         raise UsageError(f"{method} cannot merge models with different bases: {', '.join(sorted(bases))}")

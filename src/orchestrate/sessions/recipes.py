@@ -58,7 +58,7 @@ HONORED = frozenset(
 TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 """PyTorch's default betas and epsilon for AdamW. Jobs on this machine use them too."""
 EPSILON = 1e-4
-"""Value added to the standard deviation of a group's rewards, as in jobs on this machine."""
+"""Value added to the standard deviation of a group's rewards. Local jobs use the same value."""
 NEVER_GRADES = re.compile(r"\w+Error: .*\(grader, line \d+\)$|TypeError: grade\(\)")
 """Matches errors that mean the grader can't grade any answer: it does not compile, or its function has the
 wrong parameters. A syntax error located outside the grader's code is in the answer being graded, so it does
@@ -606,7 +606,7 @@ class _Policy(_Sampled):
         errors = [one.error for one in grades if one.error]
         if len(errors) == len(grades) and not self._graded:
             raise RunFailed(
-                f"the grader cannot grade any answer: {errors[0]}",
+                f"the grader failed on every answer: {errors[0]}",
                 fix="fix the grader, or the row fields that it reads",
             )
         self._graded = True
@@ -641,7 +641,7 @@ def _require_fields(grader: Grader, source: Mapping[str, Any], prompts: Sequence
             [grade] = grader.grade([""], [item])
             if NEVER_GRADES.match(grade.error or ""):
                 raise UsageError(
-                    f"the grader cannot grade any answer: {grade.error}. Nothing was sampled",
+                    f"the grader failed on every answer: {grade.error}. Nothing was sampled",
                     fix="fix the grader's source code",
                 )
             unknown = re.search(r"KeyError: '(\w+)'", grade.error or "")

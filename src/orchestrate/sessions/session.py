@@ -241,7 +241,9 @@ class TrainingSession:
         and on this machine the next save replaces it."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
-            raise UsageError(f"the name of a save may contain letters, digits, . _ - (got {name!r})")
+            raise UsageError(
+                f"a checkpoint name may contain only letters, digits and the characters . _ - (got {name!r})"
+            )
         with self._lock:
             self._require_going()
             return self._save(name, kept=kept)

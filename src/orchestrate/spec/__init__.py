@@ -110,7 +110,7 @@ class JobSpec(SpecPart):
         ),
     )
     learning_rate: Float | None = Field(
-        default=None, gt=0, description="Peak learning rate, as an absolute value"
+        default=None, gt=0, description="Peak learning rate (the rate itself, not a multiplier)"
     )
     learning_rate_multiplier: Float | None = Field(
         default=None, gt=0, description="Multiplier of the host's own base learning rate"

@@ -378,8 +378,8 @@ _WRITTEN = select(schema.meta.c.value).where(schema.meta.c.key == "schema")
 def _require_known(version: str | None, place: str) -> None:
     if version is not None and version.isdecimal() and int(version) > schema.VERSION:
         raise StoreError(
-            f"a newer version wrote the run store {place} (schema {version}; this version "
-            f"supports {schema.VERSION})",
+            f"the run store {place} was written by a newer version of Orchestrate (schema {version}, this "
+            f"version supports up to {schema.VERSION})",
             fix="pip install -U orchestrate-ft, then restart everything that runs the older version",
         )
 

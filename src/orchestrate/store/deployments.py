@@ -67,8 +67,8 @@ def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deplo
 
 
 def ending(deployment: Deployment, cause: str, at: datetime) -> Deployment:
-    """Record that the deployment should be shut down. From now on, Orchestrate sends shutdown requests to the
-    host until its list no longer shows the deployment."""
+    """Record that the deployment should be shut down. From now on, Orchestrate sends shutdown requests until
+    the host no longer lists the deployment."""
     if deployment.state is State.ENDING or deployment.state.over:
         return deployment
     return _moved(deployment, at, State.ENDING, bills=None, cause=cause, complete=False)

@@ -18,7 +18,7 @@ PREFIX = "exp-"
 
 
 class StoredOutcome(NamedTuple):
-    """A stored outcome of one user."""
+    """The stored outcome for one user in an experiment."""
 
     person: str
     phase: int

@@ -277,7 +277,7 @@ class History:
             )
 
     def upload(self, provider: str, host: str, account: str | None, digest: str) -> RemoteDataset | None:
-        """Return where the account stores the dataset, or `None` if no upload is recorded."""
+        """Return the dataset's location in the account, or `None` if no upload is recorded."""
         query = select(schema.uploads.c.record).where(_upload(provider, host, account, digest))
         with self._db.reading() as connection:
             row = connection.execute(query).scalar()

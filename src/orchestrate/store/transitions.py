@@ -1,10 +1,10 @@
-"""Transitions of a run: pure functions that take a run and a fact, and return the next state of the run.
+"""Transitions of a run: pure functions that take a run and an event, and return the next state of the run.
 
 A run has two states. The *phase* is its position in the submit protocol:
 
     INTENT -> UPLOADED -> SUBMITTING -> SUBMITTED
                  ^           |  \\
-                 |           |   +-> REFUSED           the host is known not to have a job
+                 |           |   +-> REFUSED           it is certain that no job exists
                  +-----------+-> OUTCOME_UNKNOWN -> SUBMITTED | UPLOADED
 
 The *status* is the job's state on its host. If nothing changes, a function returns the same object that it

@@ -173,7 +173,7 @@ class Told(Record, frozen=True, kw_only=True):
     spec: dict[str, Any] = {}
     """Settings, keyed by the spec's field names."""
     files: dict[str, str] = {}
-    """Ids of the training and validation files at the host."""
+    """Ids of the training and validation files on the host."""
     dataset_digest: str | None = None
     """Digest of the training rows. If set, `spec` is the complete spec as submitted."""
     max_cost_usd: Decimal | None = None

@@ -59,7 +59,7 @@ BY_THE_HOUR = replace(CONTENDER, usd_per_hour=Decimal("7.20"))
             9.0,
             Decimal(100),
             "0.072",
-            "at 100 answers per hour, according to --traffic",
+            "at 100 answers per hour, from --traffic",
             "at the given traffic",
         ),
         (None, None, None, ", so the cost per answer is unknown (set --traffic)", "unknown: $7.20 per hour"),

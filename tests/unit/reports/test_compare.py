@@ -314,7 +314,7 @@ def test_a_host_that_answers_otherwise_is_told(run: Make, result: Result) -> Non
     a = run("together")
     for p, said in (
         (0.01, "may have changed the model"),
-        (0.6, ", but no score changed by more than chance."),
+        (0.6, ", but no score changed by more than chance would explain."),
     ):
         pairing = gap(0.2, p).pairing
         found = compare([a], {}, {a.id: [result(a, 0.5)]}, answers={a.id: ([], [pairing])})

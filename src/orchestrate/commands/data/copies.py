@@ -232,7 +232,9 @@ def _show_split(report: SplitReport, shares: tuple[float, ...], *, exact: bool) 
     if report.seed:
         note(f"seed {report.seed}")
     if any(abs(part.share - share) > _OFF for part, share in zip(report.files, shares, strict=True)):
-        why = "a group is never divided" if exact else "each row's split depends only on its content"
+        why = (
+            "a group is never split across files" if exact else "each row's split depends only on its content"
+        )
         note(f"the shares are approximate because {why}" + "; --exact gets closer" * (not exact))
 
 

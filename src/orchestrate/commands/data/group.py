@@ -202,8 +202,8 @@ def preview(
     columns: MapOpt = None,
     ignored: IgnoreOpt = None,
 ) -> Output[PreviewReport]:
-    """Show rows as the model sees them, with trained tokens marked. Rows of a file are tokenized by the local
-    engine. For a run, shows the tokens that its host reports."""
+    """Show rows as the model sees them, with trained tokens marked. For a file, the local engine tokenizes
+    the rows. For a run, the tokens are those its host reports."""
     from orchestrate.runs.data import files as data
     from orchestrate.spec.specfile import parse_settings
 

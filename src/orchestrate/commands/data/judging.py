@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.judging import JudgePlan, JudgeReport
     from orchestrate.runs.evaluation.reviewing import FromReview
 
-RubricOpt = Annotated[Path | None, typer.Option(help="YAML file with question, guide and criteria.")]
+RubricOpt = Annotated[Path | None, typer.Option(help="YAML file with the question, guidelines and criteria.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class JudgeAndRubric:
     ] = False
     key_variable: KeyVariableOpt = None
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Cost limit for all of the judge's answers.")
+        str | None, typer.Option(metavar="USD", help="Maximum total cost of the judge's answers.")
     ] = None
     skip_failed: SkipFailedOpt = False
 

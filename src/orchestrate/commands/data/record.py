@@ -75,7 +75,9 @@ def record(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="RUN|MODEL", help="A run, or a model: HOST=MODEL, https://ADDRESS/v1=MODEL."),
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run, or a model as HOST=MODEL or https://ADDRESS/v1=MODEL."
+        ),
     ] = None,
     *,
     asked: RecordOptions,
@@ -129,7 +131,7 @@ def _print_plan(plan: RecordPlan) -> None:
     more = ", ".join(f"{n:,} {why}" for n, why in dropped if n)
     note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
     for column in plan.unread:
-        warn(f"column {column} is not used. Its text differs in most rows and appears in no prompt")
+        warn(f"column {column} is not used. Its text differs in most rows and does not appear in any prompt")
     if plan.taken < plan.prompts - plan.equal - plan.near:
         kinds = f" of {count(plan.clusters, 'kind')}" if plan.clusters else ""
         note(f"selected {count(plan.taken, 'prompt')}{kinds} to represent the file")

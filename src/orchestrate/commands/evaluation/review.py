@@ -96,7 +96,9 @@ class OtherActions:
     results: Annotated[bool, typer.Option("--results", help="Show the results so far.")] = False
     export: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a sheet to fill in (.csv) or the ratings (.jsonl)."),
+        typer.Option(
+            metavar="FILE", help="Write a blank rating sheet (.csv) or the collected ratings (.jsonl)."
+        ),
     ] = None
     take: Annotated[
         Path | None, typer.Option("--import", metavar="FILE.csv", help="Import a filled sheet.")

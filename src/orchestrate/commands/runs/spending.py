@@ -63,7 +63,7 @@ class SpendingSelection:
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="Ignore this deployment, or this item of unknown cost; repeatable.",
+            help="Ignore this deployment, or another item whose cost is unknown; repeatable.",
         ),
     ] = None
 
@@ -382,7 +382,7 @@ def notes(report: SpendingReport) -> list[Text]:
     for reason, names in unused.items():
         told.append(
             Text(
-                hide(f"not checked because this store has no runs there: {joined(names)} ({reason})"),
+                hide(f"not checked, no runs in this store: {joined(names)} ({reason})"),
                 style="dim",
             )
         )

@@ -89,7 +89,10 @@ def recover(
     ] = None,
     all_of_them: Annotated[
         bool,
-        typer.Option("--all", help="Recover all jobs without confirmation, including those of colleagues."),
+        typer.Option(
+            "--all",
+            help="Recover all jobs, including your colleagues' jobs, without asking for confirmation.",
+        ),
     ] = False,
 ) -> Iterator[Output[Recovered]]:
     """Rebuild a lost store from the jobs that Orchestrate created on the hosts. Asks for confirmation first,

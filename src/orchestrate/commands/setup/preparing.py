@@ -221,7 +221,7 @@ def _trust_project(given: Path | None) -> None:
     from orchestrate.settings import trust
 
     if (named := config.named_file(given)) is not None:
-        note(f"you passed {named} explicitly, so it does not have to be trusted")
+        note(f"you passed {named} explicitly, so you do not need to mark it as trusted")
         return
     path = config.project_file()
     project = None if path is None else trust.Project(path, read_toml(path))

@@ -66,7 +66,9 @@ class SpaceOptions:
     trials: Annotated[
         int,
         typer.Option(
-            min=0, help="Maximum number of trials. Default: the full grid, or 20.", show_default=False
+            min=0,
+            help="Maximum number of trials. Default: all combinations for a grid search, otherwise 20.",
+            show_default=False,
         ),
     ] = 0
     prune: Annotated[

@@ -57,7 +57,8 @@ def chat(
     context: typer.Context,
     run: RunArg,
     message: Annotated[
-        list[str] | None, typer.Argument(help="Messages to send in turn. Default: start an interactive chat.")
+        list[str] | None,
+        typer.Argument(help="Send these messages in turn and exit. Default: start an interactive chat."),
     ] = None,
     *,
     asked: ChatSettings,

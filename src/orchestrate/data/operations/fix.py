@@ -299,7 +299,7 @@ class _Mend:
         if "assistant" not in roles or roles[-1] == "assistant":
             return
         last = len(roles) - 1 - roles[::-1].index("assistant")
-        self.did("last-not-assistant", f"{len(roles) - 1 - last} messages after the last answer removed")
+        self.did("last-not-assistant", f"removed {len(roles) - 1 - last} messages after the last answer")
         del messages[last + 1 :]
 
     def _joined(self, example: Example) -> ReadRow:

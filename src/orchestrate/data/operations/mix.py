@@ -147,7 +147,7 @@ def _require_kind(one: OpenedFile, first: OpenedFile) -> None:
     if one.facts.kind != first.facts.kind:
         raise DataError(
             f"{first.facts.path} has {first.facts.kind} rows, but {one.facts.path} has {one.facts.kind} "
-            "rows. All files of a mix must have the same kind of rows",
+            "rows. All files in a mix must contain the same kind of rows",
             fix="convert the files to one kind of rows: orchestrate data convert",
         )
 

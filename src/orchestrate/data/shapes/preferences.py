@@ -392,7 +392,7 @@ def _label(row: Row) -> tuple[bool, list[Problem]]:
     if isinstance(value, bool):
         return value, []
     shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
-    return False, [problem("bad-label", f"the label is {shown}, but must be true or false", field=name)]
+    return False, [problem("bad-label", f"the label must be true or false, got {shown}", field=name)]
 
 
 # Read only the prompt of a row, which may lack an answer.

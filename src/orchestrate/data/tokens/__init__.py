@@ -144,7 +144,7 @@ class PieceEncoder:
 
 
 FIRST_ROWS = 5
-"""Number of rows listed in a remark."""
+"""Maximum number of rows listed in a warning."""
 COVERAGE = 99
 """Confidence level of a sample's interval, in percent: how often the interval must contain the true count."""
 

@@ -199,8 +199,8 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
         return [mark for mark, _ in self.scored(pairs)]
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
-        """Return each answer's mark and its points for each criterion. The points are empty if the judge's
-        answer could not be parsed."""
+        """Return each answer's score and its points per criterion. The points are empty if the judge's reply
+        could not be parsed."""
         self._hold()
         return [_scored(answer, self.judge.rubric) for answer in self._ask(self.questions(pairs))]
 

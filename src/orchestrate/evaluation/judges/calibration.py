@@ -202,7 +202,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     """Fraction of answers on which the judge and people agree exactly: on the winner, or on the points for
     every criterion."""
     kappa: Score | None
-    """Cohen's kappa. For scores, it covers all criteria and is weighted by the squared distance."""
+    """Cohen's kappa. For scores, it covers all criteria and uses quadratic weights."""
     spearman: Score | None = None
     """Spearman's rank correlation, for scores."""
     moved: int = 0

@@ -34,8 +34,8 @@ class Context:
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """Function that returns a judge's agreement with people, or `None` if unknown. The function may query the
-    judge."""
+    """Function that returns a judge's agreement with human raters, or `None` if unknown. The function may
+    query the judge."""
     allow_code: bool = False
     """True if graders may run code."""
 
@@ -66,8 +66,8 @@ class Metric(Protocol):
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Return an answer's parts, which are summed over all items. Most metrics return `None`, in which
-        case the metric's value is the mean of the marks."""
+        """Return an answer's counts (such as true positives), which are summed over all items to compute the
+        metric. Most metrics return `None`: their value is the mean of the per-answer scores."""
         ...
 
     def total(self, sums: Totals) -> float:

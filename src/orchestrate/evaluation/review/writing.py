@@ -330,8 +330,8 @@ class WritingSession:
             return  # sent twice
         if draft.revision != current.revisions[who, row.id]:
             raise UsageError(
-                "You saved this row in another window. Reload the page to see both texts. "
-                "This page keeps your text."
+                "You saved this row in another window. Your text here is not lost: reload the page to see "
+                "both versions."
             )
         self._must_be_good(row, draft)
         rating = Rating(
@@ -458,8 +458,8 @@ class WritingResult(Record, frozen=True, kw_only=True):
     doubly: int
     """Number of rows that two people wrote."""
     same: Score | None
-    """Among rows with two writers, the share whose two questions and answers are identical, ignoring
-    surrounding white space."""
+    """Share of rows with two writers in which both wrote the same question and the same answer, ignoring
+    leading and trailing whitespace."""
     likeness: Score | None
     """Mean ROUGE-L between the two answers, over all rows with two writers."""
     alpha: Score | None

@@ -43,7 +43,7 @@ class Rollouts:
 
     rows: EncodedRows
     advantages: Tensor
-    """Advantage of each answer, as [rows]."""
+    """Advantage of each answer. Shape: [rows]."""
     shown: dict[str, float]
     """Metrics of the step, averaged over its answers, as {metric: value}."""
 

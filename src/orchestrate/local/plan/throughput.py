@@ -220,7 +220,7 @@ UNPROVED = 0.4
 """Minimum expected error of the logarithm of an estimate that no later run has confirmed. Later runs differ
 because they have other rows and share the machine with other processes."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
-"""Startup time in seconds (libraries, model, encoding), if no run has measured it."""
+"""Default startup time in seconds (libraries, model, encoding), used until a run has measured it."""
 
 
 class Bench(Record, frozen=True, kw_only=True):

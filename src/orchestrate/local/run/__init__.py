@@ -317,9 +317,9 @@ class RunDir:
             return 0.0
 
     def steering(self) -> AbstractContextManager[bool]:
-        """Lock the job's pause state, so that the worker cannot pause while another process withdraws the
-        request. The worker holds the lock from its last check for a pause request until it has recorded the
-        pause. A process that withdraws a request holds the lock while it checks the job's state."""
+        """Hold the pause lock, so that pausing a job and canceling a pause request cannot overlap. The worker
+        holds the lock from its last check for a pause request until it has recorded the pause. A process that
+        cancels a pause request holds the lock while it checks the job's state."""
         return locked(self.path / "steering", wait_s=None)
 
     def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:

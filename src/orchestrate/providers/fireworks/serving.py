@@ -67,7 +67,7 @@ class FireworksDeployOptions(Replicas, frozen=True, kw_only=True, forbid_unknown
 
 
 class TunedPair(NamedTuple):
-    """The host's names of a tuned model and its base model."""
+    """The host's names for a tuned model and its base model."""
 
     model: str
     base: str

@@ -149,9 +149,9 @@ PROFILE = Profile(
     ids=re.compile(r"^(ft:|gpt-|o\d|chatgpt-|davinci|babbage)"),
     tuned_base=tuned_base,
     no_new_jobs_after=date(2027, 1, 6),
-    output_terms="OpenAI's Services Agreement does not allow using its output to develop models that compete "
-    "with OpenAI. Check whether yours does: openai.com/policies/services-agreement (read in "
-    "2026-11)",
+    output_terms="OpenAI's Services Agreement prohibits using OpenAI's output to develop models that compete "
+    "with OpenAI. Check whether your model would compete. Terms as of 2026-11: "
+    "openai.com/policies/services-agreement",
     closing_source="developers.openai.com/api/docs/deprecations, announced 2026-05-07",
     # Several copies of that page give these dates.
     gates=(

@@ -510,7 +510,7 @@ class TogetherAdapters(adapters.Adapters):
                         found.add(parts[3])
         if len(found) != 1:
             raise UsageError(
-                f"Together does not serve adapters of {name}"
+                f"Together does not serve adapters for {name}"
                 if not found
                 else f"Together has several base models called {name}",
                 fix="to list the models that Together deploys: tg models public --search NAME",

@@ -148,7 +148,7 @@ def _adapter(rows: Rows, spec: JobSpec, model: ModelOnHost) -> None:
     # If the spec doesn't mention the adapter, the field is omitted. The host then uses LoRA, or the type of
     # the job that this one continues from.
     if adapter.type == "qlora":
-        rule = "trained as LoRA, because Together does not publish the precision of its base models"
+        rule = "trained with LoRA, because Together does not publish the precision of its base models"
         rows.map("adapter.type", "training_type.type", "Lora", rule, exact=False)
     elif requested:
         rows.keep("adapter.type", "training_type.type", "Lora")

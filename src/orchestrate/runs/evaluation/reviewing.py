@@ -290,7 +290,7 @@ def from_review(
 def _session(ft: Workspace, review: Review) -> ReviewSession:
     if review.kind == "writing":
         raise UsageError(
-            f"In {review.id}, people write rows, so there are no answers to rate.",
+            f"{review.id} is for writing rows by hand, so it has no model answers to rate.",
             fix=f"orchestrate review {review.id}",
         )
     return ReviewSession(review, tasks.read(_shown(Path(review.folder))), ft.store.reviews)

@@ -385,7 +385,8 @@ class Deployer:
     def _require_host(self, tracked: Run | Deployment) -> None:
         if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
-                f"{tracked.id} is on {tracked.provider} at {tracked.host}, not at {self.provider.host}",
+                f"{tracked.id} is on {tracked.provider} (address {tracked.host}), but the current "
+                f"configuration uses {self.provider.config.name} (address {self.provider.host})",
                 fix="use the configuration and key with which it was created",
             )
 

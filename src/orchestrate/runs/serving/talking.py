@@ -33,7 +33,7 @@ class Talk:
             raise UsageError(f"--on must be one of {', '.join(PLACES)} (got {on!r})")
         if on == "here" and at is not None:
             raise UsageError(
-                "--at names another host, but --on here means this machine: use only one of them"
+                "--at selects another host, but --on here selects this machine. Use only one of them"
             )
         handle.check()
         self._handle, self._at = handle, at

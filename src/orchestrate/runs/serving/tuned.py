@@ -278,7 +278,7 @@ def _require_answering(run: TrackedRun) -> None:
     if isinstance(provider, Deploys) and provider.endpoint(run.record.handle) is None:
         raise UsageError(
             f"{provider.name} has no running endpoint for this model",
-            fix=f"orchestrate deploy {run.id}   (billed hourly), or pass a URL or a folder: --at",
+            fix=f"orchestrate deploy {run.id}   (billed hourly), or pass a URL or folder with --at",
         )
 
 

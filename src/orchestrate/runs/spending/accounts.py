@@ -380,7 +380,7 @@ class Spender:
 
 
 _PLAY = "a sandbox, which is not billed (include it with --sandbox)"
-_NO_SANDBOX = "not a sandbox (include it by leaving out --sandbox)"
+_NO_SANDBOX = "not a sandbox (omit --sandbox to include it)"
 _NOT_UP = "the sandbox is not running: orchestrate sandbox run -- orchestrate spending --sandbox"
 
 

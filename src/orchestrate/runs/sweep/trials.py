@@ -44,7 +44,7 @@ class Searching:
     stopped: str | None = None
     """Reason why the remaining trials will not be started. `None` unless the sweep was stopped."""
     waits: str | None = None
-    """Reason why the next trial could not be started yet. Every turn retries starting it."""
+    """Reason why the next trial has not started yet. Orchestrate retries on every turn."""
     _later: float = 0.0
     _space: Space = field(init=False)
 

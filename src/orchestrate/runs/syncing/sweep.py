@@ -304,7 +304,7 @@ _BATCH = 500
 _LOOKUPS = 20
 """Maximum number of jobs that a sync requests individually because they are missing from the list."""
 _REQUESTS = 150
-"""Maximum number of requests that a sync sends to a host with ten thousand runs."""
+"""Maximum number of requests that a sync sends to one host, even if the host has 10,000 runs."""
 _PAGE = 100
 """Smallest page size of any host's job list."""
 DETAIL_REQUESTS = 5

@@ -136,7 +136,7 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
     figures: dict[str, float] = {"canaries": len(canaries), "as tuned": tuned, "as base": base}
     least = max(1, round(0.75 * len(canaries)))
     if tuned >= least:
-        detail = f"{tuned} of {len(canaries)} canaries answered like the tuned model"
+        detail = f"the served model matched the tuned model on {tuned} of {len(canaries)} canary prompts"
         return ProofStage(name="answers", state="passed", detail=detail, figures=figures)
     if base >= least:
         return ProofStage(
@@ -238,7 +238,7 @@ def _agreement(
     if apart is not None:
         figures["nats a token"] = round(apart, 5)
     interval = f"{share.low:.0%} to {share.high:.0%}"
-    detail = f"{same} of {len(canaries)} answers match the trainer's token for token ({interval})"
+    detail = f"{same} of {len(canaries)} answers match the trainer's answers token for token ({interval})"
     if share.high >= AGREEMENT:
         return ProofStage(name="distance", state="passed", detail=detail, figures=figures)
     return ProofStage(

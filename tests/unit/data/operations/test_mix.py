@@ -133,7 +133,7 @@ def test_what_is_wrong_is_told_of_the_files_not_of_the_mix(tmp_path: Path) -> No
         (
             [{"prompt": "a", "completion": "b"}],
             1.0,
-            "completion rows. All files of a mix must have the same kind",
+            "completion rows. All files in a mix must contain the same kind",
         ),
         ([chat(1)], 0.2, "a weight of 0.2 selects none of the 1 valid rows"),
         (["{", "{"], 1.0, "invalid JSON"),

@@ -368,7 +368,7 @@ def test_written_rows_are_no_ratings(ft: Orchestrator, tmp_path: Path) -> None:
         reviewing.from_review(ft, desk.review.id, tmp_path / "x.jsonl", format="sft", agreement=0.6)
     with pytest.raises(UsageError, match="written rows"):
         reviewing.from_review(ft, desk.review.id, tmp_path / "x.jsonl", format="dpo", agreement=0.6)
-    with pytest.raises(UsageError, match="people write rows"):
+    with pytest.raises(UsageError, match="for writing rows by hand"):
         reviewing.opened(ft, [desk.review.id])
     assert not (tmp_path / "x.jsonl").exists()
 

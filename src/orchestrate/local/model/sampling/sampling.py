@@ -216,8 +216,8 @@ def _require_token(drawn: DrawnToken) -> None:
 
 
 def stop_tokens(template: Template, folder: ModelFolder) -> tuple[int, ...]:
-    """Return the tokens that end an answer: the end-of-sequence tokens of tokenizer and model, and the tokens
-    that the chat template writes after an answer or after tool calls."""
+    """Return the tokens that end an answer: the end-of-sequence tokens of the tokenizer and the model, and
+    the tokens that the chat template writes after an answer or after tool calls."""
     talk = ChatExample(
         messages=[ChatMessage(role="user", content="Hi"), ChatMessage(role="assistant", content="Hello")]
     )

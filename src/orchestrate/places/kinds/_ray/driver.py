@@ -39,7 +39,7 @@ START_S = 3600.0
 """Maximum time in seconds to wait for a report from a worker, at the start or after a worker was lost.
 Includes starting machines and installing packages."""
 LEAVE_S = 60.0
-"""Time in seconds that Ray gets to stop its workers after the run has ended."""
+"""Seconds to wait for Ray to stop its workers after the run ends."""
 NEVER_S = 365 * 86400
 """Timeout in seconds of the other workers while the first one evaluates and saves. Practically infinite,
 because a crash of the first worker is detected separately."""
