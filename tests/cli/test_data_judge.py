@@ -98,19 +98,19 @@ def test_good_rows_are_kept_and_nothing_is_lost(cli: Cli, host: ChatHost, folder
     assert log[5]["verdict"] == "not judged" and log[5]["reason"]
     again = cli(*command(host, "--keep", "0.5"))  # its answers and its calibration are kept
     assert again.code == 0 and len(host.bodies) == 50, again.err
-    assert "rows.judged.jsonl: 6 rows of 11" in again.out and "the judge agrees with people" in again.err
+    assert "rows.judged.jsonl: 6 rows of 11" in again.out and "agrees with human raters" in again.err
 
 
 @pytest.mark.slow
 def test_a_judge_that_is_wrong_on_purpose_is_refused(cli: Cli, host: ChatHost, folder: Path) -> None:
     host.writes = inverted
     done = cli(*command(host, "--calibrate", "rated.jsonl", "--yes"))
-    assert done.code == 1 and "agreement with people is too low" in done.err
+    assert done.code == 1 and "with human raters is too low" in done.err
     assert len(host.bodies) == 40 and not (folder / "rows.judged.jsonl").exists()  # no row was asked about
     known = cli(*command(host, "--yes"))  # it is remembered as what it is
-    assert known.code == 1 and "agreement with people is too low" in known.err and len(host.bodies) == 40
+    assert known.code == 1 and "with human raters is too low" in known.err and len(host.bodies) == 40
     anyway = cli(*command(host, "--yes", "--uncalibrated"))
-    assert anyway.code == 0 and "agreement with people is too low" in anyway.err and len(host.bodies) == 50
+    assert anyway.code == 0 and "with human raters is too low" in anyway.err and len(host.bodies) == 50
 
 
 @pytest.mark.slow

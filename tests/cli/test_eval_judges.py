@@ -120,7 +120,7 @@ def test_a_judge_that_is_wrong_on_purpose_carries_none(
     host.writes = answers(inverted)
     found = evaluated(cli, host, metric, "--calibrate", f"{rated}.jsonl")
     assert found.verdicts[0].decision == "not enough evidence"
-    assert "agreement with people is too low" in found.verdicts[0].reasons[0]
+    assert "agreement with human raters is too low" in found.verdicts[0].reasons[0]
     assert any("cannot decide the verdict:" in note for note in found.notes)
 
 

@@ -45,7 +45,7 @@ class Mark(msgspec.Struct, frozen=True):
     value: float | None
     """The value, or `None` if unknown. The metric excludes items without a value."""
     note: str = ""
-    """Reason for the mark: a judge's explanation, or a grader's error."""
+    """Reason for the score: a judge's explanation, or a grader's error."""
 
 
 class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,7 +57,7 @@ class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
     marks: dict[str, dict[str, tuple[Mark, ...]]] = msgspec.field(
         default_factory=dict[str, dict[str, tuple[Mark, ...]]]
     )
-    """Marks, one per sample, keyed by contender and then by metric."""
+    """Scores, one per sample, keyed by contender and then by metric."""
 
 
 NO_ANSWER = "(no answer)"

@@ -28,7 +28,7 @@ class Flip(Record, frozen=True, kw_only=True):
     """The rival's answer."""
     after: str
     change: float
-    """The contender's mark minus the rival's."""
+    """The contender's score minus the rival's."""
     note: str = ""
     """The metric's explanation of the contender's score, if any."""
 
@@ -127,7 +127,8 @@ class Pairing(Record, frozen=True, kw_only=True):
     same_answers: int
     """Number of items with identical answers."""
     differences: tuple[Difference, ...]
-    """Second contender's score minus the first's, for each shared metric that is a mean of marks."""
+    """Second contender's score minus the first's, for each shared metric that is a mean of per-answer
+    scores."""
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:
@@ -162,8 +163,8 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
 
 
 _ADD_UP = ("f1_", "bleu", "chrf", "perplexity")
-"""Name prefixes of metrics that are not means of marks. These metrics are compared only within one
-evaluation."""
+"""Name prefixes of metrics that are not means of per-answer scores. These metrics are compared only within
+one evaluation."""
 
 
 def _difference(

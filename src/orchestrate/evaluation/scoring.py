@@ -1,4 +1,4 @@
-"""Score answers: mark each answer, and compute scores and paired differences, in total and by slice."""
+"""Score each answer, and compute metrics and paired differences, in total and by slice."""
 
 from __future__ import annotations
 

@@ -350,8 +350,8 @@ def _scaled(score: Score, by: float) -> Score:
     return structs.replace(score, low=low, high=high)
 
 
-# Agreement between raters: Krippendorff's alpha for several people, Cohen's kappa and Spearman's rank
-# correlation for a judge and people.
+# Agreement between raters: Krippendorff's alpha for several raters, Cohen's kappa and Spearman's rank
+# correlation for a judge and human raters.
 
 
 Value = float | str

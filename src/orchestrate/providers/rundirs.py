@@ -199,7 +199,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
 def _program_ended(job: LocalJob, state: JobState) -> JobError:
     message = f"the training program has ended (killed, or the machine went down) at step {state.step}"
     how = "orchestrate resume RUN" if job.train else "ft.session(resume=...)"
-    return JobError(code="caller_gone", message=f"{message}. To continue from the last save: {how}")
+    return JobError(code="caller_gone", message=f"{message}. To continue from the last checkpoint: {how}")
 
 
 def _still(run: RunDir, state: JobState) -> JobError | None:

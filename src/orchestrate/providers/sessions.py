@@ -79,7 +79,7 @@ class TokenUse(Record, frozen=True, kw_only=True):
         )
 
 
-CONTINUES = "continue from the last save with: ft.session(resume=RUN)"
+CONTINUES = "continue from the last checkpoint with: ft.session(resume=RUN)"
 """Suggested fix in errors that end a session."""
 JOURNAL = "requests.jsonl"
 

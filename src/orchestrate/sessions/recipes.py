@@ -330,12 +330,12 @@ def _drive(session: TrainingSession, work: _Work) -> dict[str, float]:
 
 
 def _discard_stale(folder: Path, session: TrainingSession) -> None:
-    """Discard a recipe that started after the save from which the session continues. Its stored
+    """Discard a recipe that started after the checkpoint from which the session continues. Its stored
     log-probabilities, such as a reference, come from weights that no longer exist."""
     if (folder / "began.json").exists() and _began(folder, session.step) > session.step:
         shutil.rmtree(folder)
         session.add_event(
-            f"the last save, at step {session.step}, is older than the recipe's start, so the recipe "
+            f"the last checkpoint, at step {session.step}, is older than the recipe's start, so the recipe "
             "starts over",
             level="warning",
             type="recipe",

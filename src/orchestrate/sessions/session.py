@@ -46,10 +46,10 @@ log-probabilities per row."""
 IDLE_MINUTES = Decimal(30)
 """Default number of idle minutes before a session on a rented machine pauses."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Time limits in seconds. `LEAVING_S`: for the host's response and the last save together, when a session
-pauses. `OPENING_S`: for the host's response, if a session is paused or canceled while it opens."""
+"""Time limits in seconds. `LEAVING_S`: for the host's response and the last checkpoint together, when a
+session pauses. `OPENING_S`: for the host's response, if a session is paused or canceled while it opens."""
 LAST = "last"
-"""Name of the save that is created if a session ends before the training loop does."""
+"""Name of the checkpoint that is saved if a session ends before the training loop does."""
 NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
 
 
@@ -82,10 +82,9 @@ class _StepSums:
 class TrainingSession:
     """A model that your own loop trains. Use it as a context manager.
 
-    The session is a run: its metrics, saves and cost are in the store. At the end of the block, the weights
-    become the run's tuned model. After an error, at the cost limit, or after `idle_minutes` without a
-    request, the weights are saved and the run is paused. Continue with `ft.session(resume=RUN)`.
-    """
+    The session is a run: its metrics, checkpoints and cost are in the store. At the end of the block, the
+    weights become the run's tuned model. After an error, at the cost limit, or after `idle_minutes` without a
+    request, the weights are saved and the run is paused. Continue with `ft.session(resume=RUN)`."""
 
     def __init__(self, record: SessionRecord, *, idle_minutes: Decimal | None = None) -> None:
         self._record = record
@@ -236,9 +235,9 @@ class TrainingSession:
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
-        """Save the weights and the optimizer state, by default as `step-N`. Each save becomes a checkpoint of
-        the run, and you can resume the run from it. With `kept=False`, the save can only be used to resume,
-        and on this machine the next save replaces it."""
+        """Save the weights and the optimizer state, by default as `step-N`. The result is a checkpoint of the
+        run, from which you can resume. With `kept=False`, the checkpoint can only be used to resume, and on
+        this machine the next one replaces it."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(
@@ -278,7 +277,8 @@ class TrainingSession:
                 raise HostUnavailable(self._record.run.provider, NO_ANSWER)
 
     def load(self, saved: SavedState | str, *, optimizer: bool = True) -> None:
-        """Load the weights and optimizer state from a save, given as a `SavedState`, a name, or a path."""
+        """Load the weights and optimizer state from a checkpoint, given as a `SavedState`, a name, or a
+        path."""
         if isinstance(saved, str):
             there = "://" in saved or Path(saved).is_dir()
             path = saved if there else self._record.saved_at(saved)
@@ -327,7 +327,7 @@ class TrainingSession:
             if self._has_ended():
                 return
             message = f"{why}. To continue: {self._record.way_back(raised=code == 'limit')}"
-            last = "last save" if self._record.saves() else "start"
+            last = "last checkpoint" if self._record.saves() else "start"
             try:
                 if not held:
                     raise HostUnavailable(self._record.run.provider, NO_ANSWER)
@@ -336,7 +336,7 @@ class TrainingSession:
             except OrchestrateError as failed:
                 message += f" (continues from the {last}: {failed.message})"
             except OSError as failed:
-                message += f" (continues from the {last}, because a new save failed: {failed})"
+                message += f" (continues from the {last}, because saving a new one failed: {failed})"
             if self._record.dir.asked() == "cancel":
                 self._cancel()
             self._end("paused", error=JobError(code=code, message=message), raised=error)

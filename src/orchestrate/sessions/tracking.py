@@ -296,7 +296,7 @@ class SessionRecord:
 
     @classmethod
     def again(cls, ws: Workspace, run: Run, max_cost_usd: Decimal | None) -> SessionRecord:
-        """Continue a paused session from its last save. Raises `UsageError` if the session has ended
+        """Continue a paused session from its last checkpoint. Raises `UsageError` if the session has ended
         permanently or another program controls it."""
         if run.job_kind != SESSION:
             raise UsageError(f"run {run.id} is not a training session", fix=f"orchestrate resume {run.id}")
@@ -316,7 +316,7 @@ class SessionRecord:
     @classmethod
     def of_job(cls, ws: Workspace, run: Run) -> SessionRecord:
         """Take over the session of a submitted job. If an earlier process started the session, continue from
-        its last save. Raises `OverBudget` if the remaining budget is too small."""
+        its last checkpoint. Raises `OverBudget` if the remaining budget is too small."""
         ws = ws.home_of(run)
         provider = capability(ws.ready(run.provider), Sessions)
         ws.settings.require_to_spend(provider)
@@ -475,7 +475,7 @@ class SessionRecord:
         return where
 
     def saves(self) -> dict[str, str]:
-        """Return the saves as {name of the save: name of the checkpoint folder}."""
+        """Return the session's checkpoints as {name: name of the folder}."""
         try:
             named = msgspec.json.decode((self.dir.path / "saves.json").read_bytes(), type=dict[str, str])
         except (OSError, msgspec.MsgspecError):
@@ -483,12 +483,13 @@ class SessionRecord:
         return {name: folder for name, folder in named.items() if (self.dir.checkpoints / folder).is_dir()}
 
     def saved_at(self, name: str) -> str:
-        """Return the location of a save's weights. Raises `NotFound` if no save has this name."""
+        """Return the location of a checkpoint's weights. Raises `NotFound` if no checkpoint has this name."""
         folder = self.dir.checkpoints / self.saves().get(name, name)
         if (folder / "manifest.json").is_file():
             return self._place(folder)
         known = ", ".join(self.saves()) or "none"
-        raise NotFound(self.run.provider, f"run {self.run.id} has no save named {name!r} (saves: {known})")
+        problem = f"run {self.run.id} has no checkpoint named {name!r} (checkpoints: {known})"
+        raise NotFound(self.run.provider, problem)
 
     @staticmethod
     def _place(folder: Path) -> str:
@@ -498,7 +499,8 @@ class SessionRecord:
         return str(msgspec.json.decode((folder / "saved.json").read_bytes())["at"])
 
     def last_save(self) -> tuple[CompleteCheckpoint, str] | None:
-        """Return the latest complete save and the location of its weights, or `None` if there is none."""
+        """Return the latest complete checkpoint and the location of its weights, or `None` if there is
+        none."""
         checkpoint, damaged = checkpoints.newest_complete(self.dir.checkpoints)
         for name in damaged:
             self.dir.add_event(f"checkpoint {name} is damaged", level="warning", type="checkpoint")
@@ -540,7 +542,7 @@ class SessionRecord:
             if not disk_is_full(full):
                 raise
             raise DiskFull(
-                f"the disk is full, so the session stopped at its last save ({self.run.id}): {full}",
+                f"the disk is full, so the session stopped at its last checkpoint ({self.run.id}): {full}",
                 fix=f"free some space, then  {self.way_back(raised=False)}",
             ) from full
         finally:  # a program that lives on keeps nobody from resuming it
@@ -580,7 +582,7 @@ def _require_quoted_price(run: Run, price: SessionPrice) -> None:
     if price.tail_s and quoted is not None and hour != quoted.usd_per_hour:
         raise UsageError(
             f"one hour now costs ${hour}, but run {run.id} was quoted ${quoted.usd_per_hour} per hour",
-            fix="start a new session and load the last save of this one",
+            fix="start a new session and load the last checkpoint of this one",
         )
 
 

@@ -512,7 +512,7 @@ class Lease:
 
 
 class Leases:
-    """Named leases. At most one process holds a lease at any time."""
+    """Named leases. At most one process holds a lease."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

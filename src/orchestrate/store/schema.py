@@ -293,7 +293,7 @@ ratings = Table(
     Column("record", Text, nullable=False),
 )
 
-# How well each judge agrees with people. A new calibration replaces the judge's earlier one.
+# How well each judge agrees with human raters. A new calibration replaces the judge's earlier one.
 calibrations = Table(
     "calibrations",
     metadata,

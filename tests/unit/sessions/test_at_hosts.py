@@ -404,7 +404,7 @@ def test_a_request_that_hangs_fails_and_the_session_pauses(
         sandbox.fault("fireworks", "paused_capacity", path="retrieve_future$", count=0, delay_s=0.2)
         s.forward_backward(rows())
     record = ft.run(s.id).refresh()
-    assert record.status is JobStatus.PAUSED and record.error and "the last save" in record.error.message
+    assert record.status is JobStatus.PAUSED and record.error and "last checkpoint" in record.error.message
     assert sessions(sandbox) <= before
 
 

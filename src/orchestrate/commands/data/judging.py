@@ -118,7 +118,7 @@ def _show(report: JudgeReport) -> None:
         warn(found.unfit)
     else:
         same = f"with the same score for {found.same.value:.0%} of {found.n} answers"
-        note(f"the judge agrees with people: kappa {score(found.kappa)}, {same}")
+        note(f"the judge agrees with human raters: kappa {score(found.kappa)}, {same}")
     mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
     cost = "" if report.usd is None else f"; {money(report.usd)}"
     warn_lost(report.lost_requests, report.lost_usd)

@@ -1,5 +1,5 @@
-"""Judges: models that rate answers in place of people. `calibration` measures their agreement with human
-raters."""
+"""Judges: models that rate answers in place of human raters. `calibration` measures their agreement with
+human raters."""
 
 from __future__ import annotations
 
@@ -127,11 +127,11 @@ class Judge:
         )
 
     def digest(self, kind: Kind) -> str:
-        """Return a digest of everything that determines the judge's marks."""
+        """Return a digest of everything that determines the judge's scores."""
         return hashlib.sha256(msgspec.json.encode(self.detail(kind), order="deterministic")).hexdigest()
 
     def detail(self, kind: Kind) -> dict[str, Any]:
-        """Return what determines the judge's marks: its model, URL, prompt and rubric."""
+        """Return what determines the judge's scores: its model, URL, prompt and rubric."""
         prompt = SCORE if kind == "score" else PAIR
         return {
             "model": self.model,
@@ -144,7 +144,7 @@ class Judge:
 
 @dataclass
 class _HeldJudge:
-    """A judge and its known agreement with people, which is looked up at its first rating."""
+    """A judge and its known agreement with human raters, which is looked up at its first rating."""
 
     judge: Judge
     held: Callable[[Judge, Kind], Calibration | None] | None = None

@@ -1,5 +1,5 @@
-"""Measure how well a judge agrees with people on answers that people have rated. A judge without calibration,
-or with too little agreement, gives scores but can't decide a verdict."""
+"""Measure how well a judge agrees with human raters on answers that they have rated. A judge without
+calibration, or with too little agreement, gives scores but can't decide a verdict."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Preferred = Literal["first", "second", "tie", "both bad"]
 
 
 class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """An answer or a pair of answers, with people's ratings."""
+    """An answer or a pair of answers, with human ratings."""
 
     prompt: tuple[Message, ...]
     expected: str = ""
@@ -55,7 +55,7 @@ class RatedAnswer(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _RatedLine(msgspec.Struct):
-    """A rated line as people write it. Other fields are ignored."""
+    """A rated line as users write it. Other fields are ignored."""
 
     prompt: str | list[Message] | None = None
     messages: list[Message] | None = None
@@ -181,7 +181,7 @@ MOST_UNREADABLE = 0.1
 
 
 class Calibration(Record, frozen=True, kw_only=True):
-    """A comparison of a judge with people on the same answers."""
+    """A comparison of a judge with human raters on the same answers."""
 
     judge: str
     """Digest of the judge's model, URL, prompt and rubric."""
@@ -199,8 +199,8 @@ class Calibration(Record, frozen=True, kw_only=True):
     resampling prompts."""
     unreadable: int
     same: Score
-    """Fraction of answers on which the judge and people agree exactly: on the winner, or on the points for
-    every criterion."""
+    """Fraction of answers on which the judge and the human raters agree exactly: on the winner, or on the
+    points for every criterion."""
     kappa: Score | None
     """Cohen's kappa. For scores, it covers all criteria and uses quadratic weights."""
     spearman: Score | None = None
@@ -237,14 +237,14 @@ class Calibration(Record, frozen=True, kw_only=True):
             if found.low < LEAST:
                 seen = f"{name} {text.score(found)} on {self.n} answers"
                 return (
-                    f"the judge's agreement with people is too low: {seen}. The lower bound of the "
+                    f"the judge's agreement with human raters is too low: {seen}. The lower bound of the "
                     f"agreement must be at least {LEAST}"
                 )
         return None
 
 
 def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
-    """Let the judge rate answers that people have rated, and compare the ratings. Request errors
+    """Let the judge rate answers that human raters have rated, and compare the ratings. Request errors
     propagate."""
     kind: Kind = "pair" if len(rated[0].answers) == 2 else "score"
     if kind == "pair":
@@ -286,7 +286,7 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
 def _pairs(
     rated: Sequence[RatedAnswer], marks: Sequence[Mark]
 ) -> tuple[list[bool], list[tuple[float, float, str]]]:
-    """Return whether people and judge agree, and (people, judge, item), for each pair that the judge could
+    """Return whether raters and judge agree, and (raters, judge, item), for each pair that the judge could
     rate."""
     points = {"first": 1.0, "second": 0.0}
     both = [
@@ -294,7 +294,7 @@ def _pairs(
         for one, mark in zip(rated, marks, strict=True)
         if mark.value is not None
     ]
-    return [people == judge for people, judge, _ in both], both
+    return [rater == judge for rater, judge, _ in both], both
 
 
 def _scores(
@@ -387,7 +387,7 @@ def read_rows(path: str) -> list[CalibrationRow]:
     if shape.kind not in KINDS:
         raise DataError(
             f"{path} has {shape.kind} rows, but judges only rate chat and completion rows",
-            fix="have people rate the pairs: orchestrate review",
+            fix="have raters rate the pairs: orchestrate review",
         )
     found: list[CalibrationRow] = []
     reader = reading(shape.name)

@@ -51,7 +51,7 @@ Totals = Sequence[float]
 
 @runtime_checkable
 class Metric(Protocol):
-    """Marks answers one by one, and combines the marks into one number.
+    """Scores answers one by one, and combines the scores into one number.
 
     `used` is stored with the evaluation. A judge stores its prompt, model and calibration in `detail`, and
     the reason why it cannot decide a verdict in `unfit`. `metrics.registry` creates metrics by name."""
@@ -60,9 +60,9 @@ class Metric(Protocol):
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        """Return a mark for each pair, in order. A single call receives all of a contender's pairs, so a
+        """Return a score for each pair, in order. A single call receives all of a contender's pairs, so a
         metric that queries a model can send concurrent requests. Failed answers, which have an `error`, are
-        not passed in and get the mark 0."""
+        not passed in and get the score 0."""
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
@@ -77,7 +77,7 @@ class Metric(Protocol):
 
 
 class MeanOfMarks:
-    """Mixin for a `Metric` whose value is the mean of its marks."""
+    """Mixin for a `Metric` whose value is the mean of the per-answer scores."""
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> None:
         return None
@@ -89,7 +89,7 @@ class MeanOfMarks:
 
 @dataclass(frozen=True)
 class PerAnswer(MeanOfMarks):
-    """A metric that marks one answer at a time and whose value is the mean of the marks."""
+    """A metric that scores one answer at a time and whose value is the mean of the scores."""
 
     used: MetricUsed
     score: Callable[[Item, Answer], float | None]

@@ -56,7 +56,7 @@ _MODEL_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Grading(MeanOfMarks):
-    """Grades answers. An answer that cannot be graded gets 0, and its mark has a note with the reason."""
+    """Grades answers. An answer that cannot be graded gets 0, with a note that gives the reason."""
 
     used: MetricUsed
     grader: Mapping[str, Any]

@@ -175,7 +175,7 @@ def _people(about: _RunFacts, contender: Contender, here: Evaluation) -> Iterato
             value = 1 - score.value if turned else score.value
             share = f"{value:.0%} ({low:.0%} to {high:.0%})"
             said = (
-                f"people preferred this model over {rival} in {share} of {score.n} items ({review.review.id})"
+                f"raters preferred this model over {rival} in {share} of {score.n} items ({review.review.id})"
             )
             yield VerdictReason("do not ship" if high < 0.5 else "ship", said)
             return

@@ -196,7 +196,7 @@ class TrainerSessionsApi(FireworksSessionsApi):
         return f"{TRAINER.get()}:train:{caller.id}-{number}"
 
     def _load(self, model: SessionModel, body: dict[str, Any], promise: Promise) -> None:
-        """Load a save. A name without a path is a save of the same trainer."""
+        """Load a checkpoint. A name without a path is a checkpoint of the same trainer."""
         if "/" not in (path := str(body.get("path"))):
             body = {**body, "path": f"{CROSS_JOB}{model.id.partition(':')[0]}/{path}"}
         super()._load(model, body, promise)

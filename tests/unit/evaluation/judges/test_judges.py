@@ -265,7 +265,7 @@ WRONG: dict[str, Says] = {
 def test_a_judge_that_is_wrong_on_purpose_is_refused(name: str) -> None:
     found = calibrate(judge(WRONG[name]), rated_singles(80))
     assert found.unfit is not None
-    assert "agreement with people is too low" in found.unfit or "renders nothing" in found.unfit
+    assert "agreement with human raters is too low" in found.unfit or "renders nothing" in found.unfit
 
 
 def test_a_judge_of_pairs_that_is_wrong_on_purpose_is_refused() -> None:
