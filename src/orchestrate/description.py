@@ -36,12 +36,13 @@ class SettingRule(Table, frozen=True, kw_only=True):
     most: Decimal | None = None
     one_of: tuple[Any, ...] = ()
     words: dict[str, Any] = {}
-    """Maps each spec value, as text, to the value to send."""
+    """Values to send to the host, as `{spec value as text: value to send}`."""
     inexact: tuple[str, ...] = ()
-    """Keys of `words` whose sent value means something slightly different."""
+    """Keys of `words` without an exact equivalent at the host. The value sent for them means something
+    slightly different."""
     always: Any = msgspec.UNSET
-    """The host's fixed behavior, as a spec value, if its API has no such field. `null` means that no spec
-    value describes the behavior."""
+    """The spec value that matches the host's fixed behavior, for a setting that has no field in the host's
+    API. `null` means that no spec value matches."""
     refused: str | None = None
     """Why the host does not support the setting."""
     rule: str | None = None
@@ -129,8 +130,8 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
-    """The API call that uploads an adapter trained elsewhere, as a ZIP archive of PEFT's two files. The call
-    `make`, which creates the deployment, then refers to the uploaded file."""
+    """The API call that uploads an adapter trained elsewhere, as a ZIP archive of the adapter's two PEFT
+    files. The `make` call then creates a deployment from the uploaded file."""
 
     path: str
     """The path below the root of the deployments API."""
@@ -139,8 +140,8 @@ class AdapterUpload(Table, frozen=True, kw_only=True):
     id: str = "id"
     """The response field that contains the file's id."""
     body: dict[str, Any]
-    """Request body of the call `make` for an uploaded adapter. It may contain `{file}` besides the other
-    placeholders."""
+    """Request body of the `make` call for deploying an uploaded adapter. It may contain `{file}` in addition
+    to the other placeholders."""
     max_rank: int | None = None
 
 
@@ -157,7 +158,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     """Instructions for getting this API's key, if it differs from the training key. The key is read from the
     variable NAME_MANAGEMENT_TOKEN."""
     options: dict[str, str] = {}
-    """Maps each required key of `[hosts.NAME.options]` to its meaning."""
+    """Required keys of `[hosts.NAME.options]`, as `{key: meaning}`."""
     tiers: tuple[str, ...] = ()
     """Allowed values of `deploy --set tier=...`, the default first. Each has its own `hosting` rate."""
     name_pattern: str = "orc-{job}"
@@ -165,7 +166,8 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     list: DeploymentListing
     remove: HostRequest
     bills: dict[str, bool | None] = {}
-    """Maps each state to whether it is billed hourly. `null` means unknown."""
+    """Whether a deployment is billed hourly in each state, as `{state: true or false}`. `null` means
+    unknown."""
     up: tuple[str, ...] = ()
     """The states in which the deployment serves requests."""
     tuned: str = ""
@@ -184,7 +186,7 @@ class Described(Table, frozen=True, kw_only=True):
     title: str
     sources: dict[str, str]
     inferred: dict[str, str] = {}
-    """Maps each field whose value isn't documented on the host's own pages to the source of the value."""
+    """Fields whose values aren't documented on the host's own pages, as `{field: source of the value}`."""
     url: str | None = None
     address: str = ""
     """Pattern of the base URL, if each customer has a separate one."""
@@ -192,14 +194,16 @@ class Described(Table, frozen=True, kw_only=True):
     """Allowed paths of the base URL. The sandbox serves all of them."""
     key_header: str | None = None
     account: str = "key"
-    """How the owner of jobs is identified: by the key's fingerprint (`key`) or the base URL (`address`)."""
+    """How to tell which account owns a job: by the key's fingerprint (`key`) or by the base URL
+    (`address`)."""
     ref: str = "suffix"
-    """Job field that stores the tag for finding the job again: `suffix` or `metadata`."""
+    """Job field that stores Orchestrate's tag, which is used to find the job again: `suffix` or
+    `metadata`."""
     suffix: Suffix = Suffix()
     rows: RowRules = RowRules()
     files: FileStates = FileStates()
     statuses: dict[str, str] = {}
-    """Maps additional job statuses of the host to Orchestrate's statuses."""
+    """Additional job statuses of the host, as `{host's status: Orchestrate's status}`."""
     page: int = 100
     features: tuple[str, ...]
     missing: dict[str, str]
@@ -214,7 +218,7 @@ class Described(Table, frozen=True, kw_only=True):
     fields: tuple[str, ...] = ()
     """Additional fields of the create request, for `provider_options`."""
     versions: dict[str, str] = {}
-    """Maps a field of `provider_options`, or `field=value`, to the API version that introduced it."""
+    """API versions that introduced fields of `provider_options`, as `{field or field=value: version}`."""
     wandb_in_request: bool = False
     """True if the W&B key is sent with the request. Otherwise, the key is stored at the host."""
     weights: bool = False
@@ -253,7 +257,8 @@ class Described(Table, frozen=True, kw_only=True):
 
 @cache
 def read(file: Readable, name: str) -> Described:
-    """Read a description file. Error messages call it `name`. Raises `ConfigError` if the file is invalid."""
+    """Read a description file. `name` is the file's name in error messages. Raises `ConfigError` if the file
+    is invalid."""
     import yaml
 
     from orchestrate.core.expansion import document
@@ -276,13 +281,13 @@ Entry = tuple[str, tuple[Readable, str]]
 
 
 def entries() -> tuple[Entry, ...]:
-    """List all hosts that are described by files. The result can be used as a cache key."""
+    """List all hosts that have a description file. The result can be used as a cache key."""
     return tuple(described().items())
 
 
 def readable(entries: Iterable[Entry]) -> dict[str, Described]:
-    """Map each kind to its description. Omits unreadable descriptions, which are reported when their hosts
-    are used."""
+    """Return all valid descriptions, as `{host kind: description}`. Invalid ones are skipped here and
+    reported when their hosts are used."""
     found: dict[str, Described] = {}
     for kind, (file, name) in entries:
         with suppress(ConfigError):

@@ -54,7 +54,7 @@ class OrchestrateError(Exception):
     exit_code: ClassVar[int] = 1
     retryable: bool = False
     lost_requests: int = 0
-    """Number of requests that got no answer but may have been billed. Their cost is at most `lost_usd`."""
+    """Number of requests that got no response but may have been billed. Their cost is at most `lost_usd`."""
     lost_usd: Decimal | None = Decimal(0)
     """Maximum cost of the lost requests, in US dollars. `None` if no price is known."""
     _added: tuple[str, ...] = ()
@@ -96,9 +96,9 @@ class SpecError(UsageError):
 
 
 class AlreadySubmitted(UsageError):
-    """A run with the same settings, data, backend and account is already open or has just succeeded. Nothing
-    was sent. Pass `again` to submit another one. `state` is what the message says about the existing run,
-    such as `is running`, and `next_step` is the command to suggest."""
+    """A run with the same settings, data, backend and account is still in progress or has just succeeded.
+    Nothing was sent. Pass `again` to submit another one. `state` describes the existing run in the error
+    message (such as `is running`), and `next_step` is the suggested command."""
 
     def __init__(
         self, provider: str, run_id: str, state: str, next_step: str, *, recovered_model: str | None = None
@@ -176,8 +176,9 @@ class KeyElsewhere(SetupError):
 
 class ProjectNotTrusted(SetupError):
     """Project files contain settings that need your trust, and you have not trusted this version of the
-    files. Nothing was started, read or sent. Read them, then trust them with `orchestrate keys trust
-    --project`. `files` are their paths, and `settings` are the dotted names of settings in the first file."""
+    files. Nothing was started, read or sent. Review the files, then run `orchestrate keys trust --project`.
+    `files` contains the paths of the files, and `settings` the dotted names of the settings in the first
+    one."""
 
     def __init__(self, files: Sequence[str], settings: Sequence[str] = ()) -> None:
         set_by = [", ".join(settings)] if settings else []
@@ -399,8 +400,8 @@ class ProviderError(OrchestrateError):
 
 
 def refuses(status: int | None) -> bool:
-    """Return true if an HTTP status means that the host did nothing: any 4xx, except 408 and 499, which a
-    proxy sends when it stops waiting."""
+    """Return True if an HTTP status shows that the host did not carry out the request. This holds for every
+    4xx status except 408 and 499, which a proxy sends when it stops waiting for the host."""
     return status is not None and 400 <= status < 500 and status not in (408, 499)
 
 

@@ -40,10 +40,10 @@ class Item(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The value of one metric for one answer."""
+    """One answer's score on one metric."""
 
     value: float | None
-    """The value, or `None` if unknown. The metric excludes items without a value."""
+    """The score, or `None` if unknown. Answers without a score are excluded from the metric."""
     note: str = ""
     """Reason for the score: a judge's explanation, or a grader's error."""
 
@@ -57,7 +57,7 @@ class ScoredItem(Record, frozen=True, kw_only=True, omit_defaults=True):
     marks: dict[str, dict[str, tuple[Mark, ...]]] = msgspec.field(
         default_factory=dict[str, dict[str, tuple[Mark, ...]]]
     )
-    """Scores, one per sample, keyed by contender and then by metric."""
+    """Scores as `{contender: {metric: [score of each sample]}}`."""
 
 
 NO_ANSWER = "(no answer)"

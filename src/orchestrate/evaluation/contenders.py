@@ -54,11 +54,12 @@ class Candidate:
     likelihood: Likelihoods | None = None
     """Function that computes likelihoods. `None` if log-probabilities are unavailable."""
     adapter_cost: Callable[[str], AdapterCost | None] | None = None
-    """Function that measures how long an adapter takes to load and how much it slows down each token, such as
-    `local.Generator.adapter_cost`. `None` unless the model is an adapter on this machine."""
+    """Function that measures an adapter's loading time and how much the adapter slows down each token (see
+    `local.Generator.adapter_cost`). `None` unless the contender is an adapter on this machine."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
-        """Return all samples of the first item, then all samples of the second item, and so on."""
+        """Return one question per item and sample: all samples of the first item, then all samples of the
+        second, and so on."""
         return [
             Question(messages=self._prompt(item), tools=item.tools, sample=sample)
             for item in items
@@ -116,9 +117,9 @@ def by_chat(
     *,
     own: bool = False,
 ) -> Candidate:
-    """Build a candidate that is queried through the chat completions API, with as many concurrent requests as
-    the host allows. If answers are streamed, `first_seconds` returns the time to first token, in seconds, of
-    the calling thread's last answer. Raises `UsageError` if `sampling` requests batches."""
+    """Build a candidate that is queried through the Chat Completions API, with as many concurrent requests as
+    the host allows. For streamed answers, `first_seconds` returns the time to first token, in seconds, of the
+    calling thread's last answer. Raises `UsageError` if `sampling` requests batches."""
     if sampling.batch is not None:
         raise UsageError(
             f"{contender.name} answers one question per request. Only models on this machine support batches",
@@ -194,8 +195,8 @@ def by_generator(
 
 
 def expected_likelihoods(candidate: Candidate, items: Sequence[Item]) -> list[tuple[float, int]]:
-    """Return the log-likelihood, in nats, and the token count of each item's expected answer. For an item
-    without a question, use its entire text."""
+    """Return a pair for each item's expected answer: its negative log-likelihood, in nats, and its token
+    count. For an item without a question, uses its entire text."""
     assert candidate.likelihood is not None  # noqa: S101  asked before
     rows: list[dict[str, Any]] = []
     for item in items:
@@ -235,8 +236,8 @@ def _json(value: Any) -> bytes:
 
 
 def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
-    """Set the expected number of answers per hour, for a candidate that is billed hourly. Other candidates
-    are returned unchanged."""
+    """Return the candidate with the expected number of answers per hour filled in, if it is billed hourly.
+    Other candidates are returned unchanged."""
     if candidate.contender.usd_per_hour is None or answers_per_hour is None:
         return candidate
     contender = replace(candidate.contender, answers_per_hour=answers_per_hour)
@@ -244,7 +245,8 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """Set the contender's precision to the precision reported with its answers."""
+    """Return the contender with the precision that its answers report. If they report none, the contender is
+    returned unchanged."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 
@@ -266,7 +268,8 @@ def aliased(written: str) -> tuple[str, str | None]:
 
 
 def called(written: str, names: Sequence[str]) -> list[str]:
-    """Find contenders by name, by a prefix of the name, or by the model name at the end of a URL."""
+    """Return the contenders with this name. If there are none, returns all whose name starts with it or,
+    failing that, all whose name is a URL that ends with this model name."""
     return (
         [name for name in names if name == written]
         or [name for name in names if name.startswith(written)]

@@ -32,7 +32,7 @@ _NOTED = (0.01, 0.02, 0.03, 0.05, 0.1)
 
 
 class ContenderPlan(Record, frozen=True, kw_only=True):
-    """The questions planned for one contender."""
+    """The planned questions for one contender, and their cost."""
 
     contender: str
     questions: int
@@ -55,7 +55,8 @@ class EvaluationPlan(Record, frozen=True, kw_only=True):
     detectable: float
     """Smallest difference in accuracy that this many items can detect with a power of 80%."""
     rows_for: tuple[tuple[float, int], ...]
-    """Differences smaller than `detectable`, each with the number of items needed to detect it."""
+    """How many items are needed to detect differences smaller than `detectable`, as `(difference, items)`
+    pairs."""
     assumed: float
     """Assumed share of items on which two models differ."""
 
@@ -205,9 +206,9 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return two lists of names: the models that get a verdict, and the reference models. Neither list
-    includes base models or rivals. If there are tuned models, only they get a verdict, and the other models
-    are references. Otherwise, every model gets a verdict."""
+    """Split the contenders into models that get a verdict and models that only serve as references. Returns
+    two lists of names. Base models and rivals are in neither list. If any of the other models is tuned, only
+    tuned models get a verdict. Otherwise, all of them do."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]

@@ -42,9 +42,10 @@ class HeldOut:
     items: tuple[Item, ...]
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     repeated: int = 0
-    """Number of items that are duplicates of an earlier item. They belong to that item's cluster."""
+    """Number of items that duplicate an earlier item. Each is in the same cluster as the item it
+    duplicates."""
     unread: tuple[str, ...] = ()
-    """Columns that the questions do not include, although most rows have different text in them."""
+    """Columns that are not part of the questions, although their text differs in most rows."""
 
     @property
     def expects(self) -> bool:
@@ -62,12 +63,12 @@ def held_out(
 ) -> HeldOut:
     """Convert up to `limit` rows to items. Rows that cannot be used as questions are skipped.
 
-    With `turns`, each earlier message that calls tools becomes a separate item in the same cluster as the
-    row's other items.
+    With `turns`, each earlier message with tool calls also becomes an item, in the same cluster as the row's
+    other items.
 
-    `cluster` is the column whose values group rows. Each of the `slices` is a column name, `length` (of the
-    question) or `label` (the expected answer). Raises `DataError` if no row can be used, and `UsageError` if
-    a requested column is missing from every row."""
+    `cluster` is the column whose values define the clusters. Each entry of `slices` is a column name,
+    `length` (length of the question) or `label` (the expected answer). Raises `DataError` if no row can be
+    used, and `UsageError` if a requested column is missing from every row."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
     seen: Counter[str] = Counter()

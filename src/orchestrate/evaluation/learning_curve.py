@@ -37,7 +37,7 @@ class Measured(NamedTuple):
 
 
 class Gain(Record, frozen=True, kw_only=True):
-    """The change in score from one number of rows to another. Positive is better."""
+    """The improvement in score from one number of training rows to another. Positive is better."""
 
     rows_before: int
     rows_after: int
@@ -61,8 +61,8 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Return True if the score gained significantly more per doubling of the rows in the last step than in
-    the step before. A power law can't describe such a curve."""
+    """Return True if the score improves faster with more data: significantly more per doubling of the rows in
+    the last step than in the step before. A power law can't describe such a curve."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
         (a.loss - b.loss) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))
@@ -77,7 +77,7 @@ class _Drawn(NamedTuple):
 
 
 class Law:
-    """The curves that fit the measured points."""
+    """A sample of power-law curves that are consistent with the measured points."""
 
     def __init__(self, points: Sequence[Measured], *, seed: int = 0) -> None:
         """Fit the curves. Raises `ValueError` for fewer than three sizes."""

@@ -19,7 +19,7 @@ LONGEST = 4000
 
 
 class Flip(Record, frozen=True, kw_only=True):
-    """An item on which a contender and its rival differ, with both answers."""
+    """An item on which the scores of a contender and its rival differ, with both answers."""
 
     item: str
     question: str
@@ -34,8 +34,8 @@ class Flip(Record, frozen=True, kw_only=True):
 
 
 class Flips(Record, frozen=True, kw_only=True):
-    """Items on which a contender and its rival differ in the first metric. Includes at most `KEPT` losses and
-    `KEPT` gains, largest first."""
+    """Items on which the scores of a contender and its rival differ in the first metric. Includes at most
+    `KEPT` losses and `KEPT` gains, largest first."""
 
     contender: str
     against: str
@@ -47,8 +47,8 @@ class Flips(Record, frozen=True, kw_only=True):
 
 
 def flips(evaluation: Evaluation) -> list[Flips]:
-    """Return the flips of each contender that has a rival, or an empty list if the items file is no longer on
-    this machine."""
+    """Return the flips of each contender that has a rival. Returns an empty list if the items file is no
+    longer on this machine."""
     try:
         answered = read_items(Path(evaluation.items_file or ""))
     except (OSError, msgspec.MsgspecError):

@@ -112,8 +112,9 @@ WRITTEN = "record:"
 
 
 class Recording(Record, frozen=True, kw_only=True):
-    """One model's answers to many prompts. `folder` contains `answers.jsonl`, in the format of an evaluation,
-    and `rows.jsonl`, the prompts with the expected answers for the next model."""
+    """One model's recorded answers to many prompts. `folder` contains two files: `answers.jsonl`, in the
+    format of an evaluation's items file, and `rows.jsonl`, with the prompts and the expected answers for the
+    next model."""
 
     id: str
     at: datetime
@@ -122,9 +123,10 @@ class Recording(Record, frozen=True, kw_only=True):
     prompts: int
     answered: int
     refused: int = 0
-    """Number of prompts that the host rejected. Neither file contains them."""
+    """Number of prompts that the host rejected. They are in neither file."""
     expected: int = 0
-    """Number of prompts that have their own expected answer. The other prompts use the recorded answer."""
+    """Number of prompts that came with an expected answer. For all others, the recorded answer is the
+    expected one."""
     with_logprobs: int = 0
     usd: Decimal | None = None
     silent_on: date | None = None
@@ -169,8 +171,8 @@ def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
 
 
 def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
-    """Build a chat row from the prompt and the expected answer. Uses the recorded answer if `own` is
-    true or the prompt has no expected answer."""
+    """Build a chat row from a prompt and its expected answer. The recorded answer is used instead if `own` is
+    true or if the prompt has no expected answer."""
     recorded = own or not (item.expected or item.expected_calls)
     reply: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
     if calls := list(answer.tool_calls if recorded else item.expected_calls):

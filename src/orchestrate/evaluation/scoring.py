@@ -29,8 +29,9 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """Maps a contender to its difference from its rival in the first metric, on the items that the rival
-    answered. Only includes contenders whose rival left some items unanswered."""
+    """Differences between contenders and their rivals in the first metric, as `{contender: difference}`. Only
+    includes contenders whose rival left some items unanswered, and only counts the items that the rival
+    answered."""
     beside: tuple[Difference, ...] = ()
 
 
@@ -41,9 +42,9 @@ def score(
     rivals: Mapping[str, str],
     references: Sequence[tuple[str, str]] = (),
 ) -> Scored:
-    """Score each side on each metric, and compare the side with its rival, if any. Verdicts use only the
-    first metric (see `_corrected`). `references` lists additional pairs of sides to compare on the first
-    metric."""
+    """Score each side (a contender's answers) on each metric, and compare it with its rival, if it has one.
+    Verdicts use only the first metric (see `_corrected`). `references` lists additional pairs of sides to
+    compare on the first metric."""
     columns: dict[tuple[str, str], MetricColumn] = {}
     theirs: dict[tuple[str, str], MetricColumn] = {}
     for metric in metrics:

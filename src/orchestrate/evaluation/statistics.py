@@ -29,9 +29,9 @@ UNKNOWN = 1e9
 def mean(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """Return the mean with its confidence interval from Student's t distribution. The degrees of freedom are
-    the number of clusters minus one. Values in a cluster may be correlated: their deviations are added before
-    they are squared (Liang and Zeger 1986). `within` is the range of possible values."""
+    """Return the mean with its confidence interval from Student's t distribution. The standard error is
+    cluster-robust: deviations are summed within each cluster before they are squared (Liang and Zeger 1986).
+    The degrees of freedom are the number of clusters minus one. `within` is the range of possible values."""
     return mean_test(values, clusters, within)[0]
 
 
@@ -60,10 +60,11 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Bound the distance between the true mean and the measured value if all `count` values are identical.
-    The bound is the highest plausible probability of an event that never occurred in `count` trials, times
-    the largest possible deviation. Without `within`, returns 0 if `count` identical values can be significant
-    at 5%, and the absolute measured value otherwise."""
+    """Return a bound on the distance between the true mean and the measured `value` if all `count` values are
+    identical. The bound is the highest plausible probability of an event that never occurred in `count`
+    trials, times the largest possible deviation. If `within` is not given, that deviation is unknown. In this
+    case, returns 0 if `count` identical values can be significant at 5%, and the absolute `value`
+    otherwise."""
     if count < 2:
         return UNKNOWN
     if within is None:
@@ -208,7 +209,7 @@ def standard_error(score: Score) -> float:
 
 
 Parts = Sequence[Sequence[float]]
-"""Each item's parts, as returned by `Metric.parts`."""
+"""Values of `Metric.parts`, as [items, parts]."""
 Total = Callable[[Sequence[float]], float]
 """Function that computes a metric's value from the sums of the parts."""
 RESAMPLES = 1000
@@ -218,8 +219,9 @@ _ALIKE = 1e-12
 def ratio(
     parts: Parts, total: Total, clusters: Sequence[Hashable] | None = None, within: Range | None = None
 ) -> Score:
-    """Return the metric's value with its bootstrap percentile interval. Resamples entire clusters. `within`
-    is the range of possible values. Raises `MissingExtra` if numpy is not installed."""
+    """Return the metric's value, computed from the sums of `parts`, with its bootstrap percentile interval.
+    Entire clusters are resampled. `within` is the range of possible values. Raises `MissingExtra` if numpy is
+    not installed."""
     sums, drawn = _resampled([parts], clusters)
     value = total(sums[0].sum(axis=0).tolist())
     low, high = _interval(value, sorted(total(row) for row in drawn[0]), len(sums[0]), within)
@@ -233,8 +235,9 @@ def ratio_difference(
     clusters: Sequence[Hashable] | None = None,
     within: Range | None = None,
 ) -> tuple[Score, float]:
-    """Return the first value minus the second, and the two-sided p-value for the null hypothesis of no
-    difference. Each resample uses the same items for both. `within` is the range of possible differences."""
+    """Return the difference between two metric values (that of `parts` minus that of `against`), and the
+    two-sided p-value for the null hypothesis of no difference. Each resample uses the same items for both
+    values. `within` is the range of possible differences."""
     sums, drawn = _resampled([parts, against], clusters)
     values = sorted(total(a) - total(b) for a, b in zip(*drawn, strict=True))
     value = total(sums[0].sum(axis=0).tolist()) - total(sums[1].sum(axis=0).tolist())
@@ -320,9 +323,10 @@ def _quantile(p: float, a: float, b: float) -> float:
 
 
 def decisive(score: Score, intervals: int) -> Score:
-    """Return the confidence interval on which a decision is based. If a decision uses several `intervals`,
-    all hold simultaneously with 95% confidence (Bonferroni). The interval of a proportion is exact, because
-    Wilson's interval has too little coverage near 0 and 1."""
+    """Return the confidence interval of a score to use for a decision. If the decision uses several
+    `intervals`, the interval is widened so that all of them hold simultaneously with 95% confidence
+    (Bonferroni). A proportion gets an exact interval, because Wilson's interval has too little coverage near
+    0 and 1."""
     right = round(score.value * score.n)
     if wilson(right, score.n) == score:
         return exact(right, score.n, 0.025 / max(1, intervals))
@@ -330,8 +334,9 @@ def decisive(score: Score, intervals: int) -> Score:
 
 
 def wider_difference(difference: Difference, intervals: int) -> Score:
-    """Return the confidence interval on which a decision about a difference is based. `decisive` does the
-    same for a score."""
+    """Return the confidence interval of a difference to use for a decision. If the decision uses several
+    `intervals`, the interval is widened so that all of them hold simultaneously with 95% confidence
+    (Bonferroni)."""
     score = difference.score
     if intervals <= 1:
         return score

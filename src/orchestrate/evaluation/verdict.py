@@ -31,8 +31,8 @@ class Demand:
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Raise `UsageError` if neither higher nor lower values of the metric are better, or if the target or
-    margin is impossible."""
+    """Check that the target and margin make sense for the metric. Raises `UsageError` if they are impossible,
+    or if neither higher nor lower values of the metric are better."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
@@ -59,7 +59,7 @@ def verdicts(
     answered: Mapping[str, Difference] | None = None,
 ) -> list[Verdict]:
     """Decide the verdict for each contender that has a rival or a target. If a rival's host rejected some
-    questions, `answered` has the contender's difference from the rival on all other questions. That
+    questions, `answered` contains the contender's difference from the rival on the remaining questions. This
     difference can prevent the verdict `ship` but cannot lead to it."""
     if metric.better == "neither":
         return []

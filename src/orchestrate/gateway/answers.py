@@ -70,10 +70,10 @@ class Engines:
         self._held.clear()
 
     async def answering(self, run: Run, step: int | None) -> Answering:
-        """Return the engine that answers for a model, and load the model if necessary. `name_of` gives the
-        engine's name for a model, because clients may use several names for one model and may reuse a name
-        for another model later. Raises `HostError` 404 if the step has no checkpoint and 503 if all
-        engines are in use. Errors of `RunHandle.download` propagate."""
+        """Return the engine that serves a model, after loading the model if necessary. Engines identify
+        models by `name_of`, not by the client's name, because clients may use several names for one model and
+        may reuse a name for another model later. Raises `HostError` 404 if the step has no checkpoint, and
+        503 if all engines are in use. Errors of `RunHandle.download` propagate."""
         name = name_of(run, step)
         tuned = await run_in_threadpool(self._tuned, name, run, step)
         held = await run_in_threadpool(self._ready, tuned)
@@ -144,8 +144,8 @@ class OnDemand:
         """Ids of runs whose deployment is known to be up."""
 
     def chat(self, key: GatewayKey, job: GatewayJob, run: Run, asked: str) -> Chat:
-        """Return the chat client for a tuned model. Raises `HostError`: 422 if the model is not deployed,
-        503 if its deployment is starting."""
+        """Return the chat client for a tuned model. Raises `HostError` 422 if the model is not deployed, and
+        503 while its deployment is starting."""
         provider = capability(self._ft.provider(run.provider), Chats)
         deployments = self._ft.store.deployments
         known = deployments.of_run(run.id, run.provider) if isinstance(provider, Deploys) else None

@@ -166,8 +166,8 @@ class Outside:
 
 
 def job_of(run: Run, name: str | None = None, files: Mapping[str, Any] | None = None) -> GatewayJob:
-    """Convert a run that was created outside the gateway to a job. `name` is the clients' name for the model,
-    if it differs from the host's. `files` are the ids of the run's files."""
+    """Build a gateway job from a run that was created outside the gateway. `name` is the model name that
+    clients use, if it differs from the host's. `files` contains the ids of the run's files."""
     ended = run.finished_at or run.updated_at
     return GatewayJob(
         id=run.job_id or run.id,

@@ -90,8 +90,8 @@ class ModelRoutes:
     # -- models --------------------------------------------------------------------------------------------
 
     def listed(self, call: GatewayRequest) -> Any:
-        """Return the list of models. The list has no pages and encoding a thousand models takes time, so the
-        encoded list is cached until something changes."""
+        """Return the encoded list of models. It is cached until something changes, because it has no pages
+        and encoding a thousand models takes time."""
         key, changes = call.key, self._jobs.changes
         scope = msgspec.json.encode((key.project, key.models, key.backends, key.map))
         begun = self._ft.store.clock.uptime().seconds
@@ -199,8 +199,8 @@ class ModelRoutes:
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
     def deploys(self, key: GatewayKey, asked: str, job: GatewayJob) -> tuple[str, terms.DeployLimits] | None:
-        """Return the name and the limits of the configuration entry that allows requests with this key to
-        deploy a tuned model. Returns `None` if no entry allows it."""
+        """Return the name and the limits of the configuration entry that lets this key's requests deploy the
+        tuned model, or `None` if no entry does."""
         found = terms.of_tuned(asked, job.base, job.backend, self._terms.models)
         limits = found[1].deploy if found else None
         if found is None or limits is None or (limits.keys and key.name not in limits.keys):

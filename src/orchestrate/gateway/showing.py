@@ -180,8 +180,8 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 def status_of(job: GatewayJob, run: Run | None) -> str:
-    """Return the status to show to clients. A terminal status is stored before it is shown, and never
-    changes, because clients then stop polling."""
+    """Return the status to show to clients. A terminal status never changes, because clients stop polling
+    once they have seen it. It is therefore stored before it is shown."""
     if job.ended_as is not None:
         return job.ended_as
     status = outcome(job, run)
@@ -308,8 +308,8 @@ def _metric_events(
 def checkpoints(
     job: GatewayJob, run: Run, stored: Sequence[Checkpoint], points: Sequence[MetricPoint]
 ) -> list[dict[str, Any]]:
-    """List a job's checkpoints, newest first, one per step, even if a host stores both an adapter and a
-    merged model for a step. The checkpoint of the last step is the tuned model itself."""
+    """List a job's checkpoints, newest first. There is one per step, even if the host stores both an adapter
+    and a merged model for that step. The checkpoint of the last step is the tuned model itself."""
     rows = {row["step"]: row for row in openai.metric_rows(points)}
     known = {point.step: point for point in stored if point.step is not None}
     last = max(known, default=None)

@@ -167,9 +167,9 @@ class Submitting:
         return job.ended_as is None or run.status is not JobStatus.CANCELLING
 
     def cancel(self, job: GatewayJob) -> tuple[GatewayJob, Run | None]:
-        """Carry out a requested cancellation as far as possible now. A job that was not sent yet is never
-        sent. If the host cannot be reached, the cancellation is retried later. If the host rejects it, the
-        job continues and is shown as running. Raises `OrchestrateError`."""
+        """Cancel a job as requested by a client. A job that was not sent yet is never sent. If the host
+        cannot be reached, the cancellation is retried later. If the host rejects the cancellation, the job
+        continues and is shown as running. In both cases, raises the host's `OrchestrateError`."""
         run = self.run_of(job)
         if run is not None and not run.status.terminal and run.status is not JobStatus.CANCELLING:
             try:

@@ -39,7 +39,7 @@ class DeployLimits(BaseModel):
 
 
 class MappedModel(BaseModel):
-    """A base model or a run that a client's model name maps to."""
+    """The target of a client's model name: a base model or a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -169,8 +169,8 @@ def answers_here(asked: str, base: str, backend: str, models: Mapping[str, Mappe
 def of_tuned(
     asked: str, base: str, backend: str, models: Mapping[str, MappedModel]
 ) -> tuple[str, MappedModel] | None:
-    """Return the name and configuration entry of a tuned model that a client requested as `asked`. The model
-    was tuned from `base` on `backend`."""
+    """Return the configuration entry for a tuned model, as `(name, entry)`. Looks up the name that the client
+    requested (`asked`), then the model's `base`, then the default. Returns `None` if no entry applies."""
     found = models.get(asked) or _named(base, models) or models.get(DEFAULT)
     if found is None or (found.run is None and found.backend != backend):
         return None

@@ -18,7 +18,7 @@ DEFAULT_SAMPLES = 8
 
 
 def option(name: str) -> str:
-    """Return the name of an engine setting as written in a spec."""
+    """Return the dotted name that a spec uses for an engine setting."""
     return f"provider_options.{this_machine().kind}.{name}"
 
 
@@ -136,8 +136,8 @@ class Hyper(Record, frozen=True, kw_only=True):
     micro_batch: int | None = None
     """Examples per forward pass. `None` lets the engine choose, and halve its choice if memory runs out."""
     processes: int = 1
-    """Number of processes that share each step. Each has its own GPU and, unless `sharded`, the full
-    model."""
+    """Number of processes that share the work of each step. Each process has its own GPU and, unless
+    `sharded` is set, the full model."""
     sharded: bool = False
     """True if each process holds a shard of every weight instead of the full model."""
     warmup_ratio: float = 0.03

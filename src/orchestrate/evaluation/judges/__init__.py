@@ -90,11 +90,11 @@ def _conversation(prompt: Sequence[Message]) -> str:
 
 
 Ask = Callable[[Sequence[Sequence[Message]]], list[Answer]]
-"""A function that takes conversations and returns one answer for each, in order. If the host rejects a
-conversation, its answer has an `error`."""
+"""A function that sends conversations to the judge and returns one answer per conversation, in order. If the
+host rejects a conversation, the answer's `error` is set."""
 Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
-"""The maximum and the usual number of tokens in a judge's answer."""
+"""Maximum and typical number of tokens in a judge's answer."""
 UNCALIBRATED = "the judge has not been compared with human ratings"
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LONGEST_REASON = 2000
@@ -114,7 +114,7 @@ class Judge:
 
     @classmethod
     def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
-        """Build a judge from a model. `asking` sends its questions and stores its answers and their
+        """Build a judge from a model. `asking` sends the judge's questions, and stores the answers and their
         prices."""
         identity = respondent.identity
         return cls(
@@ -205,7 +205,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
         return [_scored(answer, self.judge.rubric) for answer in self._ask(self.questions(pairs))]
 
     def questions(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Message, ...]]:
-        """Build one conversation with the judge for each pair."""
+        """Build the conversations that ask the judge to score the answers, one per (item, answer) pair."""
         rubric = self.judge.rubric
         return [to_score(rubric, item.prompt, item.expected, answer) for item, answer in pairs]
 

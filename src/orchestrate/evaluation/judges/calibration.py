@@ -1,5 +1,5 @@
-"""Measure how well a judge agrees with human raters on answers that they have rated. A judge without
-calibration, or with too little agreement, gives scores but can't decide a verdict."""
+"""Measure how well a judge agrees with human ratings of the same answers. A judge without calibration, or
+with too little agreement, gives scores but can't decide a verdict."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ MOST_UNREADABLE = 0.1
 
 
 class Calibration(Record, frozen=True, kw_only=True):
-    """A comparison of a judge with human raters on the same answers."""
+    """The agreement of a judge with human raters on the same answers."""
 
     judge: str
     """Digest of the judge's model, URL, prompt and rubric."""
@@ -199,8 +199,8 @@ class Calibration(Record, frozen=True, kw_only=True):
     resampling prompts."""
     unreadable: int
     same: Score
-    """Fraction of answers on which the judge and the human raters agree exactly: on the winner, or on the
-    points for every criterion."""
+    """Fraction of rated answers (or pairs) on which the judge and the human raters agree exactly: on the
+    winner of a pair, or on the points of a single answer for every criterion."""
     kappa: Score | None
     """Cohen's kappa. For scores, it covers all criteria and uses quadratic weights."""
     spearman: Score | None = None
@@ -372,7 +372,8 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """A row of the input file. If it cannot be judged, `asked` is `None` and `problem` is the reason."""
+    """A row of the input file. `asked` is what the judge rates. If the row cannot be judged, `asked` is
+    `None` and `problem` is the reason."""
 
     line: bytes
     asked: tuple[Item, Answer] | None = None
@@ -418,8 +419,8 @@ def part(
     keep: float,
     calibration: Calibration | None,
 ) -> JudgeReport:
-    """Judge all rows, then write the files. If a request fails, its error propagates and nothing is
-    written."""
+    """Judge all rows, then write each row to the file of kept, rejected or unjudged rows. If a request fails,
+    its error propagates and nothing is written."""
     names = outputs(path, output)
     judged = judged_rows(rows, metric, keep)
     places = {"kept": output, "rejected": names["rejected"], "not judged": names["not-judged"]}

@@ -20,9 +20,9 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 
 @dataclass(frozen=True)
 class Context:
-    """Resources that metrics may use. `respondent` returns a model to query through `asking`, which stores
-    answers and prices and enforces the evaluation's budget. Models are named as in
-    `orchestrate.providers.chat`."""
+    """Resources that metrics may use. To query a model, a metric gets it from `respondent` and sends its
+    questions through `asking`, which stores answers and prices and enforces the evaluation's budget. Model
+    names have the same format as in `orchestrate.providers.chat`."""
 
     items: Sequence[Item]
     asking: Asking
@@ -30,7 +30,8 @@ class Context:
     """Function that returns a model to query, given its name, the maximum number of tokens, and the
     temperature. Raises the same errors as `model_at`."""
     embed: Callable[[str], Embed]
-    """Function that takes a model and returns an embedding function, which returns one vector per text."""
+    """Function that takes a model's name and returns its embedding function, which maps each text to a
+    vector."""
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
@@ -46,23 +47,24 @@ class Context:
 
 
 Totals = Sequence[float]
-"""Parts returned by `Metric.parts`, or their sums over all items."""
+"""Values returned by `Metric.parts` for one answer, or their sums over all items."""
 
 
 @runtime_checkable
 class Metric(Protocol):
     """Scores answers one by one, and combines the scores into one number.
 
-    `used` is stored with the evaluation. A judge stores its prompt, model and calibration in `detail`, and
-    the reason why it cannot decide a verdict in `unfit`. `metrics.registry` creates metrics by name."""
+    `used` is stored with the evaluation. For a judge, its `detail` contains the prompt, model and
+    calibration, and its `unfit` the reason why the judge cannot decide a verdict. `metrics.registry` creates
+    metrics by name."""
 
     @property
     def used(self) -> MetricUsed: ...
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        """Return a score for each pair, in order. A single call receives all of a contender's pairs, so a
-        metric that queries a model can send concurrent requests. Failed answers, which have an `error`, are
-        not passed in and get the score 0."""
+        """Return a score for each (item, answer) pair, in order. A single call receives all of a contender's
+        pairs, so a metric that queries a model can send concurrent requests. Failed answers, which have an
+        `error`, are not passed in and score 0."""
         ...
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
@@ -71,8 +73,8 @@ class Metric(Protocol):
         ...
 
     def total(self, sums: Totals) -> float:
-        """Compute the metric from the summed parts. For example, compute F1 from counts, or BLEU from n-gram
-        counts."""
+        """Compute the metric from the sums of the parts. For example, compute F1 from label counts, or BLEU
+        from n-gram counts."""
         ...
 
 
@@ -83,7 +85,7 @@ class MeanOfMarks:
         return None
 
     def total(self, sums: Totals) -> float:
-        """Raise `TypeError`. Never called, because this metric has no parts."""
+        """Raise `TypeError`. Never called, because this metric's `parts` returns `None`."""
         raise TypeError(f"{type(self).__name__} is a mean")
 
 
@@ -99,8 +101,8 @@ class PerAnswer(MeanOfMarks):
 
 
 class PairMetric(Protocol):
-    """Compares two answers to the same item, as a judge or a person does. A contender's score is the rate at
-    which it is preferred to its rival."""
+    """Compares two answers to the same item, as a judge or a human rater does. A contender's score is the
+    rate at which its answers are preferred to its rival's."""
 
     @property
     def used(self) -> MetricUsed: ...

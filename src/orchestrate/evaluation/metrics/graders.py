@@ -141,7 +141,8 @@ def _text(content: Any) -> str:
 
 
 def row(item: Item) -> dict[str, Any]:
-    """Return the `item` for graders: the row's columns, its `messages`, and the `expected` answer."""
+    """Build the `item` object that graders read: the row's columns, its `messages`, and the `expected`
+    answer."""
     messages = [m.to_dict() for m in item.prompt]
     return {"messages": messages, "expected": item.expected, **item.fields}
 

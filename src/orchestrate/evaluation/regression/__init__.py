@@ -390,9 +390,9 @@ def judged(
     margin: float,
     chance: float = 0.0,
 ) -> ProbeResult:
-    """Decide by non-inferiority whether an ability was retained or forgotten. The difference's entire
-    confidence interval must be on one side of the margin. If neither model is clearly better than `chance`,
-    the ability is not measurable."""
+    """Decide with a non-inferiority test whether an ability was retained or forgotten. The result is
+    inconclusive unless the difference's entire confidence interval is on one side of the margin. If neither
+    model is clearly better than `chance`, the ability is not measurable."""
     score = difference.score
     sign = -1 if metric.better == "lower" else 1
     low, high = sorted((sign * score.low, sign * score.high))

@@ -183,10 +183,10 @@ def _joined(one: ScoredItem, other: ScoredItem) -> ScoredItem:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> ReviewSource:
-    """Choose the evaluations to review. `evaluations` are sorted from oldest to newest. If `wanted` is set,
-    only evaluations whose id starts with it are considered. Uses the newest evaluation that contains every
-    run. If there is none and `wanted` is not set, uses the newest evaluation of each run. Raises `UsageError`
-    if no evaluation fits."""
+    """Choose the evaluations to review: the newest one that contains every run or, if there is none, the
+    newest one of each run. `evaluations` are sorted from oldest to newest. If `wanted` is set, only
+    evaluations whose id starts with it are considered, and one of them must contain every run. Raises
+    `UsageError` if no evaluation fits."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
         what = f"{wanted} matches several evaluations" if fitting else f"no evaluation matches {wanted}"

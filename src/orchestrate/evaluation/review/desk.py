@@ -82,8 +82,9 @@ class ReviewSession:
         return counts
 
     def act(self, action: ReviewAction, holder: str = "") -> dict[str, Any]:
-        """Perform an action and return the page's next contents. `holder` is the owner of the link. Raises
-        `UsageError` if the action is not possible."""
+        """Perform an action and return the page's next contents. `holder` is the rater that the link belongs
+        to. If it is empty, the link is shared and the action contains the rater's name. Raises `UsageError`
+        if the action is not possible."""
         rater = holder or rater_named(action.rater)
         at = action.at
         if action.action == "rate":

@@ -34,8 +34,8 @@ class PairVote(NamedTuple):
 
 
 def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
-    """Average the raters' votes on two models for each item. Three raters who agree on an item reveal little
-    more about other items than one rater does."""
+    """Average the raters' votes for each item and pair of models. Votes on the same item are not independent:
+    three raters who agree on an item reveal little more about other items than one rater does."""
     points: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for vote in votes:
         points[vote.item, vote.first, vote.second].append(vote.points)
@@ -43,8 +43,8 @@ def outcomes(votes: Iterable[PairVote]) -> list[PairVote]:
 
 
 def rate(votes: Iterable[PairVote]) -> Score:
-    """Return the rate at which the first of two models is preferred. A tie counts as half, and `n` is the
-    number of items."""
+    """Return the rate at which raters prefer the first of two models. A tie counts as half. The score's `n`
+    is the number of items."""
     found = outcomes(votes)
     return statistics.mean([o.points for o in found], [o.item for o in found], within=(0.0, 1.0))
 
@@ -136,13 +136,13 @@ def fitted(
 
 
 LIKENESS = 0.4
-"""Assumed agreement of an item's raters, until the review has measured it. The value is typical for free-form
-answers."""
+"""Assumed agreement between raters of the same item, used until the review has measured it. The value is
+typical for free-form answers."""
 _LEVEL, _POWER = 1.959963984540054, 0.8416212335729143
 
 
 class Planned(Record, frozen=True, kw_only=True):
-    """A review design: a number of raters per item, and the number of items needed to detect the preference
+    """A review design: the number of raters per item, and the number of items needed to detect a preference
     with a power of 80%."""
 
     raters: int

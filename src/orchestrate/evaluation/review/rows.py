@@ -50,8 +50,9 @@ def from_review(
     format: Literal["dpo", "kto"],
     agreement: float = 0.6,
 ) -> FromReview:
-    """Write a review's ratings as training rows. `agreement` is the fraction of an item's raters who must
-    agree. A tie counts as half. Raises `DataError` if no rating yields a row."""
+    """Convert a review's ratings to training rows and write them to a file. A rated pair yields a row only if
+    at least the fraction `agreement` of its raters agree. A tie counts as half. Raises `DataError` if no
+    rating yields a row."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in valid_ratings(ratings) if rating.task in known]
     left_out: Counter[str] = Counter()

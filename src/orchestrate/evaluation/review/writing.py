@@ -207,15 +207,15 @@ def reassign(assigned: Assigned, current: WrittenSoFar, writers: Sequence[str]) 
 
 @dataclass
 class WrittenSoFar:
-    """The latest text for each writer and row, excluding undone texts."""
+    """Each writer's latest text for each row, excluding texts that were undone."""
 
     texts: dict[str, dict[str, Rating]] = field(default_factory=dict[str, dict[str, Rating]])
-    """Texts keyed by row, then by writer."""
+    """Texts as `{row: {writer: text}}`."""
     settled: dict[str, Rating] = field(default_factory=dict[str, Rating])
     """Final text of each row whose disagreement was settled. If a writer of the row later changes their text,
     the disagreement is reopened."""
     revisions: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
-    """Number of changes, keyed by person and row."""
+    """Number of changes, as `{(person, row): changes}`."""
     changes: dict[str, list[Rating]] = field(default_factory=dict[str, list[Rating]])
     """Changes that each person can undo, oldest first."""
 
@@ -300,8 +300,8 @@ class WritingSession:
         return {who: sum(who in texts for texts in current.texts.values()) for who in self.writers}
 
     def order(self, who: str, current: WrittenSoFar) -> list[RowToWrite]:
-        """Return the rows of a writer in file order. For the person who settles disagreements, return the
-        rows whose texts differ."""
+        """Return the rows to show to a person, in file order: the assigned rows of a writer or, for the
+        person who settles disagreements, all rows whose two texts differ."""
         tasks = set(current.differing()) if who == self.settler else None
         return [
             row
@@ -454,7 +454,7 @@ class WritingResult(Record, frozen=True, kw_only=True):
     written: int
     """Number of rows written by at least one writer."""
     writers: dict[str, tuple[int, int]]
-    """For each writer, the number of rows written and the number assigned."""
+    """Row counts as `{writer: (rows written, rows assigned)}`."""
     doubly: int
     """Number of rows that two people wrote."""
     same: Score | None

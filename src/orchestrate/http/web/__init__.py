@@ -439,9 +439,9 @@ def edge(
     refusal: Callable[[OrchestrateError], HostError] | None = None,
     lifespan: Any = None,
 ) -> RequestGuard:
-    """Build an app from these routes and put it behind the guard. `door` adds middleware between the guard
-    and the app. `refusal` converts Orchestrate errors from routes to API errors. The other arguments are
-    passed to `RequestGuard` and Starlette."""
+    """Build an app from `routes` and wrap it in a `RequestGuard`. `door` adds middleware between the guard
+    and the app. `tell` formats API errors as responses, and `refusal` converts Orchestrate errors to API
+    errors. The other arguments are passed to `RequestGuard` and Starlette."""
 
     def refused(request: Request, error: Exception) -> Response:
         del request

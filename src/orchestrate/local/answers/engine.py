@@ -95,7 +95,8 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return a copy that uses the training precision if no precision is set."""
+        """Return a copy that loads the base as in training (in 4 bits or not), if no precision is set and the
+        training precision is known."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False
@@ -301,8 +302,8 @@ class Engine(AdaptedModel):
 
     @contextmanager
     def weights_of(self, found: EngineModel, *, base: bool) -> Generator[Any]:
-        """Yield the model to run for `found`, or its base model if `base` is set. All rows of a batch must
-        use the same model."""
+        """Yield the model that a batch uses: `found`, or its base model if `base` is set. All rows of the
+        batch must use the same one."""
         if base and found.replaced:
             if self._untouched is None:
                 self._untouched = self.loaded_base()
@@ -345,8 +346,8 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, request: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build one row and one output parser for each answer to a request. To prefill the prompt only once,
-        returns just the first row and stores the others in its `copies`. If the rows must be processed
+        """Build one row and one output parser per requested answer. Usually returns only the first row and
+        stores the others in its `copies`, so that the prompt is prefilled once. If rows must be processed
         individually, returns all of them. Raises `RequestRefused` for an invalid request."""
         model = self._model(request.model)
         if not prompt:

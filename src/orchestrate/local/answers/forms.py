@@ -58,9 +58,9 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CallFormat:
-    """The template's text around a tool call: before the name, after the name, and at the end. The arguments
-    are either one JSON object or separate. Each separate argument is written as `opens`, its name, `names`,
-    its value and `closes`."""
+    """The chat template's text around a tool call: `before` the name, `between` the name and the arguments,
+    and `behind` the arguments. The arguments are either one JSON object or written separately, each as
+    `opens`, the argument's name, `names`, its value and `closes`."""
 
     before: str
     between: str
@@ -354,8 +354,8 @@ class ConstrainedAnswer:
         return ConstrainedAnswer(self._matcher.deep_copy(), self._vocabulary, self._thinking, self.closing)
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Mask the logits [vocabulary]: set tokens that are not allowed next to -inf. Raises `ValueError` if
-        the form is too complex."""
+        """Return the logits [vocabulary] with all tokens that are not allowed next set to -inf. Raises
+        `ValueError` if the form is too complex."""
         if self.closing is not None and not self._opening:
             return logits
         kept = torch.zeros(logits.shape[0], dtype=torch.bool)

@@ -145,10 +145,10 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """Generate replies like `generate`, but return a `DataError` in place of each reply that fails.
-        `rounding` sets what to do if batching may have changed a reply at temperature 0, because it changes
-        16-bit rounding: `left` does nothing, `told` checks the reply and notes a change, and `mended`
-        regenerates it individually. `schema` constrains each reply to JSON with this schema, or to a call of
-        one of `tools`."""
+        Batching changes 16-bit rounding, which can change replies at temperature 0. If it may have changed a
+        reply, `rounding` says what to do: `left` does nothing, `told` checks the reply and notes a change,
+        and `mended` regenerates the reply individually. `schema` constrains each reply to JSON with this
+        schema, or to a call of one of `tools`."""
         if not prompts:
             return []
         question = self._question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
@@ -185,9 +185,10 @@ class Generator:
         return reply
 
     def likelihoods(self, rows: Sequence[Mapping[str, Any]], *, base: bool = False) -> list[Likelihood]:
-        """Compute the likelihood of each row. A row is a `text` (optionally after a `context`), an `answer`
-        to `messages` (with `tools`), or the trained part of a canonical `example`. With `alone`, an example
-        is scored without its prompt. Tokens beyond the model's context don't count."""
+        """Compute the likelihood of each row. A row contains a `text` (with an optional `context` before it),
+        `messages` and their `answer` (with optional `tools`), or a canonical `example`, of which only the
+        trained part is scored. If the row sets `alone`, the example is scored without its prompt. Tokens
+        beyond the model's context are not scored."""
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:
@@ -197,7 +198,7 @@ class Generator:
 
     def adapter_cost(self, name: str) -> AdapterCost | None:
         """Measure the additional cost of the adapter over its base model. Takes about a second. Returns
-        `None` for a model without an adapter, or if the adapter changes its base model. `name` is the model's
+        `None` if the model has no adapter, or if the adapter changes its base model. `name` is the model's
         name in the returned record."""
         with self._worker.holding(self._load) as worker:
             worker.send("costs", {})

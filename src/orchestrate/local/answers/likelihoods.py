@@ -27,9 +27,9 @@ def likelihoods(
     rows: Sequence[dict[str, Any]],
     most_tokens: int | None = None,
 ) -> list[Likelihood]:
-    """Compute the likelihood of each row. A row is a `text` (optionally after a `context`), an `answer` to
-    `messages`, or the trained part of a canonical `example`. With `alone`, an example is scored without its
-    prompt. Rows are cut at `most_tokens`."""
+    """Compute the likelihood of each row. A row contains a `text` (with an optional `context` before it),
+    `messages` and their `answer`, or a canonical `example`, of which only the trained part is scored. If the
+    row sets `alone`, the example is scored without its prompt. Rows are truncated to `most_tokens`."""
     encoded = [_encoded(template, row, most_tokens) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
 

@@ -34,9 +34,9 @@ def trained_in_four_bit(provenance: Mapping[str, Any]) -> bool | None:
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Decide whether to load the base of these tuned models in 4 bits. Returns `asked` if it is set.
-    Otherwise, returns `None` if no provenance record has this information, True if all records say that the
-    model was trained on a 4-bit base, and False in all other cases."""
+    """Return whether to load the base of these tuned models in 4 bits. If `asked` is set, returns it.
+    Otherwise, returns True if every provenance record says that its model was trained on a 4-bit base, `None`
+    if no record has this information, and False in all other cases."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_provenance(one)) for one in tuned]

@@ -37,8 +37,8 @@ class EngineModel:
     folder: Path | None = None
     """Folder of the tuned model. `None` for the base model."""
     replaced: bool = False
-    """True if loading the model changes the base's weights, or if it is a fully trained model and not an
-    adapter. The unchanged base must then be loaded separately."""
+    """True for a full tuned model, and for an adapter that changes the base's weights. The unmodified base
+    must then be loaded separately."""
     trained_length: int | None = None
     """The `max_seq_length` that the model was trained with, in tokens. `None` if it is unknown."""
 

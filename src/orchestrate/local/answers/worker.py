@@ -78,10 +78,10 @@ class ModelProcess(Child):
             take(None)
 
     def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
-        """Send a request and return its key. Requests are sent in the order of the calls. `take` is called
-        with the answer. With `once=False`, `take` is called with every message until you call `forget`. If
-        the process ends, `take` is called with `None`. Raises `Ended` if the process has already ended, and
-        msgspec's errors for fields that cannot be encoded."""
+        """Send a request and return its key. Requests are sent in the order of the calls. `take` receives the
+        answer or, with `once=False`, every message until you call `forget`. If the process ends, `take`
+        receives `None`. Raises `Ended` if the process has already ended, and msgspec's errors if a field
+        cannot be encoded."""
         with self._sending:
             if self.lost:
                 raise Ended(self.lost, None)
@@ -118,7 +118,7 @@ class Worker:
         """Reserve the worker for one caller. Starts the process and loads the model that `load` describes, if
         necessary. If the context exits before the complete answer has arrived, the process is ended, because
         the next caller would otherwise receive the rest of that answer. Raises `UsageError` if the current
-        thread already holds the worker, for example because it has not read an earlier stream to the end."""
+        thread already holds the worker, for example because an earlier stream was not read to its end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another stream of the same process is still open",

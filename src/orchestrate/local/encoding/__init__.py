@@ -387,15 +387,16 @@ class TemplateCheck:
     trains: bool
     """True if any row has a token to train on."""
     lost: tuple[int, ...]
-    """Numbers of the rows in `long` that contain no token to train on."""
+    """Numbers of the rows that contain no token to train on. Only lists rows in `long` (see `check_rows`)."""
 
 
 def check_rows(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
-    """Check whether rows contain tokens to train on: all rows whose numbers are in `long`, and other rows
-    only until one with such a token is found. `counter` is `hf:FOLDER`, and `chat` has `chat_template`,
-    `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be encoded."""
+    """Check whether rows contain tokens to train on. Checks every row whose number is in `long`. Other rows
+    are checked only until one of them has such a token. `counter` is `hf:FOLDER`, and `chat` has
+    `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be
+    encoded."""
     tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML
     template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))

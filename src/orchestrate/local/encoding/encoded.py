@@ -56,10 +56,10 @@ class EncodedRows:
     labels: npt.NDArray[np.bool_] | None = None
     """True for each row with a desirable answer, if the method trains on unpaired answers."""
     mismatched: npt.NDArray[np.float32] | None = None
-    """For each prompt, the initial model's log-probability of an answer from another row, as [epochs,
-    rows]."""
+    """Log-probabilities of mismatched answers under the initial model, as [epochs, rows]. Each prompt is
+    paired with an answer from another row."""
     before: npt.NDArray[np.int32] | None = None
-    """Number of the row that each mismatched answer comes from, as [epochs, rows]."""
+    """Row number of each mismatched answer, as [epochs, rows]."""
     prompts: Sequence[RLExample] = ()
     """The unencoded rows, including the fields that graders read. Empty unless the method samples answers."""
 
@@ -126,7 +126,7 @@ class EncodingReport:
     longest: int = 0
 
     def messages(self, name: str, limit: int | None) -> Iterator[tuple[str, str]]:
-        """Yield (level, message) for the job's events."""
+        """Yield a (level, message) pair for each event to add to the job."""
         if self.truncated_rows:
             yield (
                 "warning",

@@ -161,7 +161,8 @@ def event(
     job_id: str, at: float, level: str, message: str, *, type: str, data: Mapping[str, Any], key: str
 ) -> dict[str, Any]:
     """Build an event object of a job. `level` is info, warn or error, and `type` is message or metrics. The
-    event's id is derived from `key`, which identifies it within the job, so the id never changes."""
+    event's id is derived from `key`, so it is the same each time. `key` must be unique among the job's events
+    of this type."""
     return {
         "object": "fine_tuning.job.event",
         "id": f"ftevent-{short_hash(job_id, type, key)}",
@@ -202,7 +203,8 @@ def split_step(name: str) -> tuple[str, int | None]:
 
 
 def metric_rows(points: Sequence[MetricPoint]) -> list[dict[str, Any]]:
-    """Build one object per step with OpenAI's metric names. Other metrics keep their names."""
+    """Build one object per step, with metrics renamed to OpenAI's names. Metrics that OpenAI lacks keep their
+    names."""
     rows: dict[int, dict[str, Any]] = {}
     for point in points:
         row = rows.setdefault(point.step, {"step": point.step})

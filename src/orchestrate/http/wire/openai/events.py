@@ -36,8 +36,9 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 
 class Spoken(msgspec.Struct, frozen=True, kw_only=True):
-    """Event with the text, reasoning, tool calls and tokens that a choice gained since its previous event.
-    `reason` is set in the last event of a choice. An answer that is not streamed has one event per choice."""
+    """Event with everything that a choice gained since its previous event: text, reasoning, tool calls and
+    tokens. `reason` is the finish reason, set only in the choice's last event. An answer that is not streamed
+    has one event per choice."""
 
     choice: int
     content: str = ""
@@ -50,8 +51,8 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerEncoder(ABC):
-    """Base class of encoders for the formats of APIs. With `tells_usage`, the last chunk of a stream contains
-    the usage."""
+    """Base class for encoders, each of which converts events to one API's format. If `tells_usage` is set,
+    the last chunk of a stream contains the token usage."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.model

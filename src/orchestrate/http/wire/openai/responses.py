@@ -31,8 +31,8 @@ class ReasoningOptions(Body):
 
 
 class ResponseRequest(Body):
-    """A strictly validated request. Fields in the last block don't affect answers. `chat_body` rejects
-    unsupported fields that would affect them."""
+    """A strictly validated request. Fields in the last block are accepted because they don't affect answers.
+    `chat_body` rejects all unsupported fields that do."""
 
     model: str
     input: str | list[dict[str, Any]]

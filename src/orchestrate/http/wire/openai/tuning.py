@@ -33,8 +33,8 @@ _DETAILS = (
 def graded(
     grader: Mapping[str, Any], reward: float, errors: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Build the response for a grader's result. `errors` maps flags in `ERRORS` to their values, and may
-    also contain error details. Flags that it omits are false."""
+    """Build the response to a grader run. `errors` may contain flags from `ERRORS`, which are false by
+    default, and error details."""
     return {
         "reward": reward,
         "sub_rewards": {},
