@@ -42,7 +42,7 @@ class AgentBudget:
 
     def require(self, provider: str, high_usd: Decimal) -> None:
         """Raise `OverBudget` if the amount would exceed the limit."""
-        what = "the remainder of this server's --max-cost"
+        what = "this server's remaining --max-cost"
         require_within(provider, high_usd, self.limit_usd, taken_usd=self.taken_usd, what=what)
 
     def take(self, provider: str, high_usd: Decimal) -> None:

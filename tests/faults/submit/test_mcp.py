@@ -128,7 +128,7 @@ def test_all_that_is_spent_keeps_within_the_limit(shop: Shop) -> None:
     first, second = with_client(shop, two, person, max_cost_usd=quote.high_usd * Decimal("1.5"))
     assert not first.is_error, said(first)
     assert second.is_error
-    assert "the remainder of this server's --max-cost," in said(second)
+    assert "this server's remaining --max-cost" in said(second)
     assert (len(person.asked), shop.sent()) == (1, 1), "nobody is asked about what cannot be"
 
 
@@ -157,7 +157,7 @@ def test_an_evaluation_keeps_within_the_most_that_was_agreed_to(tmp_path: Path) 
             refused = asked((expected + high) / 2, nobody)
             assert (
                 refused.is_error
-                and "the remainder of this server's --max-cost," in said(refused)
+                and "this server's remaining --max-cost" in said(refused)
                 and nobody.asked == []
             )
             done = asked(high, person)

@@ -170,7 +170,7 @@ def test_a_dearer_quote_than_was_agreed_to_is_held(shop: Shop) -> None:
     QueueServer(shop.ft).turn()
     held = state(shop, entry)
     assert held.state is QueueState.HELD
-    assert "the confirmed price," in (held.note or "")
+    assert "the confirmed price" in (held.note or "")
 
 
 def test_up_to_the_limit_and_on_this_machine_a_dearer_quote_is_what_was_agreed_to(shop: Shop) -> None:

@@ -53,7 +53,7 @@ class JudgeOptions:
     ] = False
     key_variable: KeyVariableOpt = None
     max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Cost limit for all of the judge's answers.")
+        str | None, typer.Option(metavar="USD", help="Maximum total cost of the judge's answers.")
     ] = None
     skip_failed: SkipFailedOpt = False
 

@@ -428,7 +428,7 @@ def _weight(m: ChatMessage, found: list[Problem], field: str) -> None:
         found.append(problem("weight-on-input", field=field))
     elif m.weight not in (0, 1):
         found.append(
-            problem("bad-weight", f"the weight is {str(m.weight)[:20]}, but must be 0 or 1", field=field)
+            problem("bad-weight", f"the weight must be 0 or 1, got {str(m.weight)[:20]}", field=field)
         )
 
 
