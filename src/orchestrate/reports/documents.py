@@ -65,13 +65,9 @@ def comparison_table(comparison: ComparedRuns, *, whole: bool = True) -> Rendera
 
 
 def _deciding(comparison: ComparedRuns, facts: rows.Facts) -> tuple[rows.Facts, str]:
-    """Return what the runs differ in, and a line of what is the same for all."""
-    scored = rows.metrics(comparison)
-    kept = [
-        (name, values)
-        for name, values in facts
-        if name in rows.DECIDING or (name.partition(",")[0] in scored and not name.endswith("rows"))
-    ]
+    """Return the deciding facts that differ between runs, and a line with those that are the same for all."""
+    names = rows.deciding(comparison)
+    kept = [(name, values) for name, values in facts if name in names]
     several = len(comparison.runs) > 1
     same = [(name, values[0]) for name, values in kept if several and len(set(values)) == 1]
     equal = "the same for all: " + "; ".join(f"{name} {value}" for name, value in same) if same else ""

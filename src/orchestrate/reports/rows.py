@@ -28,6 +28,7 @@ DECIDING = frozenset(
     | {CREATION_TO_END, TRAIN_LOSS, VALID_LOSS, REWARD, PROOF}
 )
 """Facts that help to choose a run, besides the scores. The other facts describe how the runs were made."""
+_RIVAL, _TUNED, _DIFFERENCE = "compared with", "tuned", "difference"
 SCORE_HEAD = ("metric", "contender", "score (95%)", "n", "against", "difference (95%)", "gained", "lost", "p")
 CONTENDER_HEAD = (
     "contender",
@@ -201,9 +202,9 @@ def _measured(comparison: ComparedRuns) -> Facts:
     for name in metrics(comparison):
         results = [result(c, name) for c in runs]
         found += [
-            (f"{name}, compared with", [_rival(r) for r in results]),
-            (f"{name}, tuned", [text.score(r.score) if r else text.NOTHING for r in results]),
-            (f"{name}, difference", [_difference(r) for r in results]),
+            (f"{name}, {_RIVAL}", [_rival(r) for r in results]),
+            (f"{name}, {_TUNED}", [text.score(r.score) if r else text.NOTHING for r in results]),
+            (f"{name}, {_DIFFERENCE}", [_difference(r) for r in results]),
             (f"{name}, rows", [_scored_rows(r) for r in results]),
         ]
     newest = [newest_score(c) for c in runs]
@@ -214,6 +215,12 @@ def _measured(comparison: ComparedRuns) -> Facts:
         ("answered by", [r.contender.answered_by if r else text.NOTHING for r in newest]),
         ("time per answer", [text.duration(r.contender.seconds) if r else text.NOTHING for r in newest]),
     ]
+
+
+def deciding(comparison: ComparedRuns) -> set[str]:
+    """Return the names of the facts that help to choose a run, including the scores."""
+    scores = (f"{name}, {of}" for name in metrics(comparison) for of in (_RIVAL, _TUNED, _DIFFERENCE))
+    return {*DECIDING, *scores}
 
 
 def newest_score(compared: Compared) -> RunScore | None:
