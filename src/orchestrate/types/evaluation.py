@@ -19,7 +19,7 @@ class Likelihood(NamedTuple):
     """The likelihood of a text under a model."""
 
     nats: float
-    """Sum of the log-probabilities of the text's tokens, in nats."""
+    """Negative log-likelihood of the text in nats, summed over its tokens."""
     tokens: int
     likeliest: bool
     """True if every token was the model's most likely one."""
