@@ -132,7 +132,9 @@ def test_the_rival_of_a_qlora_run_is_its_base_in_16_bits(
         other.name: base.name,
     }
     assert [v.contender for v in found.verdicts] == [in_four_bits.id]
-    assert any(note.startswith(f"quantization: {other.name}") for note in found.notes)
+    assert any(
+        note.startswith(f"effect of quantization before any training: {other.name}") for note in found.notes
+    )
 
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=DTYPES[base.precision]).eval()
     tokenizer = AutoTokenizer.from_pretrained(TINY)

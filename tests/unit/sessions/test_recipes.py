@@ -315,7 +315,7 @@ def test_what_a_recipe_does_not_have_is_refused_by_name(ft: Orchestrator, tmp_pa
         assert s.step == 0 and s.cost_usd == 0 and not points(ft, s.id)
         with pytest.raises(RunFailed, match="every answer: SyntaxError"):  # of what was sampled
             recipes.rl(s, asked, grader=returns("eval(sample['output_text'] + '(')"), **CODE)
-        with pytest.raises(RunFailed, match=r"row 1 a reward of -?1e\+308"):
+        with pytest.raises(RunFailed, match=r"row 1 got a reward of -?1e\+308"):
             recipes.rl(s, asked, grader=returns("(-1) ** len(sample['output_text']) * 1e308"), **CODE)
         assert s.step == 0
 

@@ -104,11 +104,13 @@ def runs(  # noqa: PLR0913  each is an option
 
 
 def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool) -> str:
-    more = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
-    for number, kind in ((elsewhere, "sandbox"), (kept, "archived")):
-        if number:
-            shown = count(number, f"{kind} run")
-            return f"no runs except {more}{shown}. To list them: orchestrate runs --{kind}"
+    least = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
+    if elsewhere:
+        others, command = count(elsewhere, "sandbox run"), "orchestrate runs --sandbox"
+        return f"no runs except {least}{others}. To list them: {command}"
+    if kept:
+        others, command = count(kept, "archived run"), "orchestrate runs --archived"
+        return f"no runs except {least}{others}. To list them: {command}"
     if provider is None and not narrowed:
         return "no runs yet. To submit one: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""
