@@ -40,7 +40,9 @@ class Head:
         command = ["--head", f"--num-cpus={self.cpus}", f"--port={gcs}", f"--ray-client-server-port={client}"]
         command += ["--include-dashboard=true", f"--dashboard-port={dashboard}"]
         self.process = self._started("head", command)
-        wait(self._answers)
+        # No job is accepted before a node's agent is there, which starts after the dashboard.
+        wait(lambda: self._answers(f"{self.address}/api/jobs/"))
+        wait(lambda: self._answers(f"http://127.0.0.1:{self.agent}/api/local_raylet_healthz"))
 
     def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
         """One more, as another machine would be."""
@@ -54,7 +56,8 @@ class Head:
         # A node that is gone is one after a few seconds.
         env |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "20"}
         # Ray's own choice of ports for workers would be among those of `own_port`.
-        ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={own_port()}"]
+        self.agent = own_port()
+        ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={self.agent}"]
         # Nothing scales this cluster, and what its processes print is in their own files.
         ports += ["--no-monitor", "--include-log-monitor=false"]
         command = [RAY, "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats"]
@@ -64,9 +67,9 @@ class Head:
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=env
             )
 
-    def _answers(self) -> bool:
+    def _answers(self, url: str) -> bool:
         try:
-            return httpx.get(f"{self.address}/api/jobs/", timeout=5).status_code == 200
+            return httpx.get(url, timeout=5).status_code == 200
         except httpx.TransportError:
             assert self.process.poll() is None, (self.folder / "head.log").read_text()[-2000:]
             return False
