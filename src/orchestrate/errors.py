@@ -109,7 +109,7 @@ class AlreadySubmitted(UsageError):
         if recovered_model is not None:
             described = (
                 f"was recovered from its host and may be identical (model {recovered_model}; its "
-                "settings and data are unknown here)"
+                "settings and data are not in this store)"
             )
         super().__init__(
             f"run {run_id} on {provider} {described} and {state}; nothing was sent",

@@ -74,8 +74,8 @@ def _written(error: UnicodeError, replacements: Mapping[str, str]) -> tuple[str,
 
 def money(usd: Decimal | None) -> str:
     """Format an amount, such as `$1,234.50`. Amounts below a dollar get at least three decimals and two
-    significant digits, such as `$0.0042`. Rounds up. `limit` rounds down, so an amount above a limit is also
-    displayed as above it."""
+    significant digits, such as `$0.0042`. Rounds up, while `limit` rounds down, so an amount above a limit
+    never looks equal to it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 

@@ -72,9 +72,9 @@ class OpenedParts:
 
 
 class SandboxParts(OpenedParts):
-    """The backends for runs on a sandbox host. The store belongs to another workspace. If that workspace has
-    sandbox keys, its backends are used. Otherwise, this uses the sandbox of the home folder, and starts it
-    with its last options if it isn't running."""
+    """Backends for sandbox runs whose store belongs to another workspace. Uses that workspace's backends if
+    it has sandbox keys. Otherwise uses the sandbox in the home folder, and restarts it with its last options
+    if it isn't running."""
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)

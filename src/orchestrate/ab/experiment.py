@@ -375,7 +375,7 @@ class Experiment:
         """Add `more` to the count of an event that is not a metric. The report shows these counts. `what` is
         the event's name, 1 to 64 characters. Raises `UsageError` for any other length."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
-            raise UsageError(f"the name of a counted event must have 1 to {_LONGEST} characters")
+            raise UsageError(f"event names must be 1 to {_LONGEST} characters long, without NUL")
         self._kept.count(self.id, what, more)
 
     def _count_ignored(self, taken: OutcomesTaken) -> OutcomesTaken:

@@ -75,7 +75,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     licence: str | None = None
     """The license's name on the Hub. `None` if the license is unknown or the weights are not available."""
     template: str | None = None
-    """Name of the chat template's family in LLaMA-Factory. `None` if unknown."""
+    """Name of the matching LLaMA-Factory chat template. `None` if unknown."""
     precision: Literal["bf16", "fp8", "mxfp4"] = "bf16"
     """Precision of the published weights."""
     note: str | None = None

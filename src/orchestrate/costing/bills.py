@@ -21,7 +21,7 @@ from orchestrate.profile import Profile
 from orchestrate.spec import JobSpec
 from orchestrate.types import SESSION, Bill, Confidence, Job, JobStatus, Quote, QuoteLine, Record, Run
 
-_NOT_BILLED = "the host does not bill this kind of failure"
+_NOT_BILLED = "the host does not bill for this kind of failure"
 
 
 def bill(
@@ -40,9 +40,9 @@ def bill(
     For a job that is billed hourly and has not ended, pass `now` to get the cost so far, which is not final.
     That cost includes paused time unless the job's workers report their working time.
 
-    A failed job costs nothing if its host does not bill this kind of failure. For a job that ended early, the
-    cost is the share that the host bills. The cost of a complete job comes from the first of these sources
-    that is available:
+    A failed job costs nothing if its host does not bill for this kind of failure. For a job that ended early,
+    the cost is the share that the host bills. The cost of a complete job comes from the first of these
+    sources that is available:
 
     - the measured hours x `hourly`
     - the cost that the host reports (`job.cost_usd`)

@@ -56,7 +56,8 @@ class TokenCount:
     """Counting method. With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band` includes
     the sampling error."""
     weights: Sequence[float] = ()
-    """Number of sequences in the file that each entry of `lengths` represents. Empty unless sampled."""
+    """Number of sequences in the file represented by each entry of `lengths`. Empty unless the lengths were
+    sampled."""
     lengths: Sequence[int] = ()
     """Number of tokens in each sequence, in row order: one sequence per row, two per preference pair (the
     prompt with each answer). If the counter splits rows, the additional sequences come last."""

@@ -139,7 +139,7 @@ def inferred(
 
 
 def volume_summary() -> str:
-    """Return the table of recommended volumes in one line."""
+    """Summarize the recommended data volumes in one line."""
     return ", ".join(
         f"{volume(goal, 0).span} {what}"
         for goal, what in (

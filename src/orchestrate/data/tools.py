@@ -265,7 +265,7 @@ FORMATS: dict[str, HostRules] = {
             Trait.DEVELOPER: _AS_SYSTEM,
             Trait.FUNCTION_ROLE: _refused("messages with the role 'function'"),
             Trait.TOOLS: Rule(
-                "call-ids-renumbered", Severity.INFO, "ids of tool calls are renumbered", "nothing to do"
+                "call-ids-renumbered", Severity.INFO, "tool call ids are renumbered", "nothing to do"
             ),
             Trait.TEXT_WITH_CALLS: _lost("turns with both text and tool calls"),
             Trait.ANSWERS_IN_ANOTHER_ORDER: _refused("tool results in a different order than their calls"),

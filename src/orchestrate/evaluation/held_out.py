@@ -245,7 +245,8 @@ def prompts(path: str) -> HeldOut:
         why = ", ".join(f"{n:,} {what}" for what, n in left_out.items()) or "the file has no rows"
         raise DataError(
             f"{path} has no usable prompt: {why}",
-            fix="use rows with messages, prompt, input or question, or a log: orchestrate record --help",
+            fix="use rows with a messages, prompt, input or question field. To record a log: "
+            "orchestrate record --help",
         )
     return HeldOut(tuple(items), dict(left_out), unread=tuple(with_own_text(columns, len(items))))
 

@@ -135,7 +135,7 @@ class MetricColumn:
     values: Sequence[float | None] = field(default=())
     """One value per item: the mean over its samples."""
     parts: Sequence[Totals | None] = field(default=())
-    """If the metric has parts, one entry per item: the sum of the parts over its samples."""
+    """One entry per item, for metrics with parts: each part summed over the item's samples."""
 
     @classmethod
     def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> MetricColumn:
@@ -209,8 +209,8 @@ def beside(
     rival: Sequence[tuple[Answer, ...]],
     metric: PairMetric,
 ) -> tuple[MetricColumn, MetricColumn]:
-    """Compare two sides sample by sample with a pair metric. A side without an answer loses. If neither has
-    one, it is a tie."""
+    """Compare two sides sample by sample with a pairwise metric. A side without an answer loses. If neither
+    side has an answer, the sample is a tie."""
     pairs = [
         (i, item, a, b)
         for i, (item, own, other) in enumerate(zip(items, answers, rival, strict=True))
@@ -248,8 +248,8 @@ def paired(
     *,
     alone: bool,
 ) -> Difference:
-    """Return the mean difference between two contenders over the items. Pass `alone=True` if each item has
-    one answer that is either right or wrong, and there are no clusters."""
+    """Return the mean paired difference between two contenders. Pass `alone=True` if each item has a single
+    right-or-wrong answer and items are not clustered."""
     gained = lost = 0
     if used.kind == "right-or-wrong":
         gained, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

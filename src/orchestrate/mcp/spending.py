@@ -24,6 +24,9 @@ from orchestrate.runs.tracked import ending_question
 from orchestrate.text import count, inert, money, quoted
 from orchestrate.types import DeploymentOffer
 
+MOST_HOURS = 24 * 31
+"""Maximum deployment time that an agent may request."""
+
 
 class Agreement(BaseModel):
     """The user's answer to a request for approval."""
@@ -144,8 +147,10 @@ def _answers_usd(budget: AgentBudget, planned: EvaluationPlan) -> Decimal | None
 def _deploying(ft: Orchestrator, budget: AgentBudget) -> Tool:
     def offered(run: str, max_hours: float) -> tuple[DeploymentOffer, Decimal]:
         """Return the offer to approve, and its maximum cost."""
-        if not 0 < max_hours <= 24 * 31:
-            raise UsageError(f"max_hours must be above 0 and at most one month, got {max_hours:g}")
+        if not 0 < max_hours <= MOST_HOURS:
+            raise UsageError(
+                f"max_hours must be above 0 and at most {MOST_HOURS} hours (one month), got {max_hours:g}"
+            )
         offer = ft.run(run).deployment_offer(max_hours=max_hours)
         fix = f"run this in a terminal: orchestrate deploy {offer.run_id}"
         require_hourly_price(offer.provider, offer.most_usd, accepted=False, fix=fix)

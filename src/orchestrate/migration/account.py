@@ -39,13 +39,15 @@ SKIP = "skip"
 """Value of `to` for runs that the plan skips."""
 _HEAD = """\
 # Written by: orchestrate migrate --all --plan {name}
-# Edit this file: `to` is a backend or skip, `model` is the model to train there. Then run the plan. You can
-# repeat the command, because nothing is submitted twice:  orchestrate migrate --plan {name}
+# Edit this file, then run:  orchestrate migrate --plan {name}
+# You can safely rerun the command. Nothing is submitted twice.
 #
+# to: the backend to train on, or skip.
+# model: the model to train there.
 # budget_usd: cost limit for training. The high ends of all quotes below, plus the cost of earlier migrations
-# of these runs, must not exceed it. Serving and the answers for the parity tests are not included. To limit
-# the cost of each run's answers, use --max-answers-cost.
-# margin: the accepted drop in the first metric."""
+#   of these runs, must not exceed it. It does not cover serving or the answers for the parity tests. To limit
+#   the cost of each run's answers, use --max-answers-cost.
+# margin: the largest accepted drop in the first metric."""
 
 
 class MovePlanEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

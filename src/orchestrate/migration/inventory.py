@@ -62,7 +62,7 @@ class InventoryRun(Record, frozen=True, kw_only=True):
     cost_usd: Decimal | None
     trained_tokens: int | None
     last_use: datetime | None
-    """Time at which this store last used the model. Hosts do not report usage."""
+    """Time of the model's last use recorded in this store. Hosts do not report usage."""
     data: str
     """Availability of the training data: `here` (a file on this machine), `gone` (with the reason), or
     `unknown`."""

@@ -126,9 +126,8 @@ class Respondent:
         return sum((self.price(q.most_tokens, self.max_tokens) for q in questions), Decimal(0))
 
     def priced(self, question: Question, answer: Answer) -> Answer:
-        """Return the answer with its price and time filled in. The price is computed from the token counts
-        that the host reports, or is the maximum price if they are missing. A price that the answer already
-        has is kept."""
+        """Return the answer with its price and time filled in. Computes the price from the token counts that
+        the host reports, or uses the maximum price if there are none. An existing price is kept."""
         usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
         if self.price is not None and usd is None:
             known = into is not None and out is not None and into >= 0 and out >= 0

@@ -207,10 +207,10 @@ class StoredRun:
     # -- growing files -------------------------------------------------------------------------------------
 
     def parts(self, name: str, after: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
-        """List the file's parts after `after`, as `[(edition, number)]`. Only includes the newest edition
-        whose first part exists, up to its first missing part.
+        """List the file's parts that follow `after`, as `[(edition, number)]`. Only includes the newest
+        edition whose first part exists, up to its first missing part.
 
-        A new edition starts when lines were removed from the file. Its first part contains all remaining
+        A new edition starts when lines are removed from the file. Its first part contains all remaining
         lines.
         """
         found = sorted(

@@ -127,8 +127,8 @@ def wanted(name: str) -> bool:
 
 
 def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
-    """List the files of a model folder with their sizes and hashes. Raises `ArtifactRefused` if there are no
-    safetensors weights or one of them is not a valid safetensors file."""
+    """List the files of a model folder with their sizes and hashes. Raises `ArtifactRefused` if the
+    folder has no safetensors files, or if one of them is invalid."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     weights = [p for p in paths if p.suffix == ".safetensors"]
     if not weights:
@@ -195,7 +195,7 @@ def _extract(archive: Path, folder: Path, limits: DownloadLimits) -> None:
             if member.isdir() or path == PurePosixPath("."):
                 continue
             if not member.isreg() or member.issparse():
-                raise ArtifactRefused(f"{archive.name} contains {member.name!r}, which is not a plain file")
+                raise ArtifactRefused(f"{archive.name} contains {member.name!r}, which is not a regular file")
             if path.as_posix().lower() in seen:
                 raise ArtifactRefused(f"{archive.name} holds {member.name!r} twice")
             seen.add(path.as_posix().lower())

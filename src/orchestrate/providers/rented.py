@@ -49,7 +49,7 @@ class RequestedMachine(Record, frozen=True, kw_only=True):
 
 
 class RentedMachines(ABC):
-    """The machines that one host bills for training sessions."""
+    """Machines rented for training sessions from one host, which bills them."""
 
     def __init__(self, provider: str, home: Path, sleep: Callable[[float], None]) -> None:
         self._provider, self._home, self._sleep = provider, home, sleep

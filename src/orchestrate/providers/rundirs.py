@@ -216,7 +216,10 @@ def _still(run: RunDir, state: JobState) -> JobError | None:
         return None
     waited, usual = time.time() - _seen_at(run), state.seconds / state.step
     if waited > max(STUCK_S, STUCK_STEPS * usual):
-        message = f"no step has finished for {duration(waited)}, but a step usually takes {duration(usual)}"
+        message = (
+            f"no step has finished in the last {duration(waited)}, although a step usually takes "
+            f"{duration(usual)}"
+        )
         return JobError(code="no_progress", message=f"{message}. {end_it}")
     return None
 

@@ -49,7 +49,7 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "min_lr_ratio": ("has no setting for the final learning rate", None),
     "decay_ratio": ("has no schedule with a stable phase", None),
     "schedule_power": ("has no polynomial schedule", None),
-    "truncation": ("has no setting for the truncation of long rows", None),
+    "truncation": ("has no setting for truncating long rows", None),
     "save_total_limit": ("decides which checkpoints to keep", None),
     "method.train_on": (
         "trains on every assistant message. To skip some, set their weight to 0 in the rows, if supported",

@@ -507,8 +507,8 @@ def _by_answers(facts: DataTraits) -> Iterable[AdviceVote]:
         )
     if facts.knowing:
         reason = (
-            f"{facts.copied_share:.0%} of the answers' words occur in their prompts, and the answers rarely "
-            "repeat. Such answers require knowledge, which fine-tuning does not teach well"
+            f"{facts.copied_share:.0%} of the words in the answers occur in their prompts, and the answers "
+            "rarely repeat. Such answers require knowledge, which fine-tuning does not teach well"
         )
         yield AdviceVote(
             ways=(Way.RETRIEVAL,),
@@ -559,8 +559,8 @@ def _by_needs(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=1,
-            reason=f"the latency limit of {needs.latency_ms} ms is tight ({FAST_MS} ms or less), and small "
-            "models with short prompts are fast",
+            reason=f"the latency limit of {needs.latency_ms} ms is tight ({FAST_MS} ms or less), which "
+            "favors small models with short prompts",
             turns=f"a limit above {FAST_MS} ms",
         )
         yield AdviceVote(

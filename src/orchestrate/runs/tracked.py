@@ -56,7 +56,7 @@ def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
     high = None if run.quote is None else run.quote.high_usd
     cost = "The run's price is unknown." if high is None else f"In total, the run costs up to {money(high)}."
     if most is not None:
-        cost = f"In total, the run costs at most {money(most)} because of its limit."
+        cost = f"The run's cost limit caps its total cost at {money(most)}."
     return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
 
 

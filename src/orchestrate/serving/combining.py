@@ -25,7 +25,7 @@ from orchestrate.types import Merged
 
 METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
 MODEL_METHODS = ("linear", "slerp", "ties")
-"""Methods for complete models. The first is the default."""
+"""Merge methods for complete models. The first is the default."""
 NOTES = {
     "linear": "linear combines the A and B matrices separately, which only approximates the sum. PEFT's "
     "authors advise against it. svd and cat are more accurate",
@@ -168,7 +168,10 @@ def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[
     if method == "slerp" and len(models) != 2:
         raise UsageError(f"slerp merges exactly two models, got {len(models)}", fix="--method linear")
     if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
-        raise UsageError(f"the weights of complete models must not be negative, got {list(weights)}")
+        raise UsageError(
+            "when merging complete models, the merge weights must not be negative and at least one must be "
+            f"above 0 (got {list(weights)})"
+        )
     first, *others = models
     shapes, vocabulary = _shapes(first), _vocabulary(first)
     for other in others:

@@ -36,7 +36,7 @@ class SessionTerms:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """True to load the base model in 4 bits, or `None` to decide by its size."""
+    """True to load the base model in 4-bit, or `None` to decide by its size."""
     precision: str | None = None
 
 

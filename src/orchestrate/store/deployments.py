@@ -247,11 +247,12 @@ class Deployments:
         note: str | None = None,
         new_attempt: bool = False,
     ) -> Deployment:
-        """Change a deployment with a function of this module, in one transaction. `change` receives the
+        """Change a deployment with a function from this module, in one transaction. `change` receives the
         current state and the current time on the deployment's clock. `made_at` is the creation time that the
         host reports.
 
-        Pass a budget or limits if the change may add cost. Raises `OverBudget` like `add`.
+        Pass a budget or limits if the change may add cost. Raises `OverBudget` under the same conditions as
+        `add`.
         """
         table = schema.deployments
         query = select(table.c.record, table.c.attempt).where(table.c.id == deployment_id).with_for_update()

@@ -271,7 +271,7 @@ class Runs:
             return after
 
     def apply_many(self, changes: Sequence[tuple[str, Change]]) -> list[Run]:
-        """Apply each change like `apply`, in one transaction. Returns the runs that changed."""
+        """Apply all changes in one transaction, each as `apply` does. Returns the runs that changed."""
         with self._db.writing() as connection:
             steps = self._apply(connection, changes)
         return [after for before, after in steps if after is not before]

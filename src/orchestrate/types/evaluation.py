@@ -313,7 +313,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
         return next(c for c in self.contenders if c.name == name)
 
     def score(self, contender: str, metric: str | None = None, slice: str = "") -> Score | None:
-        """Return a contender's score, by default in the first metric."""
+        """Return a contender's score on a metric (default: the first)."""
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((m.score for m in self.measures if (m.contender, m.metric, m.slice) == wanted), None)
 

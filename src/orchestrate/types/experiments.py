@@ -129,15 +129,15 @@ class Evidence(Record, frozen=True, kw_only=True):
     margin: float
     alpha: float
     users: dict[str, int]
-    """Number of counted users, by arm."""
+    """Number of users included in the results, by arm."""
     values: dict[str, float | None]
     """Raw averages by arm over all phases. If the shares changed, `difference` is not the difference between
     these averages."""
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    """High end of the interval. With a probability of 1 - alpha, the interval contains the true difference at
-    all times."""
+    """Upper bound of the anytime-valid interval. With probability 1 - alpha, the interval contains the true
+    difference at all times."""
     gate: str | None = None
     """Reason why the interval can't be computed yet. Until then, numeric metrics also have no evidence."""
     log10_e: float = 0.0

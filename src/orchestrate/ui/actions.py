@@ -135,7 +135,7 @@ def asked(handle: RunHandle, name: str, given: Mapping[str, str]) -> ActionQuest
     whats: Mapping[str, str] = {
         "pause": "The run stops until you resume it. The host may bill storage in the meantime.",
         "download": "Downloads the run's files to the home folder and checks their hashes.",
-        "undeploy": "Clients get no more answers. Billing stops once the host confirms the shutdown.",
+        "undeploy": "Client requests will fail. Billing stops once the host confirms the shutdown.",
     }
     return ActionQuestion(verb, whats[name])
 

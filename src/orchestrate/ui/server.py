@@ -1,4 +1,4 @@
-"""Serve the pages to anyone with the link. Pages that aren't read-only are served to this machine only."""
+"""Serve read-only pages to anyone with the link, and all other pages to this machine only."""
 
 from __future__ import annotations
 

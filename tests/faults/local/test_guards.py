@@ -248,7 +248,7 @@ def test_a_worker_that_is_stopped_or_stuck_is_told(job: LocalJob, home: Path) ->
     os.utime(status, (long_ago, long_ago))
     told = reading.job(run)
     assert told.error is not None and told.error.code == "no_progress", told.error
-    assert "no step has finished for 1h 00m" in told.error.message
+    assert "no step has finished in the last 1h 00m" in told.error.message
     # A step that takes ten minutes may take an hour with its evaluation.
     run.write_state(msgspec.structs.replace(stuck, seconds=600.0 * stuck.step))
     os.utime(status, (long_ago, long_ago))

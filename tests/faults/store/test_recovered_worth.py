@@ -79,7 +79,7 @@ FAILED = {"code": "invalid_training_file", "message": "no", "param": "training_f
         (
             openai_job("failed", error=FAILED),
             "0",
-            "$0.00: the host does not bill this kind of failure",
+            "$0.00: the host does not bill for this kind of failure",
         ),
         (openai_job("succeeded", trained_tokens=1_000_000), "5", "$5.00: trained_tokens x rate"),
     ],

@@ -68,7 +68,7 @@ def test_a_cluster_elsewhere_needs_https_and_a_token(monkeypatch: pytest.MonkeyP
         (
             "ray://10.0.0.7:10001",
             "the head node reports",
-            "ssh -L 8265:127.0.0.1:8265 10.0.0.7, then",
+            "`ssh -L 8265:127.0.0.1:8265 10.0.0.7`, and",
         ),
         (
             "ray://127.0.0.1:10001",

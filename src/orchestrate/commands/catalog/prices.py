@@ -52,7 +52,7 @@ def list_prices(
         str | None,
         typer.Option(help="Show only hourly prices of GPUs whose name contains this text, such as H100."),
     ] = None,
-    all: Annotated[bool, typer.Option("--all", help="Include ended and superseded prices.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Include expired and superseded prices.")] = False,
     rate: RateOpt = None,
 ) -> Output[list[Rate]]:
     """List the prices that apply today. Without a filter, show the number and range of prices of each

@@ -40,7 +40,9 @@ class CurvePoints:
     more: Annotated[int, typer.Option(min=1, help="Project the score for this many additional rows.")] = 1000
     compare: Annotated[
         str | None,
-        typer.Option(metavar="best,random,all", help="Compare the best rows with random ones, or with all."),
+        typer.Option(
+            metavar="best,random,all", help="Compare the best rows with random rows or with all rows."
+        ),
     ] = None
     by: Annotated[str, typer.Option(metavar="SIGNAL", help="With --compare: signal that ranks the rows.")] = (
         "loss"

@@ -477,8 +477,8 @@ def _gap(one: AccountStatus) -> str:
 def _other(one: AccountStatus) -> str:
     runs = joined(list(one.elsewhere))
     return (
-        f"the account of your key ({one.account}) does not list {runs}, which may be running in "
-        "another account"
+        f"your API key's account ({one.account}) does not list {runs}, which may be running in another "
+        "account"
     )
 
 

@@ -98,7 +98,7 @@ class ServeEngineOptions:
         bool | None,
         typer.Option(
             "--four-bit/--no-four-bit",
-            help="Load the base in 4 bits. Default: as in training, or by model size if that is unknown.",
+            help="Load the base in 4-bit. Default: as in training, or by model size if that is unknown.",
         ),
     ] = None
     precision: PrecisionOpt = None

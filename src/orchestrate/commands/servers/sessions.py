@@ -66,7 +66,7 @@ class SessionEngineOptions:
     four_bit: Annotated[
         bool | None,
         typer.Option(
-            "--four-bit/--no-four-bit", help="Load the base in 4 bits. Default: depends on the model's size."
+            "--four-bit/--no-four-bit", help="Load the base in 4-bit. Default: depends on the model's size."
         ),
     ] = None
     precision: PrecisionOpt = None

@@ -21,7 +21,7 @@ def runs(incomplete: str) -> list[tuple[str, str]]:
 
 
 def backend(incomplete: str) -> list[str]:
-    """Complete the name of one backend."""
+    """Complete a backend name."""
     return _beginning(incomplete, _backends())
 
 

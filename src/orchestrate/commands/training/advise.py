@@ -185,8 +185,8 @@ def _show(found: Advice, name: str) -> None:
         out.print(str(found.rule))
     else:
         note(
-            "the 80% rule was not checked: don't tune if prompting already reaches 80% of the "
-            f"target. Measure it: orchestrate advise {quote(name)} --measure MODEL --test FILE "
+            "the 80% rule was not checked (do not fine-tune if prompting already reaches 80% of the "
+            f"target). To check it: orchestrate advise {quote(name)} --measure MODEL --test FILE "
             "--target 0.9"
         )
     for text in found.warnings:

@@ -119,8 +119,8 @@ def deploy(
         typer.Option(
             "--to",
             metavar="HOST",
-            help="Host to deploy on. Default: the one that trained the model. For another host, the adapter "
-            "is uploaded.",
+            help="Host to deploy on. Default: the host that trained the model. If you choose another host, "
+            "the adapter is uploaded to it.",
         ),
     ] = None,
     terms: DeployCommandLimits,

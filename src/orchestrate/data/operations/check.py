@@ -222,7 +222,7 @@ def _within(one: OpenedFile, split: str) -> list[Problem]:
     if one.total.formats:
         counts = {one.facts.format: one.facts.rows} | dict(one.total.formats)
         shown = ", ".join(f"{name} {rows:,}" for name, rows in counts.items())
-        found.append(_file_problem("mixed-format", f"the file mixes formats (number of rows): {shown}", path))
+        found.append(_file_problem("mixed-format", f"the file mixes formats. Rows per format: {shown}", path))
     if (balance := _labels(trained)) is not None:
         found.append(_file_problem("label-imbalance", balance, path))
     found += [_file_problem("label-spelling", described, path) for described in _spellings(trained)]

@@ -219,7 +219,11 @@ class _Mend:
                 else "text decoded again with the right encoding",
             )
         if is_damaged(encode(cleaned).decode()):
-            why = "the row is about encoding errors" if is_about else "part of the damage cannot be repaired"
+            why = (
+                "the row discusses encoding errors, so they may be intentional"
+                if is_about
+                else "part of the damage cannot be repaired"
+            )
             self.did("mojibake", why, "not repaired")
         return cleaned
 

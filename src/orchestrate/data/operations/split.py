@@ -374,8 +374,8 @@ compared, because a single row is a large share of a split."""
 _NEAR = 0.01
 """Maximum deviation from the requested shares at which a seed fits, as a fraction of the rows."""
 _STILL_NEAR = 0.03
-"""Maximum deviation at which the seed of an earlier split into the same folder is reused, as a fraction of
-the rows."""
+"""Maximum deviation from the requested shares, as a fraction of the rows, at which the seed of an earlier
+split into the same folder is reused."""
 
 
 def _shared_out(

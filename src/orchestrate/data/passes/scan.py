@@ -102,7 +102,7 @@ class Tally:
     lines: int = 0
     rows: int = 0
     canonical_bytes: int = 0
-    """Total size, in bytes, of every `SIZED`th row as a JSON line."""
+    """Total size in bytes of the sampled rows (one in every `SIZED`), serialized as JSON lines."""
     numbers: array[int] = field(default_factory=lambda: array("I"))
     """The row number of each valid row."""
     prompts: array[int] = field(default_factory=lambda: array("Q"))

@@ -90,9 +90,9 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
 
 
 def number_calls(messages: Sequence[ChatMessage]) -> None:
-    """Assign an id to each tool call that has none. Tool messages without an id are matched to these calls by
-    function name, or else in order. If an answer is followed by such a tool message, calls written in the
-    answer's text are included."""
+    """Assign an id to each tool call that has none. Match tool messages without an id to these calls by
+    function name, or else in order. If such a tool message follows an answer without tool calls, also parse
+    the calls written in the answer's text and assign ids to them."""
     taken = {call.id for m in messages for call in m.tool_calls or ()}
     waiting: list[ToolCall] = []
     made = 0

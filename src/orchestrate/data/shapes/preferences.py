@@ -405,8 +405,8 @@ _SYSTEM = frozenset({"system", "instructions", "system_prompt"})
 
 
 def prompt_of(row: Row) -> RLExample | list[Problem]:
-    """Read the prompt of a row. If it can't be read, return the problems found. The list of problems is empty
-    if the row contains no prompt in a known format."""
+    """Read a row's prompt, or return the problems that make it unreadable. The list is empty if the row
+    contains no prompt in a known format."""
     held = next((found for name in _WRAPPED if (found := as_row(parsed(row.get(name))))), None)
     source = held or logged_request(row) or row
     for read in (_columns, _turns):

@@ -36,7 +36,8 @@ _STRICT = {"openai-chat": decoding.decoder(ChatExample, float_hook=rows.number)}
 """Formats whose clean rows decode directly into the canonical struct."""
 
 _MENDED = frozenset({"orphan-answer", "bad-tools", "odd-tool"})
-"""Problems that the lenient reader may resolve: calls in an answer's text, or Python names of types."""
+"""Problems that the lenient reader may fix: tool calls written as plain text in an answer, and Python type
+names such as `str` in a schema."""
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic", enc_hook=rows.digits_of)
 
 
@@ -69,7 +70,7 @@ class RowReading:
         return known.BY_NAME[self.format]
 
     def read(self, line: bytes) -> ReadRow:
-        """Read the row in one line of JSON, with or without its line ending. Never raises an exception for
+        """Parse one line of JSON into a row. The trailing newline is optional. Never raises an exception for
         invalid content."""
         decoder = None if self.columns else _STRICT.get(self.format)
         if decoder is not None:

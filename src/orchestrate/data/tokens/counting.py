@@ -78,7 +78,8 @@ class ChatOverhead:
 
 
 PRIMING = 3
-"""Number of tokens that OpenAI's cookbook adds to each conversation, and that a training row may lack."""
+"""Number of reply-priming tokens that the OpenAI Cookbook's token count adds per conversation. Training rows
+may not have them."""
 
 _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
     "o200k": ("o200k_base", ChatOverhead(row=PRIMING, message=4), 0.0),

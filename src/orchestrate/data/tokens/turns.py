@@ -319,8 +319,8 @@ class Conversations:
         if self._agrees({}, _THOUGHT_OUT):
             return f"{note} (to make training match inference, add each answer's reasoning to its row)"
         return (
-            f"{note} (to make training match inference, use a chat_template that starts an answer with the "
-            "text that ends a prompt)"
+            f"{note} (to make training match inference, use a chat_template whose assistant turns start "
+            "with the generation prompt)"
         )
 
     def _agrees(self, settings: Mapping[str, Any], messages: Sequence[ChatMessage]) -> bool:

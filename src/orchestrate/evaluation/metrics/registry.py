@@ -85,7 +85,7 @@ def of(name: str, found: Any) -> Metric:
             raise UsageError(f"the metric {name} failed on item {item.id}: {what}") from error
         if value is not None and not 0 <= value <= 1:
             raise UsageError(
-                f"the metric {name} returned {value:g} for item {item.id}; a score must be between 0 and 1"
+                f"the metric {name} returned {value:g} for item {item.id}. Scores must be between 0 and 1"
             )
         return value
 

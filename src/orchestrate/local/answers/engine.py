@@ -95,7 +95,7 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return a copy that loads the base as in training (in 4 bits or not), if no precision is set and the
+        """Return a copy that loads the base as in training (in 4-bit or not), if no precision is set and the
         training precision is known."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:

@@ -65,7 +65,7 @@ class Generator:
 
     @property
     def four_bit(self) -> bool | None:
-        """True if the base model is loaded in 4 bits. `None` if the model's size decides at load time."""
+        """True if the base model is loaded in 4-bit. `None` if the model's size decides at load time."""
         return four_bit_of(self._load["four_bit"], [None if self.adapter is None else Path(self.adapter)])
 
     @property

@@ -36,7 +36,7 @@ SMALL_MODEL_BYTES = 2 << 30
 """Maximum size in bytes of NF4 weights that are dequantized once, at load time. Larger weights are
 dequantized for each token."""
 LARGE_MODEL_BYTES = 8 << 30
-"""Size in bytes above which base models are loaded in 4 bits, unless their adapters or the caller specify a
+"""Size in bytes above which base models are loaded in 4-bit, unless their adapters or the caller specify a
 precision."""
 UNPACKED = (
     "the 4-bit base model was dequantized to 16 bits, which rounds differently from "
@@ -46,7 +46,7 @@ UNPACKED = (
 
 
 def too_large(folder: ModelFolder) -> bool:
-    """Return whether a base model is loaded in 4 bits by default because of its size."""
+    """Return whether a base model is loaded in 4-bit by default because of its size."""
     return folder.expanded_bytes > LARGE_MODEL_BYTES
 
 
@@ -75,7 +75,7 @@ def base_of(
         raise UsageError(
             f"{folder.path} does not fit in this machine's memory in 16 bits: its weights take "
             f"{text.size(int(folder.expanded_bytes))}",
-            fix="to evaluate in 4 bits: --base-precision nf4, or local=MODEL:nf4",
+            fix="to evaluate in 4-bit: --base-precision nf4, or local=MODEL:nf4",
         ) from error
     if four_bit and unpacks(folder):
         dequantize(base)
@@ -106,9 +106,9 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """True if the base model is loaded in 4 bits. `None` lets the model's size decide."""
+    """True if the base model is loaded in 4-bit. `None` lets the model's size decide."""
     precision: str | None = None
-    """Precision of matmuls and of weights that are not in 4 bits: bf16, fp16 or fp32. `None` lets the device
+    """Precision of matmuls and of weights not quantized to 4 bits: bf16, fp16 or fp32. `None` lets the device
     decide."""
     most_rows: int = 32
 

@@ -34,7 +34,7 @@ def trained_in_four_bit(provenance: Mapping[str, Any]) -> bool | None:
 
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
-    """Return whether to load the base of these tuned models in 4 bits. If `asked` is set, returns it.
+    """Return whether to load the base of these tuned models in 4-bit. If `asked` is set, returns it.
     Otherwise, returns True if every provenance record says that its model was trained on a 4-bit base, `None`
     if no record has this information, and False in all other cases."""
     if asked is not None:

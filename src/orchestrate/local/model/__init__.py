@@ -19,8 +19,8 @@ PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "u
 BF16_CAPABILITY = 8.0
 """Minimum compute capability of GPUs with bf16 support (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
-"""Minimum compute capability of GPUs on which fp16 is faster than fp32 (Volta, 2017). The P100 (6.0) is below
-it, but fp16 is faster there too."""
+"""Minimum compute capability at which fp16 is reliably faster than fp32 (Volta, 2017). The P100 (6.0) is the
+one exception below it."""
 COMPILE_TOKENS = 20_000_000
 """Minimum number of tokens in a run for `torch.compile` to pay off. In shorter runs, compiling takes longer
 than it saves."""
@@ -80,7 +80,7 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
 def precision(
     asked: str | None, device: str, *, full: bool = False, capability: float | None = None
 ) -> SettingChoice:
-    """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights that are not in 4 bits. In
+    """Choose `bf16`, `fp16` or `fp32` for activations, matmuls and frozen weights not quantized to 4 bits. In
     full fine-tuning (`full`), trained weights are always in fp32. `capability` is the GPU's compute
     capability. `None` queries this machine's GPU. Raises `UsageError` for an unknown precision, and
     `EngineMissing` if the device does not support it."""

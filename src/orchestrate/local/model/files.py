@@ -311,8 +311,8 @@ def open_folder(path: Path, hub_id: str | None = None) -> ModelFolder:
 
 
 def here(model: str) -> ModelFolder | None:
-    """Open the model folder with this path, or return `None` for a Hub id. Raises `UsageError` for a name
-    that is neither, and for a model that cannot be trained."""
+    """Open the model folder at this path, or return `None` for a Hub id. Raises `UsageError` if the name is
+    neither, or if the model cannot be trained."""
     _no_gguf(model)
     if folder := local_folder(model):
         return open_folder(folder)

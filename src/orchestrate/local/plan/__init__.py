@@ -133,7 +133,7 @@ class ModelShape(Record, frozen=True, kw_only=True):
         found = [self.remark] if self.remark else []
         if self.held_by is not None:
             found.append(
-                f"the weights are stored as {self.held_by}, but this estimate counts 16 bits per weight"
+                f"the weights are stored as {self.held_by}, but this estimate assumes 16 bits per weight"
             )
         return tuple(found)
 

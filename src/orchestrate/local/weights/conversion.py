@@ -65,7 +65,7 @@ def quantise(source: str, target: str, kind: str) -> dict[str, Any]:
     except ImportError as error:
         raise SetupError(
             "quantizing needs llama-quantize on the PATH, or the llama.cpp library",
-            fix="pip install llama-cpp-py-sync , or build llama.cpp",
+            fix="install the library with `pip install llama-cpp-py-sync`, or build llama.cpp",
         ) from error
     lib: Any = get_lib()
     ffi: Any = get_ffi()

@@ -237,12 +237,15 @@ class RayJobs(AwayPlace):
 def _no_http(scheme: str, head: str) -> tuple[str, str]:
     """Return why an address is not accepted, and how to get one that is."""
     if scheme == "ray" and is_loopback(head):
-        return RAY_CLIENT, f'for a cluster on this machine: address = "{ADDRESS}"'
+        return RAY_CLIENT, f'for a cluster on this machine, set address = "{ADDRESS}"'
     if scheme == "ray":
         fix = (
-            f'ssh -L 8265:127.0.0.1:8265 {head}, then address = "{ADDRESS}". Or use the https address of the '
+            f'open a tunnel with `ssh -L 8265:127.0.0.1:8265 {head}`, and set address = "{ADDRESS}". Or use '
         )
-        return RAY_CLIENT, f"{fix}cluster's dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        return (
+            RAY_CLIENT,
+            f"{fix}the https address of the cluster's dashboard, with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+        )
     if scheme == "anyscale":
         return (
             "Anyscale has its own backend, which starts a machine for each job",

@@ -186,7 +186,7 @@ def _reinforcement(rows: Rows) -> None:
     rows.offer("method.kl_beta", "lossConfig.klBeta", None, "the host's own")
     rows.refuse_if_set(
         {
-            "method.reasoning_effort": "Fireworks has no such training setting",
+            "method.reasoning_effort": "Fireworks does not support this training setting",
             "method.compute_multiplier": "Fireworks has no such setting and bills RFT by GPU time",
         }
     )

@@ -247,7 +247,8 @@ class OpenAIProvider(
         Feature.QLORA: _HOST_CHOOSES,
         Feature.FULL: _HOST_CHOOSES,
         Feature.REASONING: "OpenAI does not accept reasoning in training rows",
-        Feature.DOWNLOAD: "OpenAI does not release weights. To own them, train an open model elsewhere",
+        Feature.DOWNLOAD: "OpenAI does not release weights. To own the weights, train an open-weight model "
+        "on another backend",
         Feature.DEPLOY: "a tuned model needs no deployment. Use `orchestrate chat`",
         Feature.LIVE_PRICE: "OpenAI has no estimate endpoint. `orchestrate quote` computes the price",
     }

@@ -33,7 +33,7 @@ REFUSED: Mapping[str, str] = {
     "schedule": "OpenAI sets the learning rate schedule automatically",
     "weight_decay": "OpenAI sets the weight decay automatically",
     "max_grad_norm": "OpenAI sets gradient clipping automatically",
-    "packing": "OpenAI does not publish whether it packs rows",
+    "packing": "OpenAI does not document whether it packs rows",
     "early_stopping": "OpenAI always trains all epochs",
     "method.normalize_by_length": "OpenAI's DPO supports only the beta setting",
     "method.rpo_alpha": "OpenAI's DPO supports only the beta setting",

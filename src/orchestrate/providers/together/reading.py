@@ -352,7 +352,7 @@ def estimate(provider: str, model: str, answer: Mapping[str, Any]) -> Quote:
             provider,
             f"Together estimates the job at {say.money(total)}, more than the account may spend ({allowed}). "
             "No job was created",
-            fix="add credit at Together, or train on fewer tokens",
+            fix="add credits to your Together account, or train on fewer tokens",
         )
     train = number(answer.get("estimated_train_token_count")) or 0
     evaluated = number(answer.get("estimated_eval_token_count")) or 0

@@ -129,11 +129,11 @@ class Upkeep:
             return
         self._say(
             deployment,
-            f"{name(deployment)} has been up for {duration(counted.total_seconds())} according to "
-            f"this machine's uptime, but for {duration(by_clock.total_seconds())} according to the clock. "
-            "Costs and limits use the uptime. If the clock is right (this machine was asleep), the "
-            "deployment has cost more, and its limit takes effect late. To take it down: "
-            f"orchestrate undeploy {deployment.run_id}",
+            f"{name(deployment)} has been deployed for {duration(counted.total_seconds())} by this "
+            f"machine's uptime clock, but for {duration(by_clock.total_seconds())} by its system clock. "
+            "Costs and limits use the uptime clock. If this machine was asleep, the system clock is "
+            "right: the deployment has cost more than shown, and its limit takes effect late. To take it "
+            f"down: orchestrate undeploy {deployment.run_id}",
             "clocks",
             daily=True,
         )

@@ -126,9 +126,9 @@ class SpendingReport(Record, frozen=True, kw_only=True):
     left_usd: Decimal | None = None
     """Remaining budget over all months, negative if it is exceeded. `None` without a budget."""
     uncounted: tuple[str, ...] = ()
-    """Ids of items that may have cost an unknown amount, over all months. Their costs are not deducted from
-    the remaining budget. Includes rented machines that belong to no run in this store, but excludes abandoned
-    and ignored items."""
+    """Ids of items, from all months, that may have cost money but whose cost is unknown. Their costs are not
+    deducted from the remaining budget. Includes rented machines that belong to no run in this store, but
+    excludes abandoned and ignored items."""
     stalled: tuple[str, ...] = ()
     """Runs in progress on their hosts that have sent no updates for too long. They may still be billed."""
     breakdown: tuple[Breakdown, ...] = ()

@@ -81,9 +81,9 @@ class Submitter(Settler):
         key.
 
         Raises `OverBudget` before anything is written or created. Raises `AlreadySubmitted` if an identical
-        run blocks this one, `DataError` if a file has changed since the user saw it, and another
-        `ProviderError` if the host rejected the job. Raises `OutcomeUnknown` if the response was lost. In
-        that case, the run is stored, and `settle` or `sync` finds its job.
+        run blocks this one. Raises `DataError` if a file has changed since the user reviewed it. Raises
+        `OutcomeUnknown` if the response was lost. In that case, the run is stored, and `settle` or `sync`
+        finds its job. Raises any other `ProviderError` if the host rejected the job.
         """
         request = SubmitRequest(asked.spec, asked.data.digest, self.provider, asked.idempotency_key)
         there = (

@@ -1,5 +1,5 @@
-"""Find and settle budget reservations that ended processes left behind, for requests in progress and for runs
-that were never sent."""
+"""Find and settle budget reservations left behind by processes that have exited, both for requests in
+progress and for runs that were never submitted."""
 
 from __future__ import annotations
 

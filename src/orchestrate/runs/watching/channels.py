@@ -47,8 +47,8 @@ class NotDelivered(OrchestrateError):
 
 
 class PerhapsDelivered(OrchestrateError):
-    """Raised if the message may have arrived. The delivery is not retried, because the receiver might be
-    notified twice."""
+    """Raised if the message may have arrived. Delivery is not retried, to avoid notifying the
+    recipient twice."""
 
 
 class Channel(Protocol):

@@ -51,7 +51,7 @@ class PollingPace:
         return answer
 
     def changed(self) -> None:
-        """Reset to short intervals. Call this after something has changed."""
+        """Reset the polling interval to its minimum. Call this after a change."""
         self._next = self._first
 
     def sleep(self) -> None:

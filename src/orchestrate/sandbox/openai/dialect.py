@@ -38,7 +38,7 @@ def dialect(kind: str) -> type[Host]:
     entry = described().get(kind)
     if entry is None:
         known = ", ".join(described())
-        raise UsageError(f"no description of a host named {kind!r}. Known hosts: {known}")
+        raise UsageError(f"unknown host {kind!r}. Known hosts: {known}")
     api = description.read(*entry)
     absolute = "learning_rate" in api.settings and api.settings["learning_rate"].field is not None
     own = {

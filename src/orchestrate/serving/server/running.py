@@ -47,10 +47,10 @@ class ServerSettings:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """True to load the base model in 4 bits. `None` uses the setting that the adapters were trained with, or
+    """True to load the base model in 4-bit. `None` uses the setting that the adapters were trained with, or
     else decides by the model's size."""
     precision: str | None = None
-    """Data type for computation and for weights that are not in 4 bits. `None` selects a type for the
+    """Data type for computation and for weights not quantized to 4 bits. `None` selects a type for the
     device."""
     batch_invariant: bool = False
     """True to answer requests at temperature 0 one at a time, as with `eval --batch 1`."""

@@ -142,7 +142,7 @@ def test_mixed_formats_are_counted(tmp_path: Path) -> None:
     file.write_text(_row("Hi", "Hello") * 5 + other * 2)
     report = check({"train": str(file)}, CheckOptions(hosts=()))
     whole = [p.message for p in report.problems if p.code == "mixed-format" and p.row is None]
-    assert whole == ["the file mixes formats (number of rows): openai-chat 5, prompt-completion 2"]
+    assert whole == ["the file mixes formats. Rows per format: openai-chat 5, prompt-completion 2"]
 
 
 def test_leakage_between_splits(tmp_path: Path) -> None:

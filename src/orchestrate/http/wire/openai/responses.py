@@ -74,7 +74,7 @@ class ResponseRequest(Body):
 REFUSED = {
     "previous_response_id": "responses are not stored. Send the entire conversation as input",
     "conversation": "conversations are not stored. Send the entire conversation as input",
-    "prompt": "prompts are not stored. Send the text as input or instructions",
+    "prompt": "stored prompts are not supported. Send the text as input or instructions",
     "background": "the server has no background mode",
     "context_management": "the server never truncates the input",
     "moderation": "the server does not moderate answers",

@@ -203,7 +203,7 @@ class PromptReader(Protocol):
 
 class DecodingBatch:
     """Rows that are decoded in one batch. Each forward pass adds a token to every row and a column to the
-    cache. Rows that join later have empty columns at the start."""
+    cache. Rows that join later are left-padded."""
 
     def __init__(self) -> None:
         self.rows: list[DecodingRow] = []
