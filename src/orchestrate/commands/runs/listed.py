@@ -32,6 +32,12 @@ StatusOpt = Annotated[
         autocompletion=completing.statuses,
     ),
 ]
+SearchOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS", help="Show only runs with this text in their id, name, model, job, tags or note."
+    ),
+]
 
 
 @command
@@ -53,12 +59,7 @@ def runs(  # noqa: PLR0913  each is an option
     tag: Annotated[
         str | None, typer.Option(metavar="NAME[=VALUE]", help="Show only runs with this tag.")
     ] = None,
-    search: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS", help="Show only runs with this text in their id, name, model, job, tags or note."
-        ),
-    ] = None,
+    search: SearchOpt = None,
     sort: Annotated[
         str,
         typer.Option(
@@ -69,10 +70,7 @@ def runs(  # noqa: PLR0913  each is an option
     ] = "-created",
     archived: Annotated[bool, typer.Option("--archived", help="Show archived runs instead.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 30,
-    sandbox: Annotated[
-        bool,
-        typer.Option("--sandbox", help="Show sandbox runs instead."),
-    ] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Show sandbox runs instead.")] = False,
 ) -> Output[list[Run]]:
     """List runs in their last known state, newest first. To update them, run `orchestrate sync`."""
     if status is not None and status not in STATUSES:
