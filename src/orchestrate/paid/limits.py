@@ -25,7 +25,7 @@ class UnknownPrice(OverBudget, UsageError):
         fix: str = "set the price (--rate, or usd_per_hour in the backend's options), or remove the limit",
     ) -> None:
         super().__init__(provider, limit_usd, limit_usd)
-        self.message = f"{provider}: the limit of {limit(limit_usd)} cannot be enforced: {reason}"
+        self.message = f"{provider}: the cost limit of {limit(limit_usd)} cannot be enforced: {reason}"
         self.args = (self.message,)
         self.fix = fix
 

@@ -427,7 +427,7 @@ def test_a_price_that_is_not_known_any_more_is_not_taken_for_nothing(shop: Shop)
     QueueServer(shop.ft).turn()
     held = state(shop, entry)
     assert (held.state, shop.sent()) == (QueueState.HELD, 0)
-    assert "price" in (held.note or ""), held.note
+    assert "cannot be enforced" in (held.note or ""), held.note
 
 
 def test_the_queue_paused_in_the_middle_of_a_turn_sends_nothing_more(shop: Shop) -> None:

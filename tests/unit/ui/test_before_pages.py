@@ -200,7 +200,7 @@ def test_above_the_limit_nothing_is_sent(web: TestClient, ft: Orchestrator, rows
     page = Parsed(web.get("/new/confirm", params=form(rows)).text)
     fields = {name: value for name, value in page.fields.items() if name != "again"}
     answer = web.post("/new", data=fields | {"max_cost_usd": "0.0000001"})
-    assert answer.status_code == 422 and "nothing was sent" in answer.text and ft.runs() == []
+    assert answer.status_code == 422 and "Nothing was sent" in answer.text and ft.runs() == []
     assert "price was not confirmed" in web.post("/new", data=fields | {"max_cost_usd": ""}).text
 
 

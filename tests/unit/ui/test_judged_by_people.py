@@ -100,7 +100,7 @@ def test_an_evaluation_names_its_sum_and_its_answers_are_judged(
     assert unsaid.status_code == 404 and "price was not confirmed" in unsaid.text
     assert not ft.evaluations(run.id)
     dear = web.post(path, data=asked.fields | {"max_cost_usd": "0.0000001"})
-    assert "above" in dear.text and not ft.evaluations(run.id), "the sum that was agreed to is its limit"
+    assert "exceeds" in dear.text and not ft.evaluations(run.id), "the sum that was agreed to is its limit"
     assert web.post(path, data=asked.fields).status_code == 200
     [found] = ft.evaluations(run.id)
     page = Parsed(web.get(f"/runs/{run.id}").text)

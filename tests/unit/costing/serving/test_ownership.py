@@ -364,7 +364,7 @@ def test_a_tuned_model_costs_nothing_after_its_end() -> None:
     assert found.months_served == Decimal("1.64")
     assert found.expected_usd == Decimal("460.00")
     assert found.base_usd == Decimal("1450.00")  # of the same 50 days: $0.00145 x 20,000 x 50
-    assert any("over 1.6 of 6 months" in text for text in found.assumptions)
+    assert any("covers only 1.6 of 6 months" in text for text in found.assumptions)
     over = total("openai", "gpt-4o-mini", months=6, base=base("0.00145"), training=trained("openai", "2000"))
     assert over.break_even_months is None  # $608.33 a month would take 3.3
 
