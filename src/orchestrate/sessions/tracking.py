@@ -543,7 +543,7 @@ class SessionRecord:
                 raise
             raise DiskFull(
                 f"the disk is full, so the session stopped at its last checkpoint ({self.run.id}): {full}",
-                fix=f"free some space, then  {self.way_back(raised=False)}",
+                fix=f"free up some disk space, then  {self.way_back(raised=False)}",
             ) from full
         finally:  # a program that lives on keeps nobody from resuming it
             self._held.close()

@@ -269,7 +269,7 @@ def test_a_goal_that_is_not_reached_in_time_is_given_up(store: Store) -> None:
     rule = replace(PLAN.rule, most_users=100)
     experiment = Experiment.begin(replace(PLAN, rule=rule), store)
     told(experiment, given_models(experiment, store, 120), base=0.5, tuned=0.5)
-    assert "not shown to be better after 120 of" in experiment.step().phases[-1].why
+    assert "not shown to be better after 120 users" in experiment.step().phases[-1].why
 
 
 def test_lost_outcomes_of_an_arm_stop_the_rule(store: Store, clock: Later) -> None:

@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_nothing_and_is_told_as_one(
         program=on_a_full_disk,
     )
     assert ended.code == 3, ended.err
-    assert said in ended.err and b"free some" in ended.err
+    assert said in ended.err and b"free up some" in ended.err
     assert not list(tmp_path.iterdir())
 
 

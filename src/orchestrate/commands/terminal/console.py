@@ -309,7 +309,8 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
         return 1
     if isinstance(error, OSError) and error.errno in FULL:
         full = SetupError(
-            f"the disk is full: {error.strerror}", fix="free some space, then run the same command again"
+            f"the disk is full: {error.strerror}",
+            fix="free up some disk space, then run the same command again",
         )
         report_error(full, as_json=as_json)
         return full.exit_code

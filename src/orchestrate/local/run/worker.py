@@ -88,7 +88,7 @@ def _work(run: RunDir, met: Met | None) -> int:
 
 def _wait_for_space(run: RunDir, reason: str) -> None:
     """Pause the run instead of failing it, because training up to the newest checkpoint is saved."""
-    message = f"the disk is full: {reason}. Free some space, then run  orchestrate resume {run.ref}"
+    message = f"the disk is full: {reason}. Free up some disk space, then run  orchestrate resume {run.ref}"
     with suppress(OSError):
         run.add_event(message, level="error", type="paused")
     _set(run, "paused", stage=None, error=JobError(message=message, code="disk_full"))
