@@ -39,7 +39,7 @@ BROKEN_SPLIT = 0.001
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
     """Return each metric's significance level, as `{metric: alpha}`. The primary metric and each metric with
-    the role `told` get the full alpha. The guardrails divide one additional alpha equally among themselves.
+    the role `secondary` get the full alpha. The guardrails divide one additional alpha equally among themselves.
     """
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
@@ -113,10 +113,10 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
-        f"some outcomes of one arm are missing, or your application records {one.metric} only when it "
-        "happens. In the second case, start a new experiment that sets absent and window_h"
+        f"some outcomes are missing in one arm, or your application records {one.metric} only for some "
+        "users. If so, start a new experiment that sets absent and window_h"
         if sometimes
-        else "some outcomes of one arm are missing"
+        else "some outcomes are missing in one arm"
     )
     return f"the two arms record {one.metric} at different rates (p = {one.counted_ratio_p:.1g}): {guess}"
 
@@ -238,7 +238,7 @@ def _wrong_metrics(plan: ExperimentPlan) -> Iterable[str]:
     if len(set(names)) < len(names):
         yield f"metrics: {max(names, key=names.count)!r} occurs twice"
     if sum(metric.role == "primary" for metric in plan.metrics) != 1:
-        yield "metrics: exactly one must have  role: primary. The others must have role guardrail or told"
+        yield "metrics: exactly one must have role: primary. The others must have role guardrail or secondary"
         return
     for metric in plan.metrics:
         yield from (f"metrics.{metric.name}: {wrong}" for wrong in _wrong_metric(metric))
@@ -266,13 +266,14 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
 
 
 def recorded_sometimes(plan: ExperimentPlan) -> list[str]:
-    """List the right-or-wrong metrics that affect the decision but have no value for users without an outcome
-    (`absent`). Such users are missing from the evidence, for example if an application only records an
-    outcome when an event happens. `failed` is not listed, because the proxy records it for every response."""
+    """List the right-or-wrong metrics that affect the decision but don't set `absent`, the value for users
+    without a recorded outcome. These users are left out of the analysis, which biases the result if the
+    application records an outcome only when an event happens. `failed` is not listed, because the proxy
+    records it for every response."""
     return [
         metric.name
         for metric in plan.metrics
-        if metric.role != "told"
+        if metric.role != "secondary"
         and metric.kind == "right-or-wrong"
         and metric.absent is None
         and metric.name != FAILED  # the proxy records it of every answer

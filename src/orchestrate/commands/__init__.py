@@ -121,7 +121,7 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         _MODELS,
         "gateway",
         "servers.gateway:app",
-        "Serve OpenAI's fine-tuning API over any backend.",
+        "Serve one fine-tuning API over any backend.",
     ),
     (
         _MODELS,

@@ -110,16 +110,16 @@ def inferred(
 ) -> Volume:
     """Infer the goal from the rows, and compare the number of rows with the number recommended for that goal.
 
-    The goal is inferred from these properties:
+    The goal is inferred from these properties of the rows:
 
     - `labels`: the number of distinct short answers, or 0 if answers don't repeat.
     - `tools`: rows contain tool calls.
     - `keyed`: answers are JSON objects with the same keys.
     - `knowing`: answers contain facts that are not in their prompts.
     - `bare`: rows are text without prompts.
-    - `closely`: answers were inspected for `keyed` and `knowing`.
 
-    A new capability can't be inferred from rows, so the user must choose that goal."""
+    `closely` is False if the answers were not inspected for `keyed` and `knowing`. A new capability can't be
+    inferred from rows, so the user must choose that goal."""
     if labels:
         return volume(Goal.CLASSIFICATION, rows, labels=labels, why=f"{labels} different answers")
     if tools:

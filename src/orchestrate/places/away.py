@@ -198,8 +198,8 @@ class AwayPlace(Place):
         environment variables. Called only if the run has no worker. Raises the same errors as `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
-        """Return the hourly price of the machine that the newest worker actually got, or `None` if only the
-        price read before the start is known."""
+        """Return the actual hourly price of the newest worker's machine, or `None` if only the price quoted
+        before its start is known."""
         del ref
         return None
 

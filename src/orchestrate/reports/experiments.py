@@ -167,7 +167,9 @@ def _curves(report: ExperimentReport) -> str:
     if not series:
         return ""
     end = max(x for s in series for x, _ in s.points)
-    bounds = {one.role: -math.log10(one.alpha) for one in report.evidence if one.role != "told" and one.curve}
+    bounds = {
+        one.role: -math.log10(one.alpha) for one in report.evidence if one.role != "secondary" and one.curve
+    }
     for role, bound in bounds.items():
         series.append(charts.Series(f"shown: {role}", ((0.0, bound), (end, bound)), len(series)))
     chart = charts.lines(series, title="Evidence", x_name="users counted", y_name="log10 of the e-value")

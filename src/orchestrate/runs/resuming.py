@@ -129,7 +129,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
         raise UsageError(
             f"run {run.id} has already used {_used(had)}, so a total of "
             f"{_described(wanted)} is already reached",
-            fix=f"orchestrate resume {run.id} {wanted.least()}   (or more)",
+            fix=f"orchestrate resume {run.id} {wanted.least()}, or with a higher limit",
         )
     _require_paused(run, had, wanted)
     keep = partial(_keep, ws, run, had, wanted)

@@ -120,7 +120,7 @@ class Meter:
                 self.price.of(most),
                 self.max_usd,
                 taken_usd=self.price.of(sum(self._open.values(), self.used), self._hours()),
-                what=f"what remains of {self._limit}",
+                what=f"the remainder of {self._limit}",
                 figure="the maximum cost of this request",
                 fix="to continue with a higher limit: ft.session(resume=RUN, max_cost_usd=...)",
             )

@@ -225,7 +225,7 @@ class Confusion(Record, frozen=True, kw_only=True):
     """Labels, in the order of `counts`. If some answers are not labels, the last entry stands for all such
     answers."""
     counts: tuple[tuple[int, ...], ...]
-    """Number of items, as one row per expected label and one column per answered label."""
+    """Confusion matrix: the number of items per expected label (rows) and answered label (columns)."""
 
 
 class Verdict(Record, frozen=True, kw_only=True):

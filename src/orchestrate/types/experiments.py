@@ -16,9 +16,9 @@ class PlannedMetric(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A metric recorded per user. Each user counts once per phase."""
 
     name: str
-    role: Literal["primary", "guardrail", "told"] = "told"
+    role: Literal["primary", "guardrail", "secondary"] = "secondary"
     """Role of the metric. The `primary` metric decides whether the tuned model ships. A `guardrail` can only
-    cause a rollback. A `told` metric is reported, but decides nothing."""
+    cause a rollback. A `secondary` metric is reported, but decides nothing."""
     kind: Literal["right-or-wrong", "number"] = "right-or-wrong"
     better: Literal["higher", "lower"] = "higher"
     margin: float = 0.0

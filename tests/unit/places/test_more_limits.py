@@ -292,7 +292,7 @@ def test_the_command_says_what_was_used_and_what_it_takes(ray: World, tmp_path: 
     assert refused(tmp_path, "resume", run, "--max-cost", "many")[0] == 2
     code, told = refused(tmp_path, "resume", run, "--max-hours", "1.9", "--max-cost", "11.99")
     assert code == 2 and "has already used 2h 00m ($12.00), so a total of 1.9 hours and $11.99" in told
-    assert f"orchestrate resume {run} --max-hours 2.3 --max-cost 13.50   (or more)" in told
+    assert f"orchestrate resume {run} --max-hours 2.3 --max-cost 13.50, or with a higher limit" in told
     other = tmp_path / "other"
     other.mkdir()
     (other / "orchestrate.toml").write_text(

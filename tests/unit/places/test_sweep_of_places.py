@@ -61,7 +61,7 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             carried.turn()
             assert [trial.state for trial in carried.trials] == [TrialState.FAILED, TrialState.OPEN]
             assert carried.trials[0].note == over.message
-            assert "what remains of" in (carried.waits or "") and carried.stopped is None
+            assert "remaining limit" in (carried.waits or "") and carried.stopped is None
             ft.store.runs.apply(second, lambda run: msgspec.structs.replace(run, status=JobStatus.FAILED))
             carried._later = 0.0
             carried.turn()

@@ -35,7 +35,7 @@ app = typer.Typer(
     subcommand_metavar=OPTIONAL_COMMAND,
     add_completion=False,
     no_args_is_help=False,
-    help="Serve OpenAI's fine-tuning API over any backend. Clients only change their base URL.",
+    help="Serve one fine-tuning API over any backend. Clients only change their base URL.",
 )
 keys = typer.Typer(
     cls=AliasGroup,

@@ -57,7 +57,8 @@ def default_command(command: str, *, words: bool = False) -> type[TyperGroup]:
 
     class ByDefault(AliasGroup):
         def __init__(self, **attributes: Any) -> None:
-            super().__init__(**{**attributes, "subcommand_metavar": OPTIONAL_COMMAND})
+            attributes["subcommand_metavar"] = OPTIONAL_COMMAND
+            super().__init__(**attributes)
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             first = next((a for a in args if not a.startswith("-")), None) if words else None

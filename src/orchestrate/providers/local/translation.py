@@ -396,7 +396,9 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
         return
     rows.offer("method.loss", "method.loss", "dpo")
     if method.loss == "orpo":
-        rows.offer("method.beta", "method.beta", 0.1, "weight of the odds ratio, without a reference model")
+        rows.offer(
+            "method.beta", "method.beta", 0.1, "weight of the odds-ratio loss, which needs no reference model"
+        )
         _off(rows, "ORPO")
         return
     if method.loss == "ipo":

@@ -100,7 +100,7 @@ class Orphans:
             kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]
             if all(d.state.over for d in kept):
                 reason = (
-                    "the deployment has ended in this store"
+                    "this store records the deployment as ended"
                     if kept
                     else "no deployment in this store matches the resource"
                 )

@@ -81,7 +81,9 @@ def one_seed(search: Search) -> list[str]:
     """Return a warning if the comparison has only one seed."""
     if "seed" in search.choices:
         return []
-    return ["the intervals do not include run-to-run variation, because only one seed is used (--seeds 3)"]
+    return [
+        "the intervals do not include run-to-run variation, because only one seed was used. To include it, use --seeds 3"
+    ]
 
 
 def curve(searching: Searching, rows: int, more: int) -> LearningCurve:
