@@ -38,9 +38,8 @@ BROKEN_SPLIT = 0.001
 
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
-    """Return each metric's significance level, as `{metric: alpha}`. The primary metric and each metric with
-    the role `secondary` get the full alpha. The guardrails divide one additional alpha equally among themselves.
-    """
+    """Return each metric's significance level, as `{metric: alpha}`. The primary metric and each
+    secondary metric get the full alpha. The guardrails divide one additional alpha equally among themselves."""
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
     return {m.name: alpha / guards if m.role == "guardrail" else alpha for m in plan.metrics}

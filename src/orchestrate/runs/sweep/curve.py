@@ -82,7 +82,8 @@ def one_seed(search: Search) -> list[str]:
     if "seed" in search.choices:
         return []
     return [
-        "the intervals do not include run-to-run variation, because only one seed was used. To include it, use --seeds 3"
+        "the intervals do not include run-to-run variation, because only one seed was used. To include it, "
+        "use --seeds 3"
     ]
 
 

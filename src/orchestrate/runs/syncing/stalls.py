@@ -196,7 +196,10 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     billed = f" Cost so far: about {money(cost)}." if cost else ""
     way = f"To end it: orchestrate cancel {run.id}"
     if Feature.CANCEL not in provider.features:
-        way = f"{provider.profile.title} has no API to cancel a run. Check the run in its console, and cancel it there if needed"
+        way = (
+            f"{provider.profile.title} has no API to cancel a run. Check the run in its console, and cancel it "
+            "there if needed"
+        )
     return (
         f"{provider.profile.title} reports {run.raw_status or run.status.value}, but no new step, event "
         f"or metric has arrived for {duration(silent_s)}. The limit is {duration(limit)} "
