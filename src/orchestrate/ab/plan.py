@@ -39,7 +39,7 @@ BROKEN_SPLIT = 0.001
 
 def alphas(plan: ExperimentPlan) -> dict[str, float]:
     """Return each metric's significance level, as `{metric: alpha}`. The primary metric and each
-    secondary metric get the full alpha. The guardrails divide one additional alpha equally among themselves."""
+    secondary metric get the full alpha. The guardrails share one additional alpha equally."""
     guards = sum(metric.role == "guardrail" for metric in plan.metrics)
     alpha = plan.rule.alpha
     return {m.name: alpha / guards if m.role == "guardrail" else alpha for m in plan.metrics}

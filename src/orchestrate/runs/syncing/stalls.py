@@ -197,8 +197,8 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     way = f"To end it: orchestrate cancel {run.id}"
     if Feature.CANCEL not in provider.features:
         way = (
-            f"{provider.profile.title} has no API to cancel a run. Check the run in its console, and cancel it "
-            "there if needed"
+            f"{provider.profile.title} has no API to cancel a run. Check the run in its console, and cancel "
+            "it there if needed"
         )
     return (
         f"{provider.profile.title} reports {run.raw_status or run.status.value}, but no new step, event "
