@@ -1,5 +1,5 @@
-"""Bundled model and data: `tiny-chat`, a chat model of 4 MB that really trains, and `orders`, the rows
-and the spec of the demo."""
+"""Bundled model and data: `tiny-chat` (a trainable 4 MB chat model) and `orders` (the demo's rows and
+spec)."""
 
 from __future__ import annotations
 

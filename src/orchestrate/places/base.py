@@ -202,7 +202,7 @@ class Place(ABC):
         """Send the worker the pause or cancel request from this run directory."""
 
     def settle(self, run: RunDir) -> None:  # noqa: B027
-        """Upload the state of a run without a worker, after this machine changed it."""
+        """Upload a run's state after it was changed on this machine. Only for runs that have no worker."""
 
     def starts(self, run: RunDir) -> int:
         """Return how many times a worker was started, or 0 if the place doesn't count starts. A place only

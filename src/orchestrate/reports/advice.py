@@ -454,7 +454,7 @@ def _by_score(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=(Way.PROMPT,),
             points=4,
-            reason=f"{at}, at least {target:g}, so there is little left to gain",
+            reason=f"{at} (target: {target:g}), so there is little left to gain",
             turns=f"a harder test set, on which the base model scores below {target:g}",
         )
         yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")

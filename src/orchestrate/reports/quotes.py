@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
 _SHORT = {"tokens billed": "tokens", "price": "price age"}
-"""Maps column names to shorter ones for the terminal. In the terminal, the price column only shows the
-price's age."""
+"""Column titles that differ in the terminal, keyed by column. There, the price column shows only the price's
+age."""
 _OWN_COLUMNS = (
     "trained and served",
     "model",

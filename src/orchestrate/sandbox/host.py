@@ -33,7 +33,7 @@ STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
 """True if the jobs that the current request creates should never finish."""
 
 NOTE = "This is a sandbox, not the real service. Models are small substitutes trained on this machine"
-SESSION_NOTICE = f"prices are play money. {NOTE}"
+SESSION_NOTICE = f"prices are in play money. {NOTE}"
 
 
 def iso(at: float) -> str:

@@ -37,8 +37,8 @@ class BackendReadiness:
     provider: Provider | None
     """The backend, or `None` if it cannot be created with the current setup."""
     needs: str | None
-    """What is missing, and how to provide it. `None` if nothing is missing, as far as can be checked without
-    contacting the host."""
+    """Missing requirements and how to provide them, or `None` if there are none. Checked without contacting
+    the host."""
 
 
 def all_names(settings: Settings) -> list[str]:

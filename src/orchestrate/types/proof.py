@@ -1,4 +1,4 @@
-"""Records of how a tuned model should behave on any server, and of the checks that it does."""
+"""Records of a tuned model's expected behavior on any server, and of the checks that verify it."""
 
 from __future__ import annotations
 

@@ -261,7 +261,10 @@ def _show_writing(found: WritingResult) -> None:
         shown.add_row(who, f"{done:,}", f"{total:,}")
     out.print(shown)
     if found.same is not None and found.likeness is not None:
-        note(f"{count(found.doubly, 'row')} written by two people, {_share(found.same)} of them identically")
+        note(
+            f"{count(found.doubly, 'row')} written by two people, "
+            f"{_share(found.same)} of them with identical text"
+        )
         low, high = found.likeness.low, found.likeness.high
         note(f"agreement between their answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})")
     if found.alpha is not None:

@@ -128,7 +128,7 @@ class Trait(IntFlag):
     """The first message is not a system, developer or user message."""
     NOT_ALTERNATING = 4096
     SEVERAL_ANSWERS = 8192
-    """An unpaired answer, or one side of a preference pair, doesn't consist of exactly one message."""
+    """An unpaired answer, or one side of a preference pair, has no message or several."""
     PARALLEL_TOOL_CALLS = 16384
     NAMES = 32768
     MULTI_TURN = 65536

@@ -1,8 +1,8 @@
 """Backend `fireworks`. See `orchestrate.providers.base` for the interface.
 
-- The caller chooses a job's id, and Orchestrate uses the ref. If a create request is sent twice, the host
-  rejects the second (409), and the job is found by its name.
-- `JobHandle.kind` names the host's collection that the job is in: supervised, dpo or reinforcement.
+- The caller chooses the job id. Orchestrate uses the run's ref as the id. If a create request is sent
+  twice, the host rejects the second (409), and the job is found by its name.
+- `JobHandle.kind` is the host's collection that contains the job: supervised, dpo or reinforcement.
 - For managed jobs, the host stores no events and lists no checkpoints."""
 
 from __future__ import annotations

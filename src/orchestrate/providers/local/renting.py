@@ -231,7 +231,7 @@ def _of_device(asked: Any, found: Resources) -> Setting:
             row, outcome=Outcome.MAPPED, sent=there, rule=f"by the machine ({rule})"
         )
     if asked not in ("cpu", "cuda"):
-        return msgspec.structs.replace(row, rule=f"must be one of cpu, cuda, got {asked!r}")
+        return msgspec.structs.replace(row, rule=f"must be cpu or cuda, got {asked!r}")
     reason = f"the machine has {f'a GPU ({found.gpu})' if found.gpu else 'no GPU'}. Remove device or gpu"
     return msgspec.structs.replace(row, rule=reason)
 

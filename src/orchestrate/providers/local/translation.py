@@ -670,7 +670,8 @@ def _length(rows: Rows, spec: JobSpec) -> None:
         room = "set provider_options.local.max_new_tokens"
         rows.refuse(
             "max_seq_length",
-            f"answers may have {answer} tokens, which leaves no room for a prompt. To change this: {room}",
+            f"the maximum answer length is {answer} tokens, which leaves no room for a prompt. To change it: "
+            f"{room}",
         )
     else:
         rule = f"the model's context length, which must hold the prompt and an answer of {answer} tokens"

@@ -125,7 +125,8 @@ class Contenders:
             why = "does not serve checkpoints" if checkpoint else "has no running endpoint for this model"
             raise UsageError(
                 f"{provider.name} {why}",
-                fix=f"use --on here, or orchestrate deploy {run.id}   (billed hourly)",
+                fix="answer on this machine with --on here, or deploy it (billed hourly): "
+                f"orchestrate deploy {run.id}",
             )
         name = f"{run.id}@{checkpoint}" if checkpoint else run.id
         tuned = Contender(

@@ -178,8 +178,8 @@ def uncancelled(store: Store, provider: Provider, run: Run, job: Job) -> bool:
         return False
     message = (
         f"Orchestrate asked {provider.profile.title} to cancel job {run.job_id}, but the job is still "
-        f"{job.raw_status} and billed. Each sync asks again. Check it there, or  orchestrate "
-        f"abandon {run.id} --reason TEXT"
+        f"{job.raw_status} and still being billed. Orchestrate repeats the request at each sync. Check the "
+        f"job on the host, or stop tracking it: orchestrate abandon {run.id} --reason TEXT"
     )
     _say(store, run, "uncancelled", message)
     provider.cancel(run.handle)

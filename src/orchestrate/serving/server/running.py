@@ -133,7 +133,8 @@ def loading_of(
     called = whole[0].name if whole else served_base(base_name)
     if not whole and called in (t.name for t in tuned):
         raise UsageError(
-            f"{called!r} is both a tuned model's name and its base model's", fix="pass one --as NAME per RUN"
+            f"a tuned model and its base model have the same name: {called!r}",
+            fix="pass one --as NAME per RUN",
         )
     for one in tuned:
         if one.adapter and changes_base(Path(one.folder)):
