@@ -180,7 +180,9 @@ class JobSpec(SpecPart):
         default=None, description="A run, checkpoint or tuned model to continue training from"
     )
     max_cost_usd: Usd | None = Field(
-        default=None, description="Reject the submission if the high end of the quote exceeds this"
+        default=None,
+        description="Cost limit: reject the submission if the high end of the quote exceeds it. Where the "
+        "host reports the cost so far, a run above it is canceled, or paused on a rented machine",
     )
     private: bool | None = Field(default=None, description="Allow only your own machine as a backend")
     tags: dict[str, str] = Field(default_factory=dict)
