@@ -183,7 +183,7 @@ class Orchestrator(Workspace):
 
         `idempotency_key` is a string you choose. It identifies one run for every process that uses this
         store: a second call with the same key returns the existing run, whatever its state. If an identical
-        run is still open, or was created within the last day and succeeded, the call raises
+        run is still open, or was created in the last 24 hours and succeeded, the call raises
         `AlreadySubmitted` unless `again` is set. With `patient`, a job that a busy host did not accept stays
         pending, and the next call with the same key retries it. `agree` is called if the host's own estimate
         is above the quote's high end and the run has no cost limit. The job is created only if `agree`

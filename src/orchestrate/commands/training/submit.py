@@ -50,7 +50,11 @@ class SpendingOptions:
 
     max_cost: Annotated[
         str | None,
-        typer.Option(metavar="USD", help="Don't submit if the quotes' high ends add up to more than this."),
+        typer.Option(
+            metavar="USD",
+            help="Cost limit for all backends together. Don't submit if the quotes' high ends add up to "
+            "more. Each run gets a share as its own limit.",
+        ),
     ] = None
     max_cost_each: Annotated[
         str | None,
@@ -89,8 +93,9 @@ def submit(
 ) -> Output[list[Run]]:
     """Check and quote a run, upload its data, and create exactly one job on each backend you name.
 
-    Asks for confirmation before spending. Without a terminal, pass --yes or --max-cost. To submit the
-    same run again while it is open or within a day after it ends, pass --again."""
+    Asks for confirmation before spending. Without a terminal, pass --yes or --max-cost. An identical submit
+    is refused while the first run is open and, if it succeeded, for 24 hours after it was created. To submit
+    it anyway, pass --again. After Ctrl-C, see `orchestrate runs`: nothing is sent twice."""
     if watch and err.is_terminal:  # show at once that the command has started
         note(f"submitting to {provider}: reading the spec and its files")
     spec = spec_options.read(provider, max_cost=spending.max_cost)
