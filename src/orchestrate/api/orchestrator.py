@@ -226,7 +226,7 @@ class Orchestrator(Workspace):
         context manager.
 
         `lora` is a rank, or a mapping with rank, seed, train_mlp, train_attn and train_unembed. The session
-        is saved and ended once it has cost `max_cost_usd`, or after `idle_minutes` without a request.
+        is saved and paused once it has cost `max_cost_usd`, or after `idle_minutes` without a request.
         `resume=RUN` continues an earlier session from its last checkpoint, even after a crash. `options` are
         specific to the backend. The local backend accepts threads, device, precision and four_bit. Raises
         `OverBudget` before anything is sent. Errors while loading the model propagate."""
