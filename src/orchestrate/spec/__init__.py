@@ -84,8 +84,12 @@ class JobSpec(SpecPart):
         default=None,
         description="Column mapping. FIELD: COLUMN reads a column as a field. COLUMN: null ignores a column",
     )
-    method: Method = Field(default=SFT())
-    adapter: Adapter = Field(default=LoRA())
+    method: Method = Field(
+        default=SFT(), description="Training method: a name, or a mapping with its settings"
+    )
+    adapter: Adapter = Field(
+        default=LoRA(), description="What to train: a name, or a mapping with its settings"
+    )
 
     added_tokens: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         default=None,

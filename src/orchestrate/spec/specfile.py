@@ -255,7 +255,11 @@ def json_schema() -> dict[str, Any]:
     for name in ("method", "adapter"):
         part = schema["properties"][name]
         words = list(part["discriminator"]["mapping"])
-        schema["properties"][name] = {"anyOf": [part, {"enum": words}], "default": part["default"]["type"]}
+        schema["properties"][name] = {
+            "description": part.pop("description"),
+            "anyOf": [part, {"enum": words}],
+            "default": part["default"]["type"],
+        }
     schema["properties"]["optimizer"]["anyOf"].append({"enum": list(OPTIMIZERS)})
     file = schema["$defs"]["TrainFile"]
     schema["$defs"]["TrainFile"] = {"anyOf": [file, {"type": "string", "minLength": 1}]}
