@@ -80,3 +80,27 @@ def test_each_fault_of_a_server_is_caught_in_its_stage(
     states = {s.name: s.state for s in proof.stages}
     assert proof.state == "failed" and states[stage] == "failed", proof
     assert stage in proof.badge
+
+
+def test_a_front_that_passes_on_the_api_alone_is_not_taken_for_a_fault(
+    served: ServingApp, known: Known
+) -> None:
+    """A gateway or a proxy before the server: the server's own routes are not there, its models are."""
+    wire = httpx.Client(timeout=240)
+
+    def front(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.startswith("/v1/"):
+            return httpx.Response(404, json={"detail": "Not Found"}, request=request)
+        body = json.loads(request.content) if request.content else None
+        done = wire.request(request.method, request.url, json=body)
+        return httpx.Response(done.status_code, json=done.json(), request=request)
+
+    for model, state in (("one", "in part"), ("other", "failed")):
+        place = UrlPlace(served.url, model=model, client=httpx.Client(transport=httpx.MockTransport(front)))
+        proof = verify(known.sheet, place, run_id="r")
+        place.close()
+        assert proof.state == state, proof
+        states = {s.name: s.state for s in proof.stages}
+        assert states.pop("tokens") == "unknown", "counts are compared, ids are not shown"
+        assert set(states.values()) == {"passed"} or model == "other", proof
+    wire.close()

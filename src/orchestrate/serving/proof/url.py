@@ -17,6 +17,7 @@ from orchestrate.types import Canary, Probe, decoding
 TIMEOUT_S = 120.0
 NOBODY = "no-such-model-7f3a"
 """A model name that does not exist on any server."""
+_NO_ROUTE = (404, 405)
 
 
 class TokenLogprob(msgspec.Struct):
@@ -131,14 +132,18 @@ class UrlPlace:
     def _prompt(self, probe: Probe) -> PromptView:
         tools = {"tools": list(probe.tools)} if probe.tools else {}
         asked = {"model": self.model, "messages": list(probe.messages), **tools}
+        view = None
         if self.engine in ("vLLM", "orchestrate"):
-            return self._ids("/tokenize", {**asked, "add_generation_prompt": True})
-        if self.engine == "llama.cpp":
+            view = self._ids("/tokenize", {**asked, "add_generation_prompt": True})
+        elif self.engine == "llama.cpp":
             rendered = self._post("/apply-template", asked)
-            if rendered.status_code != 200:
-                return PromptView(refused=_message(rendered))
-            text = self._body(rendered).get("prompt")
-            return self._ids("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+            if rendered.status_code == 200:
+                text = self._body(rendered).get("prompt")
+                view = self._ids("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+            elif rendered.status_code not in _NO_ROUTE:
+                view = PromptView(refused=_message(rendered))
+        if view is not None:
+            return view
         done = self._post("/v1/chat/completions", {**asked, "max_tokens": 1, "temperature": 0})
         if done.status_code != 200:
             return PromptView(refused=_message(done))
@@ -146,8 +151,11 @@ class UrlPlace:
         counted: Any = cast("dict[str, Any]", usage).get("prompt_tokens") if isinstance(usage, dict) else None
         return PromptView(count=counted if isinstance(counted, int) else None)
 
-    def _ids(self, path: str, body: dict[str, Any]) -> PromptView:
+    def _ids(self, path: str, body: dict[str, Any]) -> PromptView | None:
+        """Return the token ids, or `None` if the server has no such route, as behind a gateway."""
         done = self._post(path, body)
+        if done.status_code in _NO_ROUTE:
+            return None
         if done.status_code != 200:
             return PromptView(refused=_message(done))
         try:
