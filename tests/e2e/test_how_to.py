@@ -39,7 +39,7 @@ EXPECTED = {
     "switch-backend": ["nothing is refused", "SANDBOX", "together "],
     "first-qlora": ["train_loss", "4 steps"],
     "own-prices": ["our contract of 2026-11-01", "rates.yaml"],
-    "budget": ["$50.00", "above", "no hourly billing"],
+    "budget": ["$50.00", "exceeds", "no hourly billing"],
     "offline": ["succeeded"],
     "notifications": ["succeeded"],
     "large-data": ["ready", "median"],
