@@ -104,7 +104,7 @@ class JobSpec(SpecPart):
     chat_template_kwargs: TemplateSettings | None = Field(
         default=None, description="Variables for the chat template, as in {enable_thinking: false}"
     )
-    epochs: Int | None = Field(default=None, ge=1, le=100)
+    epochs: Int | None = Field(default=None, ge=1, le=100, description="Passes over the training data")
     max_steps: Int | None = Field(
         default=None,
         ge=1,
@@ -130,7 +130,9 @@ class JobSpec(SpecPart):
         ge=1,
         description="Tokens per optimizer step, for hosts that set the batch size in tokens",
     )
-    gradient_accumulation: Int | None = Field(default=None, ge=1)
+    gradient_accumulation: Int | None = Field(
+        default=None, ge=1, description="Forward and backward passes per optimizer step"
+    )
     warmup_ratio: Float | None = Field(
         default=None, ge=0, lt=1, description="Fraction of the steps used for learning rate warm-up"
     )
@@ -150,8 +152,10 @@ class JobSpec(SpecPart):
         description="Fraction of the steps in the decay phase of warmup_stable_decay",
     )
     schedule_power: Float | None = Field(default=None, gt=0, description="Exponent for schedule: polynomial")
-    weight_decay: Float | None = Field(default=None, ge=0)
-    max_grad_norm: Float | None = Field(default=None, gt=0)
+    weight_decay: Float | None = Field(default=None, ge=0, description="Weight decay of the optimizer")
+    max_grad_norm: Float | None = Field(
+        default=None, gt=0, description="Gradient norm above which gradients are clipped"
+    )
     max_seq_length: Int | None = Field(
         default=None, ge=8, description="Maximum tokens per row. Longer rows are truncated and reported"
     )
@@ -159,7 +163,7 @@ class JobSpec(SpecPart):
         default=None,
         description="How to treat rows over max_seq_length: cut the end, cut the start, or drop the row",
     )
-    packing: bool | None = None
+    packing: bool | None = Field(default=None, description="Whether to pack several rows into one sequence")
     evals: Int | None = Field(
         default=None, ge=0, description="Number of evaluations on the validation data per run"
     )
@@ -176,10 +180,12 @@ class JobSpec(SpecPart):
     save_total_limit: Int | None = Field(
         default=None, ge=1, description="Number of checkpoints to keep (the latest)"
     )
-    early_stopping: EarlyStopping | None = None
-    seed: Int | None = Field(default=None, ge=0, le=2**31 - 1)
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="Stop early if the validation loss no longer improves"
+    )
+    seed: Int | None = Field(default=None, ge=0, le=2**31 - 1, description="Random seed")
 
-    suffix: Suffix | None = None
+    suffix: Suffix | None = Field(default=None, description="Suffix of the tuned model's name")
     continue_from: str | None = Field(
         default=None, description="A run, checkpoint or tuned model to continue training from"
     )
@@ -189,8 +195,8 @@ class JobSpec(SpecPart):
         "host reports the cost so far, a run above it is canceled, or paused on a rented machine",
     )
     private: bool | None = Field(default=None, description="Allow only your own machine as a backend")
-    tags: dict[str, str] = Field(default_factory=dict)
-    wandb: WandB | None = None
+    tags: dict[str, str] = Field(default_factory=dict, description="Your own labels, to filter runs by")
+    wandb: WandB | None = Field(default=None, description="Let the backend log to Weights & Biases")
     overrides: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Overrides of this spec, keyed by backend name"
     )

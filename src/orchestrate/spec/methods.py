@@ -72,17 +72,34 @@ class SFT(SpecPart):
     set."""
 
     type: Literal["sft"] = "sft"
-    train_on_inputs: bool | None = None
-    earlier_thinking: Literal["train", "split", "untrained"] | None = None
-    """How to train on earlier assistant turns, if the chat template drops their reasoning. `train` trains on
-    them without their reasoning. `split` moves each to its own row, including its reasoning. `untrained` only
-    uses them as context."""
-    ignore_empty_think: bool | None = None
-    """True to exclude empty reasoning blocks from the loss. A chat template writes these before answers
-    without reasoning, and training on them teaches the model to stop reasoning."""
-    train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(default=None, min_length=1)
-    """Messages to train on: all assistant messages, only the last one, or those with the listed roles, such
-    as [assistant, tool]."""
+    train_on_inputs: bool | None = Field(
+        default=None,
+        description="True to train on every token, including the prompt. Default: only on answers",
+    )
+    earlier_thinking: Literal["train", "split", "untrained"] | None = Field(
+        default=None,
+        description=(
+            "How to train on earlier assistant turns, if the chat template drops their reasoning. train: "
+            "without their reasoning. split: each in its own row, including its reasoning. untrained: only "
+            "as context"
+        ),
+    )
+    ignore_empty_think: bool | None = Field(
+        default=None,
+        description=(
+            "True to exclude empty reasoning blocks from the loss. A chat template writes these before "
+            "answers without reasoning, and training on them teaches the model to stop reasoning"
+        ),
+    )
+    train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Messages to train on: all assistant messages, only the last one, or those with the listed "
+            "roles, such as [assistant, tool]. Only on this machine, rented machines and Tinker. Elsewhere, "
+            "set weight: 0 on messages"
+        ),
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> SFT:
@@ -98,19 +115,39 @@ class DPO(SpecPart):
     needs no reference model, and KTO, which uses unpaired answers with a label."""
 
     type: Literal["dpo"] = "dpo"
-    loss: Literal["dpo", "ipo", "orpo", "kto"] | None = None
-    beta: Float | None = Field(default=None, gt=0, le=10)
-    """Strength of the KL penalty. Must be at most 2, or at most 10 for SimPO, because SimPO averages
-    likelihoods over tokens. For IPO, this is tau. For ORPO, this is the weight of the odds ratio relative to
-    the loss on the preferred answer."""
-    label_smoothing: Float | None = Field(default=None, ge=0, lt=0.5)
-    """Assumed fraction of pairs with flipped labels (conservative DPO)."""
-    normalize_by_length: bool | None = None
-    rpo_alpha: Float | None = Field(default=None, ge=0)
-    simpo_gamma: Float | None = Field(default=None, ge=0)
-    desirable_weight: Float | None = Field(default=None, gt=0)
-    """Weight of desirable answers in the KTO loss. `undesirable_weight` applies to undesirable ones."""
-    undesirable_weight: Float | None = Field(default=None, gt=0)
+    loss: Literal["dpo", "ipo", "orpo", "kto"] | None = Field(
+        default=None, description="Loss function. kto needs unpaired rows"
+    )
+    beta: Float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description=(
+            "Strength of the KL penalty: at most 2, or at most 10 for SimPO. For IPO, this is tau. For ORPO, "
+            "this is the weight of the odds ratio relative to the loss on the preferred answer"
+        ),
+    )
+    label_smoothing: Float | None = Field(
+        default=None,
+        ge=0,
+        lt=0.5,
+        description="Assumed fraction of pairs with flipped labels (conservative DPO)",
+    )
+    normalize_by_length: bool | None = Field(
+        default=None, description="True to divide log-likelihoods by the answer length in tokens"
+    )
+    rpo_alpha: Float | None = Field(
+        default=None, ge=0, description="RPO: weight of an additional loss on the preferred answer"
+    )
+    simpo_gamma: Float | None = Field(
+        default=None,
+        ge=0,
+        description="SimPO: target margin between the two answers. Setting it selects SimPO",
+    )
+    desirable_weight: Float | None = Field(default=None, gt=0, description="KTO: weight of desirable answers")
+    undesirable_weight: Float | None = Field(
+        default=None, gt=0, description="KTO: weight of undesirable answers"
+    )
 
     @model_validator(mode="after")
     def _one_loss(self) -> DPO:
@@ -131,43 +168,82 @@ class RFT(SpecPart):
     """Reinforcement fine-tuning: a grader scores answers that are sampled from the model."""
 
     type: Literal["rft"] = "rft"
-    grader: dict[str, Any] = Field(default_factory=dict)
-    """The grader. OpenAI and this machine accept a grader object. Fireworks accepts `{"evaluator":
-    "accounts/.../evaluators/..."}`."""
-    reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
-    compute_multiplier: Float | None = Field(default=None, gt=0, le=10)
-    samples_per_prompt: Int | None = Field(default=None, ge=1)
-    kl_beta: Float | None = Field(default=None, ge=0)
-    """Weight of the KL divergence from the initial model."""
+    grader: dict[str, Any] = Field(
+        default_factory=dict,
+        description=(
+            "The grader: a grader object, or {evaluator: accounts/.../evaluators/...} on hosts that store "
+            "evaluators"
+        ),
+    )
+    reasoning_effort: Literal["default", "low", "medium", "high"] | None = Field(
+        default=None, description="Reasoning effort of the sampled answers, on hosts that have it"
+    )
+    compute_multiplier: Float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="Multiplier of the compute for exploring answers, on hosts that have it",
+    )
+    samples_per_prompt: Int | None = Field(
+        default=None, ge=1, description="Answers to sample and grade for each prompt"
+    )
+    kl_beta: Float | None = Field(
+        default=None, ge=0, description="Weight of the KL divergence from the initial model"
+    )
 
 
 class LoRA(SpecPart):
     """Low-rank adapters on a frozen base model, scaled by alpha/r. On hosts, `alpha` defaults to 2r."""
 
     type: Literal["lora"] = "lora"
-    r: Int | None = Field(default=None, ge=1, le=512)
-    alpha: Float | None = Field(default=None, gt=0)
-    dropout: Float | None = Field(default=None, ge=0, lt=1)
-    targets: str | tuple[str, ...] | None = None
-    """`all-linear`, or module names."""
-    target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Additional parameters to adapt, for models that store the weights of all experts in one tensor. Each is
-    given as the end of a parameter's name, such as `experts.down_proj`."""
-    dora: bool = False
-    rslora: bool = False
-    init_lora_weights: Start | None = None
-    """Initialization of the matrices: one of peft's methods. By default, A is random and B is 0."""
-    rank_pattern: dict[str, Rank] | None = Field(default=None, min_length=1)
-    """Ranks, keyed by module name or by a regular expression that matches the end of the name."""
-    alpha_pattern: dict[str, Alpha] | None = Field(default=None, min_length=1)
-    layers_to_transform: tuple[Layer, ...] | None = Field(default=None, min_length=1)
-    """Indices of the layers to adapt, starting at 0. `None` means all."""
-    exclude_modules: str | tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules to exclude from `targets`, as names or one regular expression."""
-    modules_to_save: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Modules to train fully and save with the adapter."""
-    loraplus_lr_ratio: Float | None = Field(default=None, ge=1)
-    """LoRA+: ratio of B's learning rate to A's."""
+    r: Int | None = Field(default=None, ge=1, le=512, description="Rank of the adapter")
+    alpha: Float | None = Field(
+        default=None, gt=0, description="Scale of the adapter, which is divided by the rank"
+    )
+    dropout: Float | None = Field(default=None, ge=0, lt=1, description="Dropout probability of the adapter")
+    targets: str | tuple[str, ...] | None = Field(
+        default=None, description="Modules to adapt: all-linear, or module names"
+    )
+    target_parameters: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Additional parameters to adapt, for models that store the weights of all experts in one tensor. "
+            "Each is the end of a parameter name, such as experts.down_proj"
+        ),
+    )
+    dora: bool = Field(default=False, description="DoRA: also train the magnitudes of the weights")
+    rslora: bool = Field(
+        default=False, description="Rank-stabilized LoRA: divide alpha by the square root of the rank"
+    )
+    init_lora_weights: Start | None = Field(
+        default=None,
+        description=(
+            "Initialization of the matrices: one of the methods of peft. By default, A is random and B is 0"
+        ),
+    )
+    rank_pattern: dict[str, Rank] | None = Field(
+        default=None,
+        min_length=1,
+        description="Ranks by module name, or by a regular expression that matches the end of the name",
+    )
+    alpha_pattern: dict[str, Alpha] | None = Field(
+        default=None, min_length=1, description="Values of alpha by module name, as in rank_pattern"
+    )
+    layers_to_transform: tuple[Layer, ...] | None = Field(
+        default=None, min_length=1, description="Indices of the layers to adapt, starting at 0. Default: all"
+    )
+    exclude_modules: str | tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Modules to exclude from targets: names, or one regular expression",
+    )
+    modules_to_save: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Modules to train fully and save with the adapter"
+    )
+    loraplus_lr_ratio: Float | None = Field(
+        default=None, ge=1, description="LoRA+: ratio of the learning rate of B to that of A"
+    )
 
     @property
     def changes_base(self) -> bool:
@@ -231,9 +307,13 @@ class Optimizer(SpecPart):
         "muon",
         "schedule_free_adamw",
     ] = "adamw"
-    betas: tuple[Decay, Decay] | None = None
-    eps: Float | None = Field(default=None, gt=0)
-    momentum: Decay | None = None
+    betas: tuple[Decay, Decay] | None = Field(
+        default=None, description="Decay rates of the gradient averages"
+    )
+    eps: Float | None = Field(
+        default=None, gt=0, description="Constant added to the denominator for numerical stability"
+    )
+    momentum: Decay | None = Field(default=None, description="Momentum (Muon)")
 
     @model_validator(mode="after")
     def _own_constants(self) -> Optimizer:
@@ -251,10 +331,14 @@ class TrainFile(SpecPart):
     """One file of a mix. An integer `weight` repeats each row that many times. A fractional part adds a
     seeded sample of the rows."""
 
-    path: str = Field(min_length=1)
-    weight: Float = Field(default=1, gt=0, le=100)
-    seed: Int = Field(default=0, ge=0, le=2**31 - 1)
-    """Seed of the sample."""
+    path: str = Field(min_length=1, description="Path or URL of the file")
+    weight: Float = Field(
+        default=1,
+        gt=0,
+        le=100,
+        description="How often to repeat the rows. A fractional part adds a sample of them",
+    )
+    seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the sample")
 
     @property
     def told(self) -> str:
@@ -271,17 +355,23 @@ class TrainFile(SpecPart):
 class EarlyStopping(SpecPart):
     """Stop training once the validation loss has not improved by `min_delta` for `patience` evaluations."""
 
-    patience: Int = Field(default=2, ge=1)
-    min_delta: Float = Field(default=0.0, ge=0)
+    patience: Int = Field(
+        default=2, ge=1, description="Evaluations without an improvement before training stops"
+    )
+    min_delta: Float = Field(
+        default=0.0,
+        ge=0,
+        description="Smallest decrease of the validation loss that counts as an improvement",
+    )
 
 
 class WandB(SpecPart):
     """Weights & Biases settings for the host. The key comes from the environment, never from the spec."""
 
-    project: str
-    name: str | None = None
-    entity: str | None = None
-    tags: tuple[str, ...] = ()
+    project: str = Field(description="Project to log to")
+    name: str | None = Field(default=None, description="Name of the W&B run")
+    entity: str | None = Field(default=None, description="User or team that owns the project")
+    tags: tuple[str, ...] = Field(default=(), description="Tags of the W&B run")
 
 
 def method_word(method: SFT | DPO | RFT) -> str:

@@ -119,7 +119,7 @@ class SpecOptions:
         float | None, typer.Option(min=0, metavar="USD", help="On rented machines: maximum hourly price.")
     ] = None
     max_hours: Annotated[
-        float | None, typer.Option(min=0, help="On rented machines: stop the run after this many hours.")
+        float | None, typer.Option(min=0, help="On rented machines: pause the run after this many hours.")
     ] = None
     spot: Annotated[
         bool | None,

@@ -145,7 +145,8 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: SubmitOpti
         if isinstance(error, KeyboardInterrupt):
             err.print("\ninterrupted. Progress is saved, and nothing is sent twice")
             err.print(
-                "  to find the run: orchestrate runs\n  to continue it: orchestrate resume RUN",
+                "  to find the run: orchestrate runs\n  if its outcome is unknown: orchestrate sync\n"
+                "  to continue it: orchestrate resume RUN",
                 style="cyan",
             )
         raise
