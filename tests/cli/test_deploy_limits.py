@@ -52,7 +52,7 @@ def test_a_second_deploy_says_what_holds_and_refuses_what_it_would_ignore(shop: 
     ignored = shop.type(*deploy, "--set", "max_replicas=4")
     assert "max_replicas=4" in refused(ignored)
     kept = shop.type("abandon", run.id, "--reason", "x")
-    assert "you have access to the deployment" in refused(kept)
+    assert "your key can still manage the deployment" in refused(kept)
     assert shop.type("undeploy", run.id).exit_code == 0
 
 

@@ -52,7 +52,7 @@ def test_a_plan_shows_each_outcome_with_its_rule(cli: Cli, project: Path) -> Non
 
     assert row("batch_size").split() == ["batch_size", "max", "~", "auto"]
     assert row("schedule").split() == ["schedule", "cosine", "refused"]
-    assert "applied as set everywhere: train, epochs" in shown.err
+    assert "applied unchanged on all backends: train, epochs" in shown.err
     assert "schedule on openai: refused; OpenAI sets the learning rate schedule automatically" in lines
     assert "batch_size on openai: OpenAI has no setting for the largest batch" in shown.out
     assert lines[-1] == "1 refused: schedule on openai"

@@ -280,8 +280,8 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """End the experiment and give all users the model of `arm` from now on. After the end, call this with
-        the other arm to switch all users to the other model. Returns `False` if all users already have the
+        """End the experiment and serve the model of `arm` to all users. Once it has ended, call this again
+        with the other arm to switch all users to that model. Returns `False` if all users already get the
         model of `arm`, or if another process started a new phase first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:

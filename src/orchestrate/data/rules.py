@@ -184,8 +184,8 @@ def accepted(data: Facts, host: RowTarget) -> int:
 
 
 def losses(data: Facts, host: RowTarget) -> list[Problem]:
-    """Return a problem for each trait of the rows that the target's format can't represent. If the target
-    rejects this kind of row, a problem for that is included."""
+    """List one problem for each feature of the rows that the target's format can't represent, and one if the
+    target rejects this kind of row altogether."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     return found + _kinds(data, host, None)
 

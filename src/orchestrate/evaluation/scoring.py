@@ -135,7 +135,7 @@ class MetricColumn:
     values: Sequence[float | None] = field(default=())
     """One value per item: the mean over its samples."""
     parts: Sequence[Totals | None] = field(default=())
-    """One entry per item, for metrics with parts: each part summed over the item's samples."""
+    """For metrics with parts, one entry per item: the parts, summed over the item's samples."""
 
     @classmethod
     def of(cls, items: Sequence[Item], answers: Sequence[tuple[Answer, ...]], metric: Metric) -> MetricColumn:

@@ -51,7 +51,7 @@ def ending_question(run: Run) -> str:
 
 
 def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
-    """Return the question that a user must confirm before a run is resumed."""
+    """Return the confirmation prompt to show before a run is resumed."""
     most = max_cost_usd if max_cost_usd is not None else run.max_cost_usd
     high = None if run.quote is None else run.quote.high_usd
     cost = "The run's price is unknown." if high is None else f"In total, the run costs up to {money(high)}."

@@ -51,8 +51,9 @@ def channels_of(settings: Settings) -> list[Messenger]:
 
 @contextmanager
 def notifying(ft: Workspace) -> Generator[list[str]]:
-    """Notify the channels about runs that were found to have ended during the `with` block, unless another
-    process has notified them. After the block, the yielded list contains the failed notifications."""
+    """Notify the channels of each run whose end is detected inside the `with` block, unless another process
+    has already sent that notification. When the block exits, the yielded list holds the notifications that
+    failed."""
     found, problems = channels_of(ft.settings), list[str]()
     for channel in found:
         ft.store.notifications.since(channel.name)

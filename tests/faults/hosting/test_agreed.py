@@ -387,7 +387,7 @@ def test_one_that_was_never_made_costs_nothing_once_that_is_certain(place: Place
 def test_one_in_a_lost_account_is_given_up_with_what_it_has_cost(place: Place) -> None:
     up = place.deploy(max_hours=4)
     place.pass_hours(1)
-    with pytest.raises(UsageError, match="you have access to the deployment"):
+    with pytest.raises(UsageError, match="your key can still manage the deployment"):
         place.handle().abandon("we are done")
     mine, place.host = place.host, PricedHost(place.host.folder, place.host.books, "two")
     assert len(place.sync().failures) == 1

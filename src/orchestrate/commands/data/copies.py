@@ -166,7 +166,8 @@ def split(
     shares: Annotated[
         str,
         typer.Argument(
-            metavar="[SHARES]", help="Sizes of train, validation and, optionally, test, such as 80/10/10."
+            metavar="[SHARES]",
+            help="Percentages of train, validation and test rows, such as 80/20 or 80/10/10.",
         ),
     ] = "80/10/10",
     output: Annotated[

@@ -285,7 +285,7 @@ class ServingOptions:
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Untuned model to prompt instead, for the break-even point. Default: a model that stays "
+            help="Untuned model whose cost determines the break-even point. Default: a model that stays "
             "available for the entire period.",
         ),
     ] = None

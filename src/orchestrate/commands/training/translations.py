@@ -39,7 +39,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
         matrices = (_matrix(differing, rows, length) for length in _LENGTHS)
         out.print(next((m for m in matrices if m.fits(out.width)), _matrix(differing, rows, _LEAST)))
     if plain:
-        note(f"applied as set everywhere: {', '.join(plain)}")
+        note(f"applied unchanged on all backends: {', '.join(plain)}")
     note("~ not exactly as set, (...) the backend's default")
     _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)

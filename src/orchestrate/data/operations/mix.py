@@ -44,8 +44,8 @@ class MixedFile(Record, frozen=True, kw_only=True):
     taken: int
     """Rows in the mix that come from the file."""
     sample: list[int]
-    """Row numbers, in the file, of the rows sampled for the fractional part of `weight`. They occur one more
-    time than the file's other rows."""
+    """Numbers of the file's rows that were sampled for the fractional part of `weight`. The mix contains one
+    more copy of these rows than of the file's other rows."""
 
     @property
     def description(self) -> str:

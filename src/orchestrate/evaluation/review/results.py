@@ -159,8 +159,9 @@ def planned(
     """Compute the number of items needed to distinguish this preference rate (such as 0.6) from 0.5, for each
     number of raters.
 
-    m votes on an item count as m / (1 + (m - 1) * likeness) items with one vote. Ties reduce the required
-    number."""
+    Votes on the same item are correlated, so m votes on an item have an effective sample size of
+    m / (1 + (m - 1) * likeness), where `likeness` is their intraclass correlation. Ties reduce the number of
+    items needed."""
     away = abs(preference - 0.5)
     votes = ((_LEVEL * 0.5 + _POWER * math.sqrt(preference * (1 - preference))) / away) ** 2
     return tuple(Planned(raters=m, items=math.ceil(votes * (1 + (m - 1) * likeness) / m)) for m in raters)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 def main(path: str, met: Met | None = None) -> int:
-    """Run the job in this process, and return the exit code. `met` is set if this is the first of several
-    connected processes."""
+    """Run the job in this process, and return the exit code. `met` is set only on rank 0 of a distributed
+    run."""
     run = RunDir(path)
     with run.lock(wait_s=5.0) as held:
         if not held:

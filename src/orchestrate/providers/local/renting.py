@@ -122,7 +122,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
     if largest.plan is not None:
         needed = size(largest.plan.total_bytes)
         raise UsageError(
-            f"the run needs about {needed} of GPU memory, more than any GPU at this place has"
+            f"the run needs about {needed} of GPU memory, but no GPU here has that much"
             + (f" for {money(most)} per hour" if most is not None else ""),
             fix="; or ".join(largest.plan.advice) or "choose a smaller model",
         )

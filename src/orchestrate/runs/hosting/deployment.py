@@ -114,8 +114,8 @@ class DeploymentHandle:
             pass
         else:
             raise UsageError(
-                f"you have access to the deployment of {self.record.run_id} on {self.record.provider}, so it "
-                "cannot be abandoned",
+                f"your key can still manage the deployment of {self.record.run_id} on "
+                f"{self.record.provider}, so it cannot be abandoned",
                 fix=f"take it down with: orchestrate undeploy {self.record.run_id}",
             )
         self.record = self._ws.store.deployments.apply(
