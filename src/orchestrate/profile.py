@@ -407,15 +407,16 @@ def _described(kind: str, file: Readable, name: str) -> Profile:
     return import_module(f"{GROUP}.compatible").profile_of(kind, file, name)
 
 
+def unknown_backend(name: str, known: Iterable[str]) -> UsageError:
+    """Build the error for a backend name that is not among the `known` ones."""
+    return UsageError(f"unknown backend {name!r}{among(name, known)}", fix="orchestrate providers")
+
+
 @cache
 def _plugged(kind: str) -> Profile:
     point = plug_ins().get(kind)
     if point is None:
-        known = [*kinds(), *described(), *places()]
-        raise UsageError(
-            f"unknown backend {kind!r}{among(kind, known)}",
-            fix="orchestrate providers",
-        )
+        raise unknown_backend(kind, [*kinds(), *described(), *places()])
     try:
         found = point.load()
     except Exception as error:

@@ -16,8 +16,9 @@ from orchestrate.profile import (
     plug_ins,
     profile,
     session_hosts,
+    unknown_backend,
 )
-from orchestrate.text import among, meant
+from orchestrate.text import meant
 
 if TYPE_CHECKING:
     from orchestrate.data.rules import RowTarget
@@ -77,10 +78,7 @@ def chosen(settings: Settings, wanted: str | Sequence[str]) -> list[str]:
     there = known(settings)
     selected = [n.strip() for n in (wanted.split(",") if isinstance(wanted, str) else wanted) if n.strip()]
     if unknown := [name for name in selected if name not in there]:
-        raise UsageError(
-            f"unknown backend {unknown[0]!r}{among(unknown[0], there)}",
-            fix="orchestrate providers",
-        )
+        raise unknown_backend(unknown[0], there)
     if not selected:
         raise UsageError(f"specify a backend; known: {', '.join(there)}")
     return list(dict.fromkeys(selected))

@@ -19,6 +19,7 @@ from orchestrate.commands.terminal.console import note, orchestrator, out, print
 from orchestrate.commands.terminal.options import default_command
 from orchestrate.core import days
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
+from orchestrate.profile import unknown_backend
 from orchestrate.settings import (
     config,
     forget_in_keyring,
@@ -30,7 +31,7 @@ from orchestrate.settings import (
     write_keyring,
 )
 from orchestrate.settings.hosts import Pins, origin
-from orchestrate.text import among, meant
+from orchestrate.text import meant
 from orchestrate.types import Feature
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def keys_trust(
         )
     known = settings.host(name)
     if name not in settings.hosts:
-        raise UsageError(f"unknown backend {name!r}{among(name, settings.hosts)}")
+        raise unknown_backend(name, settings.hosts)
     if known.api_key is None:
         raise MissingKey(name, known.key_variable or "")
     url = host or known.base_url

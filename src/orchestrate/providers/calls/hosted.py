@@ -416,7 +416,7 @@ class Wire:
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
         """Make a request as `read` does, but without retries. Use this for requests that are not idempotent
-        but do little harm if they are sent twice, such as uploading a part."""
+        but do little harm if they are sent twice, or if the caller repeats them itself."""
         try:
             answer = call()
         except OrchestrateError:
