@@ -151,11 +151,12 @@ class Child:
 
     def words(self) -> str:
         """Return the end of the process's stderr."""
-        if self._words is None or self._words.closed:
-            return ""
-        size = self._words.seek(0, os.SEEK_END)
-        self._words.seek(max(0, size - TAIL_BYTES))
-        return self._words.read().decode(errors="replace").strip()
+        with self._closing:
+            if self._words is None or self._words.closed:
+                return ""
+            size = self._words.seek(0, os.SEEK_END)
+            self._words.seek(max(0, size - TAIL_BYTES))
+            return self._words.read().decode(errors="replace").strip()
 
     # -- ending --------------------------------------------------------------------------------------------
 
@@ -181,7 +182,7 @@ class Child:
         if self._reader.is_alive():
             self._put(b"")
         if self._words is not None:
-            with self._closing:  # two threads may close it at once: its last user, and who saw it end
+            with self._closing:  # its last user may close it while another thread reads why it ended
                 self._words.close()
 
     def _ended(self) -> Ended:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +82,27 @@ def test_silence_ends_at_the_limit_with_all_that_was_started(tmp_path: Path) -> 
             one.ask({"long": "x" * (1 << 20)}, seconds=0.1)
     assert one.process.returncode == -signal.SIGKILL
     until(lambda: started(int(file.read_text())) is None)
+
+
+def test_its_last_words_are_asked_for_while_it_is_closed() -> None:
+    """By the thread that sends, say, which sees the end while another closes it."""
+    one, failed, over = running("import sys; sys.exit(3)"), list[Exception](), threading.Event()
+
+    def ask() -> None:
+        try:
+            while not over.is_set():
+                one.words()
+        except Exception as error:  # noqa: BLE001  told below
+            failed.append(error)
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    one.close()
+    over.set()
+    for thread in asking:
+        thread.join()
+    assert failed == [] and one.words() == ""
 
 
 def test_what_has_left_the_group_holds_nobody_up() -> None:
