@@ -92,7 +92,7 @@ def test_its_last_words_are_asked_for_while_it_is_closed() -> None:
         try:
             while not over.is_set():
                 one.words()
-        except Exception as error:  # noqa: BLE001  told below
+        except Exception as error:
             failed.append(error)
 
     asking = [threading.Thread(target=ask) for _ in range(3)]
