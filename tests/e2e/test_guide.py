@@ -58,7 +58,7 @@ STEPS: list[tuple[str, str]] = [
     ("orchestrate check small.yaml", "dedicated GPUs"),
     ("orchestrate submit small.yaml --provider local --watch --yes", "succeeded"),
     (
-        "orchestrate eval RUN --metric exact_match --metric token_f1 --on here --base-precision both"
+        "orchestrate eval RUN --metrics exact_match,token_f1 --on here --base-precision both"
         " --max-tokens 8 --yes",
         "loading the adapter took",
     ),
