@@ -32,7 +32,7 @@ def _sign(found: re.Match[str]) -> str:
 
 
 def inert_json(text: str) -> str:
-    """Escape the characters that `inert` replaces in JSON text, without changing its meaning."""
+    """Escape, in JSON text, the characters that `inert` would replace. The parsed value stays the same."""
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

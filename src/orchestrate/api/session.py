@@ -11,7 +11,7 @@ from orchestrate.types import Run
 
 
 class AsyncTrainingSession(Threaded[TrainingSession]):
-    """`TrainingSession` for asyncio, with the same members. The results of `futures` can be passed to
+    """`TrainingSession` for asyncio, with the same members. To await what `futures` returns, pass it to
     `asyncio.wrap_future`."""
 
     async def __aenter__(self) -> Self:

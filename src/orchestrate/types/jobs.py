@@ -92,7 +92,7 @@ OWN_LOOP = "(your own loop)"
 
 
 class JobHandle(Record, frozen=True, kw_only=True):
-    """The data needed to query a backend about one job again."""
+    """The data needed to look up a job on its backend later."""
 
     provider: str
     job_id: str

@@ -143,7 +143,10 @@ class KeyScope:
         ),
     ] = None
     budget: Annotated[
-        str | None, typer.Option("--budget", metavar="USD", help="Cost limit for all jobs of the key.")
+        str | None,
+        typer.Option(
+            "--budget", metavar="USD", help="Total cost limit for all jobs submitted with this key."
+        ),
     ] = None
     per_minute: Annotated[int | None, typer.Option(min=1, help="Maximum requests per minute.")] = None
     concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum number of open jobs.")] = None

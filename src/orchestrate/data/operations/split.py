@@ -372,7 +372,7 @@ _FEWEST = 100
 """Minimum number of groups for stopping at the first seed that fits. With fewer groups, all seeds are
 compared, because a single row is a large share of a split."""
 _NEAR = 0.01
-"""Maximum deviation from the requested shares at which a seed fits, as a fraction of the rows."""
+"""Largest deviation from the requested shares, as a fraction of the rows, for a seed to be accepted."""
 _STILL_NEAR = 0.03
 """Maximum deviation from the requested shares, as a fraction of the rows, at which the seed of an earlier
 split into the same folder is reused."""

@@ -174,7 +174,7 @@ def implicit(row: dict[str, Any]) -> Pair:
 
 
 def alpaca(row: dict[str, Any]) -> Pair:
-    """Read an instruction with its input, or a question with its context, and two answers."""
+    """Read two answers and their prompt: an instruction with its input, or a question with its context."""
     question, wrong = instructed(row) if isinstance(row.get("instruction"), str) else questioned(row)
     return (None, [wrong]) if wrong is not None else _answered(row, [message("user", question)], [])
 

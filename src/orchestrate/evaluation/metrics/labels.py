@@ -67,8 +67,8 @@ class F1:
         return [Mark(right(self.labels, item, answer)) for item, answer in pairs]
 
     def parts(self, item: Item, answer: Answer, mark: Mark) -> Totals | None:
-        """Return the answer's label counts in one list: first each label's correct count, then each label's
-        expected count, then each label's given count."""
+        """Return the answer's label counts as one flat list: correct counts for all labels, then expected
+        counts, then predicted counts."""
         del mark
         count = len(self.labels.names)
         found = [0.0] * (3 * count)

@@ -245,7 +245,7 @@ def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Settin
     name, asked, reason = "min_processes", least, None
     if least is not None:
         if not groups:
-            reason = "at this place, all processes of a run are on one machine and end together"
+            reason = "all processes of a run share one machine here, and are shut down together"
         elif processes == 1 or least > processes:
             reason = (
                 f"the run has {count(processes, 'process', 'processes')}. Set processes to a higher number"

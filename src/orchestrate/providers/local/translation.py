@@ -138,8 +138,8 @@ def of_machine(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def device_of(spec: JobSpec, options: Mapping[str, Any]) -> str:
-    """Return the device on which the run is expected to train, from the spec, the configuration and this
-    machine."""
+    """Predict the device on which the run will train, based on the spec, the configuration and this machine's
+    hardware."""
     asked = spec.provider_options.get("local", {}).get("device") or options.get("device")
     return engines.expected_device(asked or ("cuda" if options.get("gpu_memory_gib") is not None else None))
 
