@@ -83,10 +83,10 @@ class Attempt(Record, frozen=True, kw_only=True):
 
 
 class Claim:
-    """The claim of one attempt on its run. The newest attempt owns the run.
+    """A lease that gives one attempt ownership of its run. The newest attempt owns the run.
 
-    A worker stops itself when it finds a newer attempt. A second worker that is started by mistake therefore
-    costs a few minutes, but never trains the run a second time.
+    A worker stops when it finds a newer attempt. Starting a second worker by mistake therefore wastes a few
+    minutes, but never trains the model twice.
     """
 
     def __init__(self, stored: StoredRun, under: str | None = None) -> None:

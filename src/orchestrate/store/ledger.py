@@ -1,10 +1,9 @@
 """The ledger: the total cost of everything in a store, and the check that further costs fit the budget and
 limits.
 
-Before Orchestrate sends anything that may cost money, it reserves the maximum cost here. This applies to new
-runs, raised limits, new or changed deployments, and requests for answers. The transaction that records them
-also makes the reservation, and the actual bill replaces it. A reservation is released only if it is proven
-that nothing was billed.
+Before Orchestrate sends anything that may cost money (a new run, a raised limit, a new or changed deployment,
+a request for answers), it reserves the maximum cost in the transaction that records the operation. The actual
+bill replaces the reservation later. A reservation is released only if it is certain that nothing was billed.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class EvaluationOrder:
     skip_failed: bool = False
     """True to count questions that get no answer as failed, and continue."""
     parity: bool = False
-    """True to test whether the other models can replace the model `against`."""
+    """True to test whether each of the other models can replace the reference model (`against`)."""
 
 
 class PreparedEvaluation:
