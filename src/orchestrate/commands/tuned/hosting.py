@@ -158,7 +158,7 @@ def deploy(
         record = deployment.record
         if show := for_people(out.print):
             show(f"{record.host_id}  {record.raw_state}  {record.model or ''}")
-            note(f"to take the deployment down: orchestrate undeploy {run}" + (f" --at {to}" if to else ""))
+            note(f"to take it down: orchestrate undeploy {run}" + (f" --at {to}" if to else ""))
         proof = None
         if prove:
             proof, why = serving.prove_deployed(ft, handle, deployment, wait)
