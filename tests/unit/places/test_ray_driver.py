@@ -348,7 +348,7 @@ def test_elsewhere_the_processes_are_on_one_machine(tmp_path: Path) -> None:
     with worlds.hugging_face(tmp_path) as world:
         asked = spec(tmp_path).model_copy(update={"provider_options": {"hf-jobs": {"min_processes": 1}}})
         [row] = world.provider(tmp_path).translate(asked).refused
-        assert "on one machine" in str(row.rule)
+        assert "share one machine" in str(row.rule)
 
 
 def test_a_value_with_the_sign_of_a_variable_reaches_the_worker(
