@@ -198,8 +198,11 @@ def _is_path(name: str) -> bool:
 
 def _not_offered(model: Model, name: str, provider: str) -> SpecError:
     near = [m.name for m in alternatives(model, provider)]
-    what = f"Most similar models that it can fine-tune: {', '.join(near)}"
-    there = what if near else f"It fine-tunes: {_offers(provider)}"
+    there = (
+        f"Most similar models that it can fine-tune: {', '.join(near)}"
+        if near
+        else f"It fine-tunes: {_offers(provider)}"
+    )
     return SpecError(
         f"{provider} cannot fine-tune {model.name}. {there}",
         fix=f"list its models with: orchestrate models --provider {provider}. To name one model per "

@@ -39,25 +39,25 @@ class Head:
         dashboard, gcs, client = map(str, self.ports)
         command = ["--head", f"--num-cpus={self.cpus}", f"--port={gcs}", f"--ray-client-server-port={client}"]
         command += ["--include-dashboard=true", f"--dashboard-port={dashboard}"]
-        self.process = self._started("head", command)
+        agent = own_port()
+        self.process = self._started("head", command, agent)
         # No job is accepted before a node's agent is there, which starts after the dashboard.
         wait(lambda: self._answers(f"{self.address}/api/jobs/"))
-        wait(lambda: self._answers(f"http://127.0.0.1:{self.agent}/api/local_raylet_healthz"))
+        wait(lambda: self._answers(f"http://127.0.0.1:{agent}/api/local_raylet_healthz"))
 
     def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
         """One more, as another machine would be."""
         gcs = f"--address=127.0.0.1:{self.ports[1]}"
-        self.nodes.append(self._started("node", [gcs, f"--num-cpus={cpus}"]))
+        self.nodes.append(self._started("node", [gcs, f"--num-cpus={cpus}"], own_port()))
         return self.nodes[-1]
 
-    def _started(self, name: str, more: list[str]) -> subprocess.Popen[bytes]:
+    def _started(self, name: str, more: list[str], agent: int) -> subprocess.Popen[bytes]:
         env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         env |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
         # A node that is gone is one after a few seconds.
         env |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "20"}
         # Ray's own choice of ports for workers would be among those of `own_port`.
-        self.agent = own_port()
-        ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={self.agent}"]
+        ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={agent}"]
         # Nothing scales this cluster, and what its processes print is in their own files.
         ports += ["--no-monitor", "--include-log-monitor=false"]
         command = [RAY, "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats"]

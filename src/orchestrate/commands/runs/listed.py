@@ -103,12 +103,12 @@ def runs(  # noqa: PLR0913  each is an option
 
 def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool) -> str:
     least = "at least " if _MOST_ELSEWHERE in (elsewhere, kept) else ""
-    if elsewhere:
-        others, command = count(elsewhere, "sandbox run"), "orchestrate runs --sandbox"
-        return f"no runs except {least}{others}. To list them: {command}"
-    if kept:
-        others, command = count(kept, "archived run"), "orchestrate runs --archived"
-        return f"no runs except {least}{others}. To list them: {command}"
+    for number, kind, lister in (
+        (elsewhere, "sandbox run", "orchestrate runs --sandbox"),
+        (kept, "archived run", "orchestrate runs --archived"),
+    ):
+        if number:
+            return f"no runs except {least}{count(number, kind)}. To list them: {lister}"
     if provider is None and not narrowed:
         return "no runs yet. To submit one: orchestrate submit"
     guess = meant(provider, completing.backend("")) if provider else ""

@@ -132,18 +132,24 @@ class UrlPlace:
     def _prompt(self, probe: Probe) -> PromptView:
         tools = {"tools": list(probe.tools)} if probe.tools else {}
         asked = {"model": self.model, "messages": list(probe.messages), **tools}
-        view = None
+        return self._tokenized(asked) or self._counted(asked)
+
+    def _tokenized(self, asked: dict[str, Any]) -> PromptView | None:
+        """Ask for the token ids. Returns `None` if the server has no route for that, as behind a gateway."""
         if self.engine in ("vLLM", "orchestrate"):
-            view = self._ids("/tokenize", {**asked, "add_generation_prompt": True})
-        elif self.engine == "llama.cpp":
-            rendered = self._post("/apply-template", asked)
-            if rendered.status_code == 200:
-                text = self._body(rendered).get("prompt")
-                view = self._ids("/tokenize", {"content": text, "add_special": True, "parse_special": True})
-            elif rendered.status_code not in _NO_ROUTE:
-                view = PromptView(refused=_message(rendered))
-        if view is not None:
-            return view
+            return self._ids("/tokenize", {**asked, "add_generation_prompt": True})
+        if self.engine != "llama.cpp":
+            return None
+        rendered = self._post("/apply-template", asked)
+        if rendered.status_code in _NO_ROUTE:
+            return None
+        if rendered.status_code != 200:
+            return PromptView(refused=_message(rendered))
+        text = self._body(rendered).get("prompt")
+        return self._ids("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+
+    def _counted(self, asked: dict[str, Any]) -> PromptView:
+        """Read the number of prompt tokens from the usage of a completion."""
         done = self._post("/v1/chat/completions", {**asked, "max_tokens": 1, "temperature": 0})
         if done.status_code != 200:
             return PromptView(refused=_message(done))
@@ -152,7 +158,6 @@ class UrlPlace:
         return PromptView(count=counted if isinstance(counted, int) else None)
 
     def _ids(self, path: str, body: dict[str, Any]) -> PromptView | None:
-        """Return the token ids, or `None` if the server has no such route, as behind a gateway."""
         done = self._post(path, body)
         if done.status_code in _NO_ROUTE:
             return None

@@ -552,7 +552,7 @@ class GatewayKeys:
 
     def revoke(self, name: str, at: datetime, *, by: str, opens: str | None = None) -> GatewayKey:
         """Revoke a key. `by` is the user's name in the log. With `opens`, only a key for that kind of server
-        is revoked. Raises `UsageError` if there is no such key."""
+        is revoked. Raises `UsageError` if no key matches."""
         table = schema.gateway_keys
         with self._db.writing() as connection:
             known = self._named(connection, name)
