@@ -49,7 +49,15 @@ def hosted(gateway: Gateway) -> str:
         assert caught.value.code == "model_not_deployed"
     found = gateway.ft.store.gateway_jobs.get(job.id)
     assert found is not None and found.run_id is not None
-    gateway.ft.run(found.run_id).deploy(accept_unknown_price=True)
+    run = gateway.ft.run(found.run_id)
+    run.deploy(accept_unknown_price=True)
+    host = capability(gateway.ft.provider(run.record.provider), Deploys)
+
+    def ready() -> bool:
+        endpoint = host.endpoint(run.record.handle)
+        return endpoint is not None and endpoint.state == READY
+
+    until(ready)
     return name
 
 
