@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.local import Generator
 from orchestrate.local.model import precision
-from orchestrate.local.model.loading import DTYPES
+from orchestrate.local.model.loader import DTYPES
 from orchestrate.types import Message
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from measured_on import Meter, about, write
 from openai import OpenAI
 
 from orchestrate import Orchestrator, sandbox
-from orchestrate.migration import importing
+from orchestrate.migration import account_import
 from orchestrate.settings import config
 
 MODEL = "gpt-4.1-mini-2025-04-14"
@@ -37,9 +37,9 @@ def fill(running: Any, jobs: int) -> None:
     running.skip(1e6)
 
 
-def timed(ft: Orchestrator, details: bool) -> tuple[dict[str, float], importing.AccountImport]:
+def timed(ft: Orchestrator, details: bool) -> tuple[dict[str, float], account_import.AccountImport]:
     begun = Meter.now()
-    found = importing.take(ft, "openai", every=True, details=details)
+    found = account_import.take(ft, "openai", every=True, details=details)
     return begun.took(), found
 
 

@@ -40,7 +40,7 @@ from transformers import (
 from orchestrate.http.web import free_port
 from orchestrate.serving import engines
 from orchestrate.serving.export.forms import WeightOptions, export
-from orchestrate.serving.server.running import ServerSettings, serve
+from orchestrate.serving.server.server_process import ServerSettings, serve
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.store import Store
 

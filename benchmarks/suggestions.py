@@ -19,7 +19,7 @@ from typing import Any
 from orchestrate import Orchestrator
 from orchestrate.evaluation.learning_curve import Gain, measured_gain
 from orchestrate.runs import watch
-from orchestrate.runs.sweep import searching, space
+from orchestrate.runs.sweep import space, sweeps
 from orchestrate.runs.sweep.curve import measured_points, seeded
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
@@ -48,8 +48,8 @@ def trained(
 ) -> list[tuple[Settings, list[Trial]]]:
     """Trials of each combination, once for every seed."""
     asked = JobSpec.parse(space.applied(spec, fixed))
-    search = searching.begin(
-        ft, asked, [MACHINE], searching.SweepOrder(space=seeded(varied, seeds), max_parallel=6)
+    search = sweeps.begin(
+        ft, asked, [MACHINE], sweeps.SweepOrder(space=seeded(varied, seeds), max_parallel=6)
     )
     carried = Searching(ft, search)
     carried.run(watch.watcher(ft).turn, threading.Event())

@@ -200,7 +200,7 @@ def pythons(args: argparse.Namespace, case: Case, seed: int) -> dict[str, str]:
 
 
 def contend(python: str, name: str, work: Work, case: Case) -> dict[str, Any] | None:
-    from orchestrate.local.run.launching import worker_environment
+    from orchestrate.local.run.launcher import worker_environment
 
     own = worker_environment(work.threads)
     env = own if name in OWN else {**os.environ, **{k: own[k] for k in own if k.endswith("_CACHE_CAPACITY")}}

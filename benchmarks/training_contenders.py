@@ -437,7 +437,7 @@ def judge(work: Work, adapters: list[str]) -> list[float]:
     from orchestrate.local.encoding.encoded import EncodedRows, encode_file
     from orchestrate.local.job import Preferences
     from orchestrate.local.model.loaded import Loaded, OutputHead
-    from orchestrate.local.model.loading import load_base, load_tokenizer
+    from orchestrate.local.model.loader import load_base, load_tokenizer
     from orchestrate.local.objectives.base import Objective
     from orchestrate.local.objectives.dpo import PairObjective, preference_of, with_reference
 

@@ -84,8 +84,8 @@ def writing() -> Path:
     from playwright.sync_api import sync_playwright
 
     from orchestrate.evaluation.review.server import serving
-    from orchestrate.evaluation.review.writing import RowDraft
-    from orchestrate.runs.evaluation import writing as rows
+    from orchestrate.evaluation.review.written_rows import RowDraft
+    from orchestrate.runs.evaluation import writing_reviews as rows
 
     path = IMAGES / "writing.png"
     asked = ("Where is my parcel?", "Can I pay later?", "The lamp is broken.", "How do I close my account?")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from orchestrate import costing
 from orchestrate.costing import Rate, gpu_memory_gb
-from orchestrate.local.plan import fitting, throughput
+from orchestrate.local.plan import memory_fit, throughput
 from orchestrate.types import MemoryPlan
 
 PAGE = Path(__file__).with_name("scaling.md")
@@ -69,7 +69,7 @@ def plan(model: str, adapter: str, gpu: str, processes: int = 1) -> MemoryPlan:
     }
     size = gpu_memory_gb(gpu)
     assert size is not None, gpu
-    found = fitting.of_job("a/model", body, billions=MODELS[model], gpu_bytes=int(size * 1e9))
+    found = memory_fit.of_job("a/model", body, billions=MODELS[model], gpu_bytes=int(size * 1e9))
     assert found is not None
     return found
 

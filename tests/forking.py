@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 
 from tests.paths import ROOT
 
-from orchestrate.local.run.launching import worker_environment
+from orchestrate.local.run.launcher import worker_environment
 
 WARM = {"commands": "tests.warm", "engines": "tests.warm_engines", "engines again": "tests.warm_engines"}
 """What the process has imported from which the forks of a kind are made. Sets have another order in those of
@@ -45,7 +45,7 @@ FORKED = {
     "orchestrate.local.run.worker": "engines",
     "orchestrate.local.sessions.process": "engines",
     "orchestrate.local.weights.conversion": "engines",
-    "orchestrate.local.weights.naming": "engines",
+    "orchestrate.local.weights.module_names": "engines",
     "orchestrate.local.weights.worker": "engines",
     "orchestrate.runs.watch": "commands",
     "tests.command": "commands",

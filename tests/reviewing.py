@@ -10,7 +10,7 @@ from typing import Literal
 from orchestrate.core.files import private_folder
 from orchestrate.evaluation import Answer, Item, ScoredItem, item_id
 from orchestrate.evaluation import review as tasks
-from orchestrate.evaluation.review.desk import ReviewSession
+from orchestrate.evaluation.review.session import ReviewSession
 from orchestrate.store.store import Store
 from orchestrate.types import Message, Review, Rubric
 

@@ -14,7 +14,7 @@ from langdetect.detector_factory import init_factory  # noqa: E402
 
 from orchestrate.costing import built_in  # noqa: E402
 from orchestrate.data.rows.content import candidates  # noqa: E402
-from orchestrate.data.tokens.counting import batch_counter  # noqa: E402
+from orchestrate.data.tokens.counters import batch_counter  # noqa: E402
 from orchestrate.store.database import sqlite_tables  # noqa: E402
 
 for _name in (
@@ -63,7 +63,7 @@ for _name in (
     "orchestrate.providers.registry",
     "orchestrate.providers.together.provider",
     "orchestrate.providers.together.sessions",
-    "orchestrate.runs.preparing.quoting",
+    "orchestrate.runs.preparing.pricing",
     "orchestrate.reports",
     "orchestrate.reports.quotes",
     "orchestrate.runs.data.files",

@@ -16,7 +16,7 @@ from tests import forking
 
 from orchestrate.core.files import PRIVATE_UMASK
 from orchestrate.local import RunDir
-from orchestrate.local.run.launching import start_worker, worker_environment
+from orchestrate.local.run.launcher import start_worker, worker_environment
 
 THREADS = 1
 

@@ -96,7 +96,7 @@ class SandboxParts(OpenedParts):
             return super().provider(name)
 
     def _enter(self) -> None:
-        from orchestrate.sandbox.joining import home_of, joined
+        from orchestrate.sandbox.connection import home_of, joined
         from orchestrate.sandbox.starts import last_start
 
         home = home_of(self.settings)

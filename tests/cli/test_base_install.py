@@ -19,11 +19,11 @@ EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
 BARE = f"""
 import json, os, sys
 sys.modules.update(dict.fromkeys({EXTRAS}))
-import orchestrate.data.operations.check, orchestrate.runs.preparing.quoting, orchestrate.api.orchestrator
+import orchestrate.data.operations.check, orchestrate.runs.preparing.pricing, orchestrate.api.orchestrator
 import orchestrate.spec.specfile
 import orchestrate.store.store
 from orchestrate.costing import built_in
-from orchestrate.data.tokens.counting import batch_counter
+from orchestrate.data.tokens.counters import batch_counter
 from orchestrate.cli import main
 built_in()
 for vocabulary in ("o200k_base", "qwen3.5"):

@@ -13,7 +13,7 @@ from tests.paths import BUNDLED
 from orchestrate import Orchestrator
 from orchestrate.data.operations.mix import open_mix
 from orchestrate.runs.sweep import curve as curves
-from orchestrate.runs.sweep import searching
+from orchestrate.runs.sweep import sweeps
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings import config
@@ -96,9 +96,9 @@ def test_a_curve_whose_limit_comes_midway_says_so_and_goes_on_with_more(
     with running(home=tmp_path / "hosts", train=False, speed=100, waits=Durations(file=0)) as hosts:
         env = cli_env | hosts.env
         with Orchestrator(config.load(env=env, cwd=tmp_path)) as ft:
-            order = searching.SweepOrder(space=curves.space_of(shares, 1))
-            search = searching.begin(ft, JobSpec.load(spec), ["fireworks"], order)
-            price = searching.price(ft, search)
+            order = sweeps.SweepOrder(space=curves.space_of(shares, 1))
+            search = sweeps.begin(ft, JobSpec.load(spec), ["fireworks"], order)
+            price = sweeps.price(ft, search)
             assert price.expected_usd < price.high_usd
             done = cli(*words, "--max-cost", str(price.expected_usd), **hosts.env)
             assert done.code == 1 and "the sweep's remaining limit" in done.err, done.err

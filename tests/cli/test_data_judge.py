@@ -14,7 +14,7 @@ import pytest
 from tests.chat_host import ChatHost, chat_host
 from tests.cli.conftest import Cli
 
-from orchestrate.runs.evaluation.judging import JudgeReport
+from orchestrate.runs.evaluation.judges import JudgeReport
 
 RUBRIC = "guide: The longer the better.\ncriteria: [{name: length, scale: 5}]\n"
 PRICED = "gpt-4.1-mini"

@@ -23,8 +23,8 @@ from orchestrate.data import Dataset
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.review.rows import FromReview, Imported
-from orchestrate.evaluation.review.writing import WritingResult
-from orchestrate.runs.evaluation import reviewing
+from orchestrate.evaluation.review.written_rows import WritingResult
+from orchestrate.runs.evaluation import reviews
 from orchestrate.settings import config
 from orchestrate.store.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed
@@ -139,13 +139,13 @@ def test_pairs_from_the_page_to_training_rows(
     wrong = cli("data", "from-review", told["review"], "-o", "x.jsonl", "--as", "rft")
     assert wrong.code == 2
     with Orchestrator(config.load(home=tmp_path / "home")) as ft:  # goes on, unless it is told not to
-        same = reviewing.opened(ft, [run_id])
+        same = reviews.opened(ft, [run_id])
         assert same.review.id == told["review"] and same.done() == {"ann": 3, "bo": 3}
-        with reviewing.serving(same, raters=["bo", "cy"]) as page:
+        with reviews.serving(same, raters=["bo", "cy"]) as page:
             old, new = told["links"]["bo"].split("/")[-2], page.links["bo"].split("/")[-2]
             assert old == new and list(page.links) == ["bo", "cy"]  # a link stays the same
-        order = reviewing.ReviewOrder(new=True, items=2, against="base")
-        other = reviewing.opened(ft, [run_id], order)
+        order = reviews.ReviewOrder(new=True, items=2, against="base")
+        other = reviews.opened(ft, [run_id], order)
         assert other.review.id != told["review"] and other.review.items == 2
 
 
@@ -207,7 +207,7 @@ def test_what_cannot_be_reviewed_is_told(
         Orchestrator(config.load(home=tmp_path / "home")) as ft,
         pytest.raises(UsageError, match=words),
     ):
-        reviewing.opened(ft, [run_id], reviewing.ReviewOrder(**order))
+        reviews.opened(ft, [run_id], reviews.ReviewOrder(**order))
 
 
 def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
@@ -219,30 +219,30 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
         done = cli("review", *arguments)
         assert done.code == 2 and words in done.err, (arguments, done.err)
     with Orchestrator(config.load(home=tmp_path / "home")) as ft:
-        desk = reviewing.opened(ft, [run_id])
+        desk = reviews.opened(ft, [run_id])
         for file, rater, words in (
             ("sheet.csv", None, "for one rater"),
             ("sheet.xlsx", "a", "use .csv for a spreadsheet to fill in, or .jsonl for the ratings"),
             ("rated.jsonl", None, "no ratings yet"),
         ):
             with pytest.raises(UsageError, match=words):
-                reviewing.export(ft, desk, tmp_path / file, rater)
+                reviews.export(ft, desk, tmp_path / file, rater)
         with pytest.raises(UsageError, match="no review matches rev-none"):
-            reviewing.opened(ft, ["rev-none"])
+            reviews.opened(ft, ["rev-none"])
         (tmp_path / "items.jsonl").unlink()
         with pytest.raises(DataError, match="cannot find the answers:"):
-            reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True))
+            reviews.opened(ft, [run_id], reviews.ReviewOrder(new=True))
 
 
 def test_nobody_knows_the_sides_beforehand(run_id: str, tmp_path: Path) -> None:
     """Who knows the tool, the rows and the rater's name can't tell whose answer stands left."""
     with Orchestrator(config.load(home=tmp_path / "home")) as ft:
-        made = [reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True)).review for _ in range(4)]
+        made = [reviews.opened(ft, [run_id], reviews.ReviewOrder(new=True)).review for _ in range(4)]
         assert len({review.seed for review in made}) == 4
-        chosen = reviewing.opened(ft, [run_id], reviewing.ReviewOrder(new=True, seed=7)).review
+        chosen = reviews.opened(ft, [run_id], reviews.ReviewOrder(new=True, seed=7)).review
         assert chosen.seed == 7
-        assert reviewing.opened(ft, [run_id]).review.id == chosen.id, "without a seed any of them goes on"
-        again = reviewing.opened(ft, [run_id], reviewing.ReviewOrder(seed=made[0].seed)).review
+        assert reviews.opened(ft, [run_id]).review.id == chosen.id, "without a seed any of them goes on"
+        again = reviews.opened(ft, [run_id], reviews.ReviewOrder(seed=made[0].seed)).review
         assert again.id == made[0].id
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from orchestrate.commands.terminal.waiting import EVERY_S, SHOWN_AFTER_S, Bars
+from orchestrate.commands.terminal.progress import EVERY_S, SHOWN_AFTER_S, Bars
 from orchestrate.core.underway import BYTES, heard_by, work
 
 

@@ -13,7 +13,7 @@ from tests.workers import Nursery
 
 from orchestrate import costing
 from orchestrate.api.orchestrator import Orchestrator
-from orchestrate.runs.preparing import quoting
+from orchestrate.runs.preparing import pricing
 from orchestrate.sandbox import running
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
@@ -40,7 +40,7 @@ def test_three_hosts(tmp_path: Path, nursery: Nursery) -> None:
     with running(start=nursery.start) as box:
         settings = config.load(env={**os.environ, **box.env}, home=tmp_path / "home")
         with Orchestrator(settings) as ft:
-            live = {p.provider: p for p in quoting.live_prices(ft, ft.prepare(spec, HOSTS))}
+            live = {p.provider: p for p in pricing.live_prices(ft, ft.prepare(spec, HOSTS))}
             runs = [ft.submit(spec, name).id for name in HOSTS]
             deadline = time.monotonic() + 400
             while any(ft.store.runs.get(id).bill is None for id in runs) and time.monotonic() < deadline:

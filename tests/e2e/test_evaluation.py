@@ -16,7 +16,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation import regression
 from orchestrate.evaluation.evaluate import read_items
 from orchestrate.local import Generator
-from orchestrate.local.model.loading import DTYPES
+from orchestrate.local.model.loader import DTYPES
 from orchestrate.reports.rows import contender_rows
 from orchestrate.runs.evaluation.held_out import report
 from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder

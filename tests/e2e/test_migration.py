@@ -12,7 +12,7 @@ from tests.paths import TINY
 from tests.workers import Nursery
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
-from orchestrate.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.migrations import TAG, MigrationOrder, PreparedMigration
 from orchestrate.migration.parity import Migration, PreparedProof, report
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations

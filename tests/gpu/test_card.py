@@ -25,7 +25,7 @@ from orchestrate.local.model import PACKAGES
 from orchestrate.local.model.shortcuts.probes import distance
 from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
-from orchestrate.local.run.launching import launch, resume
+from orchestrate.local.run.launcher import launch, resume
 from orchestrate.local.run.session import Session
 from orchestrate.local.speed import bench
 

@@ -19,7 +19,7 @@ PROCESSES = {
     "data/passes/__init__.py": "functions go to it by pickle",
     "local/machine.py": "asks nvidia-smi once",
     "local/objectives/__init__.py": "tries what the system allows, and asks nothing",
-    "local/run/launching.py": "a worker that outlives whoever started it",
+    "local/run/launcher.py": "a worker that outlives whoever started it",
     "local/run/parallel.py": "members of one training; they speak through torch",
     "local/run/__init__.py": "asks ps once",
     "local/speed/__init__.py": "a measurement in a process of its own, once",
@@ -34,16 +34,16 @@ CHILDREN = {
     "gateway/grader_trials.py": "a grader that a client sent",
     "local/answers/process.py": "in the child: answers of a model",
     "local/answers/worker.py": "the one client of a process that holds models",
-    "local/objectives/grading.py": "a grader, confined",
+    "local/objectives/graders.py": "a grader, confined",
     "local/run/helper.py": "in the child: ends with its parent",
     "local/sessions/process.py": "in the child: a training session",
     "local/weights/__init__.py": "conversion and merges",
-    "places/tether.py": "in the child: ends with its parent",
-    "places/kinds/_skypilot/asking.py": "SkyPilot, in its own environment",
+    "places/parent_watch.py": "in the child: ends with its parent",
+    "places/kinds/_skypilot/client.py": "SkyPilot, in its own environment",
     "runs/watching/channels.py": "ends the group of the user's own command",
     "serving/server/engine.py": "likewise: the error of its end",
     "serving/server/grammars.py": "a schema, compiled within bounds",
-    "local/session_server/desk.py": "likewise: the error of its end",
+    "local/session_server/service.py": "likewise: the error of its end",
 }
 """Who asks a child by the one protocol, or is one."""
 OPENS = re.compile(
@@ -93,7 +93,7 @@ PRICES = {
     "costing/ways.py": "which way of serving is cheaper",
     "reports/advice.py": "which offer is cheaper",
     "reports/quotes.py": "which quote is cheaper",
-    "runs/preparing/quoting.py": "a host's estimate against the quote, for a report",
+    "runs/preparing/pricing.py": "a host's estimate against the quote, for a report",
     "sandbox/together/host.py": "the stand-in's account has a limit of its own",
     "spec/methods.py": "what a number can be",
     "types/allowance.py": "hours, by the price of one",
@@ -105,12 +105,12 @@ CONSENT = {
     "paid/consent.py": "the one way, to a price",
     "commands/data/record.py": "to the terms of a model's host",
     "commands/evaluation/ab.py": "to what a missing outcome counts as",
-    "commands/runs/deleting.py": "to what cannot be undone",
+    "commands/runs/delete.py": "to what cannot be undone",
     "commands/runs/spending.py": "to an end of what bills",
-    "commands/setup/preparing.py": "to the address of a key",
+    "commands/setup/environment.py": "to the address of a key",
     "commands/terminal/console.py": "on a terminal, to what a script does unasked: ending or resuming a run",
     "commands/training/submit.py": "to a second run of the same",
-    "mcp/spending.py": "a no to what is put by it, ends included",
+    "mcp/spending_tools.py": "a no to what is put by it, ends included",
     "serving/agreements.py": "to a licence",
 }
 """Who refuses because nobody agreed."""
@@ -131,7 +131,7 @@ ARGUMENTS = {
     "local/speed/bench.py": "likewise",
     "sessions/worker.py": "likewise",
     "local/weights/conversion.py": "sets them for llama.cpp's converter",
-    "places/tether.py": "a process of its own, on another machine",
+    "places/parent_watch.py": "a process of its own, on another machine",
     "serving/llama_server.py": "sets them for llama.cpp's server",
 }
 """Who reads or sets the words that a process was started with."""

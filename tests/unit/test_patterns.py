@@ -16,7 +16,7 @@ from orchestrate import settings
 from orchestrate.data.rows import content
 from orchestrate.data.tokens import calls as notations
 from orchestrate.evaluation.metrics import structured
-from orchestrate.local.objectives import grading
+from orchestrate.local.objectives import graders
 
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
@@ -37,7 +37,7 @@ OWN = {
     "orchestrate.local.plan.memory": "target modules that the user names",
     "orchestrate.local.plan": "target modules that the user names",
     "orchestrate.core": "a field's name",
-    "orchestrate.places.kinds._skypilot.asking": "names of variables, of a file of its own",
+    "orchestrate.places.kinds._skypilot.client": "names of variables, of a file of its own",
     "orchestrate.providers.calls": "an escaped ref",
     "orchestrate.providers.compatible": "a pattern of the user's description of a host",
     "orchestrate.sandbox.fireworks": "an escaped pattern",
@@ -100,8 +100,8 @@ def test_no_pattern_takes_the_cube_of_a_text() -> None:
 
 def graded(text: str) -> None:
     grader = {"type": "string_check", "operation": "like", "input": text, "reference": "x"}
-    grading.refusal(grader, allow_code=False)
-    grading.fill(text.replace("}}", "}"), {}, {})
+    graders.refusal(grader, allow_code=False)
+    graders.fill(text.replace("}}", "}"), {}, {})
 
 
 @pytest.mark.parametrize(

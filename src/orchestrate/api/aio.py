@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrate.api.session import AsyncTrainingSession
     from orchestrate.costing import RateBook
     from orchestrate.evaluation.regression import Regression
-    from orchestrate.evaluation.review.desk import ReviewSession
+    from orchestrate.evaluation.review.session import ReviewSession
     from orchestrate.providers.base import Provider
     from orchestrate.reports import Comparison
     from orchestrate.sessions.session import TrainingSession

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from orchestrate.data import TrainingData
     from orchestrate.evaluation.judges.calibration import Calibration, JudgeReport
     from orchestrate.evaluation.regression import Regression
-    from orchestrate.evaluation.review.desk import ReviewSession
     from orchestrate.evaluation.review.results import ReviewResult
+    from orchestrate.evaluation.review.session import ReviewSession
     from orchestrate.providers.base import Progress
     from orchestrate.reports import Comparison
     from orchestrate.reports.advice import Advice, Needs
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.preparing.prepared import Prepared
     from orchestrate.runs.spending.accounts import SpendingReport
     from orchestrate.runs.spending.orphans import Orphan, OrphanReport
-    from orchestrate.runs.sweep.suggesting import Suggestion
+    from orchestrate.runs.sweep.suggestions import Suggestion
     from orchestrate.runs.syncing.sweep import SyncReport
     from orchestrate.sessions.session import TrainingSession
     from orchestrate.setup.backends import ModelChanges
@@ -140,9 +140,9 @@ class Orchestrator(Workspace):
         """Suggest a rank, alpha, learning rate, number of epochs and batch size on each backend for the
         spec's rows and model. Each value comes with a reason and a source. Reads the data. Works offline.
         Raises `DataError` for a file that cannot be read."""
-        from orchestrate.runs.sweep import suggesting
+        from orchestrate.runs.sweep import suggestions
 
-        return suggesting.suggest(self, _spec(spec), provider)
+        return suggestions.suggest(self, _spec(spec), provider)
 
     def check(self, spec: SpecGiven, provider: Backends = "all") -> Listing[Problem]:
         """List every reason why a backend would reject the spec or its data. Each entry names the affected
@@ -334,7 +334,7 @@ class Orchestrator(Workspace):
         `after` is the id of the last run of the previous page. Raises `UsageError` for an unknown status or
         sort key.
         """
-        from orchestrate.store.listing import RunQuery
+        from orchestrate.store.run_lists import RunQuery
 
         query = RunQuery(
             words=search,
@@ -473,46 +473,46 @@ class Orchestrator(Workspace):
     ) -> JudgeReport:
         """Rate training rows with a judge model and split them by score. Rows with a score of at least `keep`
         (0 to 1) are written to `output`. The other rows are written to a second file next to it. `terms`
-        contains the other fields of `orchestrate.runs.evaluation.judging.JudgeTerms`, such as `rubric`.
+        contains the other fields of `orchestrate.runs.evaluation.judges.JudgeTerms`, such as `rubric`.
         Raises `UsageError` if the judge was never calibrated against human ratings, `DataError` if its
         agreement with the human ratings is too low, and `OverBudget` if the next request could exceed the
         cost limit or the budget."""
         from orchestrate.runs.data import files as data
-        from orchestrate.runs.evaluation import judging
+        from orchestrate.runs.evaluation import judges
 
         target = data.beside(str(file), "judged.jsonl") if output is None else Path(output)
-        asked = judging.JudgeTerms(model=model, **terms)
-        with judging.prepared(self, str(file), target, asked, keep=keep) as prepared:
+        asked = judges.JudgeTerms(model=model, **terms)
+        with judges.prepared(self, str(file), target, asked, keep=keep) as prepared:
             return prepared.run()
 
     def calibrate(self, model: str, rated: str | Path, **terms: Any) -> Calibration:
         """Calibrate a judge against human ratings, from a file or a review id, and store how well it agrees
         with them. If the judge can't be used, the result's `unfit` field says why. `terms` is the same as for
         `judge`."""
-        from orchestrate.runs.evaluation import judging
+        from orchestrate.runs.evaluation import judges
 
-        return judging.calibrated(self, judging.JudgeTerms(model=model, rated=str(rated), **terms))
+        return judges.calibrated(self, judges.JudgeTerms(model=model, rated=str(rated), **terms))
 
     def review(self, runs: Sequence[RunHandle | str] | str = (), **order: Any) -> ReviewSession:
         """Open a review in which human raters compare the answers of these runs. With `evaluation`, they rate
         the answers of the evaluation with this id. Creates the review if it does not exist. To reopen a
-        specific review, pass its id instead of runs. `orchestrate.runs.evaluation.reviewing.serving` serves
-        the rating page. `order` contains the fields of `orchestrate.runs.evaluation.reviewing.ReviewOrder`.
+        specific review, pass its id instead of runs. `orchestrate.runs.evaluation.reviews.serving` serves
+        the rating page. `order` contains the fields of `orchestrate.runs.evaluation.reviews.ReviewOrder`.
         """
-        from orchestrate.runs.evaluation import reviewing
+        from orchestrate.runs.evaluation import reviews
 
         names = [runs] if isinstance(runs, str) else [r if isinstance(r, str) else r.id for r in runs]
-        return reviewing.opened(self, names, reviewing.ReviewOrder(**order))
+        return reviews.opened(self, names, reviews.ReviewOrder(**order))
 
     def rate(self, review: str, ratings: Sequence[Rating]) -> int:
         """Import ratings into a review and return how many were added. If any rating does not belong to the
         review, raises `UsageError` and imports none."""
-        from orchestrate.runs.evaluation import reviewing
+        from orchestrate.runs.evaluation import reviews
 
-        return reviewing.record(self, reviewing.opened(self, [review]), ratings)
+        return reviews.record(self, reviews.opened(self, [review]), ratings)
 
     def rated(self, review: str) -> ReviewResult:
         """Summarize a review's ratings so far: preferences with intervals, agreement and notes."""
-        from orchestrate.runs.evaluation import reviewing
+        from orchestrate.runs.evaluation import reviews
 
-        return reviewing.result(self, reviewing.opened(self, [review]))
+        return reviews.result(self, reviews.opened(self, [review]))

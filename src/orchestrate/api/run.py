@@ -32,15 +32,15 @@ class RunHandle(TrackedRun):
     ) -> DeploymentOffer:
         """Return the price and limits that `deploy` would apply with the same arguments, including limits set
         by an earlier call. Sends nothing. Raises the same errors as `deploy`."""
-        from orchestrate.runs.hosting import deploying
+        from orchestrate.runs.hosting import deployments
 
-        terms = deploying.DeployTerms(
+        terms = deployments.DeployTerms(
             options=options,
             max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
             max_hours=amount(max_hours, "max_hours", "hours"),
             accept_unknown_price=True,
         )
-        return deploying.offer(self._ws, self, to, terms)
+        return deployments.offer(self._ws, self, to, terms)
 
     def deploy(
         self,
@@ -68,9 +68,9 @@ class RunHandle(TrackedRun):
         and `accept_unknown_price` is not set. Raises `OutcomeUnknown` if the response was lost. To resolve
         this, call `sync` or repeat the call.
         """
-        from orchestrate.runs.hosting import deploying
+        from orchestrate.runs.hosting import deployments
 
-        terms = deploying.DeployTerms(
+        terms = deployments.DeployTerms(
             options=options,
             max_usd_per_hour=amount(max_usd_per_hour, "max_usd_per_hour"),
             max_cost_usd=amount(max_cost_usd, "max_cost_usd"),
@@ -78,7 +78,7 @@ class RunHandle(TrackedRun):
             accept_unknown_price=accept_unknown_price,
             made_by=made_by,
         )
-        record = deploying.deploy(self._ws, self, to, terms, progress)
+        record = deployments.deploy(self._ws, self, to, terms, progress)
         return DeploymentHandle(self._ws, record)
 
     def evaluate(

@@ -71,7 +71,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
     tokenizer: str | None = None
     """Name of the tokenizer or its family, such as o200k, qwen3.5 or llama-3. Defined in
-    `orchestrate.data.tokens.counting`."""
+    `orchestrate.data.tokens.counters`."""
     licence: str | None = None
     """The license's name on the Hub. `None` if the license is unknown or the weights are not available."""
     template: str | None = None

@@ -97,7 +97,7 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
     @property
     def tokenizer(self) -> str | None:
-        """The tokenizer's name in the catalog, as defined in `data.tokens.counting`."""
+        """The tokenizer's name in the catalog, as defined in `data.tokens.counters`."""
         return self.model.tokenizer if self.model else None
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrate import text
 from orchestrate.catalog import ModelOnHost
-from orchestrate.data.tokens import COVERAGE, counting
+from orchestrate.data.tokens import COVERAGE, counters
 from orchestrate.spec.specfile import template_text
 from orchestrate.types import Outcome, QuoteLine, Record, TokensFrom, Translation
 
@@ -326,7 +326,7 @@ def tokenizer_for(resolved: ModelOnHost, spec: JobSpec | None = None) -> str:
         # Earlier answers only get their own rows if they are trained. Otherwise, the setting has no effect.
         if chosen != "last" and (not isinstance(chosen, tuple) or "assistant" in chosen):
             chat["earlier_thinking"] = spec.method.earlier_thinking
-    return counting.for_model(
+    return counters.for_model(
         tokenizer=resolved.tokenizer, hub=resolved.hub, folder=resolved.folder, chat=chat
     )
 

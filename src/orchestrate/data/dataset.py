@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrate.data import opening
+from orchestrate.data import dataset_reader
 from orchestrate.data.facts import Facts, TokenCount, data_digest
 from orchestrate.data.rules import RowTarget
 
@@ -29,17 +29,19 @@ class Dataset(Facts):
 
         Raises `DataError` if the format of the file is unknown. Problems in individual rows don't raise an
         exception: they are collected in `problems`, and `examples` skips rows with errors."""
-        return cls.of(opening.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory))
+        return cls.of(
+            dataset_reader.open_counted(str(path), columns=columns, tokenizers=tokenizers, memory=memory)
+        )
 
     @classmethod
-    def of(cls, opened: opening.OpenedFile) -> Dataset:
+    def of(cls, opened: dataset_reader.OpenedFile) -> Dataset:
         """Build a dataset from a file that has already been read."""
         return cls(**vars(opened.facts))
 
     def tokens(self, tokenizer: str) -> TokenCount:
-        """Count tokens with the named tokenizer (see `data.tokens.counting`). The result is cached by
+        """Count tokens with the named tokenizer (see `data.tokens.counters`). The result is cached by
         digest."""
-        return opening.count_tokens(self, tokenizer)
+        return dataset_reader.count_tokens(self, tokenizer)
 
     def write(self, target: RowTarget, folder: Path, *, allow_loss: bool = False) -> Path:
         """Write the rows to `folder` in the target's format and return the file's path.
@@ -49,7 +51,7 @@ class Dataset(Facts):
         target rejects them, or if rows would lose content and `allow_loss` is not set."""
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
-            from orchestrate.data.writing import write_rows
+            from orchestrate.data.dataset_writer import write_rows
 
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(self, target, path, allow_loss=allow_loss)

@@ -12,7 +12,7 @@ from orchestrate.data.files.sources import source
 from orchestrate.data.passes.scan import ScanTask, ranges, read_rows
 from orchestrate.data.rows import Example, Kind
 from orchestrate.data.rows.traits import Picture
-from orchestrate.data.shapes.reading import ReadRow
+from orchestrate.data.shapes.row_reader import ReadRow
 from orchestrate.data.tokens import Remark
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, TokensFrom

@@ -18,7 +18,7 @@ from orchestrate.core.retries import Retry
 from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Answer, Item
-from orchestrate.paid.asking import Price, Question, Respondent, answer_of, one_at_a_time
+from orchestrate.paid.paid_requests import Price, Question, Respondent, answer_of, one_at_a_time
 from orchestrate.types import Contender, Likelihood, Message, Reply, Sampling
 from orchestrate.types.serving import AdapterCost
 

@@ -15,15 +15,15 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.core.files import whole
-from orchestrate.data.tokens.counting import batch_counter
+from orchestrate.data.tokens.counters import batch_counter
 from orchestrate.evaluation import Answer, Item, ScoredItem, digest_of, scoring, statistics
 from orchestrate.evaluation.contenders import Candidate, expected_likelihoods, in_precision
 from orchestrate.evaluation.metrics import Metric, PairMetric
 from orchestrate.evaluation.metrics.registry import needs
 from orchestrate.evaluation.scoring import Side
 from orchestrate.evaluation.verdict import Demand, points, require_decidable, verdicts
-from orchestrate.paid.asking import Asking
 from orchestrate.paid.journal import Unaccounted
+from orchestrate.paid.paid_requests import Asking
 from orchestrate.text import count, money
 from orchestrate.types import Contender, Difference, Evaluation, MetricUsed, Record, Sampling, decoding
 

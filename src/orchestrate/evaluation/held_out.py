@@ -23,7 +23,7 @@ from orchestrate.data.rows import (
 )
 from orchestrate.data.shapes import known
 from orchestrate.data.shapes.preferences import prompt_of
-from orchestrate.data.shapes.reading import parse, row_of, visible
+from orchestrate.data.shapes.row_reader import parse, row_of, visible
 from orchestrate.data.shapes.unread import UnreadColumn, note, with_own_text
 from orchestrate.data.tokens.answers import read_answer
 from orchestrate.errors import DataError, UsageError

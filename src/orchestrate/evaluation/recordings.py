@@ -20,7 +20,7 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Answer, Item, ScoredItem
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import read_items
-from orchestrate.paid.asking import Question, Respondent
+from orchestrate.paid.paid_requests import Question, Respondent
 from orchestrate.types import Contender, Record, Sampling, decoding
 
 if TYPE_CHECKING:

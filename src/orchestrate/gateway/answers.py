@@ -23,7 +23,7 @@ from orchestrate.http.wire.openai import chat, error_body, responses
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
 from orchestrate.providers.base import Chats, Deploys, capability
 from orchestrate.providers.calls import CutShort, plain
-from orchestrate.runs.hosting import deploying as hosting
+from orchestrate.runs.hosting import deployments as hosting
 from orchestrate.runs.hosting.deployment import READY, used
 from orchestrate.runs.serving import tuned as models
 from orchestrate.runs.tracked import TrackedRun
@@ -32,7 +32,7 @@ from orchestrate.serving.server.conversation import chat_options, completion_opt
 from orchestrate.serving.server.engine import EngineClient
 from orchestrate.serving.server.load import ServerLoad
 from orchestrate.serving.server.refusals import asking
-from orchestrate.serving.server.running import ServerSettings, loading_of
+from orchestrate.serving.server.server_process import ServerSettings, loading_of
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.database import LeaseHeld
 from orchestrate.types import Deployment, DeploymentState, GatewayJob, GatewayKey, Run

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
 from orchestrate.core.files import opener, private_folder, sync
-from orchestrate.gateway import showing
+from orchestrate.gateway import job_objects
 from orchestrate.gateway.calls import GatewayRequest, endpoint, no_file, placed, retries, streamed
 from orchestrate.http.wire import HostError, openai, parse
 from orchestrate.http.wire.openai import MAX_FILE, MAX_PART, PURPOSES, number, page_with_ends
@@ -277,14 +277,14 @@ class FileRoutes:
 
     def _result(self, call: GatewayRequest, id: str) -> tuple[GatewayJob, bytes] | None:
         """Return a job and the content of its metrics file, if `id` is the id of such a file."""
-        job_id = showing.job_of_result(id)
+        job_id = job_objects.job_of_result(id)
         job = self._store.gateway_jobs.get(job_id, call.project) if job_id else None
         if job is None or job.run_id is None:
             return None
         run = self._store.runs.get(job.run_id)
         if run.status is not JobStatus.SUCCEEDED:
             return None
-        return job, showing.result_content(self._store.history.metrics(run.id))
+        return job, job_objects.result_content(self._store.history.metrics(run.id))
 
 
 def _expiry(form: Any) -> ExpiresAfter | None:

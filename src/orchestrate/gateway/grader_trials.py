@@ -14,8 +14,8 @@ import msgspec
 
 from orchestrate.core import child
 from orchestrate.errors import RunFailed
-from orchestrate.local.objectives.grading import Grade, Grader
-from orchestrate.local.run.launching import worker_environment
+from orchestrate.local.objectives.graders import Grade, Grader
+from orchestrate.local.run.launcher import worker_environment
 
 SECONDS = 10
 MEMORY_BYTES = 1 << 30

@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate import text
 from orchestrate.errors import DataError, OrchestrateError, OverBudget
-from orchestrate.gateway import showing, terms
+from orchestrate.gateway import job_objects, terms
 from orchestrate.gateway.calls import (
     GatewayRequest,
     endpoint,
@@ -31,12 +31,12 @@ from orchestrate.gateway.calls import (
     wrong_state,
 )
 from orchestrate.gateway.files import FileRoutes
-from orchestrate.gateway.submitting import Reached, Submitting
+from orchestrate.gateway.submissions import Reached, Submitting
 from orchestrate.gateway.terms import MappedModel
 from orchestrate.http.wire import HostError, openai, parse
 from orchestrate.http.wire.openai import metadata_filter, no_place, number, page, page_of
 from orchestrate.http.wire.openai.tuning import CreateJob
-from orchestrate.migration import importing, inventory
+from orchestrate.migration import account_import, inventory
 from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Cancels, Deploys, capability
 from orchestrate.runs.preparing.prepared import Prepared, prepare, require
@@ -111,7 +111,7 @@ class Outside:
 
     def _files(self, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
         """Return the ids of each run's files, by run id and split."""
-        records = self._ft.store.history.records(importing.DETAILS, [run.id for run in runs])
+        records = self._ft.store.history.records(account_import.DETAILS, [run.id for run in runs])
         return {
             record.run_id: {split: file["id"] for split, file in record.data.get("files", {}).items()}
             for record in records
@@ -146,7 +146,7 @@ class Outside:
 
     def _read(self) -> tuple[dict[str, Run], dict[str, Run]]:
         store = self._ft.store
-        imported = [run for run in store.runs.referred(importing.REF_PREFIX) if self._is_here(run)]
+        imported = [run for run in store.runs.referred(account_import.REF_PREFIX) if self._is_here(run)]
         imported.sort(key=lambda run: (run.created_at, run.job_id or ""), reverse=True)
         jobs = {run.job_id: run for run in imported if run.job_id is not None}
         after = inventory.successors(store)
@@ -310,7 +310,7 @@ class Jobs:
 
     def _job_form(
         self, call: GatewayRequest, asked: CreateJob
-    ) -> tuple[showing.JobForm, str, tuple[dict[str, Any], ...], str]:
+    ) -> tuple[job_objects.JobForm, str, tuple[dict[str, Any], ...], str]:
         """Return the spec to train, the backend, the files, and the model's own name."""
         earlier = self._earlier(call, asked.model)
         name = earlier.base if earlier else asked.model
@@ -338,7 +338,7 @@ class Jobs:
                 raise HostError(422, value, param=param)
         files = tuple(file for file in (train, valid) if file is not None)
         paths = [str(self._files.contents.path(file["sha256"])) for file in files]
-        form = showing.job_form(
+        form = job_objects.job_form(
             asked, target, paths[0], paths[1] if valid else None, earlier.run_id if earlier else None
         )
         return form, target.backend, files, name
@@ -418,7 +418,7 @@ class Jobs:
     def _answer(self, call: GatewayRequest, job: GatewayJob, run: Run | None = None) -> dict[str, Any]:
         call.about(job.id)
         run = run or self._submitting.run_of(job)
-        return showing.job_body(job, run, self._terms.organization)
+        return job_objects.job_body(job, run, self._terms.organization)
 
     def retrieve(self, call: GatewayRequest) -> Any:
         return self._answer(call, *self.found(call))
@@ -440,7 +440,7 @@ class Jobs:
         ids = [job.run_id for job in found[:limit] if job.run_id]
         runs = {run.id: run for run in self._ft.store.runs.of_ids(ids)}
         shown = [
-            showing.job_body(job, runs.get(job.run_id or ""), self._terms.organization)
+            job_objects.job_body(job, runs.get(job.run_id or ""), self._terms.organization)
             for job in found[:limit]
         ]
         return page(shown, more=len(found) > limit)
@@ -450,21 +450,21 @@ class Jobs:
         history = self._ft.store.history
         events = history.events(run.id) if run else []
         points = history.metrics(run.id) if run else []
-        return page_of(call.request, showing.events(job, run, events, points), default=20)
+        return page_of(call.request, job_objects.events(job, run, events, points), default=20)
 
     def checkpoints(self, call: GatewayRequest) -> Any:
         job, run = self.found(call)
         found: list[dict[str, Any]] = []
         if run is not None:
             history = self._ft.store.history
-            found = showing.checkpoints(job, run, history.checkpoints(run.id), history.metrics(run.id))
+            found = job_objects.checkpoints(job, run, history.checkpoints(run.id), history.metrics(run.id))
         return page_of(call.request, found, default=10)
 
     # -- acting --------------------------------------------------------------------------------------------
 
     def cancel(self, call: GatewayRequest) -> Any:
         job, run = self.found(call)
-        status = showing.status_of(job, run)
+        status = job_objects.status_of(job, run)
         if status in ("succeeded", "failed") or (status == "cancelled" and not job.cancel_asked):
             raise wrong_state(job, status, "cancelled")
         if run is not None:
@@ -489,8 +489,8 @@ class Jobs:
 
     def _act(self, call: GatewayRequest, word: str, act: Callable[[TrackedRun], Run]) -> Any:
         job, run = self.found(call)
-        status = showing.status_of(job, run)
-        if run is None or run.job_id is None or status in showing.TERMINAL:
+        status = job_objects.status_of(job, run)
+        if run is None or run.job_id is None or status in job_objects.TERMINAL:
             raise wrong_state(job, status, word)
         return self._answer(call, job, act(TrackedRun(self._ft, run)))
 

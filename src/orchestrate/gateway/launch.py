@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrate.errors import UsageError
-from orchestrate.gateway import running, terms
-from orchestrate.gateway.running import RunningGateway
+from orchestrate.gateway import server, terms
+from orchestrate.gateway.server import RunningGateway
 from orchestrate.gateway.terms import GatewaySettings as GatewaySettings
 from orchestrate.settings import config
 from orchestrate.types import AuditEntry, GatewayKey
@@ -33,8 +33,8 @@ def read(ft: Workspace, **more: Any) -> GatewaySettings:
 def serve(
     ft: Workspace, settings: GatewaySettings, watcher: Watcher
 ) -> AbstractContextManager[RunningGateway]:
-    """Serve the gateway. See `orchestrate.gateway.running.serve`."""
-    return running.serve(ft, settings, watcher)
+    """Serve the gateway. See `orchestrate.gateway.server.serve`."""
+    return server.serve(ft, settings, watcher)
 
 
 def add_key(  # noqa: PLR0913  each is a limit of its own

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 
 from orchestrate import catalog
 from orchestrate.errors import OrchestrateError
-from orchestrate.gateway import showing, terms
+from orchestrate.gateway import job_objects, terms
 from orchestrate.gateway.calls import GatewayRequest, endpoint, no_model, not_tuned
 from orchestrate.gateway.grader_trials import SECONDS, tried
 from orchestrate.gateway.jobs import PROJECT, Outside, until
@@ -30,7 +30,7 @@ from orchestrate.http.wire.openai.tuning import (
     ValidateGrader,
     graded,
 )
-from orchestrate.local.objectives.grading import ELSEWHERE, refusal, runs_code
+from orchestrate.local.objectives.graders import ELSEWHERE, refusal, runs_code
 from orchestrate.store.gateway import PERMISSION
 from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
 
@@ -334,4 +334,4 @@ def _may(key: GatewayKey, job: GatewayJob) -> bool:
 
 
 def _answers(job: GatewayJob, run: Run) -> bool:
-    return not job.model_deleted and showing.status_of(job, run) == "succeeded"
+    return not job.model_deleted and job_objects.status_of(job, run) == "succeeded"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from orchestrate.local.answers.generation import Generator
     from orchestrate.local.job import AdapterSettings, Hyper, LocalJob
     from orchestrate.local.run import JobState, RunDir
-    from orchestrate.local.run.launching import launch, resume
+    from orchestrate.local.run.launcher import launch, resume
 
 __all__ = ["AdapterSettings", "Generator", "Hyper", "LocalJob", "RunDir", "JobState", "launch", "resume"]
 

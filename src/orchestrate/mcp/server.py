@@ -10,8 +10,8 @@ from mcp.types import ToolAnnotations
 
 from orchestrate import __version__
 from orchestrate.api.orchestrator import Orchestrator
-from orchestrate.mcp import spending
-from orchestrate.mcp.reading import ReadTools, safe_tool
+from orchestrate.mcp import spending_tools
+from orchestrate.mcp.read_tools import ReadTools, safe_tool
 
 _INSTRUCTIONS = (
     "Fine-tuning on several backends. Check and quote before you submit anything. Every tool "
@@ -40,7 +40,7 @@ def server(ft: Orchestrator, *, max_cost_usd: Decimal | None = None, read_only: 
         made.tool(annotations=reads)(safe_tool(tool))
     if not read_only:
         acts = ToolAnnotations(read_only_hint=False, destructive_hint=True)
-        for tool in spending.tools(ft, spending.AgentBudget(max_cost_usd)):
+        for tool in spending_tools.tools(ft, spending_tools.AgentBudget(max_cost_usd)):
             made.tool(annotations=acts)(safe_tool(tool))
     return made
 

@@ -17,7 +17,7 @@ from orchestrate.core.files import write_whole
 from orchestrate.errors import OrchestrateError, SpecError, UsageError
 from orchestrate.migration import parity
 from orchestrate.migration.inventory import shutdown
-from orchestrate.migration.migrating import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.migrations import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
 from orchestrate.migration.proposals import Migration, MigrationTarget, Proposal
 from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.tracked import TrackedRun, tracked

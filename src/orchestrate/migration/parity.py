@@ -19,8 +19,8 @@ from orchestrate.migration.proposals import MovedModel
 from orchestrate.migration.report import MigrationReport as MigrationReport
 from orchestrate.migration.report import parts, same_answers
 from orchestrate.migration.report import proposal_table as proposal_table
-from orchestrate.paid.asking import Progress
 from orchestrate.paid.journal import RequestBudget
+from orchestrate.paid.paid_requests import Progress
 from orchestrate.runs.evaluation import verdicts
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.runs.evaluation.regression import PreparedRegression, RegressionOrder
@@ -29,7 +29,7 @@ from orchestrate.types import Evaluation, JobStatus, decoding
 
 if TYPE_CHECKING:
     from orchestrate.evaluation.regression import Regression
-    from orchestrate.migration.migrating import PreparedMigration
+    from orchestrate.migration.migrations import PreparedMigration
     from orchestrate.workspace import Workspace
 
 KIND = "migration"
@@ -175,7 +175,7 @@ def results(ft: Workspace, run_id: str) -> list[Migration]:
 
 def report(migration: Migration) -> MigrationReport:
     """Build the report of a migration, including the items whose results changed."""
-    from orchestrate.evaluation.pairing import flips
+    from orchestrate.evaluation.pairs import flips
 
     changed = flips(migration.evaluation) if migration.evaluation is not None else []
     return MigrationReport(migration=migration, flips=tuple(changed))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from orchestrate import text
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import ScoredItem
-from orchestrate.evaluation.pairing import Flips
+from orchestrate.evaluation.pairs import Flips
 from orchestrate.evaluation.statistics import wider_difference
 from orchestrate.migration.proposals import (
     Migration,

@@ -31,9 +31,9 @@ from orchestrate.errors import (
     RateLimited,
 )
 from orchestrate.local import run as process
-from orchestrate.local.run import JobState, RunDir, launching, now
+from orchestrate.local.run import JobState, RunDir, launcher, now
 from orchestrate.paid.limits import require_within
-from orchestrate.places import claim, depot
+from orchestrate.places import lease, storage
 from orchestrate.places.base import (
     PRICE,
     SILENCE_S,
@@ -45,8 +45,8 @@ from orchestrate.places.base import (
     Usage,
     WorkerLimits,
 )
-from orchestrate.places.depot import Depot
-from orchestrate.places.order import WorkerOrder, allowed, environment, parse_gpu, place_order, read_order
+from orchestrate.places.manifest import WorkerOrder, allowed, environment, parse_gpu, place_order, read_order
+from orchestrate.places.storage import Depot
 from orchestrate.settings import Secret, redact_text
 from orchestrate.text import duration
 from orchestrate.types import Allowance, JobError, Record, decoding
@@ -188,7 +188,7 @@ class AwayPlace(Place):
 
     def require(self) -> None:
         _ = self.depot
-        launching.require_packages("pinning the worker's packages to the versions installed here")
+        launcher.require_packages("pinning the worker's packages to the versions installed here")
 
     # -- implemented by each place ---------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class AwayPlace(Place):
         stored.write("control", (run.asked() or "").encode())
         stored.write(PRICE, b"")
         starts = _starts(run)
-        before = claim.attempts(stored)
+        before = lease.attempts(stored)
         known = tuple(one.id for one in there)
         kept = Starts(count=starts.count + 1, attempts=before, known=known)
         write_whole(run.path / ".starts.json", kept.to_json())
@@ -342,7 +342,7 @@ class AwayPlace(Place):
 
     def worked_s(self, ref: str) -> float:
         """Return the total working time of the run's workers in seconds, measured by their own clocks."""
-        return claim.used_s(self.depot.run(ref))
+        return lease.used_s(self.depot.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
         """Add the place's current price. Raises `OverBudget` if it is above `max_usd_per_hour`."""
@@ -370,7 +370,7 @@ class AwayPlace(Place):
     # -- the run directory -----------------------------------------------------------------------------------
 
     def look(self, run: RunDir) -> None:
-        reported = depot.look(run, self.depot.run(run.ref), _starts(run).attempts)
+        reported = storage.look(run, self.depot.run(run.ref), _starts(run).attempts)
         state = run.written_state()
         fresh = reported and (run.heartbeat_age() or 0.0) < FRESH_S
         if fresh and state.status == "running":
@@ -466,7 +466,7 @@ class AwayPlace(Place):
     def _responds(self, run: RunDir) -> bool:
         """Return True if the worker of the last start has reported recently and the request to it is not
         old."""
-        silent_s = depot.silent_s(run, _starts(run).attempts)
+        silent_s = storage.silent_s(run, _starts(run).attempts)
         return (
             silent_s is not None
             and silent_s <= process.FOREIGN_HEARTBEAT_S
@@ -478,7 +478,7 @@ class AwayPlace(Place):
         self.depot.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:
-        depot.bring(run, self.depot.run(run.ref), folder)
+        storage.bring(run, self.depot.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
         """Return True if no worker can still be running. A worker that the place does not list may still be

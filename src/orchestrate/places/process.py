@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from orchestrate.local import run as process
-from orchestrate.local.run import JobState, RunDir, launching, runs
+from orchestrate.local.run import JobState, RunDir, launcher, runs
 from orchestrate.places.base import Hourly, Place, Placed, Resources, Usage
 
 
@@ -26,11 +26,11 @@ class ProcessPlace(Place):
 
     def require(self) -> None:
         """Check that the packages for training are installed. Raises `MissingExtra`."""
-        launching.require_packages()
+        launcher.require_packages()
 
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
         del resources, ref  # the machine is what it is, and the folder has the name
-        launching.start_worker(run)
+        launcher.start_worker(run)
 
     def find(self, ref: str | None = None) -> list[Placed]:
         if ref is None:

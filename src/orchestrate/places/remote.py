@@ -29,11 +29,11 @@ from orchestrate.errors import HostUnavailable, OrchestrateError
 from orchestrate.local import run
 from orchestrate.local.job import LocalJob
 from orchestrate.local.plan import throughput
-from orchestrate.local.run import JobState, RunDir, launching, now
+from orchestrate.local.run import JobState, RunDir, launcher, now
 from orchestrate.places.base import PRICE, Hourly
-from orchestrate.places.claim import Claim, Switch, boot_time
-from orchestrate.places.depot import Depot, Pulse, Reporter, restore
-from orchestrate.places.order import WorkerOrder, read_order, room, unpack
+from orchestrate.places.lease import Claim, Switch, boot_time
+from orchestrate.places.manifest import WorkerOrder, read_order, room, unpack
+from orchestrate.places.storage import Depot, Pulse, Reporter, restore
 from orchestrate.types import JobError
 
 REPORT_S = 10.0
@@ -41,7 +41,7 @@ GRACE_S = 120.0
 """Seconds that the training process gets to save a checkpoint before the worker stops."""
 LOOK_S = 0.2
 SILENT = 75
-ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.tether")
+ENGINE = (sys.executable, "-P", "-m", "orchestrate.places.parent_watch")
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +67,7 @@ class RemoteProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 umask=PRIVATE_UMASK,
-                env=launching.worker_environment(threads),
+                env=launcher.worker_environment(threads),
             )
 
     def running(self) -> bool:

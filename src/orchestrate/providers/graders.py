@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrate.data.rows import RLExample
-from orchestrate.local.objectives import grading
+from orchestrate.local.objectives import graders
 from orchestrate.spec import RFT, JobSpec
 from orchestrate.types import Problem, Severity
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def grader_problems(provider: str, spec: JobSpec, data: TrainingData) -> list[Problem]:
     """Report fields that the grader's templates use but some rows lack."""
-    if not isinstance(spec.method, RFT) or grading.refusal(spec.method.grader, allow_code=True):
+    if not isinstance(spec.method, RFT) or graders.refusal(spec.method.grader, allow_code=True):
         return []
     sets = [d for d in (data.train, data.validation) if d is not None and d.kind == "rl"]
-    fields = grading.fields_read(spec.method.grader)
+    fields = graders.fields_read(spec.method.grader)
     return [problem for dataset in sets for problem in _lacking(provider, dataset, fields)]
 
 
@@ -28,7 +28,7 @@ def _lacking(provider: str, dataset: Dataset, fields: tuple[str, ...]) -> list[P
         if isinstance(example, RLExample):
             item = {"messages": True, **example.fields}
             for field in fields:
-                if not field.startswith("messages") and grading.lacks(item, field):
+                if not field.startswith("messages") and graders.lacks(item, field):
                     found.setdefault(field, []).append(number)
     return [
         Problem(

@@ -30,7 +30,7 @@ from orchestrate.data.rows import (
     RLExample,
     UnpairedExample,
 )
-from orchestrate.data.shapes.reading import canonical
+from orchestrate.data.shapes.row_reader import canonical
 from orchestrate.types import Record, Score
 
 _SAMPLE = 20_000

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from orchestrate import costing
 from orchestrate.costing.lines import MTOK
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.pairing import Flips, Pairing
+from orchestrate.evaluation.pairs import Flips, Pairing
 from orchestrate.evaluation.regression import Regression
 from orchestrate.notebook import frame
 from orchestrate.reports import documents, html

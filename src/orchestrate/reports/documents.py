@@ -19,7 +19,7 @@ from orchestrate import text
 from orchestrate.core.files import inside
 from orchestrate.core.tables import TextTable
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.pairing import Flip, Flips
+from orchestrate.evaluation.pairs import Flip, Flips
 from orchestrate.reports import rows
 from orchestrate.reports.quotes import markdown_table, markdown_text
 from orchestrate.reports.records import Compared, ComparedRuns, billed, quoted

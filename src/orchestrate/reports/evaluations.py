@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as xml
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.pairing import Flips
+from orchestrate.evaluation.pairs import Flips
 from orchestrate.reports import documents, html, rows
 from orchestrate.reports.quotes import markdown_table, markdown_text
 from orchestrate.text import inert, inert_json

@@ -13,7 +13,7 @@ from importlib.resources import files
 from msgspec.structs import replace
 
 from orchestrate import text
-from orchestrate.evaluation.pairing import Flip, Flips, Pairing
+from orchestrate.evaluation.pairs import Flip, Flips, Pairing
 from orchestrate.evaluation.regression import Regression
 from orchestrate.reports import charts, rows
 from orchestrate.reports.records import (

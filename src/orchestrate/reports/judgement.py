@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrate import text
-from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.pairs import Pairing
 from orchestrate.evaluation.statistics import holm
 from orchestrate.reports.records import (
     Compared,

@@ -7,7 +7,7 @@ from decimal import Decimal
 import msgspec
 
 from orchestrate import costing, text
-from orchestrate.evaluation.pairing import Flips, Pairing
+from orchestrate.evaluation.pairs import Flips, Pairing
 from orchestrate.evaluation.regression import Regression
 from orchestrate.types import Contender, Difference, Evaluation, JobStatus, MetricUsed, Record, Run, Score
 

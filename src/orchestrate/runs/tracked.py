@@ -121,7 +121,7 @@ class TrackedRun:
         `live` is false. Raises `TimeoutError` after `timeout_s`.
         """
         from orchestrate.notebook import NotebookOutput
-        from orchestrate.runs.submitting.settling import Settler
+        from orchestrate.runs.submitting.settler import Settler
         from orchestrate.runs.watching.polling import PollingPace
         from orchestrate.store.transitions import left
 
@@ -190,11 +190,11 @@ class TrackedRun:
 
     def pause(self) -> Run:
         """Pause the run until `resume`. Raises `Unsupported` if the host cannot pause."""
-        from orchestrate.runs import resuming
+        from orchestrate.runs import resumption
 
         able = pausing(self.record)
         capability(self.provider, able)
-        resuming.require_going(self.record, "pause")
+        resumption.require_going(self.record, "pause")
         with work(f"waiting for {self.record.provider} to pause the run"):
             self._here(able).pause(self.record.handle)
             return self.refresh()
@@ -213,12 +213,12 @@ class TrackedRun:
         up, `OverBudget` if the budget does not cover the new limits, and `ProjectNotTrusted` for a project
         that you have not trusted.
         """
-        from orchestrate.runs import resuming
+        from orchestrate.runs import resumption
 
-        more = resuming.RaisedLimits(
+        more = resumption.RaisedLimits(
             amount(max_cost_usd, "max_cost_usd"), amount(max_hours, "max_hours", "hours")
         )
-        self.record = resuming.resume(self._ws, self, more)
+        self.record = resumption.resume(self._ws, self, more)
         return self.record
 
     def abandon(self, reason: str) -> Run:

@@ -62,7 +62,7 @@ def running(  # noqa: PLR0913  each is a setting of its own
     for package in ("python-multipart", "starlette", "uvicorn"):
         require_recent(package)
     if train:
-        from orchestrate.local.run.launching import require_packages
+        from orchestrate.local.run.launcher import require_packages
 
         require_packages("training in the sandbox", "sandbox")
     from orchestrate.sandbox.server import serve

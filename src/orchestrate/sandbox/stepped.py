@@ -14,7 +14,7 @@ from orchestrate.sandbox.host import Host
 
 if TYPE_CHECKING:
     from orchestrate.local.session_server import SessionsApi
-    from orchestrate.local.session_server.desk import SessionDesk
+    from orchestrate.local.session_server.service import SessionDesk
 
 D = TypeVar("D", bound="SessionDesk")
 PAUSES = ("paused_capacity", "paused_rate_limit")

@@ -120,7 +120,7 @@ def write_canonical(path: Path, taken: AcceptedRows, target: Path, *, rl: bool =
 
 def tokens(path: Path, taken: AcceptedRows, tokenizer: str) -> int:
     """Count the tokens of all rows with the named tokenizer, including the chat template's tokens."""
-    from orchestrate.data.tokens.counting import counter
+    from orchestrate.data.tokens.counters import counter
 
     examples = [example for example, _ in read(path, taken)]
     return sum(counter(tokenizer).count(examples).tokens)

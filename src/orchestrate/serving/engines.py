@@ -24,7 +24,7 @@ import httpx
 from orchestrate.errors import HostUnavailable, RunFailed, SetupError
 from orchestrate.http.wire.openai import VLLM
 from orchestrate.local.machine import gpus
-from orchestrate.local.run.launching import worker_environment
+from orchestrate.local.run.launcher import worker_environment
 from orchestrate.serving.export.forms import VLLM_RANKS
 from orchestrate.serving.tuned import TunedModel
 

@@ -13,7 +13,7 @@ import msgspec
 from orchestrate.catalog.models import Licence, licence_of, lookup
 from orchestrate.core.tensors import tensors
 from orchestrate.errors import UsageError
-from orchestrate.local.answers.passports import trained_in_four_bit
+from orchestrate.local.answers.provenance import trained_in_four_bit
 from orchestrate.types import Artifact, Evaluation, Run
 
 _MOST_RANK = 65_536

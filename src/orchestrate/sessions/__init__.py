@@ -14,7 +14,7 @@ from orchestrate.core.files import private_folder
 from orchestrate.errors import MissingExtra
 from orchestrate.http.web import LOOPBACK, Keyed, edge, serving
 from orchestrate.local.model.files import source
-from orchestrate.local.run.launching import require_packages
+from orchestrate.local.run.launcher import require_packages
 from orchestrate.serving.server import keys
 from orchestrate.workspace import Workspace
 
@@ -55,7 +55,7 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")
     from orchestrate.local.session_server import MOST_BODY, OPEN, SessionsApi, error_answer
-    from orchestrate.local.session_server.desk import SessionDesk
+    from orchestrate.local.session_server.service import SessionDesk
 
     clients = keys.Clients(ft.store, "sessions")
     clients.require(terms.host, NEW_KEY)

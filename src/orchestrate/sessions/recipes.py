@@ -32,7 +32,7 @@ from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_prompts, open_prompts
 from orchestrate.local.job import DRO_BETA, Hyper, Method, Preferences, Reinforcement, Supervised
 from orchestrate.local.model.files import ModelFolder
-from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal, runs_code
+from orchestrate.local.objectives.graders import Grade, Grader, fields_read, lacks, refusal, runs_code
 from orchestrate.local.run import RunDir
 from orchestrate.local.run.schedule import learning_rate, spread
 from orchestrate.profile import this_machine

@@ -25,6 +25,13 @@ from orchestrate.errors import (
 from orchestrate.local.run.checkpoints import SAVE_NAME
 from orchestrate.providers.sessions import MOST_TOKENS, SessionBackend, TokenUse, then
 from orchestrate.sessions import shapes
+from orchestrate.sessions.session_record import (
+    CHECK_S,
+    REFRESH_S,
+    SessionRecord,
+    SessionRequest,
+    ended_already,
+)
 from orchestrate.sessions.shapes import (
     ADAM,
     LORA,
@@ -34,7 +41,6 @@ from orchestrate.sessions.shapes import (
     SavedState,
     StepOutput,
 )
-from orchestrate.sessions.tracking import CHECK_S, REFRESH_S, SessionRecord, SessionRequest, ended_already
 from orchestrate.types import JobError, Run
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import Engine
 
 from orchestrate.store import Clock, database
-from orchestrate.store.agenda import Agenda, Notifications
+from orchestrate.store.coordination import Agenda, Notifications
 from orchestrate.store.database import Database, Leases
 from orchestrate.store.deployments import Deployments
 from orchestrate.store.experiments import Experiments
 from orchestrate.store.gateway import GatewayJobs, GatewayKeys, GatewayObjects
 from orchestrate.store.history import History
 from orchestrate.store.ledger import Ledger
-from orchestrate.store.listing import RunLists
 from orchestrate.store.queue import Queue
 from orchestrate.store.reviews import Reviews
+from orchestrate.store.run_lists import RunLists
 from orchestrate.store.runs import Runs
 from orchestrate.store.searches import Searches
 from orchestrate.store.transitions import UNSETTLED

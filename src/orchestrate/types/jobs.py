@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from orchestrate.errors import UsageError
-from orchestrate.types.planning import Bill, Quote
+from orchestrate.types.plans import Bill, Quote
 from orchestrate.types.record import Record
 
 

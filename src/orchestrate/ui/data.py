@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from orchestrate.errors import DataError, OrchestrateError, Unsupported, UsageError
 from orchestrate.runs.data import files
-from orchestrate.runs.evaluation import reviewing
+from orchestrate.runs.evaluation import reviews
 from orchestrate.types import Problem, Severity
 from orchestrate.ui.site import Copy, Form, Site, first
 
@@ -145,25 +145,25 @@ def _of_rows(site: Site) -> list[Route]:
 
 
 def _of_answers(site: Site) -> list[Route]:
-    desks: dict[str, reviewing.ReviewSession] = {}
+    desks: dict[str, reviews.ReviewSession] = {}
 
     def begin(request: Request, _: Form) -> str:
-        desk = reviewing.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
+        desk = reviews.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
         return f"/reviews/{desk.review.id}/"
 
-    def session_of(request: Request) -> reviewing.ReviewSession:
+    def session_of(request: Request) -> reviews.ReviewSession:
         name = request.path_params["review"]
         if name not in desks:
             if not name.startswith("rev-"):
                 raise HTTPException(404, f"no review {name} is open")
-            desks[name] = reviewing.opened(site.ft, [name])
+            desks[name] = reviews.opened(site.ft, [name])
         return desks[name]
 
     def back(request: Request) -> str:
         runs = session_of(request).review.run_ids
         return f"{request.scope.get('root_path', '')}/" + (f"runs/{runs[0]}" if runs else "")
 
-    pages = reviewing.review_routes("/reviews/{review}/", session_of, back)
+    pages = reviews.review_routes("/reviews/{review}/", session_of, back)
     return [site.action("/runs/{run}/review", begin), *pages]
 
 

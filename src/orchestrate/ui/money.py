@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import UsageError
-from orchestrate.runs.preparing import quoting
+from orchestrate.runs.preparing import pricing
 from orchestrate.runs.spending.accounts import Found, SpendingReport
 from orchestrate.spec import JobSpec
 from orchestrate.ui.site import Copy, Site
@@ -71,12 +71,12 @@ def quote_routes(site: Site) -> list[Route]:
     def page(request: Request) -> Response:
         wanted = CalculatorQuery.of(request)
         n = wanted.numbers
-        quotes = quoting.assumed(site.ft, wanted.spec, n["rows"], n["row_tokens"])
-        totals: list[quoting.Ownership] = []
+        quotes = pricing.assumed(site.ft, wanted.spec, n["rows"], n["row_tokens"])
+        totals: list[pricing.Ownership] = []
         if n["requests"]:
-            use = quoting.use(wanted.traffic, months=n["months"])
+            use = pricing.use(wanted.traffic, months=n["months"])
             priced = [quote for quote in quotes if quote.price is not None]
-            totals = quoting.ownership(site.ft, wanted.spec, priced, use)
+            totals = pricing.ownership(site.ft, wanted.spec, priced, use)
         from orchestrate.reports import quotes as shown
 
         return site.page(

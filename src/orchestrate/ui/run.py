@@ -217,9 +217,9 @@ def _uses(handle: RunHandle) -> tuple[list[tuple[str, str]], str]:
 
 def _reviews(site: Site, run: Run) -> list[tuple[str, list[str]]]:
     """Return the id of each review of the run's answers, with a summary of its ratings."""
-    from orchestrate.runs.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviews
 
-    return [(desk.review.id, reviewing.said(site.ft, desk)) for desk in reviewing.of_run(site.ft, run.id)]
+    return [(desk.review.id, reviews.said(site.ft, desk)) for desk in reviews.of_run(site.ft, run.id)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from orchestrate.errors import UsageError
 from orchestrate.http import web
-from orchestrate.store.listing import STATUSES, RunQuery
+from orchestrate.store.run_lists import STATUSES, RunQuery
 from orchestrate.types import MetricPoint, Run
 from orchestrate.ui.site import Form, Site, first
 from orchestrate.ui.table import DEFAULT, RunTableQuery, as_csv, as_json, choices, groups_of, headings

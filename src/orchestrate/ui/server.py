@@ -17,7 +17,7 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.http import web
 from orchestrate.http.web import RequestGuard
 from orchestrate.settings.hosts import is_loopback
-from orchestrate.ui import actions, compare, data, money, new, run, runs, standing, talk
+from orchestrate.ui import actions, activity, compare, data, money, new, run, runs, talk
 from orchestrate.ui.site import Site, static
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _ROUTES = (
         data.review_routes,
     ),
     *(
-        standing.routes,
+        activity.routes,
         talk.routes,
         compare.routes,
         money.routes,

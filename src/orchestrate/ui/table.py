@@ -15,7 +15,7 @@ from starlette.requests import Request
 from orchestrate.core.progress import cost_so_far, stage
 from orchestrate.errors import UsageError
 from orchestrate.settings import hide
-from orchestrate.store.listing import GROUPS, RunQuery
+from orchestrate.store.run_lists import GROUPS, RunQuery
 from orchestrate.text import inert
 from orchestrate.types import Run
 from orchestrate.ui.site import Copy, Site, compact, name_of, value_of

@@ -17,9 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import OrchestrateError, OverBudget, ProviderError, UsageError
-from orchestrate.paid.asking import Asking, Question, Respondent
 from orchestrate.paid.journal import Answer, RequestBudget
 from orchestrate.paid.limits import COMMAND_LIMIT
+from orchestrate.paid.paid_requests import Asking, Question, Respondent
 from orchestrate.text import count
 from orchestrate.types import JobStatus, Message, Sampling
 from orchestrate.ui import actions
@@ -83,7 +83,7 @@ def routes(site: Site) -> list[Route]:
         )
 
     def page(request: Request) -> Response:
-        from orchestrate.runs.serving.talking import system_message
+        from orchestrate.runs.serving.chat import system_message
 
         handle = _ended(site, request)
         system = system_message(handle)

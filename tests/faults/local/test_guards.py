@@ -33,7 +33,7 @@ from tests.faults.local.test_workers import (  # noqa: F401  fixtures
 from tests.workers import Nursery
 
 from orchestrate.local import LocalJob, RunDir, launch, resume
-from orchestrate.local.run.launching import start_worker, worker_environment
+from orchestrate.local.run.launcher import start_worker, worker_environment
 from orchestrate.local.space import DiskFull, disk_is_full, require
 from orchestrate.providers import rundirs as reading
 

@@ -29,16 +29,16 @@ from tests.faults.submitting import write_rows
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OutcomeUnknown
-from orchestrate.gateway.submitting import Submitting
-from orchestrate.mcp.reading import SpecGiven
-from orchestrate.mcp.spending import AgentBudget, Agreement, _deploying, _submitting
-from orchestrate.migration.migrating import MigrationOrder, PreparedMigration
+from orchestrate.gateway.submissions import Submitting
+from orchestrate.mcp.read_tools import SpecGiven
+from orchestrate.mcp.spending_tools import AgentBudget, Agreement, _deploying, _submitting
+from orchestrate.migration.migrations import MigrationOrder, PreparedMigration
 from orchestrate.paid.limits import require_within
 from orchestrate.providers.base import Deploys, Limited, Pauses, Resumes
 from orchestrate.runs import queue as queueing
 from orchestrate.runs.queue import QueueServer
-from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import SweepOrder
+from orchestrate.runs.sweep import space, sweeps
+from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
 from orchestrate.store.gateway import CreateKey, KeyUse
@@ -240,7 +240,7 @@ class Features(RuleBasedStateMachine):
         self.shops = [self.open() for _ in range(2)]
         order = SweepOrder(space=space.parse(["epochs=1,2,3"], []), max_parallel=3, max_cost_usd=SWEEP)
         spec = self.spec(1).model_copy(update={"validation": str(self.folder / "valid.jsonl")})
-        self.search = searching.begin(self.shops[0], spec, ["paper"], order)
+        self.search = sweeps.begin(self.shops[0], spec, ["paper"], order)
         self.purses = [AgentBudget(AGENT), AgentBudget(AGENT)]
 
     @staticmethod

@@ -24,9 +24,9 @@ from sqlalchemy import event
 
 from orchestrate.costing import Spending
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
-from orchestrate.paid.asking import Asking, Question, Respondent
 from orchestrate.paid.journal import Answer, AnswerLog, RequestBudget
 from orchestrate.paid.limits import UnknownPrice
+from orchestrate.paid.paid_requests import Asking, Question, Respondent
 from orchestrate.spec import JobSpec
 from orchestrate.store import Clock, Uptime, deployments, schema, transitions
 from orchestrate.store.ledger import AnswerAccount

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from orchestrate.errors import UsageError
 from orchestrate.spec import JobSpec
-from orchestrate.store.listing import RunQuery
+from orchestrate.store.run_lists import RunQuery
 from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Bill, JobStatus, MetricPoint, Run, SubmitPhase

@@ -25,7 +25,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.store import schema
 from orchestrate.store.database import sqlite_tables
 from orchestrate.store.ledger import AnswerAccount
-from orchestrate.store.listing import RunQuery
+from orchestrate.store.run_lists import RunQuery
 from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Quote

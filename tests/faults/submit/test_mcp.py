@@ -18,7 +18,7 @@ from tests.faults.submitting import MODELS
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.mcp.server import server, skill
-from orchestrate.mcp.spending import put
+from orchestrate.mcp.spending_tools import put
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations

@@ -15,8 +15,8 @@ from tests.faults.world import CREATE
 
 from orchestrate.costing import RateBook
 from orchestrate.errors import UsageError
-from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import SweepOrder
+from orchestrate.runs.sweep import space, sweeps
+from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.store.database import LeaseHeld
 from orchestrate.types import JobStatus, MetricPoint, Search, SubmitPhase, Trial, TrialState
@@ -32,7 +32,7 @@ def validation(shop: Shop) -> str:
 
 def begun(shop: Shop, order: SweepOrder | None = None, **fields: Any) -> Search:
     spec = shop.spec.model_copy(update={"validation": validation(shop)})
-    return searching.begin(shop.ft, spec, ["openai"], order or SweepOrder(space=GRID, **fields))
+    return sweeps.begin(shop.ft, spec, ["openai"], order or SweepOrder(space=GRID, **fields))
 
 
 def ended(shop: Shop, run_id: str, loss: float | None) -> None:
@@ -90,7 +90,7 @@ def test_a_kill_between_trial_and_run_sends_it_once(shop: Shop) -> None:
 
 
 def test_no_trial_is_made_that_could_go_above_the_limit(shop: Shop) -> None:
-    price = searching.price(shop.ft, begun(shop))
+    price = sweeps.price(shop.ft, begun(shop))
     assert price.expected_usd <= price.high_usd
     search = begun(shop, max_parallel=3, max_cost_usd=price.high_usd / 2)
     carried = Searching(shop.ft, search)
@@ -114,7 +114,7 @@ def test_the_price_of_a_grid_is_the_sum_of_its_quotes(shop: Shop) -> None:
         )[0]
         for n in (1, 2, 3)
     ]
-    price = searching.price(shop.ft, search)
+    price = sweeps.price(shop.ft, search)
     assert price.high_usd == sum((quote.high_usd for quote in quotes), Decimal(0))
     assert price.expected_usd == sum((quote.counted_usd for quote in quotes), Decimal(0))
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_searched_is_refused(shop: Shop, order: SweepOrder, told:
 
 def test_a_loss_needs_validation_data(shop: Shop) -> None:
     with pytest.raises(UsageError, match="needs validation data"):
-        searching.begin(shop.ft, shop.spec, ["openai"], SweepOrder(space=GRID))
+        sweeps.begin(shop.ft, shop.spec, ["openai"], SweepOrder(space=GRID))
 
 
 def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> None:
@@ -307,7 +307,7 @@ def test_a_search_that_was_stopped_ends_with_what_was_only_written_down(shop: Sh
     """As a process was killed before the run was made: it waits for the next command, which may have more
     money, and does not hold up this one."""
     search = begun(shop)
-    quote = searching.prepared_trial(shop.ft, search, {"epochs": 1}, "openai", 1.0).offer("openai").quote
+    quote = sweeps.prepared_trial(shop.ft, search, {"epochs": 1}, "openai", 1.0).offer("openai").quote
     shop.ft.store.searches.propose(search.id, Trial(number=0, settings={"epochs": 1}))
     poor = Searching(shop.ft, msgspec.structs.replace(search, max_cost_usd=quote.high_usd / 2))
     [trial] = poor.run(lambda: None, threading.Event(), pause_s=0)

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrate import catalog
 from orchestrate.catalog import HostModel
-from orchestrate.data.tokens import counting
+from orchestrate.data.tokens import counters
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.profile import profile
 from orchestrate.providers.registry import provider_class
@@ -144,8 +144,8 @@ def test_every_tokenizer_can_count() -> None:
     from orchestrate.data.rows import TextExample
 
     for model in catalog.all_models():
-        name = counting.for_model(tokenizer=model.tokenizer)
-        assert counting.counter(name).count([TextExample(text="one two three")]).tokens[0] >= 3
+        name = counters.for_model(tokenizer=model.tokenizer)
+        assert counters.counter(name).count([TextExample(text="one two three")]).tokens[0] >= 3
 
 
 def test_search() -> None:

@@ -13,7 +13,7 @@ from tests.unit.settings.test_config import env_of
 from orchestrate import sandbox
 from orchestrate.core import needed, require_recent
 from orchestrate.errors import MissingExtra, SetupError
-from orchestrate.local.run.launching import PACKAGES, require_packages
+from orchestrate.local.run.launcher import PACKAGES, require_packages
 from orchestrate.profile import built_in
 from orchestrate.providers import registry
 from orchestrate.settings import config

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrate.evaluation import Answer, Item, item_id
 from orchestrate.evaluation.metrics import Context
-from orchestrate.paid.asking import Asking, Question, Respondent
+from orchestrate.paid.paid_requests import Asking, Question, Respondent
 from orchestrate.types import Message
 
 

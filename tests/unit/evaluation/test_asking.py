@@ -27,8 +27,8 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.evaluation import Answer
-from orchestrate.paid.asking import AnswerLog, Asking, Question, Respondent, Sent
 from orchestrate.paid.journal import RequestBudget
+from orchestrate.paid.paid_requests import AnswerLog, Asking, Question, Respondent, Sent
 from orchestrate.types import Message
 
 

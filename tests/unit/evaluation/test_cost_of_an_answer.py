@@ -16,7 +16,7 @@ from orchestrate.evaluation.contenders import Candidate, at_traffic
 from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
-from orchestrate.paid.asking import Asking, Question
+from orchestrate.paid.paid_requests import Asking, Question
 from orchestrate.reports import EvaluationReport
 from orchestrate.types import Contender, Evaluation, Sampling
 

@@ -14,9 +14,9 @@ from orchestrate.evaluation import Item
 from orchestrate.evaluation.contenders import Candidate
 from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.metrics import Context, registry
-from orchestrate.evaluation.pairing import between, flips
+from orchestrate.evaluation.pairs import between, flips
 from orchestrate.evaluation.verdict import Demand
-from orchestrate.paid.asking import Asking
+from orchestrate.paid.paid_requests import Asking
 from orchestrate.reports import EvaluationReport
 from orchestrate.types import Contender, Evaluation, Sampling
 

@@ -17,7 +17,7 @@ from tests.paths import TINY
 from tests.waiting import until
 
 from orchestrate.api.orchestrator import Orchestrator
-from orchestrate.gateway import running, terms
+from orchestrate.gateway import server, terms
 from orchestrate.runs import watch as watching
 from orchestrate.sandbox import running as sandbox_running
 from orchestrate.sandbox.jobs import Durations
@@ -73,7 +73,7 @@ def gateway_of(
     settings = config.load(env={**env, **own}, cwd=home)
     with Orchestrator(settings) as ft:
         told = terms.read({"models": MODELS, **(table or {})}, home, "here", port=0, **more)
-        with running.serve(ft, told, watching.watcher(ft), reached) as up:
+        with server.serve(ft, told, watching.watcher(ft), reached) as up:
             yield Gateway(ft, up.url)
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.gateway.conftest import gateway_of
 
 from orchestrate.gateway import launch as service
-from orchestrate.gateway.running import Audit
+from orchestrate.gateway.server import Audit
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.store import Clock, Uptime
 from orchestrate.store.store import Store

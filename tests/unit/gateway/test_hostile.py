@@ -14,7 +14,7 @@ import pytest
 from tests import loopback
 from tests.unit.gateway.conftest import ASKED, Gateway, rows
 
-from orchestrate.gateway.running import app
+from orchestrate.gateway.server import app
 from orchestrate.http.web import Patient, listen, running
 from orchestrate.serving.server.keys import Clients
 

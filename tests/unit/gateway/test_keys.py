@@ -14,7 +14,7 @@ from tests.unit.gateway.conftest import ASKED, Gateway, ended, gateway_of, rows,
 
 from orchestrate.errors import UsageError
 from orchestrate.gateway import launch as service
-from orchestrate.gateway import running, terms
+from orchestrate.gateway import server, terms
 from orchestrate.runs.watching.watcher import Watcher
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.store import new_run_id, ref_of
@@ -166,7 +166,7 @@ def test_others_come_with_keys_over_tls_only(keyed: Gateway, tmp_path: Path) -> 
 
     def refused(**more: Any) -> str:
         told = terms.read({}, tmp_path, "here", port=0, **more)
-        with pytest.raises(UsageError) as caught, running.serve(ft, told, Watcher(ft.store, ft.ready)):
+        with pytest.raises(UsageError) as caught, server.serve(ft, told, Watcher(ft.store, ft.ready)):
             pass
         return f"{caught.value} {caught.value.fix}"
 

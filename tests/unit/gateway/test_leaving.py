@@ -15,8 +15,8 @@ from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_o
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import ConfigError
 from orchestrate.gateway import terms
-from orchestrate.migration import importing
-from orchestrate.migration.migrating import MigrationOrder, PreparedMigration
+from orchestrate.migration import account_import
+from orchestrate.migration.migrations import MigrationOrder, PreparedMigration
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import JobStatus
 
@@ -44,7 +44,7 @@ def gateway(
     tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox, before: list[Any]
 ) -> Iterator[Gateway]:
     with gateway_of(tmp_path_factory.mktemp("home"), sandbox.env) as found:
-        importing.take(found.ft, "openai")
+        account_import.take(found.ft, "openai")
         yield found
 
 

@@ -13,10 +13,10 @@ from tests import command, leases
 from tests.unit.gateway.conftest import ASKED, MODELS, until
 
 from orchestrate.api.orchestrator import Orchestrator
-from orchestrate.gateway import running, terms
+from orchestrate.gateway import server, terms
 from orchestrate.runs import submit as submission
 from orchestrate.runs import watch as watching
-from orchestrate.runs.hosting import deploying
+from orchestrate.runs.hosting import deployments
 from orchestrate.settings import config
 from orchestrate.store.store import Timing
 
@@ -61,15 +61,15 @@ def main(arguments: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sent: Any = submission.submitter
-    put_up: Any = deploying.deployer_of
+    put_up: Any = deployments.deployer_of
     submission.submitter = lambda *args: dataclasses.replace(sent(*args), reached=reached)
-    deploying.deployer_of = lambda *args: dataclasses.replace(
+    deployments.deployer_of = lambda *args: dataclasses.replace(
         put_up(*args), timing=SETTLED, reached=lambda where: reached(f"{DEPLOY} {where}")
     )
     with Orchestrator(config.load(cwd=home)) as ft:
         models = {**MODELS, ASKED: {**MODELS[ASKED], "deploy": {"max_hours": 2, "max_cost_usd": 40}}}
         table = {"models": models, "files": arguments[3]} if len(arguments) > 3 else {"models": models}
         told = terms.read(table, home, "here", port=port)
-        with running.serve(ft, told, watching.watcher(ft), reached):
+        with server.serve(ft, told, watching.watcher(ft), reached):
             (home / "up").touch()
             threading.Event().wait()

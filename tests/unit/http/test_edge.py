@@ -20,7 +20,7 @@ from tests.unit.ab.test_proxy import PLAN
 from orchestrate import Orchestrator, sandbox
 from orchestrate.ab.experiment import Experiment
 from orchestrate.ab.proxy import Proxy, Upstream
-from orchestrate.gateway import running as gateway
+from orchestrate.gateway import server as gateway
 from orchestrate.http.web import edge, serving
 from orchestrate.serving.server.app import Api
 from orchestrate.serving.server.engine import EngineClient

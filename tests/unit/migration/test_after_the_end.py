@@ -10,9 +10,9 @@ from tests.unit.migration.test_migrating import order
 
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import UsageError
-from orchestrate.migration import importing, recording
-from orchestrate.migration.migrating import TAG, PreparedMigration
-from orchestrate.migration.recording import PreparedRecording, RecordOrder
+from orchestrate.migration import account_import, recordings
+from orchestrate.migration.migrations import TAG, PreparedMigration
+from orchestrate.migration.recordings import PreparedRecording, RecordOrder
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Sampling
 
@@ -56,7 +56,7 @@ def test_what_was_not_recorded_in_time_is_said(ft: Orchestrator, old: RunHandle)
 
 
 def test_the_calendar_and_the_inventory_of_a_silent_account(ft: Orchestrator, old: RunHandle) -> None:
-    [due] = recording.calendar(ft, AFTER)
+    [due] = recordings.calendar(ft, AFTER)
     assert (due.run_id, due.days_left, due.command) == (old.id, -18, None)
-    [held] = importing.take(ft, "openai", today=AFTER).inventory.rows
+    [held] = account_import.take(ft, "openai", today=AFTER).inventory.rows
     assert (held.run_id, held.days_left) == (old.id, -18)

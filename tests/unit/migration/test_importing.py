@@ -22,7 +22,7 @@ from together import Together
 
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import UsageError
-from orchestrate.migration import importing
+from orchestrate.migration import account_import
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
@@ -76,7 +76,7 @@ def made(sandbox: Sandbox, jobs: int = 3) -> tuple[OpenAI, list[str], str]:
 def test_a_job_becomes_a_run_with_all_that_belongs_to_it(ft: Orchestrator, sandbox: Sandbox) -> None:
     client, ids, first = made(sandbox)
     sandbox.clear_requests()
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert {entry["method"] for entry in sandbox.requests("openai")} <= set(READS), "read-only on the host"
     assert (taken.imported, taken.left_out, taken.files, taken.problems) == (2, 1, 2, {})
     run = next(r for r in ft.store.runs.matching() if r.job_id == ids[0])
@@ -100,21 +100,21 @@ def test_a_job_becomes_a_run_with_all_that_belongs_to_it(ft: Orchestrator, sandb
 
 
 def _importer(ft: Orchestrator) -> Any:
-    from orchestrate.migration.importing import Importer
+    from orchestrate.migration.account_import import Importer
 
     return Importer(ft.store, ft.provider("openai"), ft.settings.home / "imported", ft.rates)
 
 
 def test_a_second_import_adds_nothing_and_asks_for_the_list_only(ft: Orchestrator, sandbox: Sandbox) -> None:
     made(sandbox)
-    importing.take(ft, "openai")
+    account_import.take(ft, "openai")
     before = {run.id: run for run in ft.store.runs.matching()}
     sandbox.clear_requests()
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert (taken.imported, taken.known, taken.files) == (0, 2, 0)
     assert {run.id: run for run in ft.store.runs.matching()} == before
     assert {entry["path"] for entry in sandbox.requests("openai")} <= {"/v1/fine_tuning/jobs"}
-    everything = importing.take(ft, "openai", every=True)
+    everything = account_import.take(ft, "openai", every=True)
     assert (everything.imported, everything.left_out) == (1, 0)
 
 
@@ -126,10 +126,10 @@ def test_an_interrupted_import_goes_on(ft: Orchestrator, sandbox: Sandbox) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        importing.take(ft, "openai", tell=stop)
+        account_import.take(ft, "openai", tell=stop)
     assert len(ft.store.runs.matching()) == 2, "all jobs are runs before anything else is fetched"
     sandbox.clear_requests()
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert (taken.imported, taken.files, taken.problems) == (0, 1, {})
     contents = [
         e for e in sandbox.requests("openai") if "/content" in e["path"] and "result" not in e["path"]
@@ -144,12 +144,12 @@ def test_two_at_once_do_not_write_into_one_file(ft: Orchestrator, sandbox: Sandb
 
     def second(what: str, done: int, of: int) -> None:
         with pytest.raises(UsageError) as caught:
-            importing.take(ft, "openai")
+            account_import.take(ft, "openai")
         refused.append(caught.value.message)
 
-    importing.take(ft, "openai", tell=second)
+    account_import.take(ft, "openai", tell=second)
     assert refused and set(refused) == {"another command is importing from openai"}
-    assert importing.take(ft, "openai").files == 0
+    assert account_import.take(ft, "openai").files == 0
 
 
 def test_what_fails_for_now_is_told_and_tried_again(ft: Orchestrator, sandbox: Sandbox) -> None:
@@ -157,16 +157,16 @@ def test_what_fails_for_now_is_told_and_tried_again(ft: Orchestrator, sandbox: S
     sandbox.fault(
         "openai", "error", method="GET", path=f"/v1/fine_tuning/jobs/{ids[0]}/checkpoints", status=403
     )
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert len(taken.problems) == 1
-    assert importing.take(ft, "openai").problems == {}
+    assert account_import.take(ft, "openai").problems == {}
     assert ft.run(ids[0]).checkpoints()
 
 
 def test_files_that_are_gone_are_in_the_inventory(ft: Orchestrator, sandbox: Sandbox) -> None:
     client, ids, first = made(sandbox)
     client.files.delete(first)
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     found = {row.run_id: row for row in taken.inventory.rows}
     lost, kept = (found[ft.run(id).id] for id in ids[:2])
     assert lost.data.startswith("gone") and lost.rebuild.startswith("no")
@@ -179,10 +179,10 @@ def test_files_that_are_gone_are_in_the_inventory(ft: Orchestrator, sandbox: San
 def test_what_is_lost_is_told_of_the_run_that_lost_it(ft: Orchestrator, sandbox: Sandbox) -> None:
     client, ids, first = made(sandbox)
     client.files.delete(first)
-    importing.take(ft, "openai")
+    account_import.take(ft, "openai")
     kept = ft.run(ids[1]).record.spec["train"]
     Path(kept).unlink()
-    taken = importing.take(ft, "openai", files=False, details=False)
+    taken = account_import.take(ft, "openai", files=False, details=False)
     found = {row.run_id: row for row in taken.inventory.rows}
     lost, away = (found[ft.run(id).id] for id in ids[:2])
     assert first in lost.data and kept not in lost.data
@@ -194,7 +194,7 @@ def test_a_restored_store_fetches_the_files_that_it_knows_and_has_not(
     ft: Orchestrator, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path, moved: bool
 ) -> None:
     made(sandbox)
-    importing.take(ft, "openai")
+    account_import.take(ft, "openai")
     shutil.copytree(tmp_path / "home", tmp_path / "restored")
     shutil.rmtree(tmp_path / "home" / "imported")
     if not moved:
@@ -202,9 +202,9 @@ def test_a_restored_store_fetches_the_files_that_it_knows_and_has_not(
     sandbox.clear_requests()
     env = own_env | {"ORCHESTRATE_HOME": str(tmp_path / "restored")}
     with Orchestrator(config.load(env=env, cwd=tmp_path)) as again:
-        taken = importing.take(again, "openai")
+        taken = account_import.take(again, "openai")
         trains = [str(run.spec["train"]) for run in again.store.runs.matching()]
-        assert importing.take(again, "openai").files == 0
+        assert account_import.take(again, "openai").files == 0
     assert (taken.imported, taken.known, taken.problems, taken.inventory.data_here) == (0, 2, {}, 2)
     assert all(path.startswith(str(tmp_path / "restored")) for path in trains)
     paths = [e["path"] for e in sandbox.requests("openai") if e["path"].endswith("/content")]
@@ -220,10 +220,10 @@ def test_a_file_that_is_not_given_out_today_is_asked_for_again(
 ) -> None:
     _, ids, _ = made(sandbox)
     sandbox.fault("openai", kind, path=CONTENT, status=status, count=2)
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert taken.inventory.data_here == 0 and bool(taken.problems) == (kind == "html")
     assert all(ft.run(id).record.spec["train"] == "unknown" for id in ids[:2])
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert (taken.inventory.data_here, taken.files, taken.problems) == (2, 2, {})
 
 
@@ -232,12 +232,12 @@ def test_another_key_says_nothing_of_the_jobs_of_the_first(
 ) -> None:
     made(sandbox)
     sandbox.fault("openai", "html", path=CONTENT, count=2)
-    importing.take(ft, "openai")
+    account_import.take(ft, "openai")
     other = own_env | {"OPENAI_API_KEY": "sandbox-of-another-team"}
     with Orchestrator(config.load(env=other, cwd=tmp_path)) as theirs:
-        taken = importing.take(theirs, "openai")
+        taken = account_import.take(theirs, "openai")
     assert not taken.inventory.rows and not taken.problems and taken.account.startswith("organization")
-    assert importing.take(ft, "openai").inventory.data_here == 2, "what it could not see was not lost"
+    assert account_import.take(ft, "openai").inventory.data_here == 2, "what it could not see was not lost"
 
 
 def full_import(arguments: list[str]) -> None:
@@ -249,7 +249,7 @@ def full_import(arguments: list[str]) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(arguments[0]), resource.RLIM_INFINITY))
 
     with Orchestrator(config.load(env=dict(os.environ), cwd=Path.cwd())) as ft:
-        importing.take(ft, "openai", tell=tell)
+        account_import.take(ft, "openai", tell=tell)
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_on_a_full_disk_nothing_half_is_kept_and_it_goes_on(
     assert ended.code == 1 and b"SetupError: no disk space for" in ended.err
     [run] = ft.store.runs.matching()
     assert run.spec["train"] == "unknown", "no half of a file passes for the whole"
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert (taken.imported, taken.files, taken.problems) == (0, 1, {})
     assert Path(str(ft.run(run.id).record.spec["train"])).read_bytes() == long * 1000
     assert [p.suffix for p in (tmp_path / "home" / "imported").iterdir()] == [".jsonl"]
@@ -277,7 +277,7 @@ def test_an_import_takes_nothing_of_the_budget(ft: Orchestrator, sandbox: Sandbo
     from orchestrate.costing import spending
 
     _, ids, _ = made(sandbox)
-    importing.take(ft, "openai")
+    account_import.take(ft, "openai")
     run = msgspec.structs.replace(ft.run(ids[0]).record, sandbox=False)
     assert run.bill is not None and run.bill.usd > 0
     assert spending(run).total_usd == 0
@@ -298,7 +298,7 @@ def test_jobs_of_the_other_hosts(ft: Orchestrator, sandbox: Sandbox, tmp_path: P
         suffix="theirs",
     )
     sandbox.skip(3600)
-    taken = importing.take(ft, "together")
+    taken = account_import.take(ft, "together")
     assert (taken.imported, taken.files, taken.problems) == (1, 1, {})
     spec = JobSpec.parse(ft.run(str(job.id)).record.spec)
     assert (spec.epochs, spec.learning_rate, spec.adapter.type) == (2, 2e-4, "lora")
@@ -326,7 +326,7 @@ def test_jobs_of_a_host_with_names_of_their_own(ft: Orchestrator, sandbox: Sandb
         sandbox.skip(3600)
         client.supervised_fine_tuning_jobs.get(str(job.name).rsplit("/", 1)[-1])
     sandbox.clear_requests()
-    taken = importing.take(ft, "fireworks")
+    taken = account_import.take(ft, "fireworks")
     assert {entry["method"] for entry in sandbox.requests("fireworks")} <= set(READS), "read-only on the host"
     assert (taken.imported, taken.files, taken.problems) == (1, 1, {})
     [run] = ft.store.runs.matching(provider="fireworks")
@@ -336,7 +336,7 @@ def test_jobs_of_a_host_with_names_of_their_own(ft: Orchestrator, sandbox: Sandb
     assert (spec.epochs, spec.learning_rate, spec.adapter) == (2, 1e-4, LoRA(r=16))
     assert isinstance(spec.train, str) and Path(spec.train).read_bytes() == rows(5)
     assert run.bill is not None and run.bill.usd > 0
-    assert importing.take(ft, "fireworks").known == 1
+    assert account_import.take(ft, "fireworks").known == 1
     [row] = taken.inventory.rows
     assert row.silent_on is None and row.rebuild.startswith("yes")
 
@@ -351,7 +351,7 @@ def killed_import(arguments: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with Orchestrator(config.load(env=dict(os.environ), cwd=Path.cwd())) as ft:
-        importing.take(ft, "openai", tell=tell)
+        account_import.take(ft, "openai", tell=tell)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_an_import_goes_on_after_a_kill(
     arguments = [place[0], str(place[1])]
     ended = command.run(arguments, cwd=tmp_path, env=own_env, program=killed_import)
     assert ended.code == -signal.SIGKILL, ended.err.decode()
-    taken = importing.take(ft, "openai")
+    taken = account_import.take(ft, "openai")
     assert taken.problems == {} and taken.inventory.data_here == 3
     runs = ft.store.runs.matching()
     assert sorted(str(run.job_id) for run in runs) == sorted(ids[:3]), "each job is one run"
@@ -391,7 +391,7 @@ def test_a_job_of_ours_is_not_a_second_run(ft: Orchestrator, sandbox: Sandbox, t
     path.write_bytes(rows(3))
     run = ft.submit(JobSpec(model="gpt-4o-mini", train=str(path), epochs=1), "openai")
     sandbox.skip(3600)
-    assert importing.take(ft, "openai").known == 1
+    assert account_import.take(ft, "openai").known == 1
     assert [r.id for r in ft.store.runs.matching()] == [run.id]
 
 
@@ -405,7 +405,7 @@ def test_three_thousand_jobs_take_as_long_a_job_as_three_hundred(ft: Orchestrato
         sandbox.create_jobs("openai", [body] * jobs)
         sandbox.skip(3600)
         begun = time.process_time()  # what other programs take is not ours
-        assert importing.take(ft, "openai", details=False).imported == jobs
+        assert account_import.take(ft, "openai", details=False).imported == jobs
         return (time.process_time() - begun) / jobs
 
     few, many = seconds_a_job(300), seconds_a_job(2700)

@@ -19,7 +19,7 @@ from tests.unit.migration.test_migrating import runs as runs
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import OrchestrateError, OutcomeUnknown
 from orchestrate.migration.account import PreparedPlan
-from orchestrate.migration.migrating import TAG, PreparedMigration
+from orchestrate.migration.migrations import TAG, PreparedMigration
 from orchestrate.runs import submit as submission
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.sandbox.server import Sandbox

@@ -22,15 +22,15 @@ from tests.unit.migration.conftest import chat_rows
 from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
 from orchestrate.costing import parse_flag
 from orchestrate.errors import ConfigError, OverBudget, UsageError
-from orchestrate.migration import account, importing, proposals
+from orchestrate.migration import account, account_import, proposals
 from orchestrate.migration.account import PreparedPlan
-from orchestrate.migration.migrating import TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.migrations import TAG, MigrationOrder, PreparedMigration
 from orchestrate.migration.parity import PreparedProof, report, results
 from orchestrate.migration.proposals import ModelNeeds
-from orchestrate.migration.recording import PreparedRecording, RecordOrder
+from orchestrate.migration.recordings import PreparedRecording, RecordOrder
 from orchestrate.migration.report import parity
 from orchestrate.profile import profile
-from orchestrate.runs.preparing import quoting
+from orchestrate.runs.preparing import pricing
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
@@ -146,7 +146,7 @@ def test_settings_are_translated_with_what_changes(
     ft: Orchestrator, old: RunHandle, sandbox: Sandbox
 ) -> None:
     sandbox.clear_requests()
-    use = quoting.use("20k req/day, 900 in, 150 out")
+    use = pricing.use("20k req/day, 900 in, 150 out")
     wanted = order("together", "fireworks", "local", models={"local": str(TINY)}, use=use)
     found = PreparedMigration(ft, old, wanted)
     assert not any(sandbox.requests(host) for host in ("openai", "together", "fireworks")), "offline"
@@ -163,7 +163,7 @@ def test_settings_are_translated_with_what_changes(
     assert local["learning_rate_multiplier"].now == f"{1.8 * 2e-4:g} as learning_rate"
     priced, data = by_name["together"].candidates[0], old.record.spec["train"]
     spec = JobSpec(model=priced.suited.model, train=data)
-    [total] = quoting.ownership(ft, spec, [priced.quote], use)
+    [total] = pricing.ownership(ft, spec, [priced.quote], use)
     assert priced.monthly_usd == min(w.monthly_usd for w in total.options if not w.unavailable)
     assert found.ready == ["together", "fireworks", "local"]
 
@@ -342,7 +342,7 @@ def test_a_plan_goes_where_training_and_serving_together_cost_least(
     answers that is made up for by a month of serving."""
     cheap = [f"together:inference_tuned_{side}=0.01" for side in ("input", "output")]
     ft.rates = ft.rates.over([parse_flag(flag, date(2026, 11, 1)) for flag in cheap])
-    use = quoting.use("100 req/day, 900 in, 150 out", months=1)
+    use = pricing.use("100 req/day, 900 in, 150 out", months=1)
     wanted = order("together", "fireworks", "local", models={"local": str(TINY)}, use=use)
     [planned] = account.proposed(ft, wanted, quiet)
     assert planned.proposal is not None
@@ -416,7 +416,7 @@ def test_imported_models_are_the_same_by_their_settings_alone(ft: Orchestrator, 
             )
         ]
     sandbox.skip(3600)
-    importing.take(ft, "openai")
+    account_import.take(ft, "openai")
     planned = {one.run_id: one.skipped for one in account.proposed(ft, order("together"), quiet)}
     first, other, last = (planned[ft.run(id).id] for id in ids)
     assert other is None, "another base on the same rows is another model"

@@ -27,8 +27,8 @@ from orchestrate.errors import DataError, OverBudget, UsageError
 from orchestrate.evaluation import Item, item_id
 from orchestrate.evaluation.held_out import held_out, prompts
 from orchestrate.evaluation.recordings import covering
-from orchestrate.migration import recording
-from orchestrate.migration.recording import PreparedRecording, RecordOrder
+from orchestrate.migration import recordings
+from orchestrate.migration.recordings import PreparedRecording, RecordOrder
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.chat import Chat
 from orchestrate.runs.evaluation.contenders import Contenders
@@ -251,10 +251,10 @@ def test_what_was_recorded_stays_when_the_model_is_silent(
     def silent(*_: object) -> None:
         raise UsageError("no answer comes any more")
 
-    monkeypatch.setattr(recording.Asking, "ask", silent)
+    monkeypatch.setattr(recordings.Asking, "ask", silent)
     with PreparedRecording(ft, old.id, order) as prepared, pytest.raises(UsageError, match="any more"):
         prepared.run()
-    last = recording.named(ft, first.id)
+    last = recordings.named(ft, first.id)
     assert (last.answered, last.complete) == (first.answered, True)
     assert last.rows_file.read_bytes() == rows
 
@@ -276,7 +276,7 @@ def test_answers_are_paid_once(ft: Orchestrator, old: RunHandle, sandbox: Sandbo
         assert prepared.plan().asked.kept == 30
         assert prepared.run().id == done.id
     assert asked(sandbox) == first
-    assert [one.id for one in recording.all_recordings(ft)] == [done.id]
+    assert [one.id for one in recordings.all_recordings(ft)] == [done.id]
     lines = [json.loads(line) for line in done.rows_file.read_text().splitlines()]
     source = [json.loads(line) for line in Path(str(old.record.spec["test"])).read_text().splitlines()]
     assert lines == source, "the rows that the next model is asked are those of the file"
@@ -299,7 +299,7 @@ def test_what_was_answered_before_a_limit_or_a_fault_is_kept(
         pytest.raises(Exception, match="403"),
     ):
         rest.run()
-    partial = recording.all_recordings(ft)[-1]
+    partial = recordings.all_recordings(ft)[-1]
     assert (partial.answered, partial.prompts, partial.complete) == (10, 30, False)
 
 
@@ -338,7 +338,7 @@ def test_a_recording_goes_on_after_a_kill(
         done = prepared.run()
     assert (done.answered, done.prompts) == (30, 30)
     assert asked(sandbox) - before == 30 - kept
-    assert len(recording.all_recordings(ft)) == 1
+    assert len(recordings.all_recordings(ft)) == 1
 
 
 @pytest.mark.slow
@@ -361,7 +361,7 @@ def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
     assert command.ended(process, 240) == 130, streams[2].read_text()
     assert "same command" in streams[2].read_text()
     sandbox.clear_faults()
-    [kept] = recording.all_recordings(ft)
+    [kept] = recordings.all_recordings(ft)
     before = asked(sandbox)
     # What was under way is waited for and kept; one that was just being written down is asked again.
     assert 10 < before - 1 <= kept.answered <= before < 30
@@ -384,7 +384,7 @@ def test_a_limit_that_is_reached_midway_keeps_what_was_paid_and_goes_on_under_a_
     with PreparedRecording(ft, old.id, limit) as low, pytest.raises(OverBudget) as told:
         low.run()
     assert told.value.fix
-    [kept] = recording.all_recordings(ft)
+    [kept] = recordings.all_recordings(ft)
     assert 0 < kept.answered < 30 and not kept.complete
     assert kept.usd is not None and 0 < kept.usd <= expected
     assert asked(sandbox) == kept.answered, "what was answered is kept, and nothing is asked beyond the limit"
@@ -416,15 +416,15 @@ def test_two_recordings_at_once_on_one_home_pay_nothing_twice(
 
 
 def test_the_calendar_says_what_to_record_by_when(ft: Orchestrator, old: RunHandle) -> None:
-    [due] = recording.calendar(ft, date(2027, 1, 4))
+    [due] = recordings.calendar(ft, date(2027, 1, 4))
     assert (due.run_id, due.silent_on, due.days_left) == (old.id, date(2027, 1, 14), 10)
     assert due.no_new_jobs_after == date(2027, 1, 6)
     assert due.recorded == 0 and due.command == f"orchestrate record {old.id}"
     with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as prepared:
         prepared.run()
-    [due] = recording.calendar(ft, date(2027, 1, 4))
+    [due] = recordings.calendar(ft, date(2027, 1, 4))
     assert due.recorded == 30 and due.command is None
-    assert recording.calendar(ft, date(2027, 1, 15))[0].days_left == -1
+    assert recordings.calendar(ft, date(2027, 1, 15))[0].days_left == -1
 
 
 def test_recorded_answers_become_rows_with_the_terms_told(
@@ -432,13 +432,13 @@ def test_recorded_answers_become_rows_with_the_terms_told(
 ) -> None:
     with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as prepared:
         done = prepared.run()
-    found = recording.from_record(ft, done.id[:8], tmp_path / "rows.jsonl")
+    found = recordings.from_record(ft, done.id[:8], tmp_path / "rows.jsonl")
     rows = Dataset.open(tmp_path / "rows.jsonl")
     assert found.rows == rows.rows == 30 and rows.format == "openai-chat"
     assert {example.messages[-1].text for example in rows.examples()} == {ANSWER}  # type: ignore[union-attr]
     assert any("compete" in line for line in found.terms)
     with pytest.raises(UsageError, match="unknown recording"):
-        recording.from_record(ft, "rec-nothing", tmp_path / "x.jsonl")
+        recordings.from_record(ft, "rec-nothing", tmp_path / "x.jsonl")
 
 
 def test_a_model_that_is_no_run_is_recorded_by_its_address(ft: Orchestrator, tmp_path: Path) -> None:

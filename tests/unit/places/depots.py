@@ -15,7 +15,7 @@ from tests.ports import own_port
 
 from orchestrate.local.run import checkpoints
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.places.depot import StoredRun
+from orchestrate.places.storage import StoredRun
 
 
 class S3:

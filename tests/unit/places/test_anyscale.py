@@ -42,11 +42,11 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.places.base import Resources
-from orchestrate.places.claim import Attempt
-from orchestrate.places.depot import Depot
-from orchestrate.places.kinds._anyscale.asking import Client
+from orchestrate.places.kinds._anyscale.client import Client
 from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
-from orchestrate.places.order import pins
+from orchestrate.places.lease import Attempt
+from orchestrate.places.manifest import pins
+from orchestrate.places.storage import Depot
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.spending.accounts import Spender

@@ -14,7 +14,7 @@ from tests.unit.places.worlds import WORLDS, World
 
 from orchestrate import Orchestrator
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.runs.submitting.settling import Settler
+from orchestrate.runs.submitting.settler import Settler
 from orchestrate.types import JobStatus
 
 pytestmark = pytest.mark.slow

@@ -32,9 +32,9 @@ from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, 
 from orchestrate.local.plan import throughput
 from orchestrate.local.run import RunDir
 from orchestrate.places.base import PRICE, Hourly, Resources
-from orchestrate.places.depot import Depot
-from orchestrate.places.order import read_order
+from orchestrate.places.manifest import read_order
 from orchestrate.places.remote import Errand
+from orchestrate.places.storage import Depot
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.preparing.prepared import _kept_private
 from orchestrate.runs.spending.accounts import Spender

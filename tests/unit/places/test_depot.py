@@ -9,8 +9,8 @@ import pytest
 
 from orchestrate.core.files import whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable
-from orchestrate.places.claim import Claim, attempts, used_s
-from orchestrate.places.depot import Depot, safe
+from orchestrate.places.lease import Claim, attempts, used_s
+from orchestrate.places.storage import Depot, safe
 from orchestrate.types import ArtifactFile
 
 

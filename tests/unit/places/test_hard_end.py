@@ -16,11 +16,11 @@ from tests.unit.places.worlds import WORLDS, World, ray_cluster
 from orchestrate import Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import InvalidRequest, OverBudget, UsageError
-from orchestrate.places.claim import Claim
-from orchestrate.places.order import read_order
+from orchestrate.places.lease import Claim
+from orchestrate.places.manifest import read_order
 from orchestrate.runs import queue as queueing
-from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import SweepOrder
+from orchestrate.runs.sweep import space, sweeps
+from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.runs.syncing.sweep import refresh
 from orchestrate.text import limit
@@ -135,7 +135,7 @@ def queued(ft: Orchestrator, world: World, folder: Path) -> None:
 def swept(ft: Orchestrator, world: World, folder: Path) -> None:
     spec = spec_of(world, folder).model_copy(update={"validation": str(folder / "blue.jsonl")})
     order = SweepOrder(space=space.parse(["learning_rate=1e-4"], []), max_parallel=1)
-    Searching(ft, searching.begin(ft, spec, [world.kind], order)).turn()
+    Searching(ft, sweeps.begin(ft, spec, [world.kind], order)).turn()
 
 
 def submitted_from_the_page(ft: Orchestrator, world: World, folder: Path) -> None:

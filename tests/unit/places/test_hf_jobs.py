@@ -28,7 +28,7 @@ from orchestrate.local.plan.throughput import MeasuredPace, ThroughputKey
 from orchestrate.local.run import JobState, RunDir, now
 from orchestrate.places.base import Resources
 from orchestrate.places.kinds.hf_jobs import FLAVORS, LABEL, STAGES, HfJobs
-from orchestrate.places.order import pins
+from orchestrate.places.manifest import pins
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.settings import config

@@ -20,8 +20,8 @@ from orchestrate.commands.runs.spending import ExitCodeOptions, headline, notes
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable
 from orchestrate.places.base import PRICE, Placed
-from orchestrate.places.depot import Depot
-from orchestrate.places.order import read_order
+from orchestrate.places.manifest import read_order
+from orchestrate.places.storage import Depot
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.spending.accounts import Spender, SpendingReport
 from orchestrate.runs.submitting.repeats import SubmitRequest

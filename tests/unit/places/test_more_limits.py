@@ -32,13 +32,13 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.local.run import JobState, now
-from orchestrate.places.claim import Claim
-from orchestrate.places.depot import StoredRun
-from orchestrate.places.order import read_order
+from orchestrate.places.lease import Claim
+from orchestrate.places.manifest import read_order
 from orchestrate.places.remote import Errand
+from orchestrate.places.storage import StoredRun
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import SweepOrder
+from orchestrate.runs.sweep import space, sweeps
+from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
 from orchestrate.types import Allowance, JobError, JobStatus, TrialState
@@ -246,7 +246,7 @@ def test_a_trial_gets_no_more_than_its_sweep_has_and_is_scored_again(ray: World,
         spec = spec_of(ray, tmp_path).model_copy(update={"validation": str(tmp_path / "blue.jsonl")})
         rates = space.parse(["learning_rate=1e-4,2e-4"], [])
         order = SweepOrder(space=rates, max_parallel=2, max_cost_usd=Decimal(20))
-        carried = Searching(ft, searching.begin(ft, spec, ["ray"], order))
+        carried = Searching(ft, sweeps.begin(ft, spec, ["ray"], order))
         carried.turn()
         runs = [ft.run(trial.run_id or "") for trial in carried.trials]
         assert [run.record.max_cost_usd for run in runs] == [10, 10]
@@ -256,7 +256,7 @@ def test_a_trial_gets_no_more_than_its_sweep_has_and_is_scored_again(ray: World,
         with pytest.raises(OverBudget, match=r"\$14\.00\) exceeds the sweep's remaining limit \(\$10\.00"):
             runs[1].resume(max_cost_usd=14)
         more = dataclasses.replace(order, max_cost_usd=Decimal(24))
-        carried = Searching(ft, searching.begin(ft, spec, ["ray"], more))
+        carried = Searching(ft, sweeps.begin(ft, spec, ["ray"], more))
         runs[1].resume(max_cost_usd=14)
         carried.turn()
         assert [trial.state for trial in carried.trials] == [TrialState.OPEN, TrialState.OPEN]

@@ -19,8 +19,8 @@ from tests.unit.places.kube import Cluster
 from tests.unit.places.rayhead import Head
 from tests.unit.places.worlds import SkyState
 
-from orchestrate.places.depot import Depot
 from orchestrate.places.remote import Errand
+from orchestrate.places.storage import Depot
 
 pytestmark = pytest.mark.slow
 ENGINE = str(Path(__file__).with_name("engine.py"))

@@ -19,9 +19,9 @@ from tests.unit.places.worlds import ray_cluster
 from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.local.run import JobState, RunDir, now
-from orchestrate.places.claim import Claim
-from orchestrate.places.depot import Pulse
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
+from orchestrate.places.lease import Claim
+from orchestrate.places.storage import Pulse
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.settings import config

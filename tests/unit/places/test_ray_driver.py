@@ -26,12 +26,12 @@ from tests.unit.places.test_remote import job_at
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable, RunFailed
 from orchestrate.local.run import JobState, now
-from orchestrate.places import claim
+from orchestrate.places import lease
 from orchestrate.places.base import WorkerLimits
-from orchestrate.places.claim import Claim, Signs, Superseded
-from orchestrate.places.depot import Depot, Pulse, StoredRun
-from orchestrate.places.order import ROOM, environment, place_order, read_order, room, unexpanded
+from orchestrate.places.lease import Claim, Signs, Superseded
+from orchestrate.places.manifest import ROOM, environment, place_order, read_order, room, unexpanded
 from orchestrate.places.remote import SILENT
+from orchestrate.places.storage import Depot, Pulse, StoredRun
 from orchestrate.spec import JobSpec
 from orchestrate.types import Event
 
@@ -144,7 +144,7 @@ def test_the_time_of_the_job_is_counted_once(stored: StoredRun) -> None:
     mine.used(30)
     worker = Claim(stored, mine.token)
     worker.used(20)
-    assert worker.earlier_s == 30 and claim.used_s(stored) == 30
+    assert worker.earlier_s == 30 and lease.used_s(stored) == 30
 
 
 def test_a_worker_sees_that_its_job_is_gone(stored: StoredRun) -> None:

@@ -24,13 +24,13 @@ from orchestrate.local import Hyper, LocalJob, RunDir
 from orchestrate.local.job import AdapterSettings, Supervised
 from orchestrate.local.run import checkpoints, now
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.places import claim
-from orchestrate.places import depot as mirror
+from orchestrate.places import lease
+from orchestrate.places import storage as mirror
 from orchestrate.places.base import WorkerLimits
-from orchestrate.places.claim import Switch
-from orchestrate.places.depot import Depot
-from orchestrate.places.order import environment, place_order
+from orchestrate.places.lease import Switch
+from orchestrate.places.manifest import environment, place_order
 from orchestrate.places.remote import SILENT, Errand
+from orchestrate.places.storage import Depot
 from orchestrate.types import ArtifactFile
 
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -119,7 +119,7 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
     assert len(here.metrics()) == len(told) == 10
     assert told[4] == 1 and told[5] == 2, "step 5 came after the newest checkpoint"
     assert "begins after step 4" in " ".join(event.message for event in here.events())
-    assert here.state().status == "succeeded" and claim.attempts(stored) == 2
+    assert here.state().status == "succeeded" and lease.attempts(stored) == 2
 
 
 @pytest.mark.parametrize(("word", "end"), [("pause", "paused"), ("cancel", "cancelled")])
@@ -255,7 +255,7 @@ CUT = """
 import os, sys
 from contextlib import suppress
 from pathlib import Path
-from orchestrate.places.depot import Depot
+from orchestrate.places.storage import Depot
 from orchestrate.places.remote import Errand
 folder, *engine = sys.argv[1:]
 note = 'echo $$ > "$4/engine.new"; mv "$4/engine.new" "$4/engine.pid"; exec "$0" "$@"'

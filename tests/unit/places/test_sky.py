@@ -19,10 +19,10 @@ from orchestrate.local import Hyper, LocalJob
 from orchestrate.local.job import AdapterSettings, Supervised
 from orchestrate.local.run import now
 from orchestrate.places.base import Resources, WorkerLimits
-from orchestrate.places.depot import Depot
-from orchestrate.places.kinds._skypilot.asking import Bridge, python_of
+from orchestrate.places.kinds._skypilot.client import Bridge, python_of
 from orchestrate.places.kinds.sky import Sky
-from orchestrate.places.order import environment, place_order
+from orchestrate.places.manifest import environment, place_order
+from orchestrate.places.storage import Depot
 
 REF = "orc-0123456789ab"
 H100 = Resources(gpu="H100", machine="H100:1", limits=WorkerLimits(max_hours=2, most_usd_per_hour=Decimal(3)))

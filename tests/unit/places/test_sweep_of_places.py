@@ -13,10 +13,10 @@ from tests.unit.places.worlds import hugging_face
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.commands.runs.follow import follow
 from orchestrate.local.run import JobState, now
-from orchestrate.places.order import read_order
+from orchestrate.places.manifest import read_order
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.runs.sweep import searching, space
-from orchestrate.runs.sweep.searching import SweepOrder
+from orchestrate.runs.sweep import space, sweeps
+from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
 from orchestrate.types import JobError, JobStatus, TrialState
@@ -38,7 +38,7 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
         settings = config.load(env={}, home=tmp_path / "home", config_file=chosen)
         with Orchestrator(replace(settings, config_named=False)) as ft:  # its trust is gone since
             ft.provider("hf-jobs").place = world.place(ft.provider("hf-jobs"))  # type: ignore[attr-defined, arg-type]
-            carried = Searching(ft, searching.begin(ft, spec, ["hf-jobs"], SweepOrder(space=rates)))
+            carried = Searching(ft, sweeps.begin(ft, spec, ["hf-jobs"], SweepOrder(space=rates)))
             carried.turn()
             assert "you have not trusted" in (carried.stopped or "")
             assert [trial.state for trial in carried.trials] == [TrialState.OPEN], "it goes first once it may"
@@ -47,7 +47,7 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             assert isinstance(found, AwayProvider)
             found.place = world.place(found)
             order = SweepOrder(space=rates, max_parallel=2, max_cost_usd=Decimal(10))
-            carried = Searching(ft, searching.begin(ft, spec, ["hf-jobs"], order))
+            carried = Searching(ft, sweeps.begin(ft, spec, ["hf-jobs"], order))
             carried.turn()
             depot = found.place.depot
             caps = [read_order(depot.run(ref)).limits.max_usd for ref, _ in world.jobs()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import date
 
-from orchestrate.providers.fireworks.reading import models_of as fireworks_models
-from orchestrate.providers.together.reading import models_of as together_models
+from orchestrate.providers.fireworks.responses import models_of as fireworks_models
+from orchestrate.providers.together.responses import models_of as together_models
 
 
 def test_together_names_a_model_as_it_is_tuned() -> None:

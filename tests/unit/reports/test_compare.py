@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
-from orchestrate.evaluation.pairing import Pairing
+from orchestrate.evaluation.pairs import Pairing
 from orchestrate.reports import Comparison, RunDifference
 from orchestrate.reports.compare import compare
 from orchestrate.reports.rows import interval

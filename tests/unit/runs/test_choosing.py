@@ -15,9 +15,9 @@ from orchestrate.runs.data import files as data
 from orchestrate.runs.data.generation import TeacherModel
 from orchestrate.runs.preparing.advice import base_score
 from orchestrate.sandbox import running
-from orchestrate.sandbox.joining import running as running_at
+from orchestrate.sandbox.connection import running as running_at
 from orchestrate.settings import config
-from orchestrate.setup import starting
+from orchestrate.setup import first_spec
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_is_not_checked_is_said(ft: Orchestrator, rows: Path) -> None:
 
 def test_memory_is_that_of_the_size_named() -> None:
     eight, four = (
-        starting.memory_plan(size, starting.Setup(precision="auto"), device="cpu", available_bytes=2**40)
+        first_spec.memory_plan(size, first_spec.Setup(precision="auto"), device="cpu", available_bytes=2**40)
         for size in ("8B", "4B")
     )
     assert eight.fits and four.total_bytes < eight.total_bytes

@@ -15,7 +15,7 @@ from tests.reviewing import answered
 from orchestrate import AsyncOrchestrator, JobSpec, Orchestrator
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import ScoredItem
-from orchestrate.evaluation.review.desk import ReviewSession
+from orchestrate.evaluation.review.session import ReviewSession
 from orchestrate.settings import config
 from orchestrate.store.runs import Intent
 from orchestrate.types import Contender, Evaluation, MetricUsed, Rating

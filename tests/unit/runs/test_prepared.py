@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
-from orchestrate.data.opening import open_dataset
+from orchestrate.data.dataset_reader import open_dataset
 from orchestrate.data.passes.scan import LEAST_BYTES
 from orchestrate.errors import DataError, MissingKey, OverBudget, UsageError
 from orchestrate.settings import config
@@ -241,7 +241,7 @@ def test_a_mix_is_quoted_checked_and_sent_as_one_file(home: Path, opened: Counte
 def test_a_quote_counts_by_the_chat_template_that_trains(home: Path) -> None:
     from orchestrate.data.dataset import Dataset
     from orchestrate.local.encoding import Template, encode
-    from orchestrate.local.model.loading import load_tokenizer
+    from orchestrate.local.model.loader import load_tokenizer
 
     own = "{% for m in messages %}{{ m.role * 5 }}{{ m.content }}{{ eos_token * 4 }}{{ more }}{% endfor %}"
     settings = {"more": "and more and more"}

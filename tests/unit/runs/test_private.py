@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from orchestrate import Orchestrator
 from orchestrate.errors import ConfigError, OrchestrateError, SpecError, TranslationRefused, UsageError
-from orchestrate.paid.asking import Asking
+from orchestrate.paid.paid_requests import Asking
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.runs.log import log
 from orchestrate.runs.privacy import require_own

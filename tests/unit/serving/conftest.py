@@ -13,8 +13,8 @@ import pytest
 from tests import forking
 from tests.paths import BUNDLED, TINY
 
-from orchestrate.serving.server import running
-from orchestrate.serving.server.running import ServerSettings, ServingApp
+from orchestrate.serving.server import server_process
+from orchestrate.serving.server.server_process import ServerSettings, ServingApp
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.store import Store
 from orchestrate.types import Sheet
@@ -37,7 +37,7 @@ def serve(
     """With a store in this home."""
     with (
         Store.open(f"sqlite:///{home}/runs.sqlite3") as store,
-        running.serve(tuned, home, store, terms, base=base) as up,
+        server_process.serve(tuned, home, store, terms, base=base) as up,
     ):
         yield up
 

@@ -16,7 +16,7 @@ from tests.unit.serving.conftest import in_process, random_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrate.errors import UsageError
-from orchestrate.serving.combining import combine
+from orchestrate.serving.combination import combine
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.types import Merged
 

@@ -15,7 +15,7 @@ from tests import command
 from tests.paths import TINY
 
 from orchestrate.errors import UsageError
-from orchestrate.serving.combining import combine
+from orchestrate.serving.combination import combine
 from orchestrate.serving.export.folder import new_folder_at, scratch_beside
 from orchestrate.serving.export.forms import WeightOptions, export
 from orchestrate.serving.tuned import TunedModel

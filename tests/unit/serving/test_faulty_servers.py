@@ -14,7 +14,7 @@ from tests.unit.serving.conftest import Known, serve
 
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.serving.server.running import ServerSettings, ServingApp
+from orchestrate.serving.server.server_process import ServerSettings, ServingApp
 from orchestrate.serving.tuned import TunedModel
 
 pytestmark = [

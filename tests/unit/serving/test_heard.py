@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from orchestrate.serving.proof.heard import ObservedAnswer, along
+from orchestrate.serving.proof.observations import ObservedAnswer, along
 from orchestrate.types import Said
 
 ANSWER = [b"Is", b" ", b"\xe6", b"\x9d\xb1", b"\xe4\xba", b"\xac", b" \xf0\x9f", b"\x8e", b"\x89!", b"", b""]

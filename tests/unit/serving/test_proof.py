@@ -20,8 +20,8 @@ from orchestrate.errors import UnexpectedAnswer
 from orchestrate.local.weights import worker
 from orchestrate.profile import Profile
 from orchestrate.serving.proof.folder import FolderPlace
-from orchestrate.serving.proof.heard import ObservedAnswer, PromptView
 from orchestrate.serving.proof.host import HostPlace
+from orchestrate.serving.proof.observations import ObservedAnswer, PromptView
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.types import Canary, JobHandle, Message, Probe, Proof, ProofStage, Reply, Said, Sheet

@@ -28,7 +28,7 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
 from orchestrate.serving.server import keys as client_keys
-from orchestrate.serving.server.running import ServerSettings, ServingApp, add, notes
+from orchestrate.serving.server.server_process import ServerSettings, ServingApp, add, notes
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.gateway import hashed
 from orchestrate.store.store import Store

@@ -17,7 +17,7 @@ from tests.paths import TINY
 from tests.unit.serving.conftest import Known, in_process
 
 from orchestrate.errors import DataError, SpecError, UsageError
-from orchestrate.serving.combining import combine
+from orchestrate.serving.combination import combine
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.forms import WeightOptions, export
 from orchestrate.serving.tuned import TunedModel

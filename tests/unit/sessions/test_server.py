@@ -20,7 +20,7 @@ from tests.unit.sessions.homes import workspace
 from tests.waiting import until
 
 from orchestrate import sessions
-from orchestrate.local.session_server.desk import KEPT_SNAPSHOTS
+from orchestrate.local.session_server.service import KEPT_SNAPSHOTS
 
 pytestmark = pytest.mark.slow
 NAME = "Qwen/Qwen3-8B"
@@ -375,7 +375,7 @@ def test_a_process_that_is_killed_is_told_of_and_started_again(tmp_path: Path, q
 
 
 def test_what_was_saved_is_an_adapter_like_any_other(raw: Raw, home: Path) -> None:
-    from orchestrate.local.answers.loading import is_adapter
+    from orchestrate.local.answers.model_loader import is_adapter
     from orchestrate.local.model.adapters import is_removable
 
     model = raw.model()

@@ -10,7 +10,7 @@ from tests.paths import ROOT
 from orchestrate import description
 from orchestrate.errors import ConfigError, MissingKey
 from orchestrate.profile import OPTIONS, built_in, described, places, profile
-from orchestrate.providers.local import renting
+from orchestrate.providers.local import rented_machines
 from orchestrate.settings import config
 
 
@@ -108,7 +108,7 @@ def test_each_option_that_is_read_is_named_and_each_named_is_read() -> None:
     files = [file for room in ("places", "providers") for file in (source / room).rglob("*.py")]
     files.append(source / "core" / "retries.py")
     found = {file: {one or other for one, other in READ.findall(file.read_text())} for file in files}
-    read = set().union(*found.values(), renting.OPTIONS) - NOT_OF_A_HOST - OF_THE_PROGRAM
+    read = set().union(*found.values(), rented_machines.OPTIONS) - NOT_OF_A_HOST - OF_THE_PROGRAM
     asked = {
         name
         for file in described().values()

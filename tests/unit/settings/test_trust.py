@@ -12,7 +12,7 @@ from tests.unit.settings.test_config import env_of
 
 from orchestrate.errors import ProjectNotTrusted
 from orchestrate.profile import BY_SDK, OPTIONS, built_in, described, places, profile
-from orchestrate.providers.local import renting
+from orchestrate.providers.local import rented_machines
 from orchestrate.settings import config, trust
 from orchestrate.settings.hosts import HOST_FIELDS
 
@@ -55,7 +55,7 @@ def settings_there_are() -> Iterator[str]:
         yield f"hosts.{name}"
         yield from (f"hosts.{name}.{field}" for field in sorted(own - {"options"}))
         known = None if name == "one-of-a-plug-in" else profile(name).options
-        taken = OPTIONS | BY_SDK | {*renting.OPTIONS} if known is None else OPTIONS | known
+        taken = OPTIONS | BY_SDK | {*rented_machines.OPTIONS} if known is None else OPTIONS | known
         yield from (f"hosts.{name}.options.{option}" for option in sorted(taken))
     yield from (f"local.{option}" for option in sorted(OPTIONS | (profile("local").options or set())))
 

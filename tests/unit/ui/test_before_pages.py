@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app as command
-from orchestrate.runs.preparing import quoting
+from orchestrate.runs.preparing import pricing
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.ui.new import fields
 from orchestrate.ui.server import app, serving
@@ -40,7 +40,7 @@ def test_the_calculator_agrees_with_a_quote_of_such_rows(ft: Orchestrator, tmp_p
     data = ft.data(spec)
     tokens = round(data.train.tokens("o200k").tokens / 2000)
     real = {quote.provider: quote for quote in ft.quote(spec, "together,fireworks")}
-    for found in quoting.assumed(ft, spec, 2000, tokens):
+    for found in pricing.assumed(ft, spec, 2000, tokens):
         if found.provider in real:
             exact = real[found.provider].counted_usd
             assert found.low_usd <= exact <= found.high_usd and abs(found.counted_usd / exact - 1) < Decimal(

@@ -21,7 +21,7 @@ from tests.unit.ui.page import Parsed
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.runs.data.files import RowReview
-from orchestrate.runs.evaluation import reviewing
+from orchestrate.runs.evaluation import reviews
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.text import money
@@ -122,9 +122,9 @@ def test_answers_are_judged_on_the_page_of_the_command(
     task = web.post(path, content=json.dumps({"action": "show", "rater": "Ann"})).json()
     said = {"action": "rate", "rater": "Ann", "task": task["task"], "choice": "left"}
     assert web.post(path, content=json.dumps(said)).json()["done"] == 1
-    desk = reviewing.opened(ft, [review])
-    assert reviewing.result(ft, desk).raters == {"Ann": 1}, "as `orchestrate review --results` tells it"
-    [sentence] = reviewing.said(ft, desk)
+    desk = reviews.opened(ft, [review])
+    assert reviews.result(ft, desk).raters == {"Ann": 1}, "as `orchestrate review --results` tells it"
+    [sentence] = reviews.said(ft, desk)
     assert sentence in Parsed(web.get(f"/runs/{run.id}").text).text
     assert web.get("/reviews/rev-none/").status_code == 404
 

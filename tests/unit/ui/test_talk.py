@@ -14,7 +14,7 @@ from tests.unit.ui.conftest import MARKUP, MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
-from orchestrate.paid.asking import Price
+from orchestrate.paid.paid_requests import Price
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config

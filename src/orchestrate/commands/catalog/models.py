@@ -10,7 +10,7 @@ import typer
 from msgspec import structs
 from rich.text import Text
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, settings_of, table
 from orchestrate.commands.terminal.options import default_command
@@ -30,7 +30,7 @@ ProviderFilter = Annotated[
         "--provider",
         "-p",
         help="Show only models this backend can fine-tune.",
-        autocompletion=completing.backend,
+        autocompletion=completion.backend,
     ),
 ]
 
@@ -117,7 +117,7 @@ def refresh(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", "-p", help="Comma-separated backends, or all.", autocompletion=completing.backends
+            "--provider", "-p", help="Comma-separated backends, or all.", autocompletion=completion.backends
         ),
     ] = "all",
 ) -> Output[ModelChanges]:

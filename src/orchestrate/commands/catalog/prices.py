@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import SANDBOX, note, orchestrator, out, table, with_flags
 from orchestrate.commands.terminal.options import RateOpt, default_command
@@ -26,7 +26,7 @@ app = typer.Typer(cls=default_command("list"), help="Show prices, their sources 
 ProviderFilter = Annotated[
     str | None,
     typer.Option(
-        "--provider", "-p", help="Show only this backend's prices.", autocompletion=completing.backend
+        "--provider", "-p", help="Show only this backend's prices.", autocompletion=completion.backend
     ),
 ]
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from orchestrate.commands.data.options import FileArg, OutputOpt, ReadOptions, engine
 from orchestrate.commands.data.views import note_rewritten
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, out, prints_json, settings_of, table
 from orchestrate.commands.terminal.options import columns_read
@@ -73,7 +73,7 @@ def convert(
         typer.Option(
             help="Target format: openai, together, fireworks, local, sharegpt, alpaca, trl, gemini, bedrock, "
             "parquet, or unpaired (two rows per preference pair).",
-            autocompletion=completing.formats,
+            autocompletion=completion.formats,
         ),
     ],
     output: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, table, warn
 from orchestrate.commands.terminal.options import AimOptions, SpecOptions
@@ -58,7 +58,7 @@ def curve(
     *,
     spec_options: SpecOptions,
     provider: Annotated[
-        str, typer.Option("--provider", "-p", help="Backend to train on.", autocompletion=completing.backend)
+        str, typer.Option("--provider", "-p", help="Backend to train on.", autocompletion=completion.backend)
     ],
     points: CurvePoints,
     aim: AimOptions,
@@ -75,7 +75,7 @@ def curve(
     """
     from orchestrate.commands.training.sweep import agree, carry_out
     from orchestrate.runs.preparing.prepared import training_data
-    from orchestrate.runs.sweep import best_rows, searching, trials
+    from orchestrate.runs.sweep import best_rows, sweeps, trials
     from orchestrate.runs.sweep import curve as curves
 
     if output is not None and output.suffix.lower() != ".html":
@@ -90,15 +90,15 @@ def curve(
             selected = best_rows.selection(ft, spec, points.keep, points.by)
             space = best_rows.space_of(points.compare.split(","), selected, points.keep, points.seeds)
         rows = training_data(ft, spec).train.rows
-        order = searching.SweepOrder(
+        order = sweeps.SweepOrder(
             space=space,
             target=aim.target,
             test=aim.test,
             max_parallel=aim.max_parallel,
             max_cost_usd=amount(aim.max_cost, "--max-cost"),
         )
-        search = searching.begin(ft, spec, ft.backends(provider), order)
-        agree(searching.price(ft, search), search, yes=aim.yes)
+        search = sweeps.begin(ft, spec, ft.backends(provider), order)
+        agree(sweeps.price(ft, search), search, yes=aim.yes)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         if carried.stopped:

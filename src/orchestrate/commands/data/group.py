@@ -13,7 +13,7 @@ import typer
 from orchestrate.commands.data.copies import convert, dedupe, split
 from orchestrate.commands.data.curve import curve
 from orchestrate.commands.data.generation import generate, review
-from orchestrate.commands.data.judging import from_review, judge
+from orchestrate.commands.data.judge import from_review, judge
 from orchestrate.commands.data.options import (
     FileArg,
     ModelOpt,
@@ -23,7 +23,7 @@ from orchestrate.commands.data.options import (
     engine,
 )
 from orchestrate.commands.data.record import from_record
-from orchestrate.commands.data.scoring import score, select
+from orchestrate.commands.data.score import score, select
 from orchestrate.commands.data.views import show_check, show_inspect, show_preview
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import note, orchestrator, settings_of

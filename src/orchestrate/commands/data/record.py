@@ -36,7 +36,7 @@ from orchestrate.text import count, money, span
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
-    from orchestrate.migration.recording import Due, FromRecord, Recording, RecordPlan
+    from orchestrate.migration.recordings import Due, FromRecord, Recording, RecordPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +92,17 @@ def record(
     Shows the price first. If interrupted, repeat the command to continue. You don't pay twice. Evaluate
     the recording like a model: eval --model record:ID.
     """
-    from orchestrate.migration import recording
+    from orchestrate.migration import recordings
 
     with orchestrator(context) as ft:
         if shown.calendar:
-            return Output(recording.calendar(ft), _show_calendar)
+            return Output(recordings.calendar(ft), _show_calendar)
         if shown.listed:
-            return Output(recording.all_recordings(ft), _show_list)
+            return Output(recordings.all_recordings(ft), _show_list)
         if name is None:
             raise UsageError("name a run or a model to record", fix="orchestrate record --calendar")
         sampling = Sampling(samples=asked.samples, temperature=asked.temperature, max_tokens=asked.max_tokens)
-        order = recording.RecordOrder(
+        order = recordings.RecordOrder(
             prompts=asked.prompts,
             most=asked.n,
             sampling=sampling,
@@ -111,7 +111,7 @@ def record(
             max_cost_usd=amount(max_cost, "--max-cost"),
             skip_failed=skip_failed,
         )
-        with recording.PreparedRecording(ft, name, order) as prepared:
+        with recordings.PreparedRecording(ft, name, order) as prepared:
             plan = prepared.plan()
             _print_plan(plan)
             high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
@@ -222,15 +222,15 @@ def from_record(
     ] = False,
 ) -> Output[FromRecord]:
     """Write a recording as training rows. Shows the terms of the model's host, which you must accept."""
-    from orchestrate.migration import recording
+    from orchestrate.migration import recordings
 
     with orchestrator(context) as ft:
-        found = recording.terms(ft, recording.named(ft, name))
+        found = recordings.terms(ft, recordings.named(ft, name))
         for line in found:
             warn(line)
         if not confirm("Are you allowed to train on these answers?", yes=accept_terms):
             raise UsageError("nothing was written because you did not accept the terms", fix="--accept-terms")
-        done = recording.from_record(ft, name, output or Path(f"{name}.jsonl"))
+        done = recordings.from_record(ft, name, output or Path(f"{name}.jsonl"))
     return Output(done, _show_rows)
 
 

@@ -21,7 +21,7 @@ from orchestrate.commands.terminal.console import (
     out,
     print_text,
 )
-from orchestrate.commands.tuned.exporting import AcceptOpt
+from orchestrate.commands.tuned.exports import AcceptOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, warn
 from orchestrate.commands.terminal.options import (
@@ -187,7 +187,7 @@ def evaluate(
     run: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN...", help="Succeeded runs, or RUN@CHECKPOINT.", autocompletion=completing.runs
+            metavar="RUN...", help="Succeeded runs, or RUN@CHECKPOINT.", autocompletion=completion.runs
         ),
     ] = None,
     *,
@@ -341,7 +341,7 @@ def compare(
     context: typer.Context,
     run: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Runs to compare.", autocompletion=completing.runs),
+        typer.Argument(metavar="RUN...", help="Runs to compare.", autocompletion=completion.runs),
     ],
     format: Annotated[str, typer.Option("--format", help=f"Output format: {', '.join(FORMATS)}.")] = "table",
     output: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from orchestrate.commands.evaluation.judge import JunitOpt, ReportOpt, answer_progress, write_reports
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced
 from orchestrate.commands.terminal.options import MaxTokensOpt, PayOpt, SkipFailedOpt
@@ -82,7 +82,7 @@ def regress(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="A succeeded run, or RUN@CHECKPOINT.", autocompletion=completing.runs
+            metavar="RUN", help="A succeeded run, or RUN@CHECKPOINT.", autocompletion=completion.runs
         ),
     ] = None,
     *,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import (
     ended_by_signal,
@@ -31,8 +31,8 @@ from orchestrate.types import Score
 _PAIRS_SHOWN, _CHARACTERS = 10, 100
 
 if TYPE_CHECKING:
-    from orchestrate.runs.evaluation.reviewing import Exported, Imported, Planned, ReviewOrder, ReviewResult
-    from orchestrate.runs.evaluation.writing import WritingResult
+    from orchestrate.runs.evaluation.reviews import Exported, Imported, Planned, ReviewOrder, ReviewResult
+    from orchestrate.runs.evaluation.writing_reviews import WritingResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
 """Krippendorff's minimum values of alpha: the first for tentative conclusions, the second for firm ones."""
@@ -145,7 +145,7 @@ def review(
         typer.Argument(
             metavar="RUN...",
             help="Evaluated runs, or a review's id.",
-            autocompletion=completing.runs,
+            autocompletion=completion.runs,
         ),
     ] = None,
     *,
@@ -166,28 +166,28 @@ def review(
     The answers come from an evaluation (`orchestrate eval`). The page works with a keyboard and on phones.
     Each rater sees the answers in a different order and can continue later. With --write, people write and
     correct training rows instead. Press Ctrl-C to stop the server."""
-    from orchestrate.runs.evaluation import reviewing, writing
+    from orchestrate.runs.evaluation import reviews, writing_reviews
 
     chosen = [instead.results, bool(instead.export), bool(instead.take), instead.plan]
     if sum(chosen) > 1:
         raise UsageError("use only one of --results, --export, --import and --plan")
     if instead.plan and not run and what.evaluation is None and rows.write is None:
-        yield Output(reviewing.planned(instead.detect), partial(_show_plan, share=instead.detect))
+        yield Output(reviews.planned(instead.detect), partial(_show_plan, share=instead.detect))
         return
     run = run or []
     with orchestrator(context) as ft:
-        if rows.write is not None or (len(run) == 1 and writing.known(ft, run[0])):
+        if rows.write is not None or (len(run) == 1 and writing_reviews.known(ft, run[0])):
             yield from _write(ft, run, what, place, rows, instead)
             return
         order = _order(what)
         if instead.plan or instead.results:
             yield _results_so_far(ft, run, order, instead)
             return
-        session = reviewing.opened(ft, run, order)
+        session = reviews.opened(ft, run, order)
         if instead.export is not None:
-            yield Output(reviewing.export(ft, session, instead.export, instead.rater), _show_export)
+            yield Output(reviews.export(ft, session, instead.export, instead.rater), _show_export)
         elif instead.take is not None:
-            yield Output(reviewing.take(ft, session, instead.take, instead.rater), _show_import)
+            yield Output(reviews.take(ft, session, instead.take, instead.rater), _show_import)
         else:
             yield from _serve(session, place, _names(place.raters))
 
@@ -195,17 +195,17 @@ def review(
 def _results_so_far(
     ft: Any, run: list[str], order: ReviewOrder, instead: OtherActions
 ) -> Output[ReviewResult] | Output[tuple[Planned, ...]]:
-    from orchestrate.runs.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviews
 
-    known = reviewing.existing(ft, run, order)
+    known = reviews.existing(ft, run, order)
     if instead.plan:
-        likeness = reviewing.result(ft, known).likeness if known else None
+        likeness = reviews.result(ft, known).likeness if known else None
         show = partial(_show_plan, share=instead.detect, likeness=likeness)
-        return Output(reviewing.planned(instead.detect, likeness), show)
+        return Output(reviews.planned(instead.detect, likeness), show)
     if known is None:
         subject = run[0] if run else f"--evaluation {order.evaluation}"
         raise UsageError("no review of these answers yet", fix=f"orchestrate review {subject}")
-    return Output(reviewing.result(ft, known), _show)
+    return Output(reviews.result(ft, known), _show)
 
 
 def _write(
@@ -216,7 +216,7 @@ def _write(
     rows: WriteOptions,
     instead: OtherActions,
 ) -> Iterator[Output[AnswersReviewing] | Output[WritingResult]]:
-    from orchestrate.runs.evaluation import writing
+    from orchestrate.runs.evaluation import writing_reviews
 
     if instead.export or instead.take or instead.plan:
         raise UsageError(
@@ -230,11 +230,11 @@ def _write(
         )
     names, settler = _names(place.raters), rows.settler
     if rows.write is None:
-        session = writing.reopened(ft, ft.store.reviews.get(run[0]), names, settler)
+        session = writing_reviews.reopened(ft, ft.store.reviews.get(run[0]), names, settler)
     else:
         if run:
             raise UsageError("--write takes a file, not a run.")
-        order = writing.WritingOrder(
+        order = writing_reviews.WritingOrder(
             file=rows.write,
             writers=names,
             settler=settler,
@@ -243,14 +243,14 @@ def _write(
             seed=what.seed,
             new=what.new,
         )
-        opened = writing.opened(ft, order)
+        opened = writing_reviews.opened(ft, order)
         session = opened.desk
         for why, n in (opened.made.left_out if opened.made else {}).items():
             warn(f"left out ({why}): {count(n, 'row')}. Correct them with orchestrate data review")
         if opened.made and opened.made.unread:
             warn(f"the written rows won't have these columns: {', '.join(opened.made.unread)}")
     if instead.results:
-        yield Output(writing.result(session), _show_writing)
+        yield Output(writing_reviews.result(session), _show_writing)
         return
     yield from _serve(session, place, [*session.writers, session.settler])
 
@@ -281,7 +281,7 @@ def _show_writing(found: WritingResult) -> None:
 
 
 def _order(what: ReviewSelection) -> ReviewOrder:
-    from orchestrate.runs.evaluation.reviewing import ReviewOrder
+    from orchestrate.runs.evaluation.reviews import ReviewOrder
 
     fields: dict[str, Any] = vars(what) | {"contenders": what.contenders or ()}
     return ReviewOrder(**fields)
@@ -301,12 +301,10 @@ def _show_import(taken: Imported) -> None:
 
 
 def _serve(session: Any, place: ReviewAddress, names: Sequence[str]) -> Iterator[Output[AnswersReviewing]]:
-    from orchestrate.runs.evaluation import reviewing
+    from orchestrate.runs.evaluation import reviews
 
     review = session.review
-    served = reviewing.serving(
-        session, raters=names, host=place.host, port=place.port, names=place.name or ()
-    )
+    served = reviews.serving(session, raters=names, host=place.host, port=place.port, names=place.name or ())
     with served as page, ended_by_signal() as ended:
         shown = AnswersReviewing(
             review=review.id, links=dict(page.links), tasks=review.tasks, done=session.done()
@@ -331,7 +329,7 @@ def _show_links(page: AnswersReviewing) -> None:
 
 
 def _show_plan(plans: tuple[Planned, ...], share: float, likeness: float | None = None) -> None:
-    from orchestrate.runs.evaluation.reviewing import LIKENESS
+    from orchestrate.runs.evaluation.reviews import LIKENESS
 
     shown = table(
         "raters per item",

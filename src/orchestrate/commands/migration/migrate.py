@@ -12,7 +12,7 @@ import typer
 
 from orchestrate import text
 from orchestrate.commands.evaluation.judge import answer_progress, print_plan
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import (
     confirm,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.migration.account import Carried, PlannedMove
-    from orchestrate.migration.migrating import MigrationOrder, PreparedMigration
+    from orchestrate.migration.migrations import MigrationOrder, PreparedMigration
     from orchestrate.migration.parity import Migration
     from orchestrate.migration.proposals import Proposal
     from orchestrate.runs.preparing.prepared import Prepared
@@ -151,7 +151,7 @@ def migrate(
     context: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A succeeded run.", autocompletion=completing.runs),
+        typer.Argument(metavar="RUN", help="A succeeded run.", autocompletion=completion.runs),
     ] = None,
     *,
     where: MigrationOptions,
@@ -178,7 +178,7 @@ def migrate(
     if run is None or not where.to:
         raise UsageError("name a run and its target backend", fix="orchestrate migrate RUN --to BACKEND")
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
-        from orchestrate.migration.migrating import PreparedMigration
+        from orchestrate.migration.migrations import PreparedMigration
         from orchestrate.migration.parity import report
 
         prepared = PreparedMigration(ft, run, order)
@@ -220,7 +220,7 @@ def _account(
 
 
 def _order(where: MigrationOptions, serving: ServingOptions, proof: ParityOptions) -> MigrationOrder:
-    from orchestrate.migration.migrating import MigrationOrder
+    from orchestrate.migration.migrations import MigrationOrder
 
     if proof.old not in ("auto", "live", "recorded"):
         raise UsageError(f"--old must be auto, live or recorded, got {proof.old!r}")
@@ -333,7 +333,7 @@ def _carry_out_plan(
 ) -> Output[list[Carried]] | None:
     """Carry out the plan within its budget. Exits with 1 if an entry failed."""
     from orchestrate.migration.account import PreparedPlan, cost_usd
-    from orchestrate.migration.migrating import TAG
+    from orchestrate.migration.migrations import TAG
 
     plan = PreparedPlan(ft, path, order, again=spending.again)
     if prepared := [step.migration.prepared for step in plan.steps if step.migration.prepared]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 import typer
 from rich.text import Text
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import err, note, orchestrator, out, stage_text, warn
 from orchestrate.commands.terminal.live import LiveView
@@ -91,7 +91,7 @@ def watch(
     run: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Runs to follow. Default: all active.", autocompletion=completing.runs
+            metavar="[RUN]...", help="Runs to follow. Default: all active.", autocompletion=completion.runs
         ),
     ] = None,
     *,

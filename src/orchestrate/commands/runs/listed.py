@@ -10,13 +10,13 @@ from typing import Annotated, cast
 import typer
 from rich.text import Text
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import SANDBOX, filled, note, orchestrator, out, stage_text
 from orchestrate.core.progress import cost_so_far, seconds_taken
 from orchestrate.errors import UsageError
 from orchestrate.runs.hosting.deployment import DeploymentHandle, hourly
-from orchestrate.store.listing import STATUSES
+from orchestrate.store.run_lists import STATUSES
 from orchestrate.text import among, count, duration, meant, money
 from orchestrate.types import JobStatus, Run
 
@@ -29,7 +29,7 @@ StatusOpt = Annotated[
     typer.Option(
         metavar="WORD",
         help="Show only runs with this status, for example running or 'not sent'.",
-        autocompletion=completing.statuses,
+        autocompletion=completion.statuses,
     ),
 ]
 SearchOpt = Annotated[
@@ -46,14 +46,14 @@ def runs(  # noqa: PLR0913  each is an option
     provider: Annotated[
         str | None,
         typer.Option(
-            "--provider", "-p", help="Show only runs on this backend.", autocompletion=completing.backend
+            "--provider", "-p", help="Show only runs on this backend.", autocompletion=completion.backend
         ),
     ] = None,
     status: StatusOpt = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Show only runs whose model name contains this text.", autocompletion=completing.models
+            help="Show only runs whose model name contains this text.", autocompletion=completion.models
         ),
     ] = None,
     tag: Annotated[
@@ -111,7 +111,7 @@ def _nothing(provider: str | None, elsewhere: int, kept: int, *, narrowed: bool)
             return f"no runs except {least}{count(number, kind)}. To list them: {lister}"
     if provider is None and not narrowed:
         return "no runs yet. To submit one: orchestrate submit"
-    guess = meant(provider, completing.backend("")) if provider else ""
+    guess = meant(provider, completion.backend("")) if provider else ""
     return f"no run matches{guess}. To list all: orchestrate runs"
 
 

@@ -23,7 +23,7 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.tuned.hosting import describe
+from orchestrate.commands.tuned.deployments import describe
 from orchestrate.core.amounts import amount
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.paid.limits import exceeds

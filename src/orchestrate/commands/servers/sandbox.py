@@ -123,7 +123,7 @@ def run(
 
     Uses the running sandbox. If none is running, starts one and stops it after the command. Jobs are saved,
     and later commands that query them restart the sandbox."""
-    from orchestrate.sandbox.joining import joined
+    from orchestrate.sandbox.connection import joined
 
     words = [*command, *context.args]
     kept = hosts.home or _default_home(context)
@@ -138,7 +138,7 @@ def run(
 
 
 def _start(hosts: SandboxOptions, port: int) -> AbstractContextManager[Sandbox]:
-    from orchestrate.sandbox.joining import running
+    from orchestrate.sandbox.connection import running
 
     return running(port, home=hosts.home, **_start_options(hosts))
 
@@ -150,7 +150,7 @@ def _start_options(hosts: SandboxOptions) -> dict[str, Any]:
 
 
 def _default_home(context: typer.Context) -> Path:
-    from orchestrate.sandbox.joining import home_of
+    from orchestrate.sandbox.connection import home_of
 
     return home_of(settings_of(context))
 

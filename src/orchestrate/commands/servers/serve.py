@@ -11,7 +11,7 @@ import typer
 
 from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import ended_by_signal, note, orchestrator, print_text, warn
-from orchestrate.commands.tuned.exporting import AcceptOpt, accepted_licenses, show_proof
+from orchestrate.commands.tuned.exports import AcceptOpt, accepted_licenses, show_proof
 from orchestrate.errors import UsageError
 from orchestrate.types import Proof
 from orchestrate.types.serving import AdapterCost

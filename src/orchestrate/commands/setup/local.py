@@ -40,13 +40,13 @@ def bench(
     seconds: Annotated[float, typer.Option(min=1, help="Seconds to train.")] = 20.0,
 ) -> Output[Bench]:
     """Measure training speed with a short training run. Later quotes for `local` use the result."""
-    from orchestrate.setup import starting
+    from orchestrate.setup import first_spec
 
     with orchestrator(context) as ft:
         home = ft.settings.home / "local"
     note(f"training for about {seconds:.0f} s ...")
-    found = starting.measure(home, model=model, threads=threads, device=device, seconds=seconds)
-    return Output(found, partial(_show, file=starting.bench_file(home)))
+    found = first_spec.measure(home, model=model, threads=threads, device=device, seconds=seconds)
+    return Output(found, partial(_show, file=first_spec.bench_file(home)))
 
 
 def _show(found: Bench, file: Path) -> None:
@@ -90,13 +90,13 @@ def memory(
     ] = None,
 ) -> Output[MemoryPlan]:
     """Estimate the memory for training a model, and whether it fits. Shows each component. Works offline."""
-    from orchestrate.setup import starting
+    from orchestrate.setup import first_spec
 
     if how.adapter not in ("qlora", "lora", "full"):
         raise UsageError(f"--adapter must be qlora, lora or full, got {how.adapter!r}")
-    plan = starting.memory_plan(
+    plan = first_spec.memory_plan(
         model,
-        starting.Setup(
+        first_spec.Setup(
             adapter=how.adapter,
             precision=how.precision,
             rank=how.rank,

@@ -20,7 +20,7 @@ from orchestrate.errors import UsageError
 from orchestrate.settings import config
 
 if TYPE_CHECKING:
-    from orchestrate.setup.starting import NewSpec
+    from orchestrate.setup.first_spec import NewSpec
 
 
 def _as_given(backends: str, columns: list[str] | None, ignored: list[str] | None) -> list[str]:
@@ -53,13 +53,13 @@ def init(
 ) -> Output[list[str]] | Output[NewSpec]:
     """Write a spec for a data file or a folder with data: propose columns, splits and models that pass
     `check`. Without data, write a commented template. Works offline."""
-    from orchestrate.setup import starting
+    from orchestrate.setup import first_spec
     from orchestrate.spec import specfile
 
     folder = place.parent if place.is_file() else place
     usual = folder / specfile.DEFAULT_NAME
     path = output or usual
-    fitting = starting.holds_data(place)
+    fitting = first_spec.holds_data(place)
     settings = path.parent / config.CONFIG_NAME
     present = [file for file in ([path] if fitting else [path, settings]) if file.exists()]
     if present and not force:
@@ -74,7 +74,7 @@ def init(
         before = _text_of(usual)
         with orchestrator(context) as ft, work("reading", BYTES) as progress:
             read = columns_read(columns, ignored)
-            started = starting.start(ft, place, backends, output=output, columns=read, progress=progress)
+            started = first_spec.start(ft, place, backends, output=output, columns=read, progress=progress)
         _schema(path.parent)
 
         def view(started: NewSpec) -> None:

@@ -23,8 +23,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from orchestrate.commands.terminal import completing
-from orchestrate.commands.terminal.waiting import Bars
+from orchestrate.commands.terminal import completion
+from orchestrate.commands.terminal.progress import Bars
 from orchestrate.core import days
 from orchestrate.core.files import FULL
 from orchestrate.core.progress import stage
@@ -88,7 +88,7 @@ task_progress = Bars(err)
 RunArg = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="A run's id, a unique prefix of it, or 'last'.", autocompletion=completing.runs
+        metavar="RUN", help="A run's id, a unique prefix of it, or 'last'.", autocompletion=completion.runs
     ),
 ]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.console import note, of_flags
 from orchestrate.errors import UsageError
 from orchestrate.types import TokensFrom
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ProviderOpt = Annotated[
     str,
     typer.Option(
-        "--provider", "-p", help="Comma-separated backends, or all.", autocompletion=completing.backends
+        "--provider", "-p", help="Comma-separated backends, or all.", autocompletion=completion.backends
     ),
 ]
 
@@ -92,7 +92,7 @@ class SpecOptions:
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", help="A model, or BACKEND=MODEL; repeatable.", autocompletion=completing.models
+            "--model", help="A model, or BACKEND=MODEL; repeatable.", autocompletion=completion.models
         ),
     ] = None
     train: Annotated[str | None, typer.Option("--train", metavar="FILE", help="Training data.")] = None
@@ -109,7 +109,7 @@ class SpecOptions:
             "--set",
             metavar="NAME=VALUE",
             help="Override a field of the spec; repeatable.",
-            autocompletion=completing.settings,
+            autocompletion=completion.settings,
         ),
     ] = None
     gpu: Annotated[
@@ -300,11 +300,11 @@ class ServingOptions:
     def use(self) -> ServingUse | None:
         """Return the expected traffic of the tuned model and how it is served, or `None` if --traffic is not
         set. Raises `UsageError` if an option is invalid."""
-        from orchestrate.runs.preparing import quoting
+        from orchestrate.runs.preparing import pricing
 
         if not self.traffic:
             return None
-        return quoting.use(
+        return pricing.use(
             self.traffic,
             months=self.months,
             hours_per_day=self.hours_per_day,
@@ -329,9 +329,9 @@ def require_used(
 ) -> None:
     """Raise `UsageError` if a `--rate` flag affects none of the quotes. If `serving` is set, rates for
     serving are always accepted."""
-    from orchestrate.runs.preparing import quoting
+    from orchestrate.runs.preparing import pricing
 
-    quoting.require_used(ft, prepared, of_flags(flags), serving=serving)
+    pricing.require_used(ft, prepared, of_flags(flags), serving=serving)
 
 
 @dataclass(frozen=True, kw_only=True)

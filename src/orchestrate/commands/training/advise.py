@@ -143,9 +143,9 @@ def _measured(
     ft: Orchestrator, file: str, needed: NeedOptions, columns: dict[str, str], *, yes: bool
 ) -> tuple[Score, Score | None]:
     """Show the price, then evaluate the model with the prompt alone and with examples."""
-    from orchestrate.runs.evaluation import prompting
+    from orchestrate.runs.evaluation import prompt_scores
 
-    wanted = prompting.Measuring(
+    wanted = prompt_scores.Measuring(
         model=needed.measure or "",
         test=needed.test or "",
         metric=needed.metric,
@@ -154,7 +154,7 @@ def _measured(
         columns=columns or None,
         max_cost_usd=amount(needed.max_cost, "--max-cost"),
     )
-    with prompting.prepared(ft, file, wanted, private=needed.private) as prepared:
+    with prompt_scores.prepared(ft, file, wanted, private=needed.private) as prepared:
         plan = prepared.plan()
         print_plan(plan)
         questions = sum(one.questions - one.kept for one in plan.asked)
@@ -166,7 +166,7 @@ def _measured(
             yes=yes,
         )
         with answer_progress(questions) as progress:
-            return prompting.scores(prepared.run(progress))
+            return prompt_scores.scores(prepared.run(progress))
 
 
 def _show(found: Advice, name: str) -> None:

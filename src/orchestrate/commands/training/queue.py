@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import ended_by_signal, filled, note, orchestrator, out, warn
 from orchestrate.commands.terminal.options import SpecOptions, StrictOpt, default_command
@@ -62,7 +62,7 @@ def add(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", "-p", help="Comma-separated backends.", autocompletion=completing.backends
+            "--provider", "-p", help="Comma-separated backends.", autocompletion=completion.backends
         ),
     ],
     spec_options: SpecOptions,

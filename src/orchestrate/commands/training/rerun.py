@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import RunArg, note, orchestrator, warn
 from orchestrate.commands.terminal.options import StrictOpt
@@ -29,7 +29,7 @@ def rerun(
             "--provider",
             "-p",
             help="Comma-separated backends. Default: the run's own.",
-            autocompletion=completing.backends,
+            autocompletion=completion.backends,
         ),
     ] = None,
     settings: Annotated[
@@ -38,7 +38,7 @@ def rerun(
             "--set",
             metavar="NAME=VALUE",
             help="Override a field of the spec; repeatable.",
-            autocompletion=completing.settings,
+            autocompletion=completion.settings,
         ),
     ] = None,
     spending: SpendingOptions,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     SANDBOX,
@@ -27,7 +27,7 @@ from orchestrate.commands.terminal.console import (
     warn,
 )
 from orchestrate.commands.terminal.options import PayOpt, RateOpt, SpecOptions, StrictOpt, require_used
-from orchestrate.commands.training.planning import show_problems
+from orchestrate.commands.training.plans import show_problems
 from orchestrate.core import days
 from orchestrate.core.amounts import amount
 from orchestrate.data.rows import file_of
@@ -82,7 +82,7 @@ def submit(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", "-p", help="Comma-separated backends.", autocompletion=completing.backends
+            "--provider", "-p", help="Comma-separated backends.", autocompletion=completion.backends
         ),
     ],
     spec_options: SpecOptions,

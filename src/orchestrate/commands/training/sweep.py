@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrate.commands.terminal import completing
+from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     confirm,
@@ -119,7 +119,7 @@ def sweep(
     provider: Annotated[
         str | None,
         typer.Option(
-            "--provider", "-p", help="Backend, unless --grid varies it.", autocompletion=completing.backend
+            "--provider", "-p", help="Backend, unless --grid varies it.", autocompletion=completion.backend
         ),
     ] = None,
 ) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
@@ -130,13 +130,13 @@ def sweep(
         if seen.listed:
             yield Output(ft.store.searches.all(), _list)
             return
-        from orchestrate.runs.sweep import searching, trials
+        from orchestrate.runs.sweep import sweeps, trials
 
         if seen.show is not None:
             yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
             return
         search = _search(ft, spec_options, vary, aim, provider)
-        agree(searching.price(ft, search), search, yes=aim.yes)
+        agree(sweeps.price(ft, search), search, yes=aim.yes)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         yield from _end(carried, seen.output)
@@ -145,7 +145,7 @@ def sweep(
 def _search(
     ft: Orchestrator, spec_options: SpecOptions, vary: SpaceOptions, aim: AimOptions, provider: str | None
 ) -> Search:
-    from orchestrate.runs.sweep import searching, space
+    from orchestrate.runs.sweep import space, sweeps
 
     if vary.suggest:
         if vary.grid or vary.ranges or provider is None:
@@ -157,7 +157,7 @@ def _search(
         spec, varied = None, space.parse(vary.grid or (), vary.ranges or ())
     if (provider is None) == (space.PROVIDER not in varied.choices):
         raise UsageError("name one backend: --provider NAME, or vary it: --grid provider=A,B")
-    order = searching.SweepOrder(
+    order = sweeps.SweepOrder(
         space=varied,
         sampler=vary.sampler,
         trials=vary.trials,
@@ -171,7 +171,7 @@ def _search(
         seed=vary.seed,
     )
     spec = spec or spec_options.read(provider or "all")
-    return searching.begin(ft, spec, ft.backends(provider) if provider else [], order)
+    return sweeps.begin(ft, spec, ft.backends(provider) if provider else [], order)
 
 
 def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec, Space]:

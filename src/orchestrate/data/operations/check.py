@@ -9,9 +9,9 @@ from pathlib import Path
 from msgspec import structs
 
 from orchestrate.data import goals, rules
+from orchestrate.data.dataset_reader import OpenedFile, count_tokens, open_counted
 from orchestrate.data.facts import TokenCount
 from orchestrate.data.goals import Volume
-from orchestrate.data.opening import OpenedFile, count_tokens, open_counted
 from orchestrate.data.operations import review
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, MOST_LABELS, UNDESIRABLE, ScanTask

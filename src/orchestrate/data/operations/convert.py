@@ -11,16 +11,16 @@ from msgspec.structs import replace
 
 from orchestrate.data import rows as numbers
 from orchestrate.data import rules
+from orchestrate.data.dataset_reader import OpenedFile, first_lines, open_dataset
+from orchestrate.data.dataset_writer import refuse, target_for, write_rows
 from orchestrate.data.facts import Facts
 from orchestrate.data.files import PACKED_SUFFIXES, require_writable, writing
 from orchestrate.data.files.sources import source
-from orchestrate.data.opening import OpenedFile, first_lines, open_dataset
 from orchestrate.data.rows import CODES
 from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes import Row
 from orchestrate.data.shapes.exports import BATCH_REQUESTS, batch_request
-from orchestrate.data.shapes.reading import parse
-from orchestrate.data.writing import refuse, target_for, write_rows
+from orchestrate.data.shapes.row_reader import parse
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Problem, Record, Severity
 

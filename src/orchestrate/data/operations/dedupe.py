@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from orchestrate.data.dataset_reader import open_dataset, require_rows
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import log_beside, require_writable, writing
-from orchestrate.data.opening import open_dataset, require_rows
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import ScanTask
 from orchestrate.data.shapes.known import WRITTEN

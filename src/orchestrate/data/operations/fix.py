@@ -15,10 +15,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrate.data.dataset_reader import first_lines, sniff
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import log_beside, require_writable, writing
 from orchestrate.data.files.sources import source
-from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.passes.scan import pieces, ranges
 from orchestrate.data.rows import CODES, ChatExample, ChatMessage, Example, encode
 from orchestrate.data.rows.content import holds_both, is_about_encodings, is_damaged
@@ -28,7 +28,7 @@ from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes import known as shapes
 from orchestrate.data.shapes.chat import alias
 from orchestrate.data.shapes.preferences import TAGS
-from orchestrate.data.shapes.reading import ReadRow, canonical, parse, renamed, repeated_keys, row_of
+from orchestrate.data.shapes.row_reader import ReadRow, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.shapes.unread import kept_for, verdict_of
 from orchestrate.errors import DataError
 from orchestrate.types import Record, Severity

@@ -42,7 +42,7 @@ from orchestrate.data.rows.content import candidates, confirmed
 from orchestrate.data.rows.traits import Trait
 from orchestrate.data.rules import RowTarget
 from orchestrate.data.shapes import known
-from orchestrate.data.shapes.reading import (
+from orchestrate.data.shapes.row_reader import (
     answers,
     canonical,
     canonical_answered,
@@ -51,18 +51,6 @@ from orchestrate.data.shapes.reading import (
     visible,
 )
 from orchestrate.errors import DataError, OrchestrateError, OverBudget, UsageError
-from orchestrate.paid.asking import (
-    AskingStopped,
-    Batch,
-    Outcome,
-    Price,
-    Question,
-    Requests,
-    Respondent,
-    one_at_a_time,
-    require_price,
-    tell_lost,
-)
 from orchestrate.paid.journal import (
     Answer,
     AnswerLog,
@@ -75,6 +63,18 @@ from orchestrate.paid.journal import (
     Unanswered,
 )
 from orchestrate.paid.limits import COMMAND_LIMIT
+from orchestrate.paid.paid_requests import (
+    AskingStopped,
+    Batch,
+    Outcome,
+    Price,
+    Question,
+    Requests,
+    Respondent,
+    one_at_a_time,
+    require_price,
+    tell_lost,
+)
 from orchestrate.types import Message, Record, Reply, Severity
 
 # Screening of generated rows: valid, without unwanted content, and not repeated.

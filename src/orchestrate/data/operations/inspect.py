@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from orchestrate.data.dataset_reader import count_tokens, open_dataset
 from orchestrate.data.facts import Facts, data_digest
-from orchestrate.data.opening import count_tokens, open_dataset
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
-from orchestrate.data.shapes.reading import visible
+from orchestrate.data.shapes.row_reader import visible
 from orchestrate.types import Record
 
 BINS = 16

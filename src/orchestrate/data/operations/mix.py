@@ -23,9 +23,15 @@ from typing import IO
 import msgspec
 
 from orchestrate.core.files import private_folder, write_whole
+from orchestrate.data.dataset_reader import (
+    JoinedFiles,
+    OpenedFile,
+    applicable_columns,
+    open_counted,
+    open_dataset,
+)
 from orchestrate.data.files import writing
 from orchestrate.data.files.sources import spooled
-from orchestrate.data.opening import JoinedFiles, OpenedFile, applicable_columns, open_counted, open_dataset
 from orchestrate.data.passes.scan import Total
 from orchestrate.errors import DataError
 from orchestrate.spec.methods import TrainFile

@@ -18,11 +18,11 @@ import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from orchestrate.core.files import Journal
+from orchestrate.data.dataset_reader import first_lines, sniff
 from orchestrate.data.files import require_writable, writing
 from orchestrate.data.files.sources import source
-from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.rows import decode, encode
-from orchestrate.data.shapes.reading import reading
+from orchestrate.data.shapes.row_reader import reading
 from orchestrate.errors import DataError, UsageError
 from orchestrate.types import Problem, Record
 

@@ -22,13 +22,13 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrate.core import needed
+from orchestrate.data.dataset_reader import OpenedFile, open_dataset, require_rows
 from orchestrate.data.facts import Facts, changed
 from orchestrate.data.files import beside, log_beside, require_writable, writing
-from orchestrate.data.opening import OpenedFile, open_dataset, require_rows
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import LONGEST_LABEL, MOST_LABELS, ScanTask, pieces
 from orchestrate.data.rows import ChatExample, CompletionExample, Example, TextExample, messages_of
-from orchestrate.data.shapes.reading import last_answer, parse
+from orchestrate.data.shapes.row_reader import last_answer, parse
 from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record, decoding
 

@@ -23,9 +23,9 @@ from typing import Any, cast
 
 import msgspec
 
+from orchestrate.data.dataset_reader import OpenedFile, open_dataset, require_rows
 from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import is_stream, require_writable, writing
-from orchestrate.data.opening import OpenedFile, open_dataset, require_rows
 from orchestrate.data.passes import compare
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE, ScanTask, pieces, ranges
 from orchestrate.data.rows import (
@@ -37,7 +37,7 @@ from orchestrate.data.rows import (
     messages_of,
 )
 from orchestrate.data.shapes.known import WRITTEN
-from orchestrate.data.shapes.reading import last_answer, parse, visible
+from orchestrate.data.shapes.row_reader import last_answer, parse, visible
 from orchestrate.errors import DataError, UsageError
 from orchestrate.text import count
 from orchestrate.types import Record

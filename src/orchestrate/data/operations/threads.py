@@ -21,11 +21,11 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.data.dataset_reader import first_lines
 from orchestrate.data.files import writing
 from orchestrate.data.files.sources import source
-from orchestrate.data.opening import first_lines
 from orchestrate.data.shapes import named
-from orchestrate.data.shapes.reading import parse
+from orchestrate.data.shapes.row_reader import parse
 from orchestrate.errors import DataError, MissingExtra, UsageError
 from orchestrate.types import Record
 

@@ -24,7 +24,7 @@ from orchestrate.core import needed
 from orchestrate.data.passes import ordered
 from orchestrate.data.passes.scan import ScanTask, Total, pieces, ranges, read_rows
 from orchestrate.data.rows import ChatExample, ChatMessage, Example, Kind, UnpairedExample, messages_of
-from orchestrate.data.shapes.reading import reading, visible
+from orchestrate.data.shapes.row_reader import reading, visible
 from orchestrate.errors import MissingExtra
 
 FEW = 100_000

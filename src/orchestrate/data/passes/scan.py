@@ -40,7 +40,7 @@ from orchestrate.data.rows import (
 from orchestrate.data.rows.content import candidates, confirmed, sifted
 from orchestrate.data.rows.traits import IMAGES, TOOLS, Picture, Trait, pictures
 from orchestrate.data.rows.traits import add as add_pictures
-from orchestrate.data.shapes.reading import (
+from orchestrate.data.shapes.row_reader import (
     ReadRow,
     answers,
     canonical,
@@ -53,7 +53,7 @@ from orchestrate.data.shapes.reading import (
 )
 from orchestrate.data.shapes.unread import UnreadColumn, note
 from orchestrate.data.tokens import COVERAGE, Lengths, Remark
-from orchestrate.data.tokens.counting import counter
+from orchestrate.data.tokens.counters import counter
 from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
 

@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrate.evaluation import NO_ANSWER, Answer, Item, Mark, message_text
 from orchestrate.evaluation.metrics.base import MeanOfMarks
-from orchestrate.paid.asking import Asking, Price, Question, Respondent
+from orchestrate.paid.paid_requests import Asking, Price, Question, Respondent
 from orchestrate.settings import masked_url
 from orchestrate.types import Criterion, Message, MetricUsed, Rubric
 

@@ -17,11 +17,11 @@ import msgspec
 
 from orchestrate import text
 from orchestrate.core.files import whole
+from orchestrate.data.dataset_reader import first_lines, sniff
 from orchestrate.data.files import log_beside, require_writable, writing
 from orchestrate.data.files.sources import source
-from orchestrate.data.opening import first_lines, sniff
 from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, Example
-from orchestrate.data.shapes.reading import reading
+from orchestrate.data.shapes.row_reader import reading
 from orchestrate.errors import DataError
 from orchestrate.evaluation import Answer, Item, Mark, item_id, statistics
 from orchestrate.evaluation.judges import Judge, Kind, PairJudge, ScoreJudge

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from orchestrate.evaluation import DEFAULT, Answer, Item, Mark
-from orchestrate.paid.asking import Asking, Respondent
+from orchestrate.paid.paid_requests import Asking, Respondent
 from orchestrate.types import MetricUsed, Rubric
 
 if TYPE_CHECKING:

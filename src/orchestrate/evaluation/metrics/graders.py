@@ -17,9 +17,9 @@ from orchestrate.core.expansion import read_document
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Context, Embed, MeanOfMarks
-from orchestrate.local.objectives import grading
-from orchestrate.local.objectives.grading import Grader, GradingError, Score
-from orchestrate.paid.asking import Question
+from orchestrate.local.objectives import graders
+from orchestrate.local.objectives.graders import Grader, GradingError, Score
+from orchestrate.paid.paid_requests import Question
 from orchestrate.types import Message, MetricUsed
 
 
@@ -74,7 +74,7 @@ class Grading(MeanOfMarks):
 
         def compiled(grader: Mapping[str, Any]) -> Score:
             scored = ScoreModel(grader, self.context)
-            scored.ask([(grading.sample_of(answer.text), row(item)) for item, answer in pairs])
+            scored.ask([(graders.sample_of(answer.text), row(item)) for item, answer in pairs])
             return scored.score
 
         return compiled
@@ -124,7 +124,7 @@ class ScoreModel:
     def _question(self, sample: dict[str, Any], item: dict[str, Any]) -> Question:
         prompt = [
             Message(
-                role=str(m.get("role", "user")), content=grading.fill(_text(m.get("content")), sample, item)
+                role=str(m.get("role", "user")), content=graders.fill(_text(m.get("content")), sample, item)
             )
             for m in self._templates
         ]
@@ -157,9 +157,9 @@ def of(name: str, grader: Any, context: Context) -> Grading:
     if not isinstance(grader, dict):
         raise UsageError(f"{name}: a grader must be an object with a type")
     given = cast("dict[str, Any]", grader)
-    if reason := grading.refusal(given, allow_code=context.allow_code, asks=("score_model",)):
+    if reason := graders.refusal(given, allow_code=context.allow_code, asks=("score_model",)):
         raise UsageError(f"{name}: {reason}")
-    missing = [f for f in grading.fields_read(given) if any(grading.lacks(row(i), f) for i in context.items)]
+    missing = [f for f in graders.fields_read(given) if any(graders.lacks(row(i), f) for i in context.items)]
     if missing:
         raise UsageError(f"{name}: the grader uses item.{missing[0]}, which some rows lack")
     strict = given["type"] == "string_check"

@@ -28,7 +28,7 @@ from orchestrate.evaluation.metrics.text import numbers
 from orchestrate.evaluation.scoring import Side, paired
 from orchestrate.evaluation.statistics import mean, wilson
 from orchestrate.evaluation.verdict import points, round_up, rows_to_decide, shown
-from orchestrate.paid.asking import Asking, Question
+from orchestrate.paid.paid_requests import Asking, Question
 from orchestrate.types import Contender, Difference, Likelihood, Message, MetricUsed, Record, Score
 
 # The built-in probes: small, offline, and written for this project. The content of each is described in its

@@ -17,7 +17,7 @@ from orchestrate import text
 from orchestrate.evaluation import statistics
 from orchestrate.evaluation import statistics as agreement
 from orchestrate.evaluation.review import ReviewTask
-from orchestrate.evaluation.review.desk import valid_ratings
+from orchestrate.evaluation.review.session import valid_ratings
 from orchestrate.types import Rating, Record, Review, Score
 
 _RESAMPLES = 200

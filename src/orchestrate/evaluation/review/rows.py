@@ -19,8 +19,8 @@ from orchestrate.data.rows import ChatMessage, PreferenceExample, ToolCall, Unpa
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import NO_ANSWER, Answer, Item, message_text
 from orchestrate.evaluation.review import ReviewTask
-from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, rater_named, valid_ratings
 from orchestrate.evaluation.review.results import outcomes, overall, votes_of
+from orchestrate.evaluation.review.session import ReviewAction, ReviewSession, rater_named, valid_ratings
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25

@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from orchestrate.core.files import write_whole
-from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, rater_named
-from orchestrate.evaluation.review.writing import RowDraft, WritingSession
+from orchestrate.evaluation.review.session import ReviewAction, ReviewSession, rater_named
+from orchestrate.evaluation.review.written_rows import RowDraft, WritingSession
 from orchestrate.http import web
 from orchestrate.http.web import RequestGuard, holder
 

@@ -21,7 +21,7 @@ from orchestrate.data.tokens.answers import CUT_WITHIN_THINKING
 from orchestrate.errors import DataError, UsageError
 from orchestrate.local.answers.forms import AnswerForm, ConstrainedAnswer, Forms
 from orchestrate.local.answers.likelihoods import likelihoods
-from orchestrate.local.answers.loading import (
+from orchestrate.local.answers.model_loader import (
     UNPACKED,
     AdaptedModel,
     Opening,
@@ -30,13 +30,13 @@ from orchestrate.local.answers.loading import (
     too_large,
     unpacks,
 )
-from orchestrate.local.answers.passports import four_bit_of, read_provenance, table_in
+from orchestrate.local.answers.provenance import four_bit_of, read_provenance, table_in
 from orchestrate.local.answers.speech import EngineModel, Speech
 from orchestrate.local.model import weights
 from orchestrate.local.model.adapters import changes_base, is_removable
 from orchestrate.local.model.adapters.starts import rows_of
 from orchestrate.local.model.files import NF4, ModelFolder, fetch, weights_in
-from orchestrate.local.model.loading import pick_device
+from orchestrate.local.model.loader import pick_device
 from orchestrate.local.model.sampling import NO_FORM, NO_MEMORY, NO_NUMBERS, SamplingSettings, rounds, seeded
 from orchestrate.local.model.sampling.batching import BASE, DecodingRow
 from orchestrate.local.model.sampling.quick_pass import quicken

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from orchestrate.errors import DataError
-from orchestrate.local.answers.passports import four_bit_of
+from orchestrate.local.answers.provenance import four_bit_of
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model import expected_device, precision
 from orchestrate.local.model.files import ModelFolder, source, weights_in

@@ -18,7 +18,7 @@ from orchestrate.data.tokens.hub_tokens import bytes_of, text_of
 from orchestrate.local.encoding import Template
 from orchestrate.local.model.sampling import DrawnToken
 from orchestrate.local.model.sampling.batching import DecodingRow
-from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.local.model.sampling.sampler import Sampler
 
 EVERY_TOKEN = 64
 """Maximum answer length, in tokens, at which the text is parsed after every token. Longer answers are parsed

@@ -15,7 +15,7 @@ import msgspec
 from orchestrate.core.child import PATIENCE_S, Child, Ended, decoded, python
 from orchestrate.core.underway import work
 from orchestrate.errors import OrchestrateError, RunFailed, UsageError
-from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.launcher import require_packages, worker_environment
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,7 +20,7 @@ from orchestrate.data.rows import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens import counting
+from orchestrate.data.tokens import counters
 from orchestrate.data.tokens.answers import AnswerShape, ReadAnswer, read_answer, shape_of
 from orchestrate.data.tokens.chat_templates import CHATML, carries, with_settings
 from orchestrate.data.tokens.hub_tokens import of_transformers, opened
@@ -397,7 +397,7 @@ def check_rows(
     are checked only until one of them has such a token. `counter` is `hf:FOLDER`, and `chat` has
     `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be
     encoded."""
-    tokenizer = opened(counting.folder_of(counter), chat.get("added_tokens") or ())
+    tokenizer = opened(counters.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML
     template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))
     trains, lost, left = False, list[int](), len(long)

@@ -12,8 +12,8 @@ from orchestrate.data.dataset import Dataset
 from orchestrate.data.operations.preview import PreviewReport, RowTokens, Token, texts
 from orchestrate.data.passes.scan import DESIRABLE, UNDESIRABLE
 from orchestrate.data.rows import Example, PreferenceExample, UnpairedExample, messages_of
-from orchestrate.data.shapes.reading import visible
-from orchestrate.data.tokens import counting
+from orchestrate.data.shapes.row_reader import visible
+from orchestrate.data.tokens import counters
 from orchestrate.data.tokens.chat_templates import CHATML, with_settings
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError, SetupError
@@ -114,7 +114,7 @@ def tokenizer_folder(model: str) -> Path:
     """Return the folder that contains a model's tokenizer. Raises `SpecError` for a model that cannot be
     trained on this machine, and `SetupError` if the tokenizer is not on this machine."""
     found: Any = catalog.resolve(model, this_machine().kind)
-    name = counting.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
+    name = counters.for_model(tokenizer=None, hub=found.hub, folder=found.folder)
     if not name.startswith("hf:"):
         raise SetupError(
             f"the tokenizer of {model} is not on this machine",

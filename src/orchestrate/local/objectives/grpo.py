@@ -25,10 +25,10 @@ from orchestrate.local.encoding import Encoded, Template
 from orchestrate.local.encoding.encoded import EncodedRows, micro_batches, stacked
 from orchestrate.local.job import Reinforcement
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.local.model.sampling.sampler import Sampler
 from orchestrate.local.objectives.base import Objective, Sums, TrainingBatch, add, token_losses
-from orchestrate.local.objectives.grading import Grade, Grader
-from orchestrate.local.plan.fitting import drawn_at_once
+from orchestrate.local.objectives.graders import Grade, Grader
+from orchestrate.local.plan.memory_fit import drawn_at_once
 
 EPSILON = 1e-4
 """Term added to the standard deviation of a group's rewards, as in TRL."""

@@ -21,11 +21,11 @@ from orchestrate.local.encoding.encoded import Batches, EncodedRows
 from orchestrate.local.job import Hyper, LocalJob, option
 from orchestrate.local.model.loaded import Loaded, give_back, out_of_memory
 from orchestrate.local.objectives.base import Objective, Sums, means
-from orchestrate.local.plan.fitting import DEFAULT_TOKENS
+from orchestrate.local.plan.memory_fit import DEFAULT_TOKENS
 from orchestrate.local.plan.throughput import READ_SHARE
 from orchestrate.local.run import RunDir, checkpoints, now
+from orchestrate.local.run.checkpointed_loop import CheckpointedLoop, Weights
 from orchestrate.local.run.checkpoints import Progress
-from orchestrate.local.run.keeping import CheckpointedLoop, Weights
 from orchestrate.local.run.optimizers import (
     FIRST_SCALE,
     evaluation_parameters,

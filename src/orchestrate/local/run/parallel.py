@@ -35,7 +35,7 @@ from orchestrate.local.job import option
 from orchestrate.local.model.loaded import give_back as give_back
 from orchestrate.local.model.loaded import out_of_memory
 from orchestrate.local.objectives.base import Objective, Sums, add
-from orchestrate.local.run import RunDir, launching, now
+from orchestrate.local.run import RunDir, launcher, now
 from orchestrate.types import JobError
 
 LOOK_S = 0.2
@@ -136,7 +136,7 @@ class WorkerGroup(Peers):
         join(self._meeting, 0, processes)
 
     def _started(self, rank: int, threads: int | None) -> subprocess.Popen[bytes]:
-        env = launching.worker_environment(threads)
+        env = launcher.worker_environment(threads)
         env["CUDA_VISIBLE_DEVICES"] = _visible(rank)
         command = [sys.executable, "-P", "-m", "orchestrate.local.run.helper"]
         command += [str(self.run.path), str(rank), str(self.processes), str(self._meeting)]

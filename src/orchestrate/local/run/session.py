@@ -29,8 +29,8 @@ from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters.starts import AdapterInit, add_tokens
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.loaded import Loaded
-from orchestrate.local.model.loading import load, load_tokenizer, pick_device
-from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.local.model.loader import load, load_tokenizer, pick_device
+from orchestrate.local.model.sampling.sampler import Sampler
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.objectives.dpo import (
     JudgedObjective,
@@ -42,12 +42,12 @@ from orchestrate.local.objectives.dpo import (
     with_mismatched,
     with_reference,
 )
-from orchestrate.local.objectives.grading import Grader, refusal
+from orchestrate.local.objectives.graders import Grader, refusal
 from orchestrate.local.objectives.grpo import PolicyObjective, padded_attention
-from orchestrate.local.plan import fitting
-from orchestrate.local.proof import finding
+from orchestrate.local.plan import memory_fit
+from orchestrate.local.proof import fingerprints
 from orchestrate.local.run import RunDir, export
-from orchestrate.local.run.keeping import Weights
+from orchestrate.local.run.checkpointed_loop import Weights
 from orchestrate.local.run.loop import DEFAULT_TOKENS, Loop, StopRequested
 from orchestrate.local.run.parallel import Met, Peers, WorkerGroup
 from orchestrate.local.run.schedule import warmup
@@ -68,8 +68,8 @@ def save_fingerprint(
     if job.adapter.full or loaded.choice.name in PATCHED:
         return False
     files = [Path(file) for file in (job.validation, job.train) if file]
-    found = finding.find(
-        finding.BaseAndTuned(_using(loaded), template, Sampler.of(template, folder, loaded.device)),
+    found = fingerprints.find(
+        fingerprints.BaseAndTuned(_using(loaded), template, Sampler.of(template, folder, loaded.device)),
         next((p for p in (proof.of_data(f, proof.CANDIDATES) for f in files) if p), []),
         base_model=folder.hub_id or str(folder.path),
         base_hash=folder.fingerprint(),
@@ -245,11 +245,11 @@ class Session:
     def _plan_memory(self, rows: EncodedRows) -> None:
         """Set how many tokens go into one forward pass, by the device's total memory. The free memory may
         differ when the run resumes, but its steps must not."""
-        found = fitting.shape_of(str(self.folder.path), None)
+        found = memory_fit.shape_of(str(self.folder.path), None)
         if found is None:
             return
         hyper = self.job.hyper
-        setup = fitting.setup_of(
+        setup = memory_fit.setup_of(
             self.job.method,
             self.job.adapter,
             hyper,
@@ -258,8 +258,8 @@ class Session:
         )
         counts = np.unique(rows.lengths, return_counts=True)
         counted = dict(zip(*(c.tolist() for c in counts), strict=True))
-        lengths, most = fitting.rows_of(self.job.method, hyper, counted)
-        tokens, plan = fitting.fit(found[0], setup, lengths, most_rows=most, device=self.device.type)
+        lengths, most = memory_fit.rows_of(self.job.method, hyper, counted)
+        tokens, plan = memory_fit.fit(found[0], setup, lengths, most_rows=most, device=self.device.type)
         self.memory_plan, self.loop.max_tokens = plan, tokens
         if plan.fits is False:
             self.run.add_event(

@@ -1,5 +1,5 @@
 """The worker: `python -m orchestrate.local.run.worker RUN_DIR`. Each worker runs one job.
-`orchestrate.local.run.launching` starts it. The exit code is 0 if the worker wrote the outcome to the run
+`orchestrate.local.run.launcher` starts it. The exit code is 0 if the worker wrote the outcome to the run
 directory, and 1 if it could not."""
 
 from __future__ import annotations
@@ -165,9 +165,9 @@ def _keep_pace(run: RunDir, job: LocalJob, session: Session) -> None:
     if job.paces is None or state.attempt != 1 or state.started_at is None:
         return
     with suppress(OSError):
-        from orchestrate.local.run import pacing  # torch loads there
+        from orchestrate.local.run import run_speed  # torch loads there
 
-        if pace := pacing.of(session, (now() - state.started_at).total_seconds()):
+        if pace := run_speed.of(session, (now() - state.started_at).total_seconds()):
             throughput.add(Path(job.paces), pace)
 
 

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from orchestrate.http.wire import HostError, json_body, parse
 from orchestrate.local.session_server import wire
-from orchestrate.local.session_server.desk import (
+from orchestrate.local.session_server.service import (
     Caller,
     Promise,
     SavedSampler,

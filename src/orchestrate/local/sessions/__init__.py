@@ -22,14 +22,14 @@ from torch import Tensor
 from orchestrate.core.files import whole_folder
 from orchestrate.errors import UsageError
 from orchestrate.local import machine
-from orchestrate.local.answers.loading import AdaptedModel, Opening
+from orchestrate.local.answers.model_loader import AdaptedModel, Opening
 from orchestrate.local.encoding.encoded import micro_batches
 from orchestrate.local.model.adapters.starts import names_of
 from orchestrate.local.model.loaded import Loaded, OutputHead, halving
-from orchestrate.local.model.loading import in_32_bits, load_tokenizer
+from orchestrate.local.model.loader import in_32_bits, load_tokenizer
 from orchestrate.local.model.sampling import DrawnToken, SamplingSettings, seeded
 from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
-from orchestrate.local.plan.fitting import DEFAULT_TOKENS
+from orchestrate.local.plan.memory_fit import DEFAULT_TOKENS
 from orchestrate.local.run.export import sort_targets
 from orchestrate.local.run.optimizers import restore_state, state_tensors
 from orchestrate.local.sessions.losses import Config, Loss, log_probabilities, loss_of

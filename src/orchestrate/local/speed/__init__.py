@@ -11,7 +11,7 @@ import msgspec
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.plan.throughput import Bench, remember
-from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.launcher import require_packages, worker_environment
 
 
 def measure(

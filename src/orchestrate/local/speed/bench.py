@@ -51,7 +51,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from orchestrate.local.model.files import open_folder
-    from orchestrate.local.model.loading import pick_device
+    from orchestrate.local.model.loader import pick_device
 
     if request.get("threads"):
         torch.set_num_threads(request["threads"])
@@ -209,7 +209,7 @@ def load_random(path: Path, setup: Setup, device: torch.device, engine: str | No
     """Load the model in `path` with a new adapter, as a run with this setup would."""
     from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Supervised
     from orchestrate.local.model.files import open_folder
-    from orchestrate.local.model.loading import load
+    from orchestrate.local.model.loader import load
     from orchestrate.local.run import now
 
     adapter = AdapterSettings(

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrate.core import child
 from orchestrate.local.run import NO_COMPILER
-from orchestrate.local.run.launching import require_packages, worker_environment
+from orchestrate.local.run.launcher import require_packages, worker_environment
 
 # Tasks run in a separate process, whose entry point is `serve`. This module is torch-free.
 

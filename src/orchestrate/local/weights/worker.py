@@ -20,12 +20,12 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.local import proof
 from orchestrate.local.encoding import Template
 from orchestrate.local.model import files
-from orchestrate.local.model.loading import DTYPES, load_adapter, load_base, load_tokenizer, pick_device
-from orchestrate.local.model.sampling.sampling import Sampler, stop_tokens
+from orchestrate.local.model.loader import DTYPES, load_adapter, load_base, load_tokenizer, pick_device
+from orchestrate.local.model.sampling.sampler import Sampler, stop_tokens
 from orchestrate.local.model.weights import auto_class
-from orchestrate.local.proof import finding
+from orchestrate.local.proof import fingerprints
 from orchestrate.local.weights import serve
-from orchestrate.local.weights.merging import combine, combine_models, merge
+from orchestrate.local.weights.merges import combine, combine_models, merge
 from orchestrate.types import decoding
 
 
@@ -46,7 +46,7 @@ def dress(base: str, tuned: str | None, target: str) -> dict[str, Any]:
         "stops": list(stops),
         "stop_words": [str(t) for t in tokenizer.convert_ids_to_tokens(list(stops))],
         "template": template.chats.source(None),
-        "template_hash": finding.template_hash(template),
+        "template_hash": fingerprints.template_hash(template),
         "bos": tokenizer.bos_token,
         "context": folder.config.get("max_position_embeddings"),
         "base_hash": folder.fingerprint(),
@@ -105,8 +105,10 @@ def sheet(
         tuned_model = load_adapter(base_model, own).eval()
     else:
         tuned_model = load_base(own, four_bit=False, device=where, dtype=dtype).eval()
-    found = finding.find(
-        finding.BaseAndTuned(_using(base_model, tuned_model), template, Sampler.of(template, folder, where)),
+    found = fingerprints.find(
+        fingerprints.BaseAndTuned(
+            _using(base_model, tuned_model), template, Sampler.of(template, folder, where)
+        ),
         next((p for p in (proof.of_data(Path(d), proof.CANDIDATES) for d in data) if p), []),
         base_model=folder.hub_id or str(folder.path),
         base_hash=folder.fingerprint(),
@@ -159,7 +161,7 @@ def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) ->
                     answer = {"refused": str(error)}
             if "score" in row:
                 answer["scores"] = [
-                    finding.logprobs(model, prompt, said, model.device) for prompt, said in row["score"]
+                    fingerprints.logprobs(model, prompt, said, model.device) for prompt, said in row["score"]
                 ]
             answers.append(answer)
     return {"answers": answers, "precision": str(model.dtype).removeprefix("torch.")}
@@ -188,7 +190,9 @@ def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Score rows with a base model. Takes the same rows as `read`, but returns only scores."""
     model = _as_published(files.fetch(base).path)
     with torch.inference_mode():
-        found = [[finding.logprobs(model, p, said, model.device) for p, said in row["score"]] for row in rows]
+        found = [
+            [fingerprints.logprobs(model, p, said, model.device) for p, said in row["score"]] for row in rows
+        ]
     return {"answers": [{"scores": scores} for scores in found]}
 
 

@@ -55,8 +55,8 @@ from orchestrate.places.away import (
     configured_price,
 )
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
-from orchestrate.places.kinds._anyscale.asking import Client, ErrorResponse, never_sent, unreachable
-from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins
+from orchestrate.places.kinds._anyscale.client import Client, ErrorResponse, never_sent, unreachable
+from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins
 from orchestrate.profile import away
 from orchestrate.settings import redact_text
 from orchestrate.settings.hosts import HostConfig

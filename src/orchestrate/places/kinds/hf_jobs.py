@@ -37,7 +37,7 @@ from orchestrate.errors import (
 )
 from orchestrate.places.away import REFUSALS, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins
+from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins
 from orchestrate.profile import away
 from orchestrate.types import Record
 

@@ -49,7 +49,7 @@ from orchestrate.places.base import (
     newest_first,
     ran_s,
 )
-from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins, unexpanded
+from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins, unexpanded
 from orchestrate.profile import away
 
 OWN = {

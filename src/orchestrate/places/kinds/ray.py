@@ -40,10 +40,10 @@ from orchestrate.errors import (
     OutcomeUnknown,
     ProviderError,
 )
-from orchestrate.places import claim
+from orchestrate.places import lease
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.order import MODULE, RUN_BOOT, WorkerOrder, pins, unexpanded
+from orchestrate.places.manifest import MODULE, RUN_BOOT, WorkerOrder, pins, unexpanded
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
 
@@ -200,7 +200,7 @@ class RayJobs(AwayPlace):
             for one in self.find(ref)
             if one.started_at is not None and one.finished_at is not None
         )
-        seconds = max(seen, claim.used_s(self.depot.run(ref)))
+        seconds = max(seen, lease.used_s(self.depot.run(ref)))
         hourly = configured_price(self.name, self.options)
         return Usage.at(hourly, seconds, "run times reported by the cluster, at the configured price")
 

@@ -44,8 +44,8 @@ from orchestrate.errors import (
 )
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.kinds._skypilot.asking import INSTALL, Bridge, NoAnswer, SkyRefusal, python_of
-from orchestrate.places.order import RUN_BOOT, WorkerOrder, pins
+from orchestrate.places.kinds._skypilot.client import INSTALL, Bridge, NoAnswer, SkyRefusal, python_of
+from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins
 from orchestrate.profile import away
 from orchestrate.types import Record
 

@@ -35,7 +35,7 @@ from orchestrate.providers.base import (
 from orchestrate.providers.calls import integer, plain, rows, suffix_tag, table, text
 from orchestrate.providers.calls.clients import connect
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.compatible.deploying import Deploying, DescribedAdapters
+from orchestrate.providers.compatible.deployments import Deploying, DescribedAdapters
 from orchestrate.providers.compatible.sdk import (
     SdkCancels,
     SdkChats,

@@ -32,7 +32,7 @@ from orchestrate.providers.base import (
 from orchestrate.providers.calls import Unreadable, plain, redact_text, when
 from orchestrate.providers.calls.clients import CachedClient, completions, connect, wire_of
 from orchestrate.providers.calls.hosted import Wire, made_since
-from orchestrate.providers.compatible import reading
+from orchestrate.providers.compatible import responses
 from orchestrate.providers.compatible.files import MULTIPART_BYTES, PART_BYTES, CompatibleFiles
 from orchestrate.providers.files import MOST_FILE_BYTES, fetch_by_id
 from orchestrate.providers.hosted import HostedChats, HostedProvider, file_of
@@ -102,13 +102,13 @@ class SdkProvider(HostedProvider):
         return plain(self._wire.read(lambda: self.client.files.retrieve(id)))
 
     def asked_for(self, job: Job) -> Told:
-        return reading.asked_for(job)
+        return responses.asked_for(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         fetch_by_id(self._wire, self.client.files, id, file, MOST_FILE_BYTES)
 
     def recall(self, job: Job) -> Recalled:
-        return reading.recalled(job, self._file)
+        return responses.recalled(job, self._file)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class SdkProvider(HostedProvider):
     def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
         """Return the create request fields that hold the ref, so the job can be found again."""
         del spec
-        return {"metadata": {reading.REF_KEY: ref}}
+        return {"metadata": {responses.REF_KEY: ref}}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
         """Add a subclass's last fields to the request body before it is sent. By default, the body is
@@ -143,7 +143,7 @@ class SdkProvider(HostedProvider):
     def wanted(self, ref: str) -> dict[str, Any]:
         """Return the query parameters that filter the list of jobs by this ref, or an empty dict if the host
         has no such filter."""
-        return {"metadata": {reading.REF_KEY: ref}}
+        return {"metadata": {responses.REF_KEY: ref}}
 
     def find(self, ref: str) -> list[JobHandle]:
         jobs = self._jobs(None, **self.wanted(ref))
@@ -167,7 +167,7 @@ class SdkProvider(HostedProvider):
         return made_since(jobs, _second(since) if since else None)
 
     def _job(self, answer: object) -> Job:
-        job = reading.job_of(answer, self.name, self.profile.status)
+        job = responses.job_of(answer, self.name, self.profile.status)
         if job.handle.job_id == "None":
             raise UnexpectedAnswer(self.name, "a job in the list has no id")
         return job
@@ -178,7 +178,7 @@ class SdkProvider(HostedProvider):
         newest_first: list[Event] = []
         jobs = self.client.fine_tuning.jobs
         for page in self._wire.pages(lambda: jobs.list_events(job.job_id, limit=self.most_listed)):
-            fresh = [reading.event_of(e) for e in page.data]
+            fresh = [responses.event_of(e) for e in page.data]
             ids = [event.id for event in fresh]
             if after is not None and after in ids:
                 newest_first += fresh[: ids.index(after)]
@@ -213,10 +213,10 @@ class SdkMeasures(SdkProvider, Measures):
         """Return the job's metrics, merged from two sources: metric events, which have timestamps, and result
         files, which cover all steps but may not exist yet."""
         files: list[Any] = self.get(job).payload.get("result_files") or []
-        found = reading.points_of_events(self.events(job))
+        found = responses.points_of_events(self.events(job))
         for file in files:
-            found += reading.points_of_file(self._content(str(file)))
-        return reading.merged(found)
+            found += responses.points_of_file(self._content(str(file)))
+        return responses.merged(found)
 
     def _content(self, file_id: str) -> bytes:
         return self._wire.read(lambda: self.client.files.content(file_id)).content
@@ -226,7 +226,7 @@ class SdkCheckpoints(SdkProvider, KeepsCheckpoints):
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         source = self.client.fine_tuning.jobs.checkpoints
         pages = self._wire.pages(lambda: source.list(job.job_id, limit=self.most_listed))
-        found = [reading.checkpoint_of(c) for page in pages for c in page.data]
+        found = [responses.checkpoint_of(c) for page in pages for c in page.data]
         return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
 
 

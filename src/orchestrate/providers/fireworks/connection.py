@@ -30,8 +30,8 @@ from orchestrate.providers.base import Progress
 from orchestrate.providers.calls import Unreadable, integer, items, plain, table, text, when
 from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.providers.fireworks import PROFILE, reading
-from orchestrate.providers.fireworks.reading import KINDS, id_of
+from orchestrate.providers.fireworks import PROFILE, responses
+from orchestrate.providers.fireworks.responses import KINDS, id_of
 from orchestrate.providers.hosted import awaited, refused
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import JobHandle, StoredItem
@@ -282,7 +282,7 @@ class Weights:
         files.fetch(self._wire, opened, file, limit_bytes=most, progress=progress)
 
     def _urls(self, model: str) -> dict[str, str]:
-        account, model_id = model.split("/")[1], reading.id_of(model)
+        account, model_id = model.split("/")[1], responses.id_of(model)
         api = self._client().models
         answer = plain(self._wire.read(lambda: api.get_download_endpoint(model_id, account_id=account)))
         found = table(answer.get("filenameToSignedUrls"))

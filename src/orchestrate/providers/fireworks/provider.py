@@ -36,10 +36,10 @@ from orchestrate.providers.base import (
 )
 from orchestrate.providers.calls import items, table, text, when
 from orchestrate.providers.calls.hosted import Retry, Wire, made_since
-from orchestrate.providers.fireworks import PROFILE, reading
+from orchestrate.providers.fireworks import PROFILE, responses
 from orchestrate.providers.fireworks.connection import PAGE, Connection, FireworksDatasetFiles, Weights
-from orchestrate.providers.fireworks.reading import ID_PARAMETER, KINDS, state_of
-from orchestrate.providers.fireworks.serving import FireworksAdapters, FireworksDeployments, TunedPair
+from orchestrate.providers.fireworks.deployments import FireworksAdapters, FireworksDeployments, TunedPair
+from orchestrate.providers.fireworks.responses import ID_PARAMETER, KINDS, state_of
 from orchestrate.providers.fireworks.translation import (
     fill_steps,
     job_id_of,
@@ -143,12 +143,12 @@ class FireworksProvider(
         return (self._datasets.get(dataset_id) if mine else None) or {}
 
     def recall(self, job: Job) -> Recalled:
-        return reading.recalled(job, self._datasets.get)
+        return responses.recalled(job, self._datasets.get)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
     def asked_for(self, job: Job) -> Told:
-        return reading.asked_for(job)
+        return responses.asked_for(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         self._datasets.fetch(id, file)
@@ -174,7 +174,7 @@ class FireworksProvider(
         path = f"/v1/accounts/{self._at.account()}/supervisedFineTuningJobs:estimateCost"
         client = self._at.client()
         answer = table(self._wire.read(lambda: client.post(path, body=body, cast_to=object), expect=dict))
-        return reading.estimate(self.name, model, answer)
+        return responses.estimate(self.name, model, answer)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         kind = _KIND_OF[spec.method.type]
@@ -216,7 +216,7 @@ class FireworksProvider(
 
     def get(self, job: JobHandle) -> Job:
         raw, kind = self._at.find(job)
-        return reading.job_of(raw, kind, job.ref, self.name)
+        return responses.job_of(raw, kind, job.ref, self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         def age(job: Job) -> float:
@@ -227,7 +227,7 @@ class FireworksProvider(
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         """Derive events from the job's state and progress, because the host stores no events."""
         raw, _ = self._at.find(job)
-        yield from later(reading.events_of(raw), after)
+        yield from later(responses.events_of(raw), after)
 
     def billing(self) -> Billing:
         return accounts.joined(
@@ -239,7 +239,7 @@ class FireworksProvider(
     def base_models(self) -> Sequence[HostModel]:
         client = self._at.client()
         pages = self._wire.pages(lambda: client.models.list(account_id="fireworks", page_size=PAGE))
-        return reading.models_of(row for page in pages for row in items(page))
+        return responses.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         """Read the host's metrics file. Returns an empty list until the file exists."""
@@ -253,12 +253,12 @@ class FireworksProvider(
                 url = text(table(answer).get("signedUrl"))
         except NotFound:
             return []
-        return reading.metrics_of(self._at.lines(url))
+        return responses.metrics_of(self._at.lines(url))
 
     def rendered(self, job: JobHandle) -> Sequence[RowTokens]:
         """Return up to 20 rows of an SFT job. The host writes them after the job has ended."""
         raw, _ = self._at.find(job)
-        return reading.rendered_of(self._at.lines(text(raw.get("renderSamplesSignedUrl"))))
+        return responses.rendered_of(self._at.lines(text(raw.get("renderSamplesSignedUrl"))))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -305,11 +305,11 @@ class FireworksProvider(
                     id=str(raw["name"]),
                     name=text(raw.get("displayName")),
                     created_at=when(raw.get("createTime")),
-                    job_id=reading.id_of(job) if job else None,
+                    job_id=responses.id_of(job) if job else None,
                 )
 
     def delete_stored(self, item: StoredItem) -> None:
-        id = reading.id_of(item.id)
+        id = responses.id_of(item.id)
         if item.kind == "file":
             self._datasets.delete(id)
             return
@@ -323,7 +323,7 @@ class FireworksProvider(
             raw, kind = self._at.find(job)
             path, client = self._at.path(kind, job.job_id), self._at.client()
             if PROFILE.status(state_of(raw.get("state"))) is JobStatus.SUCCEEDED:
-                model, account = reading.id_of(reading.tuned_model(raw)), self._at.account()
+                model, account = responses.id_of(responses.tuned_model(raw)), self._at.account()
                 with suppress(NotFound):
                     self._wire.read(lambda: client.models.delete(model, account_id=account), expect=object)
             self._wire.read(lambda: client.delete(path, cast_to=object), expect=object)
@@ -339,7 +339,7 @@ class FireworksProvider(
         files.require_empty(dest)
         raw, _ = self._at.find(job)
         model = self._tuned(job, raw)
-        base = text(reading.settings_of(raw).get("baseModel"))
+        base = text(responses.settings_of(raw).get("baseModel"))
 
         def fetch(folder: Path, most: int) -> None:
             self._weights.fetch(model, folder, most, progress)
@@ -352,22 +352,22 @@ class FireworksProvider(
 
     def _to_deploy(self, job: JobHandle) -> TunedPair:
         raw = self._made_by(job)
-        return TunedPair(self._tuned(job, raw), text(reading.settings_of(raw).get("baseModel")) or "")
+        return TunedPair(self._tuned(job, raw), text(responses.settings_of(raw).get("baseModel")) or "")
 
     def deployed(self, job: JobHandle) -> Sequence[Standing]:
         return self._serving.deployed(job.job_id)
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:
         raw = self._made_by(job)
-        return self._serving.find(job.job_id, reading.tuned_model(raw))
+        return self._serving.find(job.job_id, responses.tuned_model(raw))
 
     def adapters(self) -> FireworksAdapters:
         return self._adapters
 
     def _name_of(self, job: JobHandle, *, base: bool) -> str:
         raw = self._made_by(job)
-        tuned = reading.tuned_model(raw)
-        named = reading.settings_of(raw).get("baseModel")
+        tuned = responses.tuned_model(raw)
+        named = responses.settings_of(raw).get("baseModel")
         return str(named) if base else self._serving.model_of(job.job_id, tuned)
 
     def _inference(self) -> Fireworks:
@@ -383,7 +383,7 @@ class FireworksProvider(
         body = settings.body(translation) | {"dataset": remote.train_id}
         if remote.validation_id is not None and spec.method.type != "dpo":
             body["evaluationDataset"] = remote.validation_id
-        place = cast("dict[str, Any]", reading.settings_of(body))
+        place = cast("dict[str, Any]", responses.settings_of(body))
         warm = text(place.get("warmStartFrom"))
         if warm is not None and not warm.startswith("accounts/"):
             place["warmStartFrom"] = f"accounts/{self._at.account()}/models/{warm}"
@@ -394,7 +394,7 @@ class FireworksProvider(
 
     def _list(self, kind: str, since: datetime | None) -> Iterator[Job]:
         pages = (
-            [reading.job_of(raw, kind, None, self.name) for raw in page] for page in self._at.pages(kind)
+            [responses.job_of(raw, kind, None, self.name) for raw in page] for page in self._at.pages(kind)
         )
         return made_since(pages, since)
 
@@ -403,7 +403,7 @@ class FireworksProvider(
             raise UsageError(
                 f"{job.job_id} has no model yet (state {raw.get('state')})", fix="wait until the job succeeds"
             )
-        return reading.tuned_model(raw)
+        return responses.tuned_model(raw)
 
     def _made_by(self, job: JobHandle) -> dict[str, Any]:
         """Return the job of a tuned model, or an uploaded adapter in the form of a job."""

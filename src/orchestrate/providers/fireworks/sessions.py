@@ -42,7 +42,7 @@ from orchestrate.providers.base import Progress, prices_of
 from orchestrate.providers.calls import integer, items, plain, ref_in, rows, table, text, when
 from orchestrate.providers.fireworks import PROFILE
 from orchestrate.providers.fireworks.provider import FireworksProvider
-from orchestrate.providers.fireworks.reading import id_of
+from orchestrate.providers.fireworks.responses import id_of
 from orchestrate.providers.fireworks.translation import job_id_of, slug
 from orchestrate.providers.rented import POLL_S, MachineWatch, RentedMachines, RequestedMachine
 from orchestrate.providers.session_jobs import JobsAndSessions

@@ -29,12 +29,12 @@ from orchestrate.local.machine import cores
 from orchestrate.local.plan import throughput
 from orchestrate.local.plan.throughput import KnownLog, ThroughputKey
 from orchestrate.local.run import STATUSES, RunDir, runs
-from orchestrate.places import depot, order
+from orchestrate.places import manifest, storage
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources
 from orchestrate.providers import rundirs as reading
 from orchestrate.providers.base import Limited, Recalls
-from orchestrate.providers.local import checking, renting
+from orchestrate.providers.local import checks, rented_machines
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings import redact_text
 from orchestrate.text import duration
@@ -110,7 +110,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         first = self._engine_translation(engine, own)
         try:
             machine, why = self._machine(spec, asked, first)
-            found = renting.resources(asked, machine, spec)
+            found = rented_machines.resources(asked, machine, spec)
         except UsageError as error:
             reason = error.message + (f": {error.fix}" if error.fix else "")
             row = Setting(
@@ -120,8 +120,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         if found.gpu and found.count > 1:
             engine = self._with_processes(engine, found.count)
         whole = self._engine_translation(engine, self._planned_for(machine, found))
-        rows = renting.rows(asked, found, machine, why)
-        if row := renting.apart(found, whole.body.get("hyper", {}), groups=self.place.groups):
+        rows = rented_machines.rows(asked, found, machine, why)
+        if row := rented_machines.apart(found, whole.body.get("hyper", {}), groups=self.place.groups):
             rows = [*(one for one in rows if one.name != row.name), row]
             kept = tuple(one for one in whole.settings if one.name != row.name)
             whole = msgspec.structs.replace(whole, settings=kept)
@@ -137,9 +137,14 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         """Return the machine's options: the spec's own, which override those that the configuration sets
         for all runs."""
         given = self._given(spec)
-        said = {name: self.config.options[name] for name in renting.OPTIONS if name in self.config.options}
-        asked = {**said, **{name: value for name, value in given.items() if name in renting.MACHINE_OPTIONS}}
-        if asked.get(renting.DEVICE) == "cpu" and asked.get("gpu", "auto") == "auto":
+        said = {
+            name: self.config.options[name] for name in rented_machines.OPTIONS if name in self.config.options
+        }
+        asked = {
+            **said,
+            **{name: value for name, value in given.items() if name in rented_machines.MACHINE_OPTIONS},
+        }
+        if asked.get(rented_machines.DEVICE) == "cpu" and asked.get("gpu", "auto") == "auto":
             asked["gpu"] = "none"
         return asked
 
@@ -149,7 +154,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     def _as_local(self, spec: JobSpec) -> JobSpec:
         given = self._given(spec)
-        own = {name: value for name, value in given.items() if name not in renting.MACHINE_OPTIONS}
+        own = {name: value for name, value in given.items() if name not in rented_machines.MACHINE_OPTIONS}
         options = {LocalProvider.profile.kind: own} if own else {}
         return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
 
@@ -182,14 +187,14 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             there = _there(kind, gpu, 1)
             return throughput.estimate(self.home, there).tokens_per_second * there.operations
 
-        found = renting.fits(self.place.machines(), first.model, first.body, billions, operations)
-        return renting.chosen(asked, found)
+        found = rented_machines.fits(self.place.machines(), first.model, first.body, billions, operations)
+        return rented_machines.chosen(asked, found)
 
     def _planned_for(self, machine: Machine | None, found: Resources) -> dict[str, Any]:
         if found.gpu is None:
             return self._on_cpu
         size = machine.memory_bytes if machine else None
-        known = {"gpu_capability": renting.CAPABILITY.get(found.gpu.upper())}
+        known = {"gpu_capability": rented_machines.CAPABILITY.get(found.gpu.upper())}
         return {**self._engine_options, **known, **({"gpu_memory_gib": size / 2**30} if size else {})}
 
     def _plan_options(self, translation: Translation) -> Mapping[str, Any]:
@@ -200,7 +205,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
         options = self._plan_options(translation)
-        return checking.memory_of_rows(self._as_local(spec), data, translation, options)
+        return checks.memory_of_rows(self._as_local(spec), data, translation, options)
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         found = super().check(spec, data, translation)
@@ -353,7 +358,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return self.place.allowance(self._run(job))
 
     def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
-        order.allow(self.place.depot.run(job.job_id), max_hours, max_usd)
+        manifest.allow(self.place.depot.run(job.job_id), max_hours, max_usd)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -388,7 +393,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
             if stored.read("order.json") is None:
                 reason = f"{job.job_id} is neither in {run.path} nor in {self.place.depot_url}"
                 raise _Unstored(self.name, reason)
-            RunDir.make(self._runs, order.read_order(stored).job)
+            RunDir.make(self._runs, manifest.read_order(stored).job)
         return super()._run(job)
 
     def _job_of(self, run: RunDir) -> Job:
@@ -443,7 +448,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         return self.get(job.handle)
 
     def recall(self, job: Job) -> Recalled:
-        limits = order.read_order(self.place.depot.run(job.handle.job_id)).limits
+        limits = manifest.read_order(self.place.depot.run(job.handle.job_id)).limits
         hourly = self.place.price_of(job.handle.job_id)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -455,7 +460,7 @@ class AwayProvider(LocalProvider, Recalls, Limited):
 
     def asked_for(self, job: Job) -> Told:
         try:
-            found = order.read_order(self.place.depot.run(job.handle.job_id))
+            found = manifest.read_order(self.place.depot.run(job.handle.job_id))
         except OrchestrateError:  # the depot is closed, or holds none: `recall` says which
             return Told()
         return Told(
@@ -469,8 +474,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         made: LocalJob | None = None
         state, error = None, None
         try:
-            made = order.read_order(self.place.depot.run(ref)).job
-            state = depot.state_of(self.place.depot.run(ref))
+            made = manifest.read_order(self.place.depot.run(ref)).job
+            state = storage.state_of(self.place.depot.run(ref))
         except OrchestrateError as problem:
             reason = f"{problem.message}. You can cancel the run, but not follow it or download its model"
             error = JobError(code="not_stored", message=reason)

@@ -15,12 +15,12 @@ from orchestrate.core.files import new_folder, sha256, whole
 from orchestrate.errors import ArtifactRefused, NotFound
 from orchestrate.local import machine
 from orchestrate.local.job import Method
-from orchestrate.local.plan import fitting, throughput
+from orchestrate.local.plan import memory_fit, throughput
 from orchestrate.local.plan.throughput import ThroughputKey
 from orchestrate.local.run import RunDir, checkpoints
 from orchestrate.providers import offline
 from orchestrate.providers.base import PlansTraining, Progress, prices_of
-from orchestrate.providers.local import checking
+from orchestrate.providers.local import checks
 from orchestrate.providers.local.translation import translate
 from orchestrate.types import ArtifactFile, MemoryPlan, Problem, Quote, Translation, decoding
 
@@ -119,18 +119,18 @@ class PlannedProvider(PlansTraining):
         )
 
     def memory(self, spec: JobSpec, data: TrainingData, translation: Translation) -> MemoryPlan | None:
-        return checking.memory_of_rows(spec, data, translation, self.config.options)
+        return checks.memory_of_rows(spec, data, translation, self.config.options)
 
     def check(self, spec: JobSpec, data: TrainingData, translation: Translation) -> list[Problem]:
         spec = self._as_local(spec)
         found = offline.problems(self, spec, data, translation, renders=True)
         if spec.method.type == "rft":
             found = [p for p in found if p.code != "too-long"]  # prompts are left out, not cut
-            found += checking.reinforcement_problems(self.name, spec, data)
+            found += checks.reinforcement_problems(self.name, spec, data)
         if self.profile.near:
-            found += checking.to_download(self.name, translation)
-        return checking.joined(
-            found, checking.problems(self.name, spec, data, translation, self._plan_options(translation))
+            found += checks.to_download(self.name, translation)
+        return checks.joined(
+            found, checks.problems(self.name, spec, data, translation, self._plan_options(translation))
         )
 
     def _plan_options(self, translation: Translation) -> Mapping[str, Any]:
@@ -165,7 +165,7 @@ class PlannedProvider(PlansTraining):
             ),
             hourly=hourly,
             startup_seconds=(speed.besides.low, speed.besides.value, speed.besides.high),
-            answers=checking.answers(spec),
+            answers=checks.answers(spec),
         )
 
     def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:
@@ -176,7 +176,7 @@ class PlannedProvider(PlansTraining):
     def _work_kind(self, spec: JobSpec, translation: Translation) -> ThroughputKey:
         body, resolved = translation.body, self.resolve(self._as_local(spec))
         return throughput.kind_of(
-            parameters=fitting.active_parameters(translation.model, resolved.params_b)
+            parameters=memory_fit.active_parameters(translation.model, resolved.params_b)
             or parameters(translation.model),
             adapter=body["adapter"]["type"],
             method=decoding.convert(body["method"], Method).word,

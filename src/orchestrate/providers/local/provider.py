@@ -19,7 +19,7 @@ from orchestrate.errors import Conflict, ProviderError
 from orchestrate.local import machine
 from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
 from orchestrate.local.plan import throughput
-from orchestrate.local.run import RunDir, checkpoints, launching, now, runs
+from orchestrate.local.run import RunDir, checkpoints, launcher, now, runs
 from orchestrate.places.base import Place, Resources
 from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
@@ -268,7 +268,7 @@ class LocalProvider(
         def start(run: RunDir) -> None:
             self.place.start(run, decoding.convert(run.job().resources, Resources), run.ref)
 
-        return launching.resume(run, start, self._at_work)
+        return launcher.resume(run, start, self._at_work)
 
     def _at_work(self, run: RunDir) -> bool:
         self.place.look(run)

@@ -20,7 +20,7 @@ from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.local import machine
 from orchestrate.local.answers.worker import TRAINS, ModelProcess, array_of
 from orchestrate.local.model.files import source
-from orchestrate.local.run import RunDir, launching
+from orchestrate.local.run import RunDir, launcher
 from orchestrate.providers import rundirs
 from orchestrate.providers.base import Sessions, prices_of
 from orchestrate.providers.local.provider import LocalProvider
@@ -135,7 +135,7 @@ class StepwiseProvider(LocalProvider, Sessions):
         return SessionPrice(hourly=hourly if hourly.own else None, source=hourly.source)
 
     def open_session(self, order: SessionOrder) -> SessionBackend:
-        launching.require_packages("a training session on this machine")
+        launcher.require_packages("a training session on this machine")
         if unknown := sorted(order.options.keys() - _OPTIONS):
             known = ", ".join(sorted(_OPTIONS))
             raise UsageError(

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrate import catalog
-from orchestrate.data.tokens import counting, tokenizer_files
+from orchestrate.data.tokens import counters, tokenizer_files
 from orchestrate.data.tokens.chat_templates import reads, require_template
 from orchestrate.errors import ConfigError, DataError, SetupError, SpecError, UsageError
 from orchestrate.local import model as engines
 from orchestrate.local.job import DEFAULT_SAMPLES, LEARNING_RATES, Hyper
 from orchestrate.local.model import files
-from orchestrate.local.objectives import grading, isolation
-from orchestrate.local.plan import fitting
+from orchestrate.local.objectives import graders, isolation
 from orchestrate.local.plan import memory as states
+from orchestrate.local.plan import memory_fit
 from orchestrate.local.plan.memory import LION_RATE
-from orchestrate.providers.local.adapting import adapter
+from orchestrate.providers.local.adapter_settings import adapter
 from orchestrate.providers.settings import Rows
 from orchestrate.settings import masked
 from orchestrate.spec import RFT, EarlyStopping, JobSpec, method_word
@@ -304,8 +304,8 @@ def chat_template(rows: Rows, spec: JobSpec, model: str) -> None:
 def _of(model: str) -> object:
     """Return the model's own templates, if they are on this machine."""
     folder = model if Path(model).is_dir() else None
-    name = counting.for_model(hub=None if folder else model, folder=folder)
-    return tokenizer_files.chat_templates(counting.folder_of(name)) if name.startswith("hf:") else None
+    name = counters.for_model(hub=None if folder else model, folder=folder)
+    return tokenizer_files.chat_templates(counters.folder_of(name)) if name.startswith("hf:") else None
 
 
 FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
@@ -348,7 +348,7 @@ def memory(
         )
     if translation.refused:
         return None
-    return fitting.of_job(
+    return memory_fit.of_job(
         translation.model,
         translation.body,
         billions=catalog.resolve(spec.model_for("local"), "local").params_b,
@@ -434,9 +434,9 @@ def _off(rows: Rows, loss: str) -> None:
 
 
 def _reinforcement(rows: Rows, spec: JobSpec, method: RFT, *, code: bool) -> None:
-    if reason := grading.refusal(method.grader, allow_code=code):
+    if reason := graders.refusal(method.grader, allow_code=code):
         rows.refuse("method.grader", reason)
-    elif grading.runs_code(method.grader):
+    elif graders.runs_code(method.grader):
         rule = f"its code runs on this machine, as you allowed, {isolation().description}"
         rows.keep("method.grader", "method.grader", method.grader, rule=rule)
         rows.send("hyper.run_grader_code", True)

@@ -16,7 +16,7 @@ from orchestrate.profile import Profile, this_machine
 from orchestrate.providers import base, offline
 from orchestrate.providers.base import ListsModels, Provider, Serves
 from orchestrate.providers.calls.hosted import headers_of
-from orchestrate.providers.compatible import reading
+from orchestrate.providers.compatible import responses
 from orchestrate.providers.compatible.sdk import (
     SdkCancels,
     SdkChats,
@@ -315,7 +315,7 @@ class OpenAIProvider(
             model.ids.get(self.name): model.on(self.name) for model in catalog.search(provider=self.name)
         }
         pages = self._wire.pages(lambda: self.client.models.list())
-        found = [reading.model_of(m, known) for page in pages for m in page.data]
+        found = [responses.model_of(m, known) for page in pages for m in page.data]
         return [model for model in found if not model.id.startswith("ft:")]
 
     # -- the tuned model -----------------------------------------------------------------------------------

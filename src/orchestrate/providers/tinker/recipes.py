@@ -15,7 +15,7 @@ from orchestrate.costing import PLAY_MONEY, PlannedJob
 from orchestrate.data.dialects import target
 from orchestrate.errors import Conflict, MissingExtra, UsageError
 from orchestrate.local.job import Hyper, Method
-from orchestrate.local.run import RunDir, launching
+from orchestrate.local.run import RunDir, launcher
 from orchestrate.providers import offline, rundirs, settings
 from orchestrate.providers.base import (
     Cancels,
@@ -28,7 +28,7 @@ from orchestrate.providers.base import (
     prices_of,
 )
 from orchestrate.providers.sessions import LORA, SessionBackend, SessionOrder, SessionPrice
-from orchestrate.providers.tinker import PROFILE, quoting, translation
+from orchestrate.providers.tinker import PROFILE, prices, translation
 from orchestrate.providers.tinker.sessions import TinkerSession
 from orchestrate.settings import masked
 from orchestrate.types import (
@@ -159,7 +159,7 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         order = SessionOrder(ref="", model=resolved.id, model_name=spec.model_for(self.name), lora={})
         work = PlannedJob(self.name, PROFILE, spec, data, translation, resolved)
         try:
-            return quoting.quote(work, self._rates(order, rates))
+            return prices.quote(work, self._rates(order, rates))
         except UsageError as error:
             reason = f"{error.message}. To set it: {error.fix}"
             return Quote(provider=self.name, model=translation.model, unavailable=reason)
@@ -199,12 +199,12 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
                 self.name, f"{run.path} belongs to another job", fix="submit again. A new run gets a new ref"
             )
         if not run.had_worker():
-            launching.start_worker(run, self._drive)
+            launcher.start_worker(run, self._drive)
         return rundirs.handle(run, self.name)
 
     def _drive(self, run: RunDir, log: int) -> int:
         folder, env = (None, dict(os.environ)) if self.child is None else self.child()
-        return launching.spawn_module("orchestrate.sessions.worker", run, log, env=env, folder=folder)
+        return launcher.spawn_module("orchestrate.sessions.worker", run, log, env=env, folder=folder)
 
     def resume(self, job: JobHandle) -> None:
         run = self._runs.dir(job)
@@ -213,7 +213,7 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
                 f"{run.ref} is a training session, so only your own training loop can continue it",
                 fix=f'use: with ft.session(resume="{run.ref}") as s: ...',
             )
-        launching.resume(run, lambda one: launching.start_worker(one, self._drive))
+        launcher.resume(run, lambda one: launcher.start_worker(one, self._drive))
 
     # -- reading -------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrate import catalog
 from orchestrate.errors import UsageError
 from orchestrate.local.job import DEFAULT_SAMPLES, LEARNING_RATES, Hyper
-from orchestrate.local.objectives import grading
+from orchestrate.local.objectives import graders
 from orchestrate.providers.sessions import OBJECTIVES
 from orchestrate.providers.settings import KTO_ONLY, UNPAIRED, Rows
 from orchestrate.providers.tinker import PROFILE
@@ -78,11 +78,11 @@ def _method(rows: Rows, spec: JobSpec, *, code: bool) -> None:
     method = spec.method
     rows.keep("method.type", "method.type", method.type)
     if isinstance(method, RFT):
-        if reason := grading.refusal(method.grader, allow_code=code):
+        if reason := graders.refusal(method.grader, allow_code=code):
             rows.refuse("method.grader", reason)
         else:
             rows.keep("method.grader", "method.grader", method.grader, rule="the grader runs on this machine")
-            rows.send("hyper.run_grader_code", grading.runs_code(method.grader))
+            rows.send("hyper.run_grader_code", graders.runs_code(method.grader))
         if method.samples_per_prompt == 1:
             rows.refuse(
                 "method.samples_per_prompt",

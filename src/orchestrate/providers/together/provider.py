@@ -45,8 +45,8 @@ from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.providers.hosted import DedicatedProvider, awaited, file_of, later, named_account, refused
 from orchestrate.providers.settings import UNPAIRED
-from orchestrate.providers.together import PROFILE, reading
-from orchestrate.providers.together.serving import TogetherAdapters, TogetherDeployments
+from orchestrate.providers.together import PROFILE, responses
+from orchestrate.providers.together.deployments import TogetherAdapters, TogetherDeployments
 from orchestrate.providers.together.translation import NO_RFT, default_rank, require_limits, tag, translate
 from orchestrate.settings.config import HostConfig
 from orchestrate.types import (
@@ -247,10 +247,10 @@ class TogetherProvider(
         return self._files.get(id)
 
     def recall(self, job: Job) -> Recalled:
-        return reading.recalled(job, self._file)
+        return responses.recalled(job, self._file)
 
     def asked_for(self, job: Job) -> Told:
-        return reading.asked_for(job)
+        return responses.asked_for(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         archives.fetch_by_id(self._wire, self._client().files, id, file, archives.MOST_FILE_BYTES)
@@ -274,10 +274,10 @@ class TogetherProvider(
     def live_price(self, spec: JobSpec, remote: RemoteDataset, translation: Translation) -> Quote:
         """Return the host's own estimate. Raises `QuotaExceeded` if it exceeds the account's limit."""
         body = self._filled(translation, remote)
-        request = reading.estimated(body)
+        request = responses.estimated(body)
         answer = plain(self._wire.read(lambda: self._client().fine_tuning.estimate_price(**request)))
         model = str(request.get("model") or request.get("from_checkpoint"))
-        return reading.estimate(self.name, model, answer)
+        return responses.estimate(self.name, model, answer)
 
     def create(self, spec: JobSpec, remote: RemoteDataset, translation: Translation, ref: str) -> JobHandle:
         from together.types import FinetuneResponse
@@ -312,11 +312,11 @@ class TogetherProvider(
 
     def get(self, job: JobHandle) -> Job:
         raw = self._raw_job(job)
-        return reading.job_of(raw, job.ref or _ref(raw), self.name)
+        return responses.job_of(raw, job.ref or _ref(raw), self.name)
 
     def list(self, *, since: datetime | None = None) -> Iterator[Job]:
         """List the jobs with a single request, because the host does not paginate this list."""
-        jobs = [reading.job_of(raw, _ref(raw), self.name) for raw in self._raw_jobs()]
+        jobs = [responses.job_of(raw, _ref(raw), self.name) for raw in self._raw_jobs()]
         for job in sorted(
             jobs, key=lambda j: j.created_at.timestamp() if j.created_at else 0.0, reverse=True
         ):
@@ -325,7 +325,7 @@ class TogetherProvider(
 
     def events(self, job: JobHandle, *, after: str | None = None) -> Iterator[Event]:
         listed = self._wire.entries(lambda: self._client().fine_tuning.list_events(job.job_id), "data")
-        yield from later(reading.events_of(listed), after)
+        yield from later(responses.events_of(listed), after)
 
     def billing(self) -> Billing:
         return accounts.joined(
@@ -337,19 +337,21 @@ class TogetherProvider(
     def base_models(self) -> Sequence[HostModel]:
         client = self._client()
         pages = self._wire.pages(lambda: client.models.list_supported(product="PRODUCT_FINE_TUNING"))
-        return reading.models_of(row for page in pages for row in items(page))
+        return responses.models_of(row for page in pages for row in items(page))
 
     def metrics(self, job: JobHandle) -> list[MetricPoint]:
         metrics = self._client().fine_tuning.list_metrics
-        return reading.metrics_of(self._wire.entries(lambda: metrics(job.job_id), "metrics"))
+        return responses.metrics_of(self._wire.entries(lambda: metrics(job.job_id), "metrics"))
 
     def checkpoints(self, job: JobHandle) -> list[Checkpoint]:
         checkpoints = self._client().fine_tuning.list_checkpoints
-        return reading.checkpoints_of(self._wire.entries(lambda: checkpoints(job.job_id), "data"), job.job_id)
+        return responses.checkpoints_of(
+            self._wire.entries(lambda: checkpoints(job.job_id), "data"), job.job_id
+        )
 
     def preview(
         self, spec: JobSpec, remote: RemoteDataset, *, rows_shown: int = 3
-    ) -> list[reading.TokenMask]:
+    ) -> list[responses.TokenMask]:
         """Return how the host tokenizes the first rows of an SFT job, and which tokens contribute to the
         loss."""
         from together import omit
@@ -368,7 +370,7 @@ class TogetherProvider(
                 train_on_inputs=inputs if isinstance(inputs, bool) else omit,
             )
         )
-        return reading.masks_of(rows(plain(answer).get("rows")))
+        return responses.masks_of(rows(plain(answer).get("rows")))
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -431,7 +433,7 @@ class TogetherProvider(
         archives.require_empty(dest)
         raw = self._raw_job(job)
         full = table(raw.get("training_type")).get("type") == "Full"
-        query = reading.selection(checkpoint, full)
+        query = responses.selection(checkpoint, full)
         content = self._client().fine_tuning.with_streaming_response.content
         base = text(raw.get("model"))
         files = fetch_weights(

@@ -56,7 +56,7 @@ from orchestrate.providers.sessions import (
 )
 from orchestrate.providers.together import PROFILE
 from orchestrate.providers.together.provider import TogetherProvider
-from orchestrate.providers.together.reading import forward_answer, sample_of, sequence_of, tensor
+from orchestrate.providers.together.responses import forward_answer, sample_of, sequence_of, tensor
 from orchestrate.types import (
     Artifact,
     Checkpoint,

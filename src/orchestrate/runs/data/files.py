@@ -148,11 +148,11 @@ def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
     the model. Backends of the given `kinds` are tried first. If no model is given, returns `o200k`. Raises
     `SpecError` for a model that no backend offers."""
     from orchestrate import catalog
-    from orchestrate.data.tokens import counting
+    from orchestrate.data.tokens import counters
 
     if model is None:
         return "o200k"
-    if (known := counting.of_tiktoken(model)) is not None:
+    if (known := counters.of_tiktoken(model)) is not None:
         return known
     failed: OrchestrateError | None = None
     asked = tuple(kinds)
@@ -164,7 +164,7 @@ def counter(model: str | None, kinds: Iterable[str] = ()) -> str:
             continue
         if found.model is None and kind not in asked and profile(kind).ids is None:
             continue  # it accepts any name, so this proves nothing about the model
-        return counting.for_model(tokenizer=found.tokenizer, hub=found.hub, folder=found.folder)
+        return counters.for_model(tokenizer=found.tokenizer, hub=found.hub, folder=found.folder)
     assert failed is not None  # noqa: S101  the loop ran at least once
     raise failed
 

@@ -17,13 +17,13 @@ from orchestrate.data.dialects import canonical_line
 from orchestrate.data.files import beside, require_writable
 from orchestrate.data.operations import score
 from orchestrate.data.operations.score import ScoredFile, ScoreReport, Scores
-from orchestrate.data.shapes.reading import canonical, reading
+from orchestrate.data.shapes.row_reader import canonical, reading
 from orchestrate.errors import UsageError
-from orchestrate.paid.asking import Progress
+from orchestrate.paid.paid_requests import Progress
 from orchestrate.profile import this_machine
-from orchestrate.runs.evaluation import judging
+from orchestrate.runs.evaluation import judges
 from orchestrate.runs.evaluation.contenders import Contenders
-from orchestrate.runs.evaluation.judging import JudgePlan, JudgeTerms
+from orchestrate.runs.evaluation.judges import JudgePlan, JudgeTerms
 from orchestrate.runs.tracked import tracked
 from orchestrate.types import Likelihood, Sampling
 
@@ -54,7 +54,7 @@ class PreparedScoring:
         path: str,
         output: Path | None,
         order: ScoreOrder,
-        judged: judging.PreparedJudging | None,
+        judged: judges.PreparedJudging | None,
     ) -> None:
         self._ft, self._path, self._order, self._judged = ft, path, order, judged
         self._output = output or score.place(path)
@@ -127,10 +127,10 @@ class PreparedScoring:
         if found.tokens:
             self.scores.put(row, tokens=found.tokens, loss_after=found.nats / found.tokens)
 
-    def _put_judged(self, judged: judging.PreparedJudging, progress: Progress | None) -> Decimal | None:
+    def _put_judged(self, judged: judges.PreparedJudging, progress: Progress | None) -> Decimal | None:
         marks, usd = judged.scores(progress)
         read = reading(self._read.facts.format, self._read.facts.columns).read
-        by_row: dict[bytes, judging.JudgedRow] = {}
+        by_row: dict[bytes, judges.JudgedRow] = {}
         for row, one in marks:
             example = read(row.line).example
             if example is not None and one.score is not None:
@@ -154,5 +154,5 @@ def prepared(
         raise UsageError(
             "a judge reads the original rows, so --judge cannot be combined with --map or --ignore"
         )
-    with judging.prepared(ft, path, beside(path, "judged.jsonl"), order.judge, keep=0.0) as judged:
+    with judges.prepared(ft, path, beside(path, "judged.jsonl"), order.judge, keep=0.0) as judged:
         yield PreparedScoring(ft, path, output, order, judged)

@@ -7,12 +7,12 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from orchestrate.errors import DataError, OrchestrateError
-from orchestrate.evaluation.pairing import Flips, Pairing, between, flips
+from orchestrate.evaluation.pairs import Flips, Pairing, between, flips
 from orchestrate.evaluation.review.results import describe
 from orchestrate.reports.compare import Comparison, with_proofs
 from orchestrate.reports.compare import compare as side_by_side
 from orchestrate.reports.records import RunDifference
-from orchestrate.runs.evaluation import reviewing, verdicts
+from orchestrate.runs.evaluation import reviews, verdicts
 from orchestrate.spec import JobSpec
 from orchestrate.types import Contender, Evaluation, Feature, Run, Translation
 
@@ -54,7 +54,7 @@ def _people(ft: Workspace, run_ids: set[str]) -> list[str]:
     for review in reversed(ft.store.reviews.matching()):
         if run_ids & set(review.run_ids):
             try:
-                found += describe(reviewing.result(ft, reviewing.opened(ft, [review.id])))
+                found += describe(reviews.result(ft, reviews.opened(ft, [review.id])))
             except DataError as error:
                 found.append(f"{review.id}: {error.message}")
     return found

@@ -23,7 +23,7 @@ from orchestrate.evaluation import recordings
 from orchestrate.evaluation.contenders import Candidate, aliased, by_chat, by_generator, fingerprint, renamed
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files import NF4
-from orchestrate.paid.asking import Answer, Asking, Price, Question, Respondent, require_price
+from orchestrate.paid.paid_requests import Answer, Asking, Price, Question, Respondent, require_price
 from orchestrate.profile import this_machine
 from orchestrate.providers.base import AnswersHere, Chats, Deploys, Downloads, Provider, capability, prices_of
 from orchestrate.providers.calls.clients import connect, wire_of

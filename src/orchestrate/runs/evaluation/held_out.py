@@ -18,8 +18,8 @@ from orchestrate import evaluation as rubric
 from orchestrate.core.files import private_folder
 from orchestrate.costing import Traffic
 from orchestrate.data import Dataset
+from orchestrate.data.dataset_reader import applicable_columns, columns_if_matching
 from orchestrate.data.files import require_writable
-from orchestrate.data.opening import applicable_columns, columns_if_matching
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import contenders as making
 from orchestrate.evaluation import recordings
@@ -36,15 +36,15 @@ from orchestrate.evaluation.evaluate import (
 from orchestrate.evaluation.held_out import HeldOut, held_out
 from orchestrate.evaluation.judges import PairJudge, ScoreJudge
 from orchestrate.evaluation.metrics import Context, registry
-from orchestrate.evaluation.pairing import flips
+from orchestrate.evaluation.pairs import flips
 from orchestrate.evaluation.verdict import Demand
-from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import RequestBudget
 from orchestrate.paid.limits import require_within
+from orchestrate.paid.paid_requests import Asking, Progress
 from orchestrate.reports import EvaluationReport
 from orchestrate.reports.evaluations import format_of
 from orchestrate.reports.judgement import repeat_note
-from orchestrate.runs.evaluation import judging, verdicts
+from orchestrate.runs.evaluation import judges, verdicts
 from orchestrate.runs.evaluation.comparison import paired_with_earlier
 from orchestrate.runs.evaluation.contenders import PLACES, BasePrecision, Contenders, other_host
 from orchestrate.runs.hosting.deployment import used
@@ -206,7 +206,7 @@ class PreparedEvaluation:
             respondent=self._contenders.respondent,
             embed=partial(self._contenders.embed, asking=self._asking),
             rubric=asked_by,
-            held=judging.held_against(self._ft, order.rated, asked_by),
+            held=judges.held_against(self._ft, order.rated, asked_by),
             allow_code=self._ft.settings.allow_grader_code,
         )
         self._terms = EvaluationTerms(

@@ -26,9 +26,9 @@ from orchestrate.evaluation.regression import (
     regression,
 )
 from orchestrate.evaluation.regression import Regression as Regression
-from orchestrate.paid.asking import Asking, Progress
 from orchestrate.paid.journal import RequestBudget
-from orchestrate.runs.evaluation import judging
+from orchestrate.paid.paid_requests import Asking, Progress
+from orchestrate.runs.evaluation import judges
 from orchestrate.runs.evaluation.contenders import Contenders, other_host
 from orchestrate.runs.hosting.deployment import used
 from orchestrate.runs.tracked import TrackedRun, tracked
@@ -133,7 +133,7 @@ class PreparedRegression:
             asking=self._asking,
             respondent=self._contenders.respondent,
             embed=partial(self._contenders.embed, asking=self._asking),
-            held=lambda judge, kind: judging.known(self._ft, judge, kind),
+            held=lambda judge, kind: judges.known(self._ft, judge, kind),
             allow_code=self._ft.settings.allow_grader_code,
         )
         [made] = registry.make([metric or "auto"], context)

@@ -12,7 +12,7 @@ from orchestrate.errors import OrchestrateError
 from orchestrate.evaluation.regression import Regression
 from orchestrate.evaluation.review.results import ReviewResult
 from orchestrate.evaluation.verdict import VerdictReason, with_parts
-from orchestrate.runs.evaluation import reviewing
+from orchestrate.runs.evaluation import reviews
 from orchestrate.runs.evaluation.regression import regressions
 from orchestrate.text import joined as listed
 from orchestrate.types import Checkpoint, Contender, Evaluation, JobStatus, Run
@@ -94,7 +94,7 @@ class _RunFacts:
         self.reviews: list[ReviewResult] = []
         for review in ws.store.reviews.matching(run_ids=[run_id]):  # newest first
             with suppress(OrchestrateError):  # if the review's answers were deleted
-                self.reviews.append(reviewing.result(ws, reviewing.opened(ws, [review.id])))
+                self.reviews.append(reviews.result(ws, reviews.opened(ws, [review.id])))
 
 
 def _joined(ws: Workspace, one: Evaluation, known: dict[str, _RunFacts]) -> Evaluation:

@@ -18,7 +18,7 @@ from orchestrate.reports import advice
 from orchestrate.reports.advice import Advice, DataTraits
 from orchestrate.reports.advice import Needs as Needs
 from orchestrate.reports.advice import advise as weigh
-from orchestrate.runs.preparing import quoting
+from orchestrate.runs.preparing import pricing
 from orchestrate.runs.preparing.prepared import prepare
 from orchestrate.types import Feature, Score
 
@@ -87,7 +87,7 @@ def totals(
     spec = JobSpec.parse(
         {"model": chosen, "train": str(file), "epochs": _EPOCHS} | ({"columns": given} if given else {})
     )
-    return quoting.ownership(ft, spec, prepare(ft, spec, checked=False).quotes, use, private=private)
+    return pricing.ownership(ft, spec, prepare(ft, spec, checked=False).quotes, use, private=private)
 
 
 def given_score(value: float) -> Score:

@@ -40,7 +40,7 @@ from orchestrate.types import (
 if TYPE_CHECKING:
     from orchestrate.catalog import ModelOnHost
     from orchestrate.data import TrainingData
-    from orchestrate.data.opening import OpenedFile
+    from orchestrate.data.dataset_reader import OpenedFile
     from orchestrate.providers.base import Provider
     from orchestrate.spec import JobSpec, TrainFile
     from orchestrate.workspace import Backends, Workspace
@@ -337,7 +337,7 @@ def _open(
 ) -> dict[str, OpenedFile]:
     """Open the files by split. A file that is used for two splits is read once. With `checked`, also examines
     the texts and the test rows. Always compares the rows of training and validation files."""
-    from orchestrate.data import opening
+    from orchestrate.data import dataset_reader
     from orchestrate.data.operations.mix import open_mix
 
     memory, columns = settings.home / "counts", spec.renaming
@@ -349,9 +349,9 @@ def _open(
             continue
         counted = tokenizers if split != "test" else ()
         if isinstance(given, str):
-            opened[given] = opening.open_counted(
+            opened[given] = dataset_reader.open_counted(
                 given,
-                columns=opening.applicable_columns(given, columns),
+                columns=dataset_reader.applicable_columns(given, columns),
                 tokenizers=counted,
                 memory=memory,
                 compare=compare,

@@ -24,8 +24,8 @@ from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.forms import WeightOptions as WeightOptions
-from orchestrate.serving.server import keys, running
-from orchestrate.serving.server.running import ServerSettings as ServerSettings
+from orchestrate.serving.server import keys, server_process
+from orchestrate.serving.server.server_process import ServerSettings as ServerSettings
 from orchestrate.serving.tuned import TunedModel, served_base
 from orchestrate.types import Export, Proof
 from orchestrate.types.serving import AdapterCost
@@ -153,7 +153,7 @@ def serve(
         )
     if engine == "transformers":
         keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
-        with running.serve(tuned, ft.settings.home, ft.store, terms, base=choice.base) as up:
+        with server_process.serve(tuned, ft.settings.home, ft.store, terms, base=choice.base) as up:
             yield RunningModels(
                 up.url,
                 engine,
@@ -191,7 +191,7 @@ def _named(tuned: Sequence[TunedModel], called: Sequence[str]) -> list[TunedMode
             )
     named = [replace(one, name=name) for one, name in zip(tuned, called, strict=False)]
     named += tuned[len(called) :]
-    running.require_own_names(named)
+    server_process.require_own_names(named)
     return named
 
 
@@ -284,12 +284,12 @@ def add(
     the server, `SetupError` if the server rejects it, and `HostUnavailable` if the server does not
     respond."""
     root = url.rstrip("/").removesuffix("/v1")
-    own = any(note.url == root for note in running.notes(ft.settings.home))
+    own = any(note.url == root for note in server_process.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []
     for tuned in _named([models.of(ft, subject(ft, name)) for name in names], called):
         models.agree(ft, tuned, accept_licence)
         if own:
-            seconds = running.add(ft.settings.home, tuned, root)
+            seconds = server_process.add(ft.settings.home, tuned, root)
         else:
             seconds = engines.load_into(root, tuned.name, _exported(ft, tuned, "vllm", WeightOptions()))
         found.append((tuned.name, root, seconds))

@@ -20,7 +20,7 @@ from orchestrate.local.model.files import config_of
 from orchestrate.local.weights import ask
 from orchestrate.providers.base import Chats, Deploys, Downloads, KeepsFingerprint, capability
 from orchestrate.runs.hosting.deployment import require_open, used
-from orchestrate.serving import agreements, combining
+from orchestrate.serving import agreements, combination
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.folder import scratch_beside
 from orchestrate.serving.export.forms import WeightOptions
@@ -305,7 +305,7 @@ def merge(
         agree(ws, one, accept_licence)
     names = [key_of(p) for p in parts]
     with work(f"merging {text.count(len(tuned), 'adapter' if tuned[0].adapter else 'model')}"):
-        made = combining.combine(
+        made = combination.combine(
             tuned, names, folder, method=method, weights=weights, density=density, rank=rank
         )
     made = msgspec.structs.replace(made, proof=verify(ws, Path(made.folder), made.folder))

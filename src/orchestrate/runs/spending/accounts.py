@@ -25,7 +25,7 @@ from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.profile import session_hosts
 from orchestrate.providers import base
 from orchestrate.providers.sessions import SESSION
-from orchestrate.store.listing import RunQuery
+from orchestrate.store.run_lists import RunQuery
 from orchestrate.text import count, money
 from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, Standing
 

@@ -39,7 +39,7 @@ from orchestrate.paid.limits import exceeds, require_within
 from orchestrate.providers.base import EstimatesPrice, Progress, Provider
 from orchestrate.runs.submitting import accounts, repeats
 from orchestrate.runs.submitting.repeats import KnownRun, Submission, SubmitRequest, stored_spec
-from orchestrate.runs.submitting.settling import Settler, lease_name
+from orchestrate.runs.submitting.settler import Settler, lease_name
 from orchestrate.settings import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.store import transitions

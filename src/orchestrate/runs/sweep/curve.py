@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.learning_curve import Gain, Law, Measured, measured_gain, speeds_up
-from orchestrate.runs.sweep.searching import LOSS
 from orchestrate.runs.sweep.space import SHARE, Space
+from orchestrate.runs.sweep.sweeps import LOSS
 from orchestrate.text import money
 from orchestrate.types import Record, Search, Trial, TrialState
 

@@ -18,9 +18,9 @@ from orchestrate.runs import submit as submission
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, evaluate_runs
 from orchestrate.runs.preparing.prepared import Prepared, training_data
 from orchestrate.runs.queue import withdraw
-from orchestrate.runs.sweep import sampling, space
-from orchestrate.runs.sweep.searching import EVAL, LOSS, prepared_trial
+from orchestrate.runs.sweep import space, trial_sampler
 from orchestrate.runs.sweep.space import PROVIDER, Space
+from orchestrate.runs.sweep.sweeps import EVAL, LOSS, prepared_trial
 from orchestrate.runs.tracked import tracked
 from orchestrate.spec import JobSpec, specfile
 from orchestrate.store.transitions import UNSENT, left
@@ -127,7 +127,7 @@ class Searching:
         trials = self.trials
         first = [trial for trial in trials if trial.parent is None]
         if len(first) < self.search.trials:
-            settings = sampling.next_settings(
+            settings = trial_sampler.next_settings(
                 self._space, self.search.sampler, self.search.seed, first, maximise=self.maximise
             )
             if settings is not None:
@@ -316,7 +316,7 @@ class Searching:
             same = [trial for trial in trials if trial.share == share]
             curves = {trial.number: self._curve(trial) for trial in same}
             for trial in same:
-                if trial.state is TrialState.OPEN and sampling.given_up(curves, trial.number):
+                if trial.state is TrialState.OPEN and trial_sampler.given_up(curves, trial.number):
                     self._give_up(trial)
 
     def _curve(self, trial: Trial) -> dict[float, float]:

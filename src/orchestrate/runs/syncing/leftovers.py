@@ -13,7 +13,7 @@ from orchestrate.core.files import locked
 from orchestrate.costing import spending
 from orchestrate.errors import DataError
 from orchestrate.paid.journal import AnswerLog, lock_of
-from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.runs.submitting.settler import lease_name
 from orchestrate.store.store import Store
 from orchestrate.store.transitions import UNSENT
 from orchestrate.types import Run

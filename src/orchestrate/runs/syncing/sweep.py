@@ -45,7 +45,7 @@ from orchestrate.providers.base import (
 from orchestrate.providers.sessions import SESSION
 from orchestrate.runs.hosting.upkeep import LOOK_BACK, Upkeep
 from orchestrate.runs.submitting.accounts import account_of, is_here, placed, prove, require
-from orchestrate.runs.submitting.settling import lease_name
+from orchestrate.runs.submitting.settler import lease_name
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.syncing.leftovers import settle_answers
 from orchestrate.runs.syncing.stalls import Stall, Stalls

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from orchestrate.errors import OrchestrateError, ProviderError, StoreError
 from orchestrate.providers.base import Provider
 from orchestrate.runs.submitting.accounts import is_here
-from orchestrate.runs.submitting.settling import Settler
+from orchestrate.runs.submitting.settler import Settler
 from orchestrate.runs.syncing.stalls import message
 from orchestrate.runs.syncing.sweep import (
     DETAIL_REQUESTS,

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrate.local.answers.worker import array_of
 from orchestrate.local.session_server import SessionsApi
-from orchestrate.local.session_server.desk import Caller, Promise, SessionDesk, SessionModel
+from orchestrate.local.session_server.service import Caller, Promise, SessionDesk, SessionModel
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks import page, page_token
 from orchestrate.sandbox.host import (

@@ -27,7 +27,7 @@ from orchestrate.http.wire.openai.tuning import (
     ValidateGrader,
     graded,
 )
-from orchestrate.local.objectives.grading import ELSEWHERE, Grader, refusal, runs_code
+from orchestrate.local.objectives.graders import ELSEWHERE, Grader, refusal, runs_code
 from orchestrate.providers.openai import auto_epochs
 from orchestrate.sandbox import shared
 from orchestrate.sandbox.accounts import here

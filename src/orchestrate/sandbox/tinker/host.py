@@ -43,7 +43,7 @@ class TinkerHost(Host):
 
     def _served(self) -> SessionsApi:
         from orchestrate.local.session_server import SessionsApi
-        from orchestrate.local.session_server.desk import SessionDesk
+        from orchestrate.local.session_server.service import SessionDesk
 
         desk = stepped.session_desk(self, SessionDesk, lambda name: HUB_ID.match(name) is not None)
         rates = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrate.errors import UsageError
 from orchestrate.local.weights import ask_all
-from orchestrate.serving.proof.heard import MORE_TOKENS, ObservedAnswer, PromptView
+from orchestrate.serving.proof.observations import MORE_TOKENS, ObservedAnswer, PromptView
 from orchestrate.types import Canary, Probe, Sheet
 
 

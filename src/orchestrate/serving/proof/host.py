@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrate.providers.base import Chats
-from orchestrate.serving.proof.heard import MORE_TOKENS, ObservedAnswer, PromptView
+from orchestrate.serving.proof.observations import MORE_TOKENS, ObservedAnswer, PromptView
 from orchestrate.types import Canary, JobHandle, Message, Probe
 
 

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from orchestrate.errors import AuthenticationFailed, HostUnavailable, NotFound, UnexpectedAnswer, UsageError
-from orchestrate.serving.proof.heard import MORE_TOKENS, ObservedAnswer, PromptView, along
+from orchestrate.serving.proof.observations import MORE_TOKENS, ObservedAnswer, PromptView, along
 from orchestrate.types import Canary, Probe, decoding
 
 TIMEOUT_S = 120.0

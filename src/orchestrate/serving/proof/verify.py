@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.statistics import wilson
-from orchestrate.serving.proof.heard import ObservedAnswer, PromptView, TunedEndpoint
+from orchestrate.serving.proof.observations import ObservedAnswer, PromptView, TunedEndpoint
 from orchestrate.text import count
 from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
 

@@ -17,7 +17,7 @@ from orchestrate.core.child import Ended
 from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.local.answers.worker import ModelProcess
 from orchestrate.local.run import NO_COMPILER
-from orchestrate.local.run.launching import require_packages
+from orchestrate.local.run.launcher import require_packages
 from orchestrate.types import decoding
 from orchestrate.types.serving import AdapterCost
 

@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrate.core import child
 from orchestrate.http.wire import HostError
-from orchestrate.local.run.launching import worker_environment
+from orchestrate.local.run.launcher import worker_environment
 
 SECONDS = 4.0
 MEMORY_BYTES = 2 << 30

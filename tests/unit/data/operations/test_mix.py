@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.opening import OpenedFile, open_dataset
+from orchestrate.data.dataset_reader import OpenedFile, open_dataset
 from orchestrate.data.operations.check import problems_of_files
 from orchestrate.data.operations.mix import open_mix
 from orchestrate.errors import DataError

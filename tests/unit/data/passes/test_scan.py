@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrate.data import Dataset
-from orchestrate.data.opening import first_lines
+from orchestrate.data.dataset_reader import first_lines
 from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes import WorkerDied, ordered
 from orchestrate.data.passes import scan as scanning

@@ -20,7 +20,7 @@ from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.operations.convert import convert
 from orchestrate.data.rows import ChatExample, Example, PreferenceExample, TextExample
 from orchestrate.data.shapes import known
-from orchestrate.data.shapes.reading import row_of
+from orchestrate.data.shapes.row_reader import row_of
 from orchestrate.types import Severity
 
 FORMATS = Path(__file__).parents[4] / "fixtures" / "datasets" / "formats"

@@ -22,7 +22,7 @@ from orchestrate.data.files.sources import spooled
 from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes.scan import CHUNK
 from orchestrate.data.shapes.known import BY_NAME
-from orchestrate.data.shapes.reading import reading
+from orchestrate.data.shapes.row_reader import reading
 from orchestrate.errors import DataError
 
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrate.data.rows import ChatExample
 from orchestrate.data.shapes import known
-from orchestrate.data.shapes.reading import row_of
+from orchestrate.data.shapes.row_reader import row_of
 
 ASK = {"role": "user", "content": "What is the capital of Norway?"}
 REPLY = {"role": "assistant", "content": "Oslo."}

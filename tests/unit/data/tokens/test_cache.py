@@ -19,7 +19,7 @@ from orchestrate.data import Dataset, TrainingData
 from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes.scan import ranges
 from orchestrate.data.rows import Example
-from orchestrate.data.tokens import Lengths, counting
+from orchestrate.data.tokens import Lengths, counters
 from orchestrate.errors import DataError, OrchestrateError
 
 
@@ -105,15 +105,15 @@ def test_after_an_edit_only_the_ranges_that_it_changed_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row more, another one longer, one less: all ranges behind them begin at the same rows as before."""
-    monkeypatch.setattr("orchestrate.data.opening.ranges", partial(ranges, step=8 << 10))
+    monkeypatch.setattr("orchestrate.data.dataset_reader.ranges", partial(ranges, step=8 << 10))
     counted: list[int] = []
-    count = counting.BpeCounter.count
+    count = counters.BpeCounter.count
 
-    def spied(self: counting.BpeCounter, examples: Sequence[Example]) -> Lengths:
+    def spied(self: counters.BpeCounter, examples: Sequence[Example]) -> Lengths:
         counted.append(len(examples))
         return count(self, examples)
 
-    monkeypatch.setattr(counting.BpeCounter, "count", spied)
+    monkeypatch.setattr(counters.BpeCounter, "count", spied)
     answers = [f"{number} " * (number % 37) + "end" for number in range(4000)]
     file, memory = write(tmp_path / "t.jsonl", *answers), tmp_path / "m"
     options = CheckOptions(tokenizer="o200k", memory=memory)
@@ -181,6 +181,6 @@ def test_a_tokenizer_that_is_not_there_is_told_when_it_is_needed(tmp_path: Path)
 @pytest.mark.slow
 def test_old_counts_make_room(tmp_path: Path) -> None:
     lengths = Lengths()
-    for n in range(counting.MOST_FILES + 5):
-        counting.keep(f"digest {n}", "o200k", lengths, tmp_path)
-    assert len(list(tmp_path.iterdir())) == counting.MOST_FILES
+    for n in range(counters.MOST_FILES + 5):
+        counters.keep(f"digest {n}", "o200k", lengths, tmp_path)
+    assert len(list(tmp_path.iterdir())) == counters.MOST_FILES

@@ -28,7 +28,7 @@ from orchestrate.data.rows import (
     UnpairedExample,
 )
 from orchestrate.data.tokens import chat_templates
-from orchestrate.data.tokens.counting import counter
+from orchestrate.data.tokens.counters import counter
 from orchestrate.data.tokens.tokenizer_files import REBUILT, read
 from orchestrate.errors import DataError
 

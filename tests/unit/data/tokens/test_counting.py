@@ -25,7 +25,7 @@ from orchestrate.data.rows import (
     TextExample,
     UnpairedExample,
 )
-from orchestrate.data.tokens.counting import batch_counter, counter, display_name, for_model, names
+from orchestrate.data.tokens.counters import batch_counter, counter, display_name, for_model, names
 from orchestrate.errors import SetupError, UsageError
 
 TINY = BUNDLED / "tiny-chat"

@@ -18,8 +18,8 @@ from tests import loopback
 from tests.browsers import chromium, new_page
 from tests.reviewing import ESCAPES, HUGE, MARKUP, answered, desk_of
 
-from orchestrate.evaluation.review.desk import ReviewSession, valid_ratings
 from orchestrate.evaluation.review.server import ANYONE, ReviewPage, serving
+from orchestrate.evaluation.review.session import ReviewSession, valid_ratings
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rating, Rubric
 

@@ -19,7 +19,7 @@ from orchestrate.evaluation import Answer, review
 from orchestrate.evaluation.judges import calibration
 from orchestrate.evaluation.metrics import graders
 from orchestrate.evaluation.review import rows
-from orchestrate.evaluation.review.desk import ReviewAction, ReviewSession, valid_ratings
+from orchestrate.evaluation.review.session import ReviewAction, ReviewSession, valid_ratings
 from orchestrate.store.store import Store
 from orchestrate.types import Criterion, Rubric
 

@@ -21,8 +21,8 @@ from orchestrate import Orchestrator
 from orchestrate.data import Dataset
 from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.evaluation.review.server import serving
-from orchestrate.evaluation.review.writing import RowDraft, WritingSession, result
-from orchestrate.runs.evaluation import reviewing, writing
+from orchestrate.evaluation.review.written_rows import RowDraft, WritingSession, result
+from orchestrate.runs.evaluation import reviews, writing_reviews
 from orchestrate.settings import config
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -53,10 +53,10 @@ def put(folder: Path, rows: Sequence[dict[str, Any]], name: str = "rows.jsonl") 
 def made(
     ft: Orchestrator, folder: Path, rows: Sequence[dict[str, Any]] = ROWS, overlap: float = 1.0, **more: Any
 ) -> WritingSession:
-    order = writing.WritingOrder(
+    order = writing_reviews.WritingOrder(
         file=put(folder, rows), writers=("ann", "bo"), overlap=overlap, seed=1, **more
     )
-    return writing.opened(ft, order).desk
+    return writing_reviews.opened(ft, order).desk
 
 
 def save(desk: WritingSession, who: str, at: int, answer: str, question: str | None = None) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def show(desk: WritingSession, who: str, at: int | None = None) -> dict[str, Any
 def exported(ft: Orchestrator, desk: WritingSession, folder: Path) -> list[dict[str, Any]]:
     """The rows that come of it, which `data check` takes without an error."""
     path = folder / f"out-{len(list(folder.glob('out-*')))}.jsonl"
-    done = reviewing.from_review(ft, desk.review.id, path, format=None, agreement=0.6)
+    done = reviews.from_review(ft, desk.review.id, path, format=None, agreement=0.6)
     data = Dataset.open(path)
     assert done.format == "sft" and data.rows == done.rows
     assert not [
@@ -100,7 +100,9 @@ def test_everybody_gets_as_many_rows_and_the_share_of_two_writers_is_kept(
 ) -> None:
     file = put(tmp_path, [row(f"{n}?") for n in range(100)])
     names = [f"w{n}" for n in range(writers)]
-    desk = writing.opened(ft, writing.WritingOrder(file=file, writers=names, overlap=overlap, seed=3)).desk
+    desk = writing_reviews.opened(
+        ft, writing_reviews.WritingOrder(file=file, writers=names, overlap=overlap, seed=3)
+    ).desk
     twice = sum(len(who) == 2 for who in desk.assigned.values())
     assert twice == (round(100 * overlap) if writers > 1 else 0)
     load = Counter(who for names in desk.assigned.values() for who in names)
@@ -118,7 +120,7 @@ def test_the_same_file_goes_on_with_the_same_rows_and_another_file_begins_anew(
     assert again.done() == {"ann": 1, "bo": 0}
     other = put(tmp_path, ROWS[:2], "other.jsonl")
     assert (
-        writing.opened(ft, writing.WritingOrder(file=other, writers=("ann",))).desk.review.id
+        writing_reviews.opened(ft, writing_reviews.WritingOrder(file=other, writers=("ann",))).desk.review.id
         != desk.review.id
     )
     assert made(ft, tmp_path, new=True).review.id != desk.review.id
@@ -130,10 +132,10 @@ def test_the_open_rows_of_who_leaves_go_to_others_and_what_is_written_stays(
     desk = made(ft, tmp_path, overlap=0.0)
     mine = show(desk, "ann")["total"]
     save(desk, "ann", 0, "by ann")
-    later = writing.reopened(ft, desk.review, ("bo", "cy"))
+    later = writing_reviews.reopened(ft, desk.review, ("bo", "cy"))
     load = Counter(who for names in later.assigned.values() for who in names)
     assert load["ann"] == 1 and load["bo"] + load["cy"] == 3 and load["cy"] >= mine - 1
-    assert writing.reopened(ft, desk.review).assigned == later.assigned  # kept
+    assert writing_reviews.reopened(ft, desk.review).assigned == later.assigned  # kept
     for who in ("bo", "cy"):
         while (shown := show(later, who))["done"] < shown["total"]:
             save(later, who, shown["at"], f"by {who}")
@@ -147,7 +149,7 @@ def test_writers_have_names_and_nobody_settles_their_own_rows(
     ft: Orchestrator, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     with pytest.raises(UsageError):
-        writing.opened(ft, writing.WritingOrder(file=put(tmp_path, ROWS), writers=names))
+        writing_reviews.opened(ft, writing_reviews.WritingOrder(file=put(tmp_path, ROWS), writers=names))
     assert ft.store.reviews.matching() == []
 
 
@@ -167,12 +169,14 @@ def test_rows_of_many_kinds_are_opened_and_what_is_not_text_is_counted(
             "tools": [tool],
         },
     ]
-    opened = writing.opened(ft, writing.WritingOrder(file=put(tmp_path, rows), writers=("ann",)))
+    opened = writing_reviews.opened(
+        ft, writing_reviews.WritingOrder(file=put(tmp_path, rows), writers=("ann",))
+    )
     assert opened.made is not None and opened.made.unread == ("kind", "large")
     assert opened.made.left_out == {"answers with tool calls or reasoning": 1}
     assert [one["answer"] for one in (show(opened.desk, "ann", n) for n in range(2))] == ["", "answer"]
     prompts = put(tmp_path, [{"prompt": "p?"}, {"prompt": "q?", "completion": "a"}], "prompts.jsonl")
-    desk = writing.opened(ft, writing.WritingOrder(file=prompts, writers=("ann",))).desk
+    desk = writing_reviews.opened(ft, writing_reviews.WritingOrder(file=prompts, writers=("ann",))).desk
     save(desk, "ann", 0, "answered")
     assert exported(ft, desk, tmp_path) == [
         {"messages": [{"role": "user", "content": "p?"}, {"role": "assistant", "content": "answered"}]}
@@ -192,7 +196,9 @@ def test_a_file_that_cannot_be_read_makes_no_review(
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(DataError, match=told):
-        writing.opened(ft, writing.WritingOrder(file=str(tmp_path / "rows.jsonl"), writers=("ann",)))
+        writing_reviews.opened(
+            ft, writing_reviews.WritingOrder(file=str(tmp_path / "rows.jsonl"), writers=("ann",))
+        )
     assert ft.store.reviews.matching() == []
 
 
@@ -290,7 +296,7 @@ def test_two_servers_and_many_windows_lose_nothing(ft: Orchestrator, tmp_path: P
     """Each writer sends all rows at once, through two servers over one store."""
     rows = [row(f"{n}?") for n in range(12)]
     desk = made(ft, tmp_path, rows)
-    other = writing.reopened(ft, desk.review)
+    other = writing_reviews.reopened(ft, desk.review)
     with serving(desk, raters=desk.writers) as one, serving(other, raters=desk.writers) as two:
         assert one.links.keys() == two.links.keys()
         with ThreadPoolExecutor(8) as pool:
@@ -365,11 +371,11 @@ def test_a_disagreement_is_settled_and_a_later_change_opens_it_again(
 def test_written_rows_are_no_ratings(ft: Orchestrator, tmp_path: Path) -> None:
     desk = made(ft, tmp_path)
     with pytest.raises(DataError, match="no finished row"):
-        reviewing.from_review(ft, desk.review.id, tmp_path / "x.jsonl", format="sft", agreement=0.6)
+        reviews.from_review(ft, desk.review.id, tmp_path / "x.jsonl", format="sft", agreement=0.6)
     with pytest.raises(UsageError, match="written rows"):
-        reviewing.from_review(ft, desk.review.id, tmp_path / "x.jsonl", format="dpo", agreement=0.6)
+        reviews.from_review(ft, desk.review.id, tmp_path / "x.jsonl", format="dpo", agreement=0.6)
     with pytest.raises(UsageError, match="for writing rows by hand"):
-        reviewing.opened(ft, [desk.review.id])
+        reviews.opened(ft, [desk.review.id])
     assert not (tmp_path / "x.jsonl").exists()
 
 

@@ -23,7 +23,7 @@ from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
 from orchestrate.local import Generator
 from orchestrate.local.answers.engine import ROUNDED_OTHERWISE, Engine, Loading, PromptsRequest
-from orchestrate.paid.asking import Asking
+from orchestrate.paid.paid_requests import Asking
 from orchestrate.types import Contender, Evaluation, Message, Reply, Sampling
 
 pytestmark = [

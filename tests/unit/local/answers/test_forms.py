@@ -17,7 +17,7 @@ from orchestrate.data.rows import ChatMessage
 from orchestrate.errors import DataError, UsageError
 from orchestrate.local.answers.forms import AnswerForm, Forms
 from orchestrate.local.encoding import Template
-from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.model.loader import load_tokenizer
 from orchestrate.local.model.sampling import DrawnToken, SamplingSettings, draw
 
 ORDER: dict[str, Any] = {

@@ -18,9 +18,9 @@ from orchestrate.data import Dataset
 from orchestrate.data.rows import ChatMessage
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.local.answers.engine import Engine, GenerationRequest, Loading, PromptsRequest
-from orchestrate.local.answers.loading import base_of, template_and_sampler
+from orchestrate.local.answers.model_loader import base_of, template_and_sampler
 from orchestrate.local.model import files
-from orchestrate.local.model.loading import load_adapter
+from orchestrate.local.model.loader import load_adapter
 
 pytestmark = [
     pytest.mark.slow,

@@ -19,11 +19,11 @@ from tests.unit.serving.conftest import random_adapter
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import Generator
-from orchestrate.local.answers import engine, loading
+from orchestrate.local.answers import engine, model_loader
 from orchestrate.local.answers.engine import Engine, Loading, PromptsRequest
 from orchestrate.local.answers.worker import Worker
-from orchestrate.local.model.loading import DTYPES
-from orchestrate.serving.server import running
+from orchestrate.local.model.loader import DTYPES
+from orchestrate.serving.server import server_process
 from orchestrate.types import Message
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -123,9 +123,9 @@ def test_a_base_alone_has_the_same_precision_served_and_evaluated(
     large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
-        monkeypatch.setattr(loading, "LARGE_MODEL_BYTES", 0)
-    terms = running.ServerSettings(threads=1, device="cpu")
-    told, _ = running.loading_of([], terms, str(TINY))
+        monkeypatch.setattr(model_loader, "LARGE_MODEL_BYTES", 0)
+    terms = server_process.ServerSettings(threads=1, device="cpu")
+    told, _ = server_process.loading_of([], terms, str(TINY))
     served = Engine(msgspec.convert(told, Loading)).model.state_dict()
     answerer = Engine(Loading(base=str(TINY), base_name="base", threads=1, device="cpu"))
     assert answerer.four_bit is large
@@ -156,10 +156,10 @@ def test_nf4_says_that_it_was_unpacked_and_answers_by_bitsandbytes_where_asked(
         return answerer, told["notes"]
 
     unpacked, told = reply()
-    assert loading.UNPACKED in told
+    assert model_loader.UNPACKED in told
     monkeypatch.setenv("ORCHESTRATE_NF4", "bitsandbytes")
     packed, told = reply()
-    assert loading.UNPACKED not in told
+    assert model_loader.UNPACKED not in told
     plain = dict(unpacked.model.named_modules())
     found = 0
     for name, module in packed.model.named_modules():
@@ -172,7 +172,7 @@ def test_nf4_says_that_it_was_unpacked_and_answers_by_bitsandbytes_where_asked(
 
 @pytest.mark.slow
 def test_a_large_model_says_that_it_answers_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "LARGE_MODEL_BYTES", 0)
+    monkeypatch.setattr(model_loader, "LARGE_MODEL_BYTES", 0)
 
     by_size, named, full = (replied(four_bit=four_bit)[1] for four_bit in (None, True, False))
     assert by_size["precision"] == named["precision"] == "NF4 (4 bits)"
@@ -188,7 +188,7 @@ def test_a_base_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("orchestrate.local.answers.loading.load_base", full)
+    monkeypatch.setattr("orchestrate.local.answers.model_loader.load_base", full)
     with pytest.raises(UsageError, match="does not fit") as told:
         Engine(Loading(base=str(TINY), threads=1, device="cpu"))
     assert "--base-precision nf4" in (told.value.fix or "")

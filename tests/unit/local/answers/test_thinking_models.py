@@ -25,7 +25,7 @@ from orchestrate.evaluation.verdict import Demand
 from orchestrate.local.answers.engine import Engine, Loading, PromptsRequest
 from orchestrate.local.objectives.grpo import PolicyObjective
 from orchestrate.local.weights.worker import dress
-from orchestrate.paid.asking import Asking
+from orchestrate.paid.paid_requests import Asking
 from orchestrate.types import Contender, Message, Reply, Sampling
 
 pytestmark = [

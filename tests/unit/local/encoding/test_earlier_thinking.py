@@ -19,7 +19,7 @@ from orchestrate.data.tokens.turns import Earlier
 from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import encode_file
 from orchestrate.local.model.adapters.starts import add_tokens
-from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.model.loader import load_tokenizer
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
 from orchestrate.spec import JobSpec

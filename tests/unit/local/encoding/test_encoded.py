@@ -24,9 +24,9 @@ from orchestrate.local.encoding.encoded import (
     micro_batches,
     open_prompts,
 )
-from orchestrate.local.model.loading import load_tokenizer
-from orchestrate.local.plan.fitting import _passes  # pyright: ignore[reportPrivateUsage]
+from orchestrate.local.model.loader import load_tokenizer
 from orchestrate.local.plan.memory import SHORT_ROW
+from orchestrate.local.plan.memory_fit import _passes  # pyright: ignore[reportPrivateUsage]
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200)
 

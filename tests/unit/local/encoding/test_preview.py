@@ -17,7 +17,7 @@ from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, T
 from orchestrate.data.tokens.hub_tokens import opened
 from orchestrate.errors import DataError
 from orchestrate.local.encoding import Template, encode
-from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.model.loader import load_tokenizer
 
 
 @pytest.fixture(scope="module")

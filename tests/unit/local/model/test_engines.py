@@ -18,7 +18,7 @@ from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local import machine, model
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model import COMPILE_TOKENS, EngineMissing, choose
-from orchestrate.local.model.shortcuts.accelerating import load_unsloth
+from orchestrate.local.model.shortcuts.accelerators import load_unsloth
 from orchestrate.local.run import now
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec

@@ -22,7 +22,7 @@ from tests.unit.local.sessions import make_session
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from orchestrate.local.encoding.encoded import NEAR
-from orchestrate.local.model.loading import keep_four_bit_weights
+from orchestrate.local.model.loader import keep_four_bit_weights
 from orchestrate.local.model.weights import held_of
 from orchestrate.local.run.session import Session
 

@@ -19,7 +19,7 @@ from orchestrate.local.answers.engine import Engine, Loading, PromptsRequest
 from orchestrate.local.model.adapters.starts import names_of
 from orchestrate.local.model.files import ModelFolder
 from orchestrate.local.model.weights import hollow
-from orchestrate.local.weights.merging import merge
+from orchestrate.local.weights.merges import merge
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),

@@ -16,7 +16,7 @@ from tests.unit.local.sessions import TINY, make_session, pairs
 from orchestrate.data import TrainingData
 from orchestrate.local.encoding import Template, decode_row
 from orchestrate.local.encoding.encoded import EncodedRows, encode_file
-from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.model.loader import load_tokenizer
 from orchestrate.local.objectives.dpo import PairObjective, open_kept, with_reference
 from orchestrate.local.run.session import Session
 from orchestrate.providers import registry

@@ -15,7 +15,7 @@ from orchestrate.data.rows import FunctionCall, ToolCall
 from orchestrate.data.tokens.answers import ReadAnswer
 from orchestrate.errors import RunFailed
 from orchestrate.local.objectives import Isolation, isolation
-from orchestrate.local.objectives.grading import Grade, Grader, fields_read, lacks, refusal, sample_of
+from orchestrate.local.objectives.graders import Grade, Grader, fields_read, lacks, refusal, sample_of
 
 ITEM = {"answer": "Blue whale", "tags": ["a", "b"], "deep": {"n": 3}}
 

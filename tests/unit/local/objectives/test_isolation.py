@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrate.local.objectives import WAYS, Isolation, Way, candidates, works
-from orchestrate.local.objectives.grading import Grade, Grader
+from orchestrate.local.objectives.graders import Grade, Grader
 
 ITEM: dict[str, Any] = {}
 ATTEMPTS = """
@@ -60,7 +60,7 @@ def code(source: str) -> dict[str, str]:
 
 PARENT = """
 import json, os, sys
-from orchestrate.local.objectives.grading import Grader
+from orchestrate.local.objectives.graders import Grader
 from orchestrate.local.objectives import Isolation
 way, as_nobody, source, item = json.loads(sys.argv[1])
 isolation = Isolation(way, as_nobody)

@@ -17,7 +17,7 @@ from orchestrate.costing import built_in
 from orchestrate.data import TrainingData
 from orchestrate.local.plan import throughput
 from orchestrate.local.plan.throughput import estimate
-from orchestrate.local.run import pacing, worker
+from orchestrate.local.run import run_speed, worker
 from orchestrate.local.run.session import Session
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
@@ -120,7 +120,7 @@ def test_a_slow_machine_is_known_after_its_first_run(tmp_path: Path, own_time: O
         begun = own_time()
         session.loop.restore()
         session.loop.run()
-        pace = pacing.of(session, own_time() - begun)
+        pace = run_speed.of(session, own_time() - begun)
         assert pace is not None
         before = estimate(machine.provider.home, pace.kind)
         off = pace.tokens / pace.seconds / before.tokens_per_second

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrate.local import model as engines
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.job import AdapterSettings, Hyper, Preferences
-from orchestrate.local.plan import ModelShape, fitting
+from orchestrate.local.plan import ModelShape, memory_fit
 from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
 
 SMALL: dict[str, Any] = {
@@ -125,7 +125,7 @@ def test_no_pass_of_an_epoch_is_larger_than_the_planned_one(
     rows: list[int], batch: int, micro_batch: int
 ) -> None:
     most_rows = min(batch, micro_batch)
-    tokens, found = fitting.fit(
+    tokens, found = memory_fit.fit(
         ModelShape.of(SMALL), Setup(), rows, most_rows=most_rows, device="cpu", available_bytes=1 << 40
     )
     array = np.array(rows)
@@ -142,7 +142,7 @@ def test_rows_beside_longer_or_more_ones_need_what_they_need_alone(others: dict[
     """On a CPU rows of 1,000 tokens keep more for each token than longer and shorter ones."""
     shape, mine = ModelShape.like(1e9), {1000: 64}
     alone, beside = (
-        fitting.fit(shape, Setup(), rows, most_rows=4096, device="cpu", available_bytes=1 << 40)[1]
+        memory_fit.fit(shape, Setup(), rows, most_rows=4096, device="cpu", available_bytes=1 << 40)[1]
         for rows in (mine, mine | others)
     )
     assert (beside.rows, beside.longest) == (4, 1000)
@@ -152,7 +152,7 @@ def test_rows_beside_longer_or_more_ones_need_what_they_need_alone(others: dict[
 @given(lengths, st.integers(20, 34))
 def test_less_goes_at_once_until_it_fits(rows: list[int], bits: int) -> None:
     shape, room = ModelShape.like(1e9), 1 << bits
-    tokens, found = fitting.fit(shape, Setup(), rows, most_rows=16, device="cuda", available_bytes=room)
+    tokens, found = memory_fit.fit(shape, Setup(), rows, most_rows=16, device="cuda", available_bytes=room)
     assert found.fits == (found.total_bytes <= room)
     assert found.fits or found.rows == 1 or tokens == max(rows)
 
@@ -160,7 +160,9 @@ def test_less_goes_at_once_until_it_fits(rows: list[int], bits: int) -> None:
 def test_pairs_count_twice() -> None:
     shape = ModelShape.of(SMALL)
     found = [
-        fitting.fit(shape, Setup(pairs=p), [100] * 8, most_rows=8, device="cpu", available_bytes=1 << 40)[1]
+        memory_fit.fit(shape, Setup(pairs=p), [100] * 8, most_rows=8, device="cpu", available_bytes=1 << 40)[
+            1
+        ]
         for p in (False, True)
     ]
     assert [f.rows for f in found] == [8, 16]
@@ -168,24 +170,24 @@ def test_pairs_count_twice() -> None:
 
 def test_a_job_is_planned_from_a_configuration_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
-    found = fitting.of_job(str(tmp_path), BODY, gpu_bytes=24 << 30)
+    found = memory_fit.of_job(str(tmp_path), BODY, gpu_bytes=24 << 30)
     assert found is not None and found.fits and found.device == "cuda"
-    assert found.longest == fitting.LONGEST and any(
+    assert found.longest == memory_fit.LONGEST and any(
         "tokens. To count them: orchestrate check" in n for n in found.notes
     )
-    told = fitting.of_job(str(tmp_path), {**BODY, "hyper": {"max_seq_length": 700}}, longest=90)
+    told = memory_fit.of_job(str(tmp_path), {**BODY, "hyper": {"max_seq_length": 700}}, longest=90)
     assert told is not None and told.longest == 90 and told.notes == ()
     (tmp_path / "config.json").write_text("{}")
-    assert fitting.of_job(str(tmp_path), BODY) is None
-    assert fitting.of_job("nobody/has-this", BODY) is None
-    sized = fitting.of_job("nobody/has-this-8B", BODY, billions=8.0, gpu_bytes=24 << 30)
+    assert memory_fit.of_job(str(tmp_path), BODY) is None
+    assert memory_fit.of_job("nobody/has-this", BODY) is None
+    sized = memory_fit.of_job("nobody/has-this-8B", BODY, billions=8.0, gpu_bytes=24 << 30)
     assert sized is not None and any("a typical 8.0B architecture" in n for n in sized.notes)
 
 
 def test_the_engine_s_settings_reach_the_plan() -> None:
     shape = ModelShape.of(SMALL)
     hyper = Hyper(early_stopping_patience=2, gradient_checkpointing=True, optimizer="paged_adamw_8bit")
-    setup = fitting.setup_of(
+    setup = memory_fit.setup_of(
         Preferences(), AdapterSettings(type="lora", r=4, dora=True, dropout=0.1), hyper, precision="fp32"
     )
     assert setup == Setup(
@@ -210,13 +212,13 @@ def test_a_method_that_draws_answers_is_planned_with_them(tmp_path: Path) -> Non
     hyper = {"max_new_tokens": 400, "batch_size": 8}
 
     def planned(**more: Any) -> Any:
-        found = fitting.of_job(str(tmp_path), {**BODY, **more}, longest=200, gpu_bytes=24 << 30)
+        found = memory_fit.of_job(str(tmp_path), {**BODY, **more}, longest=200, gpu_bytes=24 << 30)
         assert found is not None
         return found
 
     sft, rft = planned(hyper=hyper), planned(method=method, hyper=hyper)
     assert (sft.longest, sft.rows) == (200, 8)
-    assert (rft.longest, rft.rows) == (600, fitting.DEFAULT_TOKENS["cuda"] // 600)
+    assert (rft.longest, rft.rows) == (600, memory_fit.DEFAULT_TOKENS["cuda"] // 600)
     assert rft.total_bytes > sft.total_bytes
     assert planned(method=method, hyper={**hyper, "max_seq_length": 500}).longest == 500
     with_start = planned(method={**method, "kl_beta": 0.1}, hyper=hyper)
@@ -224,7 +226,7 @@ def test_a_method_that_draws_answers_is_planned_with_them(tmp_path: Path) -> Non
 
 
 def test_unpaired_answers_are_single_rows_whose_output_layer_keeps_as_much_as_that_of_pairs() -> None:
-    setup = fitting.setup_of(
+    setup = memory_fit.setup_of(
         Preferences(loss="kto"), AdapterSettings(type="lora", r=8), Hyper(), precision="bf16"
     )
     assert (setup.pairs, setup.judged) == (False, True)

@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from orchestrate.local.encoding.encoded import EncodedRows
 from orchestrate.local.model.loaded import Loaded, OutputHead
-from orchestrate.local.model.loading import in_32_bits
-from orchestrate.local.model.shortcuts.choosing import fuse
+from orchestrate.local.model.loader import in_32_bits
+from orchestrate.local.model.shortcuts.selection import fuse
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan

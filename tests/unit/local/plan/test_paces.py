@@ -246,13 +246,13 @@ def test_a_measurement_at_the_start_changes_no_bit(tmp_path: Path) -> None:
 def test_a_method_that_reads_first_counts_what_it_reads(tmp_path: Path) -> None:
     from tests.unit.local.sessions import pairs
 
-    from orchestrate.local.run import pacing
+    from orchestrate.local.run import run_speed
 
     session = make_session(
         tmp_path, pairs(tmp_path / "p.jsonl", 16), method={"type": "dpo"}, hyper={"epochs": 1}
     )
     session.loop.run()
-    pace = pacing.of(session, 60.0)
+    pace = run_speed.of(session, 60.0)
     rows = session.loop.train.tokens
     assert pace is not None and pace.kind.method == "dpo"
     assert pace.tokens == pytest.approx(rows + rows / 3)

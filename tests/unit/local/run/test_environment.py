@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrate.local.run.launching import worker_environment
+from orchestrate.local.run.launcher import worker_environment
 from orchestrate.settings import MORE_NAMES
 
 NEEDED = {

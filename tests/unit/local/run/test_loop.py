@@ -18,7 +18,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
 from orchestrate.local.machine import GpuLoad
-from orchestrate.local.model.shortcuts.choosing import fuse
+from orchestrate.local.model.shortcuts.selection import fuse
 from orchestrate.local.objectives.base import collate, pack
 from orchestrate.local.plan import ModelShape
 from orchestrate.local.run import RunDir, now

@@ -237,7 +237,7 @@ def test_the_words_are_the_design_words() -> None:
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, orchestrate.local.run, orchestrate.local.run.launching, "
+        "import sys, orchestrate.local.run, orchestrate.local.run.launcher, "
         "orchestrate.local.answers.generation, "
         "orchestrate.local.model.files, orchestrate.local.plan.throughput, "
         "orchestrate.providers.local\n"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrate.runs.sweep.sampling import given_up, next_settings
 from orchestrate.runs.sweep.space import Space
+from orchestrate.runs.sweep.trial_sampler import given_up, next_settings
 from orchestrate.types import Trial, TrialState
 
 SPACE = Space({"r": (8, 16), "template": (["a"], ["b"], ["c"])}, {})

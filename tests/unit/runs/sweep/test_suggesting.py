@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrate import Orchestrator
-from orchestrate.runs.sweep.suggesting import Suggestion
+from orchestrate.runs.sweep.suggestions import Suggestion
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 

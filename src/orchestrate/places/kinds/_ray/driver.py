@@ -17,13 +17,13 @@ from typing import Any
 from packaging.version import Version
 
 from orchestrate.errors import HostUnavailable
-from orchestrate.local.run import JobState, launching
-from orchestrate.places import claim, depot
+from orchestrate.local.run import JobState, launcher
+from orchestrate.places import lease, storage
 from orchestrate.places.base import PRICE, Hourly, Resources
-from orchestrate.places.claim import Claim, Switch
-from orchestrate.places.depot import Depot, Pulse, StoredRun
-from orchestrate.places.order import FETCH, read_order, room
+from orchestrate.places.lease import Claim, Switch
+from orchestrate.places.manifest import FETCH, read_order, room
 from orchestrate.places.remote import GRACE_S, LOOK_S, REPORT_S, SILENT
+from orchestrate.places.storage import Depot, Pulse, StoredRun
 from orchestrate.text import count, duration
 from orchestrate.types import JobError, decoding
 
@@ -108,9 +108,9 @@ class Driver:
         """Record the failure as an event. No worker is left to do so, and the job's log is on the cluster."""
         if self._settled():
             return
-        starts = claim.attempts(self.stored) - self.claim.number
+        starts = lease.attempts(self.stored) - self.claim.number
         message = f"Ray started the workers {count(starts, 'time')} in this job. Last failure: {self.fault}"
-        depot.add_event(self.stored, message, level="error", type="interrupted")
+        storage.add_event(self.stored, message, level="error", type="interrupted")
 
     def _watch(self) -> int:
         """Watch the run. Contacts nothing, so a hanging call cannot delay the run's end."""
@@ -154,12 +154,12 @@ class Driver:
     def _write_status(self, status: str, error: JobError | None) -> None:
         """Write the status. A run that has trained and lost its place is paused: it resumes from its
         checkpoint when there is room again, which a failed run could not."""
-        state = depot.state_of(self.stored)
+        state = storage.state_of(self.stored)
         if state.terminal:
             return
-        if status == "failed" and depot.newest_step(self.stored):
+        if status == "failed" and storage.newest_step(self.stored):
             status = "paused"
-        depot.say(self.stored, state, status, error)
+        storage.say(self.stored, state, status, error)
 
     # -- the depot -------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Driver:
                 if price := self.stored.read(PRICE):
                     self.switch.costs(Hourly.from_json(price).usd_per_hour)
                 self.claim.used(self.switch.used_s)
-                if claim.attempts(self.stored) > self.claim.number:
+                if lease.attempts(self.stored) > self.claim.number:
                     self.begun.set()
                 if (newest := self.stored.read("pulse.json")) != pulse:
                     pulse, self.heard = newest, self.switch.clock()
@@ -204,8 +204,8 @@ class Driver:
         return mine and (state.terminal or state.status == "paused")
 
 
-def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
-    """Return the function that runs the training. `storage` is a folder that Ray Train requires. It stays
+def fitting(stored: StoredRun, scratch: str) -> Callable[[Claim], object]:
+    """Return the function that runs the training. `scratch` is a folder that Ray Train requires. It stays
     empty."""
     import ray as installed
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -222,14 +222,14 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
     processes, least = order.job.hyper.processes, resources.min_processes
     gpu = resources.gpu is not None
     each = {"CPU": float(order.job.threads or 1), **({"GPU": 1.0} if gpu else {})}
-    here = launching.worker_environment(order.job.threads)
+    here = launcher.worker_environment(order.job.threads)
     env = {name: value for name, value in here.items() if os.environ.get(name) != value}
 
-    def fit(claim: Claim) -> object:
+    def fit(own: Claim) -> object:
         ray.init(log_to_driver=True)
         if shortage := lacking(each, least or processes, ray.cluster_resources()):
-            depot.add_event(stored, shortage, level="warning", type="waiting")
-        given = {"fetch": FETCH, "under": claim.token}
+            storage.add_event(stored, shortage, level="warning", type="waiting")
+        given = {"fetch": FETCH, "under": own.token}
         return TorchTrainer(
             work,
             train_loop_config=given,
@@ -242,7 +242,7 @@ def fitting(stored: StoredRun, storage: str) -> Callable[[Claim], object]:
             ),
             run_config=RunConfig(
                 name=stored.ref,
-                storage_path=storage,
+                storage_path=scratch,
                 failure_config=FailureConfig(max_failures=FAILURES),
                 worker_runtime_env={"env_vars": env},
             ),
@@ -282,8 +282,8 @@ def main() -> int:
     stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
     seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     start = float(os.environ.get("ORCHESTRATE_START_S", START_S))
-    with room() as storage:
-        code = Driver(stored, fitting(stored, storage), report_s=seconds, start_s=start).work()
+    with room() as scratch:
+        code = Driver(stored, fitting(stored, scratch), report_s=seconds, start_s=start).work()
     # Exit without waiting for threads that are blocked on the storage or on Ray.
     os._exit(code)
 

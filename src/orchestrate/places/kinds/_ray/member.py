@@ -29,11 +29,11 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.run import JobState, RunDir, helper, worker
 from orchestrate.local.run.parallel import LESS, Met
 from orchestrate.local.space import disk_is_full
-from orchestrate.places import depot
-from orchestrate.places.claim import Claim, Signs, Superseded, boot_time
-from orchestrate.places.depot import Depot, Pulse, StoredRun, restore
-from orchestrate.places.order import read_order, room, unpack
+from orchestrate.places import storage
+from orchestrate.places.lease import Claim, Signs, Superseded, boot_time
+from orchestrate.places.manifest import read_order, room, unpack
 from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
+from orchestrate.places.storage import Depot, Pulse, StoredRun, restore
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
@@ -177,7 +177,7 @@ def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
     elif not isinstance(error, OrchestrateError) or error.retryable:
         return
     message = f"worker {met.rank + 1} of {met.processes}: {error}" + (f" ({fix})" if fix else "")
-    depot.say(stored, depot.state_of(stored), status, JobError(code=code, message=message))
+    storage.say(stored, storage.state_of(stored), status, JobError(code=code, message=message))
 
 
 def _assist(stored: StoredRun, folder: Path, met: Met) -> None:

@@ -19,7 +19,7 @@ from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.model.adapters.starts import eva_batches
-from orchestrate.local.model.loading import add_adapter, load_adapter
+from orchestrate.local.model.loader import add_adapter, load_adapter
 from orchestrate.local.run.session import Session
 
 pytestmark = [

@@ -15,12 +15,12 @@ from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.local.model.files import ModelFolder, Quantised, QuantisedUnreadable
-from orchestrate.local.model.loading import load_base
+from orchestrate.local.model.loader import load_base
 from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.run.session import Session
 from orchestrate.local.speed.peaks import held_bytes
-from orchestrate.local.weights.merging import merge
+from orchestrate.local.weights.merges import merge
 from orchestrate.providers.local.translation import translate
 from orchestrate.spec import JobSpec
 from orchestrate.types import Outcome

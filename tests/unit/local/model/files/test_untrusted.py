@@ -16,16 +16,14 @@ import torch
 from tests.paths import TINY
 
 from orchestrate.data.tokens import hub_tokens
-from orchestrate.local.model import loading
+from orchestrate.local.model import loader
 
 CPU = torch.device("cpu")
 LOAD: dict[str, Callable[[Path], object]] = {
-    "model": lambda folder: loading.load_base(folder, four_bit=False, device=CPU),
-    "tokenizer of a training": loading.load_tokenizer,
+    "model": lambda folder: loader.load_base(folder, four_bit=False, device=CPU),
+    "tokenizer of a training": loader.load_tokenizer,
     "tokenizer of a count": hub_tokens.load,
-    "adapter": lambda folder: loading.load_adapter(
-        loading.load_base(TINY, four_bit=False, device=CPU), folder
-    ),
+    "adapter": lambda folder: loader.load_adapter(loader.load_base(TINY, four_bit=False, device=CPU), folder),
 }
 
 

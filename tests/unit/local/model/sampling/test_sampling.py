@@ -20,9 +20,9 @@ from transformers import (
 
 from orchestrate.local.encoding import Template
 from orchestrate.local.model.files import ModelFolder
-from orchestrate.local.model.loading import load_tokenizer
+from orchestrate.local.model.loader import load_tokenizer
 from orchestrate.local.model.sampling import GrowingLayer
-from orchestrate.local.model.sampling.sampling import Sampler
+from orchestrate.local.model.sampling.sampler import Sampler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),

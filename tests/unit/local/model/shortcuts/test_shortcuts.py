@@ -18,10 +18,10 @@ from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import RunFailed
 from orchestrate.local import model as engines
-from orchestrate.local.model import loading
-from orchestrate.local.model.shortcuts import accelerating
-from orchestrate.local.model.shortcuts.choosing import turn_on
+from orchestrate.local.model import loader
+from orchestrate.local.model.shortcuts import accelerators
 from orchestrate.local.model.shortcuts.probes import line_limit, packs
+from orchestrate.local.model.shortcuts.selection import turn_on
 from orchestrate.local.run.session import Session
 
 pytestmark = [
@@ -38,8 +38,8 @@ def session(tmp_path: Path) -> Session:
 
 def again(session: Session, **changes: Any) -> Any:
     """The session's model as if it had just been loaded."""
-    from orchestrate.local.model.shortcuts.choosing import unfuse
     from orchestrate.local.model.shortcuts.kernels import undo
+    from orchestrate.local.model.shortcuts.selection import unfuse
 
     unfuse(session.loaded.model)
     undo(session.loaded.inner)
@@ -173,7 +173,7 @@ def with_liger(monkeypatch: pytest.MonkeyPatch, **known: Callable[..., None]) ->
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     vars(sys.modules[names[-1]])["MODEL_TYPE_TO_APPLY_LIGER_FN"] = known
     there = engines.SettingChoice("liger", "liger-kernel is installed and there is a GPU")
-    monkeypatch.setattr(loading, "choose", lambda asked, *_: there if asked != "fused" else engines.PLAIN)
+    monkeypatch.setattr(loader, "choose", lambda asked, *_: there if asked != "fused" else engines.PLAIN)
 
 
 @pytest.mark.parametrize("engine", [None, "liger"])
@@ -183,7 +183,7 @@ def test_a_family_that_liger_does_not_know_is_trained_without(
     with_liger(monkeypatch)
     data = chats(tmp_path / "t.jsonl", 12)
     if engine:
-        with pytest.raises(accelerating.Unfit, match="no kernels for llama"):
+        with pytest.raises(accelerators.Unfit, match="no kernels for llama"):
             make_session(tmp_path, data, method={"type": "sft"}, engine=engine)
         return
     session = make_session(tmp_path, data, method={"type": "sft"})
@@ -227,7 +227,7 @@ def test_what_liger_replaced_is_put_back_where_it_is_refused(
     ids = torch.tensor([[5, 6, 7, 8]])
     plain = make_session(tmp_path, data, method={"type": "sft"}, ref="plain", engine="plain").loaded
     assert torch.equal(loaded.hidden(ids), plain.hidden(ids))
-    with pytest.raises(accelerating.Unfit, match=re.escape(reason)):
+    with pytest.raises(accelerators.Unfit, match=re.escape(reason)):
         make_session(tmp_path, data, method={"type": "sft"}, ref="asked", engine="liger")
     assert dict(vars(modeling_llama)) == before[0]
 
@@ -252,6 +252,6 @@ def test_a_family_is_found_by_the_name_of_its_text_part(
     """As `MODEL_TYPE_TO_APPLY_LIGER_FN` of liger-kernel 0.8.5 has them."""
     seen: list[Any] = []
     with_liger(monkeypatch, **{named: lambda model: seen.append(model)})
-    inner = loading.load_base(make(family, tmp_path / family), four_bit=False, device=torch.device("cpu"))
-    accelerating.use_liger(inner)
+    inner = loader.load_base(make(family, tmp_path / family), four_bit=False, device=torch.device("cpu"))
+    accelerators.use_liger(inner)
     assert seen == [inner]

@@ -12,7 +12,7 @@ from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import RunFailed
-from orchestrate.local.model.loading import dequantize, load_adapter, load_base
+from orchestrate.local.model.loader import dequantize, load_adapter, load_base
 from orchestrate.local.model.weights import held_of
 from orchestrate.local.run.session import Session
 from orchestrate.local.speed.peaks import held_bytes

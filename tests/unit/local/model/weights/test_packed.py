@@ -17,7 +17,7 @@ from tests.unit.local.sessions import make_session
 
 from orchestrate.errors import UsageError
 from orchestrate.local.model.files import ModelFolder
-from orchestrate.local.model.loading import load_base
+from orchestrate.local.model.loader import load_base
 from orchestrate.local.plan import ModelShape
 from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.speed.peaks import held_bytes

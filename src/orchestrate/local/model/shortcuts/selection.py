@@ -1,0 +1,251 @@
+"""Turn on the optimizations that a model supports, and record why others are off."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrate.errors import RunFailed
+from orchestrate.local.job import LocalJob
+from orchestrate.local.model import NO_PACKING, SettingChoice, weights
+from orchestrate.local.model.loaded import Loaded, OutputHead, OwnLogits
+from orchestrate.local.model.shortcuts import packed_attention, probes
+from orchestrate.local.model.shortcuts.accelerators import compile_layers, undo_compiling
+from orchestrate.local.model.shortcuts.kernels import undo, use_on_cpu, watched
+
+# Run LoRA and its frozen linear layer as a single autograd function.
+
+
+# The type annotations of torch, transformers and numpy are incomplete.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        weight: Callable[[], Tensor],
+        bias: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        # Compute `out` in its final shape. Some models modify a layer's output in place, and autograd doesn't
+        # allow that for a view created in this function.
+        out = F.linear(rows.view(x.shape), weight().to(x.dtype), bias)
+        low = rows @ a.t()
+        out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(rows, low, a, b)
+        ctx.weight, ctx.scale, ctx.shape = weight, scale, x.shape
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
+        rows, low, a, b = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_low = (grad @ b).mul_(ctx.scale)
+        grad_b = (grad.t() @ low).float().mul_(ctx.scale)
+        grad_a = (grad_low.t() @ rows).float()
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ ctx.weight().to(grad.dtype)
+            grad_x.addmm_(grad_low, a)
+            grad_x = grad_x.view(ctx.shape)
+        return grad_x, grad_a, grad_b, None, None, None
+
+
+def fuse(model: Any) -> int:
+    """Replace the forward pass of every plain LoRA layer of a peft model with the fused one. Returns the
+    number of replaced layers."""
+    from peft.tuners.lora import LoraLayer
+
+    fused = 0
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and _plain(layer):
+            layer.forward = types.MethodType(_forward(layer, layer.forward), layer)  # type: ignore[method-assign]
+            fused += 1
+    return fused
+
+
+def unfuse(model: Any) -> None:
+    """Restore peft's own forward passes."""
+    for layer in model.modules():
+        if getattr(vars(layer).get("forward"), "__name__", None) == "fused_forward":
+            del layer.forward
+
+
+def _plain(layer: Any) -> bool:
+    if list(layer.lora_A) != ["default"] or layer.lora_variant or layer.merged:
+        return False
+    if not isinstance(layer.lora_dropout["default"], torch.nn.Identity) or getattr(
+        layer, "fan_in_fan_out", False
+    ):
+        return False
+    base = layer.get_base_layer()
+    if layer.lora_A["default"].bias is not None or layer.lora_B["default"].bias is not None:
+        return False
+    return type(base) is torch.nn.Linear or type(base).__name__ == "Linear4bit"
+
+
+def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    base = layer.get_base_layer()
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    scale = float(layer.scaling["default"])
+    if type(base) is torch.nn.Linear:
+
+        def weight() -> Tensor:
+            return base.weight
+    else:
+        import bitsandbytes.functional as bnb
+
+        def weight() -> Tensor:
+            return bnb.dequantize_4bit(base.weight.data, base.weight.quant_state)
+
+    def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters or args or kwargs:
+            return original(x, *args, **kwargs)
+        return _LoraLinear.apply(x, a, b, weight, base.bias, scale)  # type: ignore[no-any-return]
+
+    return fused_forward
+
+
+# The type annotations of torch and transformers are incomplete.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+def turn_on(loaded: Loaded, job: LocalJob) -> None:
+    """Turn on the optimizations that work with this model. Stores the reason why each of the others is off in
+    `loaded.left_out`. Raises `RunFailed` if the model cannot complete a training step even without them."""
+    if not probes.head_is_understood(loaded):
+        loaded.head = OutputHead(OwnLogits(loaded.head.layer.weight.detach()))
+        loaded.own_logits = True
+    fused = loaded.choice.name in ("fused", "liger")
+    if any(weights.held_of(loaded.inner)):
+        weights.adapt(loaded.model)  # nothing else computes with these
+    elif fused and not job.adapter.full:
+        _experts(loaded)
+    proved = fused and _layers(loaded, job)
+    if not proved and (reason := probes.trains(loaded)):
+        raise RunFailed(
+            f"cannot train this model: {reason}",
+            fix="use fewer modules in adapter.targets, or set engine: plain. The full message is in "
+            "worker.log",
+        )
+    _balance(loaded, job)
+    if fused:
+        _rows(loaded, job)
+    if job.hyper.packing:
+        _attend_packed(loaded)
+        reason = None if loaded.packed_layout else probes.packs(loaded)
+        loaded.packs = reason is None
+        if reason:
+            loaded.left_out["packing"] = reason
+        elif loaded.device.type == "cpu":
+            loaded.left_out["packed rows"] = NO_PACKING
+    if loaded.choice.name == "compile":
+        compile_layers(loaded.inner)
+        if reason := probes.trains(loaded):
+            undo_compiling(loaded.inner)
+            loaded.choice = SettingChoice("plain", f"torch.compile does not work: {reason}")
+            loaded.left_out["torch.compile"] = reason
+
+
+def _attend_packed(loaded: Loaded) -> None:
+    """Turn on mask-free attention over packed rows, on a GPU."""
+    if loaded.device.type == "cpu":
+        return
+    if reason := packed_attention.use(loaded):
+        loaded.left_out["mask-free attention over packed rows"] = reason
+    else:
+        loaded.turned_on.append("mask-free attention over packed rows")
+
+
+def _balance(loaded: Loaded, job: LocalJob) -> None:
+    """Turn on the routers' own loss as requested. For full fine-tuning, the default is the model's
+    configuration."""
+    config, asked = loaded.inner.config.get_text_config(), job.hyper.router_aux_loss
+    if asked is None and job.adapter.full and getattr(config, "output_router_logits", False):
+        asked = float(getattr(config, "router_aux_loss_coef", 0.0))
+    if not asked:
+        return
+    loaded.balancing = asked
+    with loaded.evaluation_mode(), torch.no_grad():
+        loaded.hidden(probes.made_up(loaded))
+    if not loaded.routed:
+        raise RunFailed(
+            f"router_aux_loss needs router logits, which {config.model_type} models do not return",
+            fix="remove router_aux_loss",
+        )
+
+
+def _layers(loaded: Loaded, job: LocalJob) -> bool:
+    """Turn on optimizations of layers. Returns whether the model is then known to complete a step."""
+    proved = False
+    if not job.adapter.full:
+        layers = fuse(loaded.model)
+        if reason := probes.trains(loaded):
+            unfuse(loaded.model)
+            loaded.left_out["fused LoRA"] = reason
+        elif layers:
+            loaded.turned_on.append("fused LoRA")
+        proved = reason is None
+    if loaded.device.type == "cpu" and (replaced := use_on_cpu(loaded.inner)):
+        with watched() as calls:
+            reason = probes.trains(loaded)
+        if reason:
+            undo(loaded.inner)
+            loaded.left_out["CPU kernels for attention and norms"] = reason
+        else:
+            if "attention" in replaced and not any(calls):
+                replaced.remove("attention")
+                loaded.left_out["CPU kernels for attention"] = "the model uses a custom attention or dropout"
+            loaded.turned_on += [f"{what} for a CPU" for what in replaced]
+            proved = True
+    return proved
+
+
+def _experts(loaded: Loaded) -> None:
+    """Compute one expert at a time if experts have an adapter. Otherwise transformers' code needs no more
+    memory."""
+    ids = probes.made_up(loaded)
+    with loaded.evaluation_mode(), torch.no_grad():
+        before = loaded.hidden(ids)
+    if not weights.use(loaded.inner) or not weights.adapt(loaded.model):
+        weights.give_back(loaded.inner)
+        return
+    reason = probes.trains(loaded)
+    with loaded.evaluation_mode(), torch.no_grad():
+        if not reason and not probes.distance(loaded.hidden(ids), before) <= probes.CLOSE:
+            reason = "the model's hidden states change"
+    if reason:
+        weights.give_back(loaded.model)
+        loaded.left_out["one expert at a time"] = reason
+    else:
+        loaded.turned_on.append("one expert at a time")
+
+
+def _rows(loaded: Loaded, job: LocalJob) -> None:
+    if job.hyper.neftune_alpha:
+        loaded.left_out["packing"] = "NEFTune noise depends on each row's length"
+        return
+    loaded.line_limit, reason = probes.line_limit(loaded)
+    if reason:
+        loaded.left_out["several rows packed into one sequence"] = reason
+    loaded.shares = not probes.draws(loaded)
+    if loaded.line_limit:
+        message = f"packing up to {loaded.line_limit} tokens"
+        loaded.turned_on.append(message + (", shared prefixes computed once" if loaded.shares else ""))
+    if job.hyper.gradient_checkpointing or loaded.own_logits or loaded.balancing:
+        # With gradient checkpointing, a recomputed layer would no longer have the positions. The model's own
+        # logits and the load-balancing loss need all positions.
+        return
+    if probes.trained_only(loaded) is None:
+        loaded.turned_on.append("last layer's MLP computed only for trained tokens")
