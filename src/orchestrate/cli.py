@@ -23,7 +23,7 @@ from typer.main import get_command, get_group
 
 from orchestrate.commands import COMMANDS, MEANT, load
 from orchestrate.commands.terminal.pages import plain_type, plain_types, prepare_help
-from orchestrate.core.underway import ProgressCallback, heard_by
+from orchestrate.core.underway import ProgressCallback, listening
 from orchestrate.text import escaped, inert, lookalike
 
 _WRITABLE = "orchestrate"
@@ -208,7 +208,7 @@ def main() -> None:
     _collect_later()
     try:
         # Typer must not print an invalid command line itself, because it may contain a malicious file name.
-        with guarded_streams(), nullcontext() if as_json else heard_by(_show):
+        with guarded_streams(), nullcontext() if as_json else listening(_show):
             code = app(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:

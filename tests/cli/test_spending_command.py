@@ -26,7 +26,7 @@ from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.store.store import Store
-from orchestrate.types import Bill, JobStatus, Run, Standing, SubmitPhase
+from orchestrate.types import Bill, JobStatus, Run, BilledResource, SubmitPhase
 
 BILLS = {"together": ["1.004", "2.004"], "openai": ["0.004"]}
 
@@ -156,8 +156,8 @@ def test_what_is_idle_is_1_and_what_could_not_be_asked_is_4(
 
 def test_jobs_under_way_are_told_beside_what_stands_there() -> None:
     """They are no deployment, and it does not sound as if nothing were running."""
-    job = Standing(provider="sky", kind="job", id="7", state="running", bills=True)
-    ended = Standing(provider="sky", kind="job", id="6", state="ended", bills=False)
+    job = BilledResource(provider="sky", kind="job", id="7", state="running", bills=True)
+    ended = BilledResource(provider="sky", kind="job", id="6", state="ended", bills=False)
     report = SpendingReport(
         at=datetime(2026, 11, 26, tzinfo=UTC),
         total=Sum(key="total"),

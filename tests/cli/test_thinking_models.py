@@ -35,8 +35,8 @@ def test_from_plan_to_an_evaluation(cli: Cli, cli_env: dict[str, str], tmp_path:
     (tmp_path / "tools.json").write_text(json.dumps([LOOK]))
     with (tmp_path / "train.jsonl").open("a") as out:
         call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": "town"}'}}
-        asked_for = [{"role": "user", "content": "Town?"}, {"role": "assistant", "tool_calls": [call]}]
-        out.write((json.dumps({"messages": asked_for, "tools": [LOOK]}) + "\n") * 4)
+        reported_settings = [{"role": "user", "content": "Town?"}, {"role": "assistant", "tool_calls": [call]}]
+        out.write((json.dumps({"messages": reported_settings, "tools": [LOOK]}) + "\n") * 4)
     write_rows(tmp_path / "test.jsonl", rows)
     spec: dict[str, Any] = {
         "model": {"local": str(base), "openai": "gpt-4.1-mini"},

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrate.commands.terminal.progress import EVERY_S, SHOWN_AFTER_S, Bars
-from orchestrate.core.underway import BYTES, heard_by, work
+from orchestrate.core.underway import BYTES, listening, work
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def bars(now: list[float], *, terminal: bool) -> tuple[Bars, Callable[[], str]]:
 
 def test_a_line_now_and_then_with_what_is_left(now: list[float]) -> None:
     listener, written = bars(now, terminal=False)
-    with heard_by(listener), work("reading a.jsonl", BYTES) as told:
+    with listening(listener), work("reading a.jsonl", BYTES) as told:
         for second in range(101):  # a steady work of 200 seconds, seen for half of it
             now[0] = float(second)
             told(second * 5 << 20, 1000 << 20)
@@ -39,7 +39,7 @@ def test_a_line_now_and_then_with_what_is_left(now: list[float]) -> None:
 
 def test_of_a_work_without_a_known_end_only_the_time_is_told(now: list[float]) -> None:
     listener, written = bars(now, terminal=False)
-    with heard_by(listener), work("asking"):
+    with listening(listener), work("asking"):
         now[0] = EVERY_S - 1
         listener.refresh()
         assert not written(), "short works are silent"
@@ -50,7 +50,7 @@ def test_of_a_work_without_a_known_end_only_the_time_is_told(now: list[float]) -
 
 def test_a_terminal_has_a_bar_for_what_takes_a_while(now: list[float]) -> None:
     listener, written = bars(now, terminal=True)
-    with heard_by(listener), work("asking") as told:
+    with listening(listener), work("asking") as told:
         told(30, 120, "tuned")
         listener.refresh()
         assert not written(), "a short work has none"

@@ -125,12 +125,12 @@ def said(folder: Path, environment: dict[str, str], width: int, encoding: str) -
     return out
 
 
-Told = dict[str, tuple[str, str]]
+ReportedSettings = dict[str, tuple[str, str]]
 
 
 def told_by(
     asked: list[str], folder: Path, environment: dict[str, str], width: int, encoding: str
-) -> tuple[Told, Told]:
+) -> tuple[ReportedSettings, ReportedSettings]:
     """By command: what it gave with its exit code, and what it noted beside that."""
     env = environment | {
         "HOME": str(folder), "ORCHESTRATE_HOME": str(folder / "home"), "COLUMNS": str(width),
@@ -143,8 +143,8 @@ def told_by(
     return parted(out, len({*asked})), parted(err, len({*asked}))
 
 
-def parted(told: str, commands: int) -> Told:
-    found: Told = {}
+def parted(told: str, commands: int) -> ReportedSettings:
+    found: ReportedSettings = {}
     for part in told.split("<<< ")[1:]:
         words, _, rest = part.partition("\n")
         text, _, code = rest.rpartition("\n>>>")
@@ -213,7 +213,7 @@ def judged(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_first_screens_of_what_goes_on_are_whole(folder: Path, cli_env: dict[str, str]) -> None:
-    seen: dict[int, tuple[Told, Told]] = {}
+    seen: dict[int, tuple[ReportedSettings, ReportedSettings]] = {}
     for width in (1000, 80, 100, 140):
         scene(folder)
         judged(folder)

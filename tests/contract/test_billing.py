@@ -17,7 +17,7 @@ from orchestrate.providers.base import (
     billing_of,
 )
 from orchestrate.sandbox.jobs import Durations
-from orchestrate.types import Standing
+from orchestrate.types import BilledResource
 
 DEPLOYING = {b.name: b for b in HOSTED if b.name in ("together", "fireworks")}
 ACCOUNT = "/v1/accounts/acme"
@@ -51,7 +51,7 @@ def hosted(name: str, host: Host, tmp_path: Any) -> Provider:
     return DEPLOYING[name].make(env, tmp_path)
 
 
-def by_id(items: tuple[Standing, ...]) -> dict[str, Standing]:
+def by_id(items: tuple[BilledResource, ...]) -> dict[str, BilledResource]:
     return {item.id: item for item in items}
 
 

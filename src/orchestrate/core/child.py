@@ -282,7 +282,7 @@ class LineWorker(Protocol):
         ...
 
 
-def at_desk(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
+def serve_requests(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWorker]) -> int:
     """Run a worker that handles requests concurrently, and return the process's exit code. `made` is a
     factory: it takes the callback that sends a response, and returns the worker."""
     send = answering()

@@ -29,7 +29,7 @@ _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 
 @contextmanager
-def heard_by(listener: Listener) -> Generator[None]:
+def listening(listener: Listener) -> Generator[None]:
     """Report the progress of this thread's work to `listener` while the block runs."""
     token = _listener.set(listener)
     try:

@@ -23,7 +23,7 @@ from orchestrate.errors import UsageError
 from orchestrate.profile import Profile
 from orchestrate.spec import DPO, JobSpec, method_word
 from orchestrate.text import duration, rate
-from orchestrate.types import Confidence, Quote, QuoteLine, Recalled, Record
+from orchestrate.types import Confidence, Quote, QuoteLine, JobRecovery, Record
 
 # Jobs on machines that are billed hourly or by their electricity use: the local and Ray backends.
 
@@ -556,7 +556,7 @@ BAND = {"bytes": 1.0, "tokens": 0.2}
 from the file size (up to one token per 2 bytes), `tokens` if the host reports it."""
 
 
-def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
+def spec_of(model: str, told: JobRecovery | None) -> dict[str, Any]:
     """Build the known part of a recovered job's spec. The path of its data is `unknown`."""
     spec: dict[str, Any] = {"model": model, "train": "unknown"}
     if told is not None and told.method != "sft":
@@ -568,7 +568,7 @@ def spec_of(model: str, told: Recalled | None) -> dict[str, Any]:
     return spec
 
 
-def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
+def quote_recalled(job: PricedJob, told: JobRecovery) -> Quote:
     """Quote a job from what its host reports about it. If there is no price, `unavailable` states why."""
     if told.usd_per_hour is not None or told.most_seconds is not None:
         return _by_the_hour(job, told)
@@ -578,10 +578,10 @@ def quote_recalled(job: PricedJob, told: Recalled) -> Quote:
         return _none(
             job, "the host bills each row at the maximum length but does not report the number of rows"
         )
-    return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), recalled=True)
+    return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), job_recovery=True)
 
 
-def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
+def _by_the_hour(job: PricedJob, told: JobRecovery) -> Quote:
     """Quote a job up to the end of its machine, because the duration of its work is unknown."""
     if told.usd_per_hour is None:
         return _none(job, "the hourly price of the job's machine is unknown")
@@ -610,13 +610,13 @@ def _by_the_hour(job: PricedJob, told: Recalled) -> Quote:
         ),
         expected_usd=None,
         high_usd=line.usd_high,
-        recalled=True,
+        job_recovery=True,
         undecided="the job was recovered without its quote. Only the maximum running time of its machine "
         "is known",
     )
 
 
-def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
+def quote_assumed(job: PricedJob, told: JobRecovery) -> Quote:
     """Quote a job from an assumed number of rows and tokens. Use this for data that does not exist yet."""
     rows, tokens = told.rows or 0, told.train_tokens or 0
     note = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
@@ -624,7 +624,7 @@ def quote_assumed(job: PricedJob, told: Recalled) -> Quote:
     return quote_sized_job(job, lambda: size)
 
 
-def size_of(profile: Profile, told: Recalled) -> JobSize:
+def size_of(profile: Profile, told: JobRecovery) -> JobSize:
     counted = told.train_tokens is not None
     tokens = _tokens(told.train_bytes) if told.train_tokens is None else told.train_tokens
     epochs = low = high = told.epochs
@@ -668,4 +668,4 @@ def _tokens(size: int | None) -> int:
 
 
 def _none(job: PricedJob, reason: str) -> Quote:
-    return Quote(provider=job.provider, model=job.resolved.name, unavailable=reason, recalled=True)
+    return Quote(provider=job.provider, model=job.resolved.name, unavailable=reason, job_recovery=True)

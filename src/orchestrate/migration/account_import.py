@@ -32,13 +32,13 @@ from orchestrate.errors import (
 )
 from orchestrate.migration.inventory import Inventory, inventory
 from orchestrate.migration.inventory import InventoryRun as InventoryRun
-from orchestrate.providers.base import HandsOutFiles, Provider, Recalls, capability
+from orchestrate.providers.base import HandsOutFiles, Provider, RecoversJobs, capability
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.syncing.recovery import recovered_cost, reported_settings, run_of
 from orchestrate.runs.syncing.sweep import conclude, fetch_details
 from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, new_id, run_id_of
-from orchestrate.types import Job, JobStatus, Record, Run, Told, decoding
+from orchestrate.types import Job, JobStatus, Record, Run, ReportedSettings, decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
@@ -161,7 +161,7 @@ class Importer:
         )
 
     def _listed(self, since: datetime | None) -> Iterator[Job]:
-        if isinstance(self._provider, Recalls):
+        if isinstance(self._provider, RecoversJobs):
             return self._provider.recoverable(since=since)
         return self._provider.list(since=since)
 
@@ -189,7 +189,7 @@ class Importer:
             for run in self._store.runs.matching(provider=name, host=host)
             if run.imported and run.id not in done and run.job_id in report.jobs  # not another account's
         ]
-        reported: dict[str, tuple[Job | None, Told]] = {}
+        reported: dict[str, tuple[Job | None, ReportedSettings]] = {}
         if files:
             with ThreadPoolExecutor(max_workers=THREADS) as pool:
                 for number, (run, (job, problem)) in enumerate(
@@ -198,7 +198,7 @@ class Importer:
                     self._tell("fetching jobs", number, len(open_runs))
                     reported[run.id] = (
                         job,
-                        reported_settings(self._provider, job) if job is not None else Told(),
+                        reported_settings(self._provider, job) if job is not None else ReportedSettings(),
                     )
                     if problem is not None:
                         report.problems[run.id] = problem
@@ -229,7 +229,7 @@ class Importer:
         except OrchestrateError as error:
             return None, error.message
 
-    def _detail(self, run: Run, reported: tuple[Job | None, Told] | None, known: dict[str, HostFile]) -> None:
+    def _detail(self, run: Run, reported: tuple[Job | None, ReportedSettings] | None, known: dict[str, HostFile]) -> None:
         job = reported[0] if reported is not None else None
         fetch_details(self._store, self._provider, run)
         ids = reported[1].files if reported is not None else {}
@@ -327,7 +327,7 @@ def _rows_digest(id: str, path: Path) -> str:
         raise DataError(f"file {id} contains no rows and was saved as {kept}") from error
 
 
-def _spec(job: Job, reported: Told, least: dict[str, Any]) -> dict[str, Any]:
+def _spec(job: Job, reported: ReportedSettings, least: dict[str, Any]) -> dict[str, Any]:
     """Return the part of the spec that the host reports and that can be parsed."""
     spec = {**least, **reported.spec, "model": job.model or "unknown"}
     for name in list(reported.spec):

@@ -456,10 +456,10 @@ class Asking:
             return
         name = hashlib.sha256(purse.scope.encode()).hexdigest()[:32]
         journal: Journal[Touched] = Journal(self.folder / f"{name}.scope", Touched)
-        for entry in journal.entries if not purse.recalled else ():
+        for entry in journal.entries if not purse.job_recovery else ():
             log = AnswerLog(self.folder / f"{entry.key}.jsonl")
             purse.settle(Decimal(0), entry.key, log.costs(entry.questions, priced=entry.priced))
-        purse.recalled = True
+        purse.job_recovery = True
         known = {q for entry in journal.entries if entry.key == respondent.key for q in entry.questions}
         if new := [digest for digest in wanted if digest not in known]:
             journal.append(Touched(respondent.key, new, priced))

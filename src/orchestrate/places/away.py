@@ -45,8 +45,8 @@ from orchestrate.places.base import (
     Usage,
     WorkerLimits,
 )
-from orchestrate.places.manifest import WorkerOrder, allowed, environment, parse_gpu, place_order, read_order
-from orchestrate.places.storage import Depot
+from orchestrate.places.manifest import RunManifest, allowed, environment, parse_gpu, place_order, read_order
+from orchestrate.places.storage import RunStorage
 from orchestrate.settings import Secret, redact_text
 from orchestrate.text import duration
 from orchestrate.types import Allowance, JobError, Record, decoding
@@ -149,7 +149,7 @@ class AwayPlace(Place):
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
         self.silence_s = float(options.get("silence_minutes", SILENCE_S / 60)) * 60
-        self._depot: Depot | None = None
+        self._depot: RunStorage | None = None
 
     @property
     def depot_url(self) -> str:
@@ -169,9 +169,9 @@ class AwayPlace(Place):
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
     @property
-    def depot(self) -> Depot:
+    def depot(self) -> RunStorage:
         if self._depot is None:
-            self._depot = Depot(self.depot_url)
+            self._depot = RunStorage(self.depot_url)
         return self._depot
 
     @property
@@ -193,7 +193,7 @@ class AwayPlace(Place):
     # -- implemented by each place ---------------------------------------------------------------------------
 
     @abstractmethod
-    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         """Start one worker, tagged with the order's ref. It gets `env` and the secrets that it needs as
         environment variables. Called only if the run has no worker. Raises the same errors as `start`."""
 

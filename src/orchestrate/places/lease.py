@@ -82,7 +82,7 @@ class Attempt(Record, frozen=True, kw_only=True):
     The time of this attempt then counts as part of the parent's."""
 
 
-class Claim:
+class RunLease:
     """A lease that gives one attempt ownership of its run. The newest attempt owns the run.
 
     A worker stops when it finds a newer attempt. Starting a second worker by mistake therefore wastes a few

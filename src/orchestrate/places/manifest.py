@@ -23,13 +23,13 @@ from orchestrate.core.files import scratch_folder
 from orchestrate.errors import HostUnavailable, MissingExtra, RunFailed, UsageError
 from orchestrate.local.job import LocalJob
 from orchestrate.places.base import Resources, WorkerLimits
-from orchestrate.places.storage import Depot, StoredRun, safe
+from orchestrate.places.storage import RunStorage, StoredRun, safe
 from orchestrate.types import ArtifactFile, Record, decoding
 
 PACKAGE = "orchestrate-ft"
 
 
-class WorkerOrder(Record, frozen=True, kw_only=True):
+class RunManifest(Record, frozen=True, kw_only=True):
     """Contents of `order.json`, the manifest of a run. Paths in the job are those of the machine that
     submitted it. The worker replaces the paths of uploaded files and folders with its own."""
 
@@ -47,7 +47,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     folder."""
 
 
-def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = "") -> WorkerOrder:
+def place_order(depot: RunStorage, job: LocalJob, limits: WorkerLimits, place: str = "") -> RunManifest:
     """Upload everything that is not stored yet, with the manifest last.
 
     If the run already has a manifest, its job stays unchanged, because its checkpoints belong to that job.
@@ -68,7 +68,7 @@ def place_order(depot: Depot, job: LocalJob, limits: WorkerLimits, place: str = 
     return order
 
 
-def _new_order(depot: Depot, job: LocalJob, limits: WorkerLimits) -> WorkerOrder:
+def _new_order(depot: RunStorage, job: LocalJob, limits: WorkerLimits) -> RunManifest:
     files = {"train": depot.keep(Path(job.train))}
     if job.validation is not None:
         files["validation"] = depot.keep(Path(job.validation))
@@ -77,7 +77,7 @@ def _new_order(depot: Depot, job: LocalJob, limits: WorkerLimits) -> WorkerOrder
         path = None if given is None else Path(given).expanduser()
         if path is not None and path.is_dir():
             folders[name] = depot.keep_folder(path)
-    return WorkerOrder(
+    return RunManifest(
         job=msgspec.structs.replace(job, paces=None),
         files=files,
         folders=folders,
@@ -86,9 +86,9 @@ def _new_order(depot: Depot, job: LocalJob, limits: WorkerLimits) -> WorkerOrder
     )
 
 
-def read_order(stored: StoredRun) -> WorkerOrder:
+def read_order(stored: StoredRun) -> RunManifest:
     """Read a run's manifest. Raises `HostUnavailable` if there is none or this version cannot read it."""
-    if (order := stored.record("order.json", WorkerOrder)) is None:
+    if (order := stored.record("order.json", RunManifest)) is None:
         raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
     return order
 
@@ -118,7 +118,7 @@ def allowed(stored: StoredRun, resources: Resources) -> Resources:
     return msgspec.structs.replace(resources, limits=limits)
 
 
-def unpack(order: WorkerOrder, depot: Depot, folder: Path) -> LocalJob:
+def unpack(order: RunManifest, depot: RunStorage, folder: Path) -> LocalJob:
     """Download the job's files to the folder, and return the job with their paths."""
     paths: dict[str, str] = {}
     for name, file in order.files.items():
@@ -217,7 +217,7 @@ runpy.run_module(os.environ.get("{MODULE}", "orchestrate.places.remote"), run_na
 RUN_BOOT = "import os;exec(os.environ['ORCHESTRATE_BOOT'])"
 
 
-def environment(depot: Depot, order: WorkerOrder) -> dict[str, str]:
+def environment(depot: RunStorage, order: RunManifest) -> dict[str, str]:
     """Build the environment of the worker's process, without secrets."""
     return {
         "ORCHESTRATE_BOOT": BOOT,

@@ -31,9 +31,9 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.plan import throughput
 from orchestrate.local.run import JobState, RunDir, launcher, now
 from orchestrate.places.base import PRICE, Hourly
-from orchestrate.places.lease import Claim, Switch, boot_time
-from orchestrate.places.manifest import WorkerOrder, read_order, room, unpack
-from orchestrate.places.storage import Depot, Pulse, Reporter, restore
+from orchestrate.places.lease import RunLease, Switch, boot_time
+from orchestrate.places.manifest import RunManifest, read_order, room, unpack
+from orchestrate.places.storage import RunStorage, Pulse, Reporter, restore
 from orchestrate.types import JobError
 
 REPORT_S = 10.0
@@ -86,7 +86,7 @@ class Errand:
 
     def __init__(
         self,
-        depot: Depot,
+        depot: RunStorage,
         ref: str,
         folder: Path,
         *,
@@ -99,7 +99,7 @@ class Errand:
         self.depot, self.stored = depot, depot.run(ref)
         self.run = RunDir(folder / ref)
         self.engine, self.report_s, self.grace_s, self.end = engine, report_s, grace_s, end
-        self.order: WorkerOrder = read_order(self.stored)
+        self.order: RunManifest = read_order(self.stored)
         self.claim = self._claimed()
         self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
         self.preempted = threading.Event()
@@ -154,8 +154,8 @@ class Errand:
             return bool(why)
         return state.terminal or state.status == "paused"
 
-    def _claimed(self) -> Claim:
-        return Claim(self.stored)
+    def _claimed(self) -> RunLease:
+        return RunLease(self.stored)
 
     def _fitted(self, job: LocalJob) -> LocalJob:
         """Return the job as adapted to this worker."""
@@ -274,7 +274,7 @@ class Errand:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    depot = Depot(os.environ["ORCHESTRATE_DEPOT"])
+    depot = RunStorage(os.environ["ORCHESTRATE_DEPOT"])
     seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     with room() as folder:
         errand = Errand(depot, os.environ["ORCHESTRATE_REF"], Path(folder), report_s=seconds)

@@ -37,7 +37,7 @@ R = TypeVar("R", bound=Record)
 NO_KEY = "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...   or  aws configure"
 
 
-class Depot:
+class RunStorage:
     """A storage folder. `url` is an fsspec URL.
 
     Raises `MissingExtra` if the package for the file system is not installed, and `HostUnavailable` if the
@@ -177,7 +177,7 @@ class Depot:
 class StoredRun:
     """The part of the storage that belongs to one run."""
 
-    def __init__(self, depot: Depot, ref: str) -> None:
+    def __init__(self, depot: RunStorage, ref: str) -> None:
         self.depot, self.ref = depot, ref
         self.folder = f"runs/{ref}"
 

@@ -42,15 +42,15 @@ from orchestrate.types import (
     MetricPoint,
     Problem,
     Quote,
-    Recalled,
+    JobRecovery,
     RemoteDataset,
     Reply,
     Run,
-    Sheet,
-    Standing,
+    Fingerprint,
+    BilledResource,
     Storage,
     StoredItem,
-    Told,
+    ReportedSettings,
     Translation,
 )
 
@@ -312,16 +312,16 @@ class ListsBilled(Provider):
         result also names what the host's API does not list. Raises an error only if no list can be read."""
 
 
-class Recalls(Provider):
+class RecoversJobs(Provider):
     """Backend that can describe jobs whose spec and data are not on this machine."""
 
     @abstractmethod
-    def recall(self, job: Job) -> Recalled | None:
+    def recall(self, job: Job) -> JobRecovery | None:
         """Return the facts about a job that determine its price, or `None` if the host reports none. Queries
         the size of the data only if the job's record has no token count."""
 
     @abstractmethod
-    def asked_for(self, job: Job) -> Told:
+    def reported_settings(self, job: Job) -> ReportedSettings:
         """Return the settings of a job that was created outside this store, as far as the host reports
         them."""
 
@@ -395,7 +395,7 @@ class Downloads(Provider):
 
 class KeepsFingerprint(Provider):
     @abstractmethod
-    def sheet(self, job: JobHandle) -> Sheet | None:
+    def sheet(self, job: JobHandle) -> Fingerprint | None:
         """Return the fingerprint that identifies the tuned model on any server, or `None` if training
         recorded none."""
 
@@ -426,11 +426,11 @@ class Deploys(Serves):
         longer has the job. Call `deployed` to check that the deployment has ended."""
 
     @abstractmethod
-    def deployments(self) -> Iterator[Standing]:
+    def deployments(self) -> Iterator[BilledResource]:
         """List all deployments and endpoints of the account, regardless of who created them. Raises an error
         if the response is not a list."""
 
-    def deployed(self, job: JobHandle) -> Sequence[Standing]:
+    def deployed(self, job: JobHandle) -> Sequence[BilledResource]:
         """Find this job's deployment by its name, even if the host no longer has the job. An empty result
         means that the account currently has no such deployment."""
         return [item for item in self.deployments() if item.job_id == job.job_id.lower()]
@@ -631,14 +631,14 @@ def jobs(
     kind: Literal["job", "worker"] = "job",
     bills: bool | None = None,
     note: str | None = None,
-) -> Iterator[Standing]:
+) -> Iterator[BilledResource]:
     """Yield the jobs that have not ended. `bills` overrides whether the jobs count as billed. By default,
     this is False for paused jobs, `None` for jobs in an unknown state, and True for all others."""
     for job in provider.list():
         if job.status.terminal:
             continue
         billing = None if job.status is JobStatus.UNKNOWN else job.status is not JobStatus.PAUSED
-        yield Standing(
+        yield BilledResource(
             provider=provider.name,
             kind=kind,
             id=job.handle.job_id,
@@ -664,7 +664,7 @@ def of_jobs(
 
 
 def joined(
-    provider: Provider, parts: Mapping[str, Callable[[], Iterable[Standing]]], *unseen: str
+    provider: Provider, parts: Mapping[str, Callable[[], Iterable[BilledResource]]], *unseen: str
 ) -> Billing:
     """Combine several lists of billed items. If one of the lists cannot be read, the result contains the
     others. Raises `ProviderError` if none can be read."""

@@ -31,7 +31,7 @@ from orchestrate.providers.base import (
     ListsBilled,
     NamesAccount,
     Progress,
-    Recalls,
+    RecoversJobs,
     key_account,
 )
 from orchestrate.providers.calls import integer, text, when
@@ -51,7 +51,7 @@ from orchestrate.types import (
     RemoteDataset,
     Reply,
     Severity,
-    Standing,
+    BilledResource,
     StoredItem,
 )
 
@@ -72,7 +72,7 @@ def named_account(**parts: str | None) -> Account | None:
     return Account(id=", ".join(words), told=True) if words else None
 
 
-class HostedProvider(NamesAccount, ListsBilled, Recalls, HoldsFiles, HandsOutFiles):
+class HostedProvider(NamesAccount, ListsBilled, RecoversJobs, HoldsFiles, HandsOutFiles):
     file_id = "id"
     """Field of a file's record that holds the id to use in create requests."""
 
@@ -220,7 +220,7 @@ class HostedDeployments(Protocol[_Made]):
     def price(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Decimal | None: ...
     def deploy(self, id: str, made: _Made, options: Mapping[str, Any] | None) -> Endpoint: ...
     def remove(self, id: str) -> None: ...
-    def billing_items(self) -> Iterator[Standing]: ...
+    def billing_items(self) -> Iterator[BilledResource]: ...
 
 
 class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
@@ -252,7 +252,7 @@ class DedicatedProvider(HostedChats, Deploys, Generic[_M]):
     def undeploy(self, job: JobHandle) -> None:
         self._deployments.remove(job.job_id)
 
-    def deployments(self) -> Iterator[Standing]:
+    def deployments(self) -> Iterator[BilledResource]:
         return self._deployments.billing_items()
 
     def chat(

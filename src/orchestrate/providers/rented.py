@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from orchestrate.core.files import Journal
 from orchestrate.errors import NotFound, OrchestrateError, OutcomeUnknown, ProviderError, RunFailed
 from orchestrate.local.run import RunDir, now, runs
-from orchestrate.types import Record, Standing
+from orchestrate.types import Record, BilledResource
 
 SEARCH_S, READY_S, POLL_S = 60.0, 3600.0, 2.0
 """In seconds: how long to look for a machine if the response to its create request was lost, how long to wait
@@ -63,9 +63,9 @@ class RentedMachines(ABC):
         created_at: datetime | None,
         base_model: object,
         owner: str | None = None,
-    ) -> Standing:
+    ) -> BilledResource:
         """Describe a machine that is up, which bills busy or not. `ref`: that of its run, if it is known."""
-        return Standing(
+        return BilledResource(
             provider=self._provider,
             kind="job",
             id=id,
@@ -88,7 +88,7 @@ class RentedMachines(ABC):
         """List the machines that are billed or will be billed, each with its `id`."""
 
     @abstractmethod
-    def billing_items(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[BilledResource]:
         """List the machines of `up` as items for billing reports."""
 
     @abstractmethod

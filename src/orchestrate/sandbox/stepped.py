@@ -14,7 +14,7 @@ from orchestrate.sandbox.host import Host
 
 if TYPE_CHECKING:
     from orchestrate.local.session_server import SessionsApi
-    from orchestrate.local.session_server.service import SessionDesk
+    from orchestrate.local.session_server.service import SessionService
 
 D = TypeVar("D", bound="SessionDesk")
 PAUSES = ("paused_capacity", "paused_rate_limit")
@@ -22,7 +22,7 @@ PAUSES = ("paused_capacity", "paused_rate_limit")
 FAULTS = frozenset({*PAUSES, "session_expired"})
 
 
-def session_desk(host: Host, kind: type[D], takes: Callable[[str], bool]) -> D:
+def session_service(host: Host, kind: type[D], takes: Callable[[str], bool]) -> D:
     """Create the manager of a host's sessions. The model is loaded when the first session needs it."""
     model = host.trainer.model
     return kind(

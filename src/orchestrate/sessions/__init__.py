@@ -55,7 +55,7 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
     if find_spec("google.protobuf") is None:
         raise MissingExtra("sessions", _WHAT, "protobuf")
     from orchestrate.local.session_server import MOST_BODY, OPEN, SessionsApi, error_answer
-    from orchestrate.local.session_server.service import SessionDesk
+    from orchestrate.local.session_server.service import SessionService
 
     clients = keys.Clients(ft.store, "sessions")
     clients.require(terms.host, NEW_KEY)
@@ -68,7 +68,7 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
         "most_rows": terms.most_at_once,
     }
     names = tuple(dict.fromkeys((base, *terms.called)))
-    desk = SessionDesk(private_folder(ft.settings.make_home() / "sessions"), opening, names)
+    desk = SessionService(private_folder(ft.settings.make_home() / "sessions"), opening, names)
     desk.start()
 
     async def admit(scope: Scope) -> None:

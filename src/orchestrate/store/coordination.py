@@ -118,7 +118,7 @@ class Silence(NamedTuple):
     reported_s: float | None
 
 
-class Agenda:
+class Coordination:
     """Polling times of each backend and run, shared by all processes."""
 
     def __init__(self, db: Database, leases: Leases) -> None:

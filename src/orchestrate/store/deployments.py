@@ -16,7 +16,7 @@ from orchestrate.store import RUN_PREFIX, new_run_id, schema, stamp, time_of
 from orchestrate.store.database import Database
 from orchestrate.store.ledger import LedgerShare, Limit, count, gateway_spending, reserve_deployment
 from orchestrate.store.transitions import ImpossibleTransition
-from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, Standing
+from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, BilledResource
 
 # How deployments change: pure functions that take a deployment and a fact, and return the new deployment.
 #
@@ -99,7 +99,7 @@ def used(deployment: Deployment, at: datetime) -> Deployment:
 
 def observed(
     deployment: Deployment,
-    standing: Sequence[Standing],
+    standing: Sequence[BilledResource],
     at: datetime,
     *,
     settled: bool,
@@ -133,7 +133,7 @@ def observed(
     return _moved(deployment, at, State.LOST, bills=False, cause=cause, ended_at=at, missing_since=missing)
 
 
-def _seen(deployment: Deployment, there: Sequence[Standing], at: datetime) -> Deployment:
+def _seen(deployment: Deployment, there: Sequence[BilledResource], at: datetime) -> Deployment:
     bills = any(item.bills is not False for item in there)
     prices = [item.usd_per_hour for item in there if item.usd_per_hour is not None]
     changes: dict[str, object] = {"raw_state": there[0].state, "answered": True, "missing_since": None}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import Engine
 
 from orchestrate.store import Clock, database
-from orchestrate.store.coordination import Agenda, Notifications
+from orchestrate.store.coordination import Coordination, Notifications
 from orchestrate.store.database import Database, Leases
 from orchestrate.store.deployments import Deployments
 from orchestrate.store.experiments import Experiments
@@ -43,7 +43,7 @@ class Store:
         self.listing = RunLists(self.database)
         self.deployments = Deployments(self.database)
         self.history = History(self.database)
-        self.watching = Agenda(self.database, self.leases)
+        self.watching = Coordination(self.database, self.leases)
         self.notifications = Notifications(self.database)
         self.reviews = Reviews(self.database)
         self.experiments = Experiments(self.database)

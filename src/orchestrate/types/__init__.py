@@ -44,7 +44,7 @@ from orchestrate.types.hosting import Billing as Billing
 from orchestrate.types.hosting import Deployment as Deployment
 from orchestrate.types.hosting import DeploymentOffer as DeploymentOffer
 from orchestrate.types.hosting import DeploymentState as DeploymentState
-from orchestrate.types.hosting import Standing as Standing
+from orchestrate.types.hosting import BilledResource as BilledResource
 from orchestrate.types.hosting import Storage as Storage
 from orchestrate.types.hosting import StoredItem as StoredItem
 from orchestrate.types.jobs import OWN_LOOP as OWN_LOOP
@@ -61,12 +61,12 @@ from orchestrate.types.jobs import JobError as JobError
 from orchestrate.types.jobs import JobHandle as JobHandle
 from orchestrate.types.jobs import JobStatus as JobStatus
 from orchestrate.types.jobs import MetricPoint as MetricPoint
-from orchestrate.types.jobs import Recalled as Recalled
+from orchestrate.types.jobs import JobRecovery as JobRecovery
 from orchestrate.types.jobs import RemoteDataset as RemoteDataset
 from orchestrate.types.jobs import Run as Run
 from orchestrate.types.jobs import RunRequest as RunRequest
 from orchestrate.types.jobs import SubmitPhase as SubmitPhase
-from orchestrate.types.jobs import Told as Told
+from orchestrate.types.jobs import ReportedSettings as ReportedSettings
 from orchestrate.types.listing import Listing as Listing
 from orchestrate.types.plans import Authority as Authority
 from orchestrate.types.plans import Bill as Bill
@@ -87,7 +87,7 @@ from orchestrate.types.proof import Probe as Probe
 from orchestrate.types.proof import Proof as Proof
 from orchestrate.types.proof import ProofStage as ProofStage
 from orchestrate.types.proof import Said as Said
-from orchestrate.types.proof import Sheet as Sheet
+from orchestrate.types.proof import Fingerprint as Fingerprint
 from orchestrate.types.queue import QueueEntry as QueueEntry
 from orchestrate.types.queue import QueueState as QueueState
 from orchestrate.types.queue import Search as Search

@@ -11,7 +11,7 @@ from orchestrate.types.jobs import JobHandle
 from orchestrate.types.record import Record
 
 
-class Standing(Record, frozen=True, kw_only=True):
+class BilledResource(Record, frozen=True, kw_only=True):
     """A resource at a host that is or may be billed, regardless of who created it."""
 
     provider: str
@@ -47,7 +47,7 @@ class Standing(Record, frozen=True, kw_only=True):
 class Billing(Record, frozen=True, kw_only=True):
     """The resources of one account that are or may be billed, and those that could not be checked."""
 
-    items: tuple[Standing, ...] = ()
+    items: tuple[BilledResource, ...] = ()
     unseen: tuple[str, ...] = ()
     """Resources that the host cannot list or that could not be queried, one sentence each."""
     partial: bool = False

@@ -143,7 +143,7 @@ class Job(Record, frozen=True, kw_only=True):
     """The host's response without secrets."""
 
 
-class Recalled(Record, frozen=True, kw_only=True):
+class JobRecovery(Record, frozen=True, kw_only=True):
     """Details that a host reports about a job, in addition to its state. With these details, the job can be
     priced even if its spec and data are missing."""
 
@@ -167,7 +167,7 @@ class Recalled(Record, frozen=True, kw_only=True):
     """Time limit in seconds, after which the job's machine stops."""
 
 
-class Told(Record, frozen=True, kw_only=True):
+class ReportedSettings(Record, frozen=True, kw_only=True):
     """A host's report on a job that was created without this store."""
 
     spec: dict[str, Any] = {}

@@ -240,7 +240,7 @@ class Quote(Record, frozen=True, kw_only=True):
     """Modeled or measured training time. `None` if unknown."""
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
-    recalled: bool = False
+    job_recovery: bool = False
     """True if the quote is based on the host's report on a job, because the job's spec and data are lost.
     Nobody confirmed this price."""
     open_end: str | None = None

@@ -49,7 +49,7 @@ class Canary(Record, frozen=True, kw_only=True):
     nats per token."""
 
 
-class Sheet(Record, frozen=True, kw_only=True):
+class Fingerprint(Record, frozen=True, kw_only=True):
     """The fingerprint that identifies a served model. A fingerprint contains prompts from the training data,
     so it is stored with the run and never exported."""
 

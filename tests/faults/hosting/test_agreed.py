@@ -34,7 +34,7 @@ from orchestrate.types import (
     JobHandle,
     JobStatus,
     Run,
-    Standing,
+    BilledResource,
     SubmitPhase,
 )
 
@@ -73,7 +73,7 @@ class PricedHost(HourlyHost):
         self.made.setdefault(job.job_id, Still.now(self.books.clock))
         return msgspec.structs.replace(made, usd_per_hour=None)
 
-    def deployments(self) -> Iterator[Standing]:
+    def deployments(self) -> Iterator[BilledResource]:
         for item in super().deployments():
             yield msgspec.structs.replace(
                 item, bills=not self.idle, usd_per_hour=None, created_at=self.made.get(item.id)

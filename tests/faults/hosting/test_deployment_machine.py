@@ -43,7 +43,7 @@ from orchestrate.types import (
     JobHandle,
     JobStatus,
     Run,
-    Standing,
+    BilledResource,
     SubmitPhase,
 )
 
@@ -152,13 +152,13 @@ class HourlyHost(PaperHost, Deploys):
             return
         self.books.up.pop(job.job_id, None)
 
-    def deployments(self) -> Iterator[Standing]:
+    def deployments(self) -> Iterator[BilledResource]:
         self.books.arrive()
         if self.books.fault == "down":
             raise HostUnavailable(self.name, "no answer")
         for job in self.books.up:
             if self.books.owner[job] == self.owner:
-                yield Standing(
+                yield BilledResource(
                     provider=self.name,
                     kind="deployment",
                     id=job,
@@ -168,7 +168,7 @@ class HourlyHost(PaperHost, Deploys):
                     job_id=job,
                 )
 
-    def deployed(self, job: JobHandle) -> Sequence[Standing]:
+    def deployed(self, job: JobHandle) -> Sequence[BilledResource]:
         return [item for item in self.deployments() if item.job_id == job.job_id]
 
 

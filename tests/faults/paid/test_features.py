@@ -53,7 +53,7 @@ from orchestrate.types import (
     JobStatus,
     Quote,
     RemoteDataset,
-    Standing,
+    BilledResource,
     Translation,
 )
 
@@ -135,11 +135,11 @@ class Bank(PaperHost, Deploys, Resumes):
         since = books["up"].pop(job.job_id, self.clock.seconds)
         self._book(up=books["up"], hours=books["hours"] + (self.clock.seconds - since) / 3600)
 
-    def deployments(self) -> Iterator[Standing]:
+    def deployments(self) -> Iterator[BilledResource]:
         if self.fault == "down":
             raise HostUnavailable(self.name, "no answer")
         for job in self.books["up"]:
-            yield Standing(
+            yield BilledResource(
                 provider=self.name,
                 kind="deployment",
                 id=job,

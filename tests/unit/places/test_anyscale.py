@@ -46,7 +46,7 @@ from orchestrate.places.kinds._anyscale.client import Client
 from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
 from orchestrate.places.lease import Attempt
 from orchestrate.places.manifest import pins
-from orchestrate.places.storage import Depot
+from orchestrate.places.storage import RunStorage
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.spending.accounts import Spender
@@ -433,7 +433,7 @@ def test_what_was_made_while_the_data_were_sent_is_found(console: Any, rows: Pat
     """That may take longer than a lost answer is waited for."""
     found, other, asked = provider(console, tmp_path), provider(console, tmp_path, "there"), spec(rows)
 
-    class Slow(Depot):
+    class Slow(RunStorage):
         def keep(self, path: Path, under: str = "blobs") -> ArtifactFile:
             if not console.jobs:
                 submit(other, asked)

@@ -34,7 +34,7 @@ from orchestrate.local.run import RunDir
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.manifest import read_order
 from orchestrate.places.remote import Errand
-from orchestrate.places.storage import Depot
+from orchestrate.places.storage import RunStorage
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.preparing.prepared import _kept_private
 from orchestrate.runs.spending.accounts import Spender
@@ -43,7 +43,7 @@ from orchestrate.runs.submitting.repeats import Submission
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.spec import Full, JobSpec
 from orchestrate.store.store import Store
-from orchestrate.types import JobHandle, JobStatus, Run, Standing, SubmitPhase, TokensFrom
+from orchestrate.types import JobHandle, JobStatus, Run, BilledResource, SubmitPhase, TokensFrom
 
 REF = "orc-0123456789ab"
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -85,7 +85,7 @@ def work(tmp_path: Path, name: str, *, die_at: int = 0, hold_at: int = 0) -> int
     folder.mkdir()
     engine = [sys.executable, ENGINE, str(die_at), str(hold_at)]
     errand = Errand(
-        Depot(f"file://{tmp_path}/depot"), REF, folder, engine=engine, report_s=0.05, end=lambda code: None
+        RunStorage(f"file://{tmp_path}/depot"), REF, folder, engine=engine, report_s=0.05, end=lambda code: None
     )
     return errand.work()
 
@@ -350,11 +350,11 @@ def test_the_worker_knows_the_limit_that_its_run_came_to_have(
     data = TrainingData.open(asked.train)  # type: ignore[arg-type]
     share = asked.model_copy(update={"max_cost_usd": Decimal(3)})
     found.create(share, upload(found, asked, data), found.translate(asked), REF)
-    assert read_order(Depot(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
+    assert read_order(RunStorage(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
     world.end("no such image")
     assert found.get(JobHandle(provider=found.name, job_id=REF)).status is JobStatus.PAUSED
     assert found.recover(JobHandle(provider=found.name, job_id=REF))
-    assert read_order(Depot(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
+    assert read_order(RunStorage(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
 
 
 def test_a_host_that_forgot_is_waited_for_until_no_worker_can_be_left(
@@ -419,7 +419,7 @@ def test_what_no_run_accounts_for_is_ended(
         [mine], [again] = listed[0].orphans, listed[2].orphans
         assert [one.outcome for one in Orphans(running, provider).end(listed[0]).orphans] == ["kept"]
         assert [ref for ref, live in world.jobs() if live] == [REF]
-        dead = Standing(
+        dead = BilledResource(
             provider="unreachable", kind="deployment", id="orc-x", state="up", bills=True, job_id="orc-x"
         )
         foreign = [msgspec.structs.replace(mine.item, job_id="theirs"), dead]
@@ -445,7 +445,7 @@ def test_a_cap_holds_before_the_start_and_after_it(
     handle = submit(found, on(world, spec, max_usd_per_hour=float(price) + 0.01))
     world.run()
     dear = Hourly(usd_per_hour=price + 1, machine="m", source="s", as_of=found.get(handle).created_at)  # type: ignore[arg-type]
-    Depot(f"file://{tmp_path}/depot").run(REF).write(PRICE, dear.to_json())
+    RunStorage(f"file://{tmp_path}/depot").run(REF).write(PRICE, dear.to_json())
     assert work(tmp_path, "dear", hold_at=3) == 0
     world.end("exit 0")
     job = found.get(handle)

@@ -9,13 +9,13 @@ import pytest
 
 from orchestrate.core.files import whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable
-from orchestrate.places.lease import Claim, attempts, used_s
-from orchestrate.places.storage import Depot, safe
+from orchestrate.places.lease import RunLease, attempts, used_s
+from orchestrate.places.storage import RunStorage, safe
 from orchestrate.types import ArtifactFile
 
 
 def test_files_are_replaced_whole_and_what_is_not_there_is_none(url: str) -> None:
-    depot = Depot(url)
+    depot = RunStorage(url)
     assert depot.read("runs/a/status.json") is None and depot.names("runs/a") == []
     depot.write("runs/a/status.json", b"one")
     depot.write("runs/a/status.json", b"two")
@@ -23,22 +23,22 @@ def test_files_are_replaced_whole_and_what_is_not_there_is_none(url: str) -> Non
     assert depot.names("runs/a") == ["status.json"]
     depot.remove("runs/a")
     depot.remove("runs/a")
-    assert Depot(url).read("runs/a/status.json") is None
+    assert RunStorage(url).read("runs/a/status.json") is None
 
 
 def test_what_is_being_written_on_a_disk_is_not_there_yet(tmp_path: Path) -> None:
     """And never, where its writer is killed: a run of which that is an attempt goes on all the same."""
-    stored = Depot(f"file://{tmp_path}/depot").run("orc-a")
-    Claim(stored).used(30)
+    stored = RunStorage(f"file://{tmp_path}/depot").run("orc-a")
+    RunLease(stored).used(30)
     with whole(tmp_path / "depot" / "runs" / "orc-a" / "attempts" / "00000001.json") as draft:
         draft.write_bytes(b"")
         assert attempts(stored) == 1 and used_s(stored) == 30
-        second = Claim(stored)
+        second = RunLease(stored)
         assert (second.number, second.holds) == (2, True)
 
 
 def test_content_goes_up_once_and_comes_back_as_it_was(url: str, tmp_path: Path) -> None:
-    depot, source = Depot(url), tmp_path / "train.jsonl"
+    depot, source = RunStorage(url), tmp_path / "train.jsonl"
     source.write_bytes(b"rows\n" * 1000)
     file = depot.keep(source)
     assert file.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
@@ -56,7 +56,7 @@ def test_a_folder_is_there_when_its_manifest_is(url: str, tmp_path: Path) -> Non
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "weights").write_bytes(b"w")
     (folder / "progress.json").write_bytes(b"{}")
-    stored = Depot(url).run("orc-a")
+    stored = RunStorage(url).run("orc-a")
     stored.keep_folder(folder.name, folder)
     assert stored.folders() == [folder.name]
     assert stored.fetch_folder(folder.name, tmp_path / "part", only=["progress.json"])
@@ -70,7 +70,7 @@ def test_a_folder_is_there_when_its_manifest_is(url: str, tmp_path: Path) -> Non
 
 
 def test_a_growing_file_is_read_as_far_as_its_parts_are_unbroken(url: str) -> None:
-    stored = Depot(url).run("orc-a")
+    stored = RunStorage(url).run("orc-a")
     assert stored.parts("events.jsonl") == []
     for number in (1, 2, 4):
         stored.add_part("events.jsonl", (1, number), b"%d\n" % number)
@@ -84,11 +84,11 @@ def test_a_growing_file_is_read_as_far_as_its_parts_are_unbroken(url: str) -> No
 
 def test_a_store_that_cannot_be_asked_says_so_and_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "depot").write_text("a file where a folder should be")
-    depot = Depot(f"file://{tmp_path}/depot")
+    depot = RunStorage(f"file://{tmp_path}/depot")
     with pytest.raises(HostUnavailable, match="failed to write"):
         depot.write("runs/a/status.json", b"x")
     with pytest.raises(HostUnavailable, match="cannot store runs:"):
-        Depot("nowhere://x")
+        RunStorage("nowhere://x")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../up", "", "c:\\x"])
@@ -97,4 +97,4 @@ def test_a_manifest_leads_nowhere_else(path: str, tmp_path: Path) -> None:
         safe(path)
     files = [ArtifactFile(path=path, bytes=1, sha256="0" * 64)]
     with pytest.raises(ArtifactRefused):
-        Depot(f"file://{tmp_path}/depot").fetch_folder(files, tmp_path / "in")
+        RunStorage(f"file://{tmp_path}/depot").fetch_folder(files, tmp_path / "in")

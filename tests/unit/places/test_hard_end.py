@@ -16,7 +16,7 @@ from tests.unit.places.worlds import WORLDS, World, ray_cluster
 from orchestrate import Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import InvalidRequest, OverBudget, UsageError
-from orchestrate.places.lease import Claim
+from orchestrate.places.lease import RunLease
 from orchestrate.places.manifest import read_order
 from orchestrate.runs import queue as queueing
 from orchestrate.runs.sweep import space, sweeps
@@ -92,7 +92,7 @@ def test_at_its_end_it_is_paused_with_its_checkpoint_and_may_be_given_more(
         handle = ft.submit(spec_of(world, tmp_path, max_hours=1 / 60), provider=world.kind)
         world.run()
         stored = depot(ft, handle)
-        Claim(stored).used(55)
+        RunLease(stored).used(55)
         keep_checkpoint(stored, tmp_path, 4)
         world.end("its time was over")
         for _ in range(2):

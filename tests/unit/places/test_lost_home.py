@@ -21,7 +21,7 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable
 from orchestrate.places.base import PRICE, Placed
 from orchestrate.places.manifest import read_order
-from orchestrate.places.storage import Depot
+from orchestrate.places.storage import RunStorage
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.spending.accounts import Spender, SpendingReport
 from orchestrate.runs.submitting.repeats import SubmitRequest
@@ -68,7 +68,7 @@ def test_a_job_under_way_is_a_run_again_and_held_at_its_worst(
     assert recover(store, [found]).recovered == []
     assert found.get(run.handle).status is JobStatus.RUNNING or found.get(run.handle).model == "qwen3-8b"
     found.cancel(run.handle)
-    assert Depot(f"file://{tmp_path}/depot").run(REF).read("control") == b"cancel"
+    assert RunStorage(f"file://{tmp_path}/depot").run(REF).read("control") == b"cancel"
 
 
 def test_what_has_ended_is_found_though_its_host_has_forgotten_it(
@@ -89,7 +89,7 @@ def test_what_has_ended_is_found_though_its_host_has_forgotten_it(
     assert store.ledger.spending().committed_usd == 0
     found.download(run.handle, tmp_path / "tuned")
     assert (tmp_path / "tuned" / "adapter_model.safetensors").read_bytes() == b"the weights of the end"
-    order = Depot(f"file://{tmp_path}/depot").run(REF)
+    order = RunStorage(f"file://{tmp_path}/depot").run(REF)
     others = read_order(order)
     order.write("order.json", msgspec.structs.replace(others, place="Elsewhere, account 7").to_json())
     shutil.rmtree(found.home)
@@ -194,7 +194,7 @@ def test_a_damaged_run_of_the_depot_hides_no_other_and_two_at_once_take_each_run
     for ref in refs:
         submit(found, on(world, spec), ref)
     shutil.rmtree(found.home)
-    depot = Depot(f"file://{tmp_path}/depot")
+    depot = RunStorage(f"file://{tmp_path}/depot")
     for ref, name in zip(refs, ("order.json", "status.json", PRICE, "pulse.json"), strict=False):
         depot.run(ref).write(name, b"{torn")
     with ThreadPoolExecutor(2) as threads:

@@ -32,7 +32,7 @@ from orchestrate.errors import (
     UsageError,
 )
 from orchestrate.local.run import JobState, now
-from orchestrate.places.lease import Claim
+from orchestrate.places.lease import RunLease
 from orchestrate.places.manifest import read_order
 from orchestrate.places.remote import Errand
 from orchestrate.places.storage import StoredRun
@@ -85,7 +85,7 @@ def at_its_limit(ft: Orchestrator, world: World, handle: RunHandle, seconds: flo
     """As a worker leaves it that has worked for so long."""
     world.run()
     stored = depot(ft, handle)
-    Claim(stored).used(seconds)
+    RunLease(stored).used(seconds)
     stored.write("status.json", JobState(status="paused", error=OVER, updated_at=now()).to_json())
     world.end("it has ended")
     assert handle.refresh().status is JobStatus.PAUSED

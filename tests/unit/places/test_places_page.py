@@ -20,7 +20,7 @@ from tests.unit.places.rayhead import Head
 from tests.unit.places.worlds import SkyState
 
 from orchestrate.places.remote import Errand
-from orchestrate.places.storage import Depot
+from orchestrate.places.storage import RunStorage
 
 pytestmark = pytest.mark.slow
 ENGINE = str(Path(__file__).with_name("engine.py"))
@@ -53,7 +53,7 @@ class Desk:
         there = self.folder / "there"
         there.mkdir()
         engine = [sys.executable, ENGINE, "0", "0"]
-        depot = Depot(f"file://{self.folder}/depot")
+        depot = RunStorage(f"file://{self.folder}/depot")
         away = Errand(depot, ref, there, engine=engine, report_s=0.05, end=lambda code: None)
         assert away.work() == 0
 

@@ -20,7 +20,7 @@ from orchestrate.data import TrainingData
 from orchestrate.errors import ConfigError
 from orchestrate.local.run import JobState, RunDir, now
 from orchestrate.places.kinds.ray import STATUSES, RayJobs
-from orchestrate.places.lease import Claim
+from orchestrate.places.lease import RunLease
 from orchestrate.places.storage import Pulse
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
@@ -174,7 +174,7 @@ def test_neither_cost_nor_progress_hang_on_the_clock_here(tmp_path: Path) -> Non
     try:
         found, handle = submitted(provider(head.url, tmp_path), tmp_path)
         stored = found.place.depot.run(REF)
-        Claim(stored).used(90)
+        RunLease(stored).used(90)
         ahead = int((time.time() + 3600) * 1000)
         head.newest("RUNNING", start_time=ahead)
         told = JobState(

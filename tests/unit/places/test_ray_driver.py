@@ -28,17 +28,17 @@ from orchestrate.errors import HostUnavailable, RunFailed
 from orchestrate.local.run import JobState, now
 from orchestrate.places import lease
 from orchestrate.places.base import WorkerLimits
-from orchestrate.places.lease import Claim, Signs, Superseded
+from orchestrate.places.lease import RunLease, Signs, Superseded
 from orchestrate.places.manifest import ROOM, environment, place_order, read_order, room, unexpanded
 from orchestrate.places.remote import SILENT
-from orchestrate.places.storage import Depot, Pulse, StoredRun
+from orchestrate.places.storage import RunStorage, Pulse, StoredRun
 from orchestrate.spec import JobSpec
 from orchestrate.types import Event
 
 pytest.importorskip("aiohttp_cors", reason="ray[default] is not installed")
 from orchestrate.places.kinds._ray.driver import Driver, lacking
 
-Fit = Callable[[Claim], object]
+Fit = Callable[[RunLease], object]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def stored(tmp_path: Path) -> StoredRun:
 
 
 def placed(folder: Path, limits: WorkerLimits) -> StoredRun:
-    depot = Depot(f"file://{folder}/depot")
+    depot = RunStorage(f"file://{folder}/depot")
     place_order(depot, job_at(folder), limits)
     return depot.run("orc-a")
 
@@ -56,31 +56,31 @@ def driver(stored: StoredRun, fit: Fit, **more: Any) -> Driver:
     return Driver(stored, fit, report_s=0.05, end=lambda code: None, **more)
 
 
-def report(stored: StoredRun, first: Claim, status: str) -> None:
+def report(stored: StoredRun, first: RunLease, status: str) -> None:
     """What the first worker leaves when it has ended."""
     stored.write("status.json", JobState(status=status, updated_at=now()).to_json())
     pulse = Pulse(attempt=first.number, number=1, pid=1, started="1", machine="node", ended=True)
     stored.write("pulse.json", pulse.to_json())
 
 
-def hang(_: Claim) -> None:
+def hang(_: RunLease) -> None:
     threading.Event().wait()
 
 
 @pytest.mark.parametrize(("status", "code"), [("succeeded", 0), ("paused", 0), ("running", 1)])
 def test_its_code_says_whether_the_run_is_settled(stored: StoredRun, status: str, code: int) -> None:
-    away = driver(stored, lambda mine: report(stored, Claim(stored, mine.token), status))
+    away = driver(stored, lambda mine: report(stored, RunLease(stored, mine.token), status))
     assert away.work() == code
 
 
 def test_what_an_earlier_job_reported_settles_nothing(stored: StoredRun) -> None:
-    report(stored, Claim(stored), "paused")
+    report(stored, RunLease(stored), "paused")
     assert driver(stored, lambda mine: None).work() == 1
 
 
 def test_workers_that_do_not_end_after_the_run_has_are_left(stored: StoredRun) -> None:
-    def fit(mine: Claim) -> None:
-        report(stored, Claim(stored, mine.token), "succeeded")
+    def fit(mine: RunLease) -> None:
+        report(stored, RunLease(stored, mine.token), "succeeded")
         hang(mine)
 
     ended: list[int] = []
@@ -93,12 +93,12 @@ def test_another_job_has_the_run(stored: StoredRun) -> None:
     first, codes = driver(stored, hang), list[int]()
     thread = threading.Thread(target=lambda: codes.append(first.work()))
     thread.start()
-    newer = Claim(stored)
+    newer = RunLease(stored)
     thread.join(240)
     assert codes == [1]
     with pytest.raises(Superseded):
-        Claim(stored, first.claim.token)
-    one, two = Claim(stored, newer.token), Claim(stored, newer.token)
+        RunLease(stored, first.claim.token)
+    one, two = RunLease(stored, newer.token), RunLease(stored, newer.token)
     assert (one.first, two.first) == (one.number, one.number) and newer.holds
 
 
@@ -110,15 +110,15 @@ def test_workers_that_ray_starts_again_after_the_end_have_nothing_to_do(
     earlier job paused is gone on with."""
     from orchestrate.places.kinds._ray.member import claimed
 
-    report(stored, Claim(stored), "paused")
-    mine = Claim(stored)
+    report(stored, RunLease(stored), "paused")
+    mine = RunLease(stored)
     first = claimed(stored, mine.token)
     assert first is not None
     second = claimed(stored, mine.token)
     assert second is not None, "the first start died before it said anything: nobody has paused this job"
     report(stored, second, status)
     assert claimed(stored, mine.token) is None
-    Claim(stored)
+    RunLease(stored)
     assert claimed(stored, mine.token) is None, "another job has it"
 
 
@@ -140,17 +140,17 @@ def test_what_a_killed_worker_left_on_its_node_goes(tmp_path: Path, monkeypatch:
 
 def test_the_time_of_the_job_is_counted_once(stored: StoredRun) -> None:
     """Of the job, and not of each start of its workers besides."""
-    mine = Claim(stored)
+    mine = RunLease(stored)
     mine.used(30)
-    worker = Claim(stored, mine.token)
+    worker = RunLease(stored, mine.token)
     worker.used(20)
     assert worker.earlier_s == 30 and lease.used_s(stored) == 30
 
 
 def test_a_worker_sees_that_its_job_is_gone(stored: StoredRun) -> None:
     at = 0.0
-    mine = Claim(stored)
-    worker = Claim(stored, mine.token)
+    mine = RunLease(stored)
+    worker = RunLease(stored, mine.token)
     signs = Signs(stored, mine.token, worker.number, lambda: at)
     mine.used(1)
     assert signs.newest and signs.silent_s == 0
@@ -158,7 +158,7 @@ def test_a_worker_sees_that_its_job_is_gone(stored: StoredRun) -> None:
     assert signs.silent_s == 50
     mine.used(2)
     assert signs.silent_s == 0
-    Claim(stored, mine.token)
+    RunLease(stored, mine.token)
     assert not signs.newest
 
 
@@ -198,9 +198,9 @@ def test_what_its_workers_died_of_is_told_and_how_often(stored: StoredRun) -> No
 
     dead = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: x", ActorDiedError())
 
-    def fit(mine: Claim) -> None:
+    def fit(mine: RunLease) -> None:
         for _ in range(3):
-            Claim(stored, mine.token)
+            RunLease(stored, mine.token)
         raise WorkerGroupError("a long traceback", {1: ValueError("row 3 is bad\nin a line"), 0: dead})
 
     assert driver(stored, fit).work() == 1
@@ -227,7 +227,7 @@ def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> N
     from orchestrate.local.run.parallel import SHORT, Met
     from orchestrate.places.kinds._ray.member import claimed, tell
 
-    mine, full = Claim(stored), OSError(errno.ENOSPC, "No space left on device")
+    mine, full = RunLease(stored), OSError(errno.ENOSPC, "No space left on device")
     for error, status, told in (
         (RunFailed("no such row", fix="look"), "failed", "worker 2 of 2: no such row (look)"),
         (SystemExit(SHORT), "failed", "worker 2 of 2: ran out of memory"),
@@ -254,7 +254,7 @@ def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_
     assert apart == "worker 3 has tokenizers 0.21, but the first has 0.22"
     import torch
 
-    first = First(Claim(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)
+    first = First(RunLease(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)
     assert first.work() == 0
     state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "failed" and state.error is not None and apart in state.error.message
@@ -277,7 +277,7 @@ def test_it_ends_when_the_depot_cannot_be_reached(tmp_path: Path) -> None:
 
 
 def test_an_error_of_ray_is_no_end_of_the_run(stored: StoredRun) -> None:
-    def fit(_: Claim) -> None:
+    def fit(_: RunLease) -> None:
         raise RuntimeError("too many failures")
 
     away = driver(stored, fit)

@@ -30,7 +30,7 @@ from orchestrate.places.base import WorkerLimits
 from orchestrate.places.lease import Switch
 from orchestrate.places.manifest import environment, place_order
 from orchestrate.places.remote import SILENT, Errand
-from orchestrate.places.storage import Depot
+from orchestrate.places.storage import RunStorage
 from orchestrate.types import ArtifactFile
 
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -62,7 +62,7 @@ def job_at(folder: Path) -> LocalJob:
 def errand(url: str, folder: Path, **more: object) -> Errand:
     values = {"engine": engine(), "report_s": 0.05, "grace_s": 5.0, "end": lambda code: None} | more
     folder.mkdir(exist_ok=True)
-    return Errand(Depot(url), "orc-a", folder, **values)  # pyright: ignore[reportArgumentType]
+    return Errand(RunStorage(url), "orc-a", folder, **values)  # pyright: ignore[reportArgumentType]
 
 
 def wait(ready: Callable[[], bool]) -> None:
@@ -79,7 +79,7 @@ def meanwhile(away: Errand, happens: Callable[[], object]) -> None:
 
 @pytest.mark.slow
 def test_a_reader_sees_what_the_worker_wrote(url: str, job: LocalJob, tmp_path: Path) -> None:
-    depot = Depot(url)
+    depot = RunStorage(url)
     order = place_order(depot, job, WorkerLimits())
     away = errand(url, tmp_path / "there")
     assert away.order == order and away.work() == 0
@@ -107,8 +107,8 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
     url: str, job: LocalJob, tmp_path: Path
 ) -> None:
     """And the reader gets each step once, though the second attempt trains one again."""
-    place_order(Depot(url), job, WorkerLimits())
-    here, stored = RunDir(tmp_path / "here"), Depot(url).run("orc-a")
+    place_order(RunStorage(url), job, WorkerLimits())
+    here, stored = RunDir(tmp_path / "here"), RunStorage(url).run("orc-a")
     here.path.mkdir()
     assert errand(url, tmp_path / "first", engine=engine(die_at=5)).work() == 1
     mirror.look(here, stored)
@@ -125,8 +125,8 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
 @pytest.mark.parametrize(("word", "end"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(Depot(url), job, WorkerLimits())
-    stored = Depot(url).run("orc-a")
+    place_order(RunStorage(url), job, WorkerLimits())
+    stored = RunStorage(url).run("orc-a")
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
     meanwhile(away, lambda: stored.write("control", word.encode()))
     assert away.work() == 0
@@ -135,17 +135,17 @@ def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path:
 
 def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(Depot(url), job, WorkerLimits())
+    place_order(RunStorage(url), job, WorkerLimits())
     first, codes = errand(url, tmp_path / "first", engine=engine(hold_at=1)), list[int]()
     thread = threading.Thread(target=lambda: codes.append(first.work()))
     thread.start()
-    wait(lambda: Depot(url).read("runs/orc-a/pulse.json") is not None)
+    wait(lambda: RunStorage(url).read("runs/orc-a/pulse.json") is not None)
     assert errand(url, tmp_path / "second").work() == 0
     thread.join(240)
     assert codes == [1]
     told = RunDir(tmp_path / "here")
     told.path.mkdir()
-    mirror.look(told, Depot(url).run("orc-a"))
+    mirror.look(told, RunStorage(url).run("orc-a"))
     assert told.state().status == "succeeded" and len(told.metrics()) == 10
 
 
@@ -154,7 +154,7 @@ def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Pa
     """A dollar at 3600 dollars per hour is one second, of all attempts together."""
     url, clock = f"file://{tmp_path}/depot", Clock()
     limits = WorkerLimits(max_usd=Decimal(1), usd_per_hour=Decimal(3600))
-    place_order(Depot(url), job, limits)
+    place_order(RunStorage(url), job, limits)
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5), clock=clock)
     meanwhile(away, lambda: clock.pass_(1.0))
     assert away.work() == 0
@@ -164,7 +164,7 @@ def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Pa
     again = errand(url, tmp_path / "again", engine=engine(hold_at=5))
     assert again.claim.earlier_s >= 1.0
     assert again.work() == 0 and again.run.metrics()[-1].step == state.step, "no time was left"
-    place_order(Depot(url), job, WorkerLimits())
+    place_order(RunStorage(url), job, WorkerLimits())
     assert errand(url, tmp_path / "more").work() == 0
 
 
@@ -172,13 +172,13 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_a_run_that_goes_on
     job: LocalJob, tmp_path: Path
 ) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(Depot(url), job, WorkerLimits())
+    place_order(RunStorage(url), job, WorkerLimits())
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
     meanwhile(away, away.preempted.set)
     assert away.work() == 1
     here = RunDir(tmp_path / "here")
     here.path.mkdir()
-    mirror.look(here, Depot(url).run("orc-a"))
+    mirror.look(here, RunStorage(url).run("orc-a"))
     assert here.state().status == "interrupted", "nobody paused it"
     assert errand(url, tmp_path / "next").work() == 0
 
@@ -225,7 +225,7 @@ def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
         with pytest.MonkeyPatch.context() as patch:
             for name, value in store.env.items():
                 patch.setenv(name, value)
-            depot = Depot("s3://runs/cut")
+            depot = RunStorage("s3://runs/cut")
             order = place_order(depot, job, WorkerLimits(silence_s=60))
             worker = subprocess.Popen(
                 [sys.executable, "-c", CUT, str(tmp_path), *engine(hold_at=5)],
@@ -255,11 +255,11 @@ CUT = """
 import os, sys
 from contextlib import suppress
 from pathlib import Path
-from orchestrate.places.storage import Depot
+from orchestrate.places.storage import RunStorage
 from orchestrate.places.remote import Errand
 folder, *engine = sys.argv[1:]
 note = 'echo $$ > "$4/engine.new"; mv "$4/engine.new" "$4/engine.pid"; exec "$0" "$@"'
-depot = Depot(os.environ["ORCHESTRATE_DEPOT"])
+depot = RunStorage(os.environ["ORCHESTRATE_DEPOT"])
 def clock():
     with suppress(FileNotFoundError):
         return float(Path(folder, "clock").read_text())
@@ -308,7 +308,7 @@ from tests.unit.places.depots import S3
 folder = Path(sys.argv[1])
 store = S3(folder)
 os.environ.update(store.env)
-depot = tests.Depot("s3://runs/cut")
+depot = tests.RunStorage("s3://runs/cut")
 (folder / "train.jsonl").write_text("{}")
 order = tests.place_order(depot, tests.job_at(folder), tests.WorkerLimits(silence_s=60))
 worker = subprocess.Popen(
@@ -358,7 +358,7 @@ def test_a_checkpoint_to_go_on_from_is_there_at_every_moment(job: LocalJob, tmp_
             shutil.rmtree(path)
 
 
-class Slow(Depot):
+class Slow(RunStorage):
     """Something else happens while a file is sent."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
@@ -404,7 +404,7 @@ time.sleep(300)
 
 
 def test_the_order_has_what_was_sent_by_content(job: LocalJob, tmp_path: Path) -> None:
-    depot = Depot(f"file://{tmp_path}/depot")
+    depot = RunStorage(f"file://{tmp_path}/depot")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     job = msgspec.structs.replace(job, model=str(tmp_path / "model"))

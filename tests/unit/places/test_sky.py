@@ -22,7 +22,7 @@ from orchestrate.places.base import Resources, WorkerLimits
 from orchestrate.places.kinds._skypilot.client import Bridge, python_of
 from orchestrate.places.kinds.sky import Sky
 from orchestrate.places.manifest import environment, place_order
-from orchestrate.places.storage import Depot
+from orchestrate.places.storage import RunStorage
 
 REF = "orc-0123456789ab"
 H100 = Resources(gpu="H100", machine="H100:1", limits=WorkerLimits(max_hours=2, most_usd_per_hour=Decimal(3)))
@@ -58,7 +58,7 @@ def submit(found: Sky, tmp_path: Path, resources: Resources = H100, ref: str = R
         hyper=Hyper(epochs=1),
         created_at=now(),
     )
-    depot = Depot(f"file://{tmp_path}/depot")
+    depot = RunStorage(f"file://{tmp_path}/depot")
     order = place_order(depot, job, resources.limits)
     found.submit(order, resources, environment(depot, order))
 

@@ -17,7 +17,7 @@ from orchestrate.serving.server import server_process
 from orchestrate.serving.server.server_process import ServerSettings, ServingApp
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.store.store import Store
-from orchestrate.types import Sheet
+from orchestrate.types import Fingerprint
 
 if TYPE_CHECKING:
     from tests.unit.serving.gguf import Made
@@ -88,7 +88,7 @@ class Known:
 
     adapter: Path
     other: Path
-    sheet: Sheet
+    sheet: Fingerprint
 
     def exported(self, folder: Path, adapter: Path | None = None) -> Path:
         """As `export --to peft` writes it."""
@@ -107,7 +107,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
     home = tmp_path_factory.mktemp("known")
     adapter, other = random_adapter(home / "one", 1), random_adapter(home / "other", 2)
-    sheet = Sheet.from_dict(worker.sheet(str(TINY), str(adapter), [str(ORDERS)], precision="fp32"))
+    sheet = Fingerprint.from_dict(worker.sheet(str(TINY), str(adapter), [str(ORDERS)], precision="fp32"))
     return Known(adapter, other, sheet)
 
 

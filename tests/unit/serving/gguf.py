@@ -13,7 +13,7 @@ from tests.unit.serving.conftest import random_adapter
 from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.forms import WeightOptions, base_gguf, export
 from orchestrate.serving.tuned import TunedModel
-from orchestrate.types import Export, Sheet
+from orchestrate.types import Export, Fingerprint
 
 QUESTION = (
     "Tell me in some more words, as {n} people would, what number {m} is good for, and who was it "
@@ -75,7 +75,7 @@ def own_base(folder: Path) -> Path:
 class Made:
     base: Path
     tuned: TunedModel
-    sheet: Sheet
+    sheet: Fingerprint
     whole: Export
     adapter: Export
     base_gguf: Path
@@ -91,7 +91,7 @@ def make(home: Path) -> Made:
     return Made(
         base,
         tuned,
-        Sheet.from_dict(sheet),
+        Fingerprint.from_dict(sheet),
         export(tuned, "gguf", home / "whole", WeightOptions(dtype="fp32", quantise="F32")),
         exported(tuned.folder, home),
         plain,

@@ -24,7 +24,7 @@ from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.observations import ObservedAnswer, PromptView
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.types import Canary, JobHandle, Message, Probe, Proof, ProofStage, Reply, Said, Sheet
+from orchestrate.types import Canary, JobHandle, Message, Probe, Proof, ProofStage, Reply, Said, Fingerprint
 from orchestrate.types.proof import badge
 
 pytestmark = [
@@ -35,7 +35,7 @@ pytestmark = [
 PAST_TOKENS = ("answers", "distance", "stop")
 
 
-def proof_of(folder: Path, sheet: Sheet) -> Proof:
+def proof_of(folder: Path, sheet: Fingerprint) -> Proof:
     place = FolderPlace(folder, sheet, str(TINY), model="tuned", ask=in_process)
     return verify(sheet, place, run_id="r")
 
@@ -66,7 +66,7 @@ def test_an_answer_that_differs_by_a_near_tie_identifies_no_model(known: Known, 
     weak = shutil.copytree(known.adapter, tmp_path / "weak")
     path = weak / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 3}))
-    sheet = Sheet.from_dict(worker.sheet(str(TINY), str(weak), [str(ORDERS)], precision="fp32"))
+    sheet = Fingerprint.from_dict(worker.sheet(str(TINY), str(weak), [str(ORDERS)], precision="fp32"))
     assert sheet.canaries == ()  # one answer differs, where tuned model and base hesitate between two tokens
     assert proof_of(known.exported(tmp_path / "served", weak), sheet).state == "in part"
 

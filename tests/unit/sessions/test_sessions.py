@@ -23,7 +23,7 @@ from tests.unit.sessions.loop import IDS, LORA, OPTIONS, rows
 from tests.waiting import until
 
 from orchestrate import AsyncOrchestrator, JobStatus, Orchestrator, OverBudget, RunFailed, UsageError
-from orchestrate.core.underway import ProgressCallback, heard_by
+from orchestrate.core.underway import ProgressCallback, listening
 from orchestrate.errors import HostUnavailable, NotFound, Unsupported
 from orchestrate.paid.limits import UnknownPrice
 from orchestrate.settings import config
@@ -243,7 +243,7 @@ def test_another_program_ends_it(ft: Orchestrator) -> None:
 
     with pytest.raises(RunFailed, match="canceled"), opened(ft) as s:
         trained(s, 1)
-        with heard_by(heard):
+        with listening(heard):
             ft.run(s.id).cancel()
         assert waits == ["waiting for local to cancel the run"], "a host may hang"
         until(lambda: ft.run(s.id).refresh().status.terminal, "the end")

@@ -165,4 +165,4 @@ class RequestQueue:
 
 
 if __name__ == "__main__":
-    leave(child.at_desk(RequestQueue))
+    leave(child.serve_requests(RequestQueue))

@@ -132,9 +132,9 @@ class PolicyObjective(Objective):
         for i, drawn in zip(asked, answers, strict=True):
             self.check_requests()
             ids, stopped = self.sampler.said(drawn)
-            asked_for = rows.prompts[i]
-            said = self.template.said(ids, rows.row(i)[0].tolist(), tools=asked_for.tools, cut=not stopped)
-            item = {"messages": msgspec.to_builtins(asked_for.messages), **asked_for.fields}
+            reported_settings = rows.prompts[i]
+            said = self.template.said(ids, rows.row(i)[0].tolist(), tools=reported_settings.tools, cut=not stopped)
+            item = {"messages": msgspec.to_builtins(reported_settings.messages), **reported_settings.fields}
             grades += self.grader.grade([said], [item])
         errors = [g.error for g in grades if g.error]
         if errors and len(errors) == len(grades) and not self._graded:

@@ -31,7 +31,7 @@ from orchestrate.local.proof import (
     ProbePrompt,
     probes,
 )
-from orchestrate.types import Canary, Probe, Said, Sheet
+from orchestrate.types import Canary, Probe, Said, Fingerprint
 
 CLEAR = 0.125
 """Minimum difference in nats between the log-probabilities of the model's token and the alternative: two
@@ -56,7 +56,7 @@ def find(
     base_hash: str,
     precision: str,
     context: int | None = None,
-) -> Sheet:
+) -> Fingerprint:
     """Build the fingerprint of a tuned model, with prompts on which it differs from its base (canaries). The
     prompts in `data` are tried as canaries before the built-in prompts. `context` is the model's maximum
     context length in tokens."""
@@ -67,7 +67,7 @@ def find(
     fitting = [(a, ids) for a in data if (ids := _ids(template, a)) and len(ids) <= room]
     candidates = [*fitting, *((a, list(p.ids)) for a, p in shown)][:CANDIDATES]
     canaries = _canaries(models, candidates)
-    return Sheet(
+    return Fingerprint(
         base_model=base_model,
         base_hash=base_hash,
         template_hash=template_hash(template),

@@ -25,7 +25,7 @@ from orchestrate.local.session_server.service import (
     Promise,
     SavedSampler,
     SavedWeights,
-    SessionDesk,
+    SessionService,
     SessionModel,
     forward_result,
     sample_result,
@@ -62,7 +62,7 @@ class SessionsApi:
 
     def __init__(
         self,
-        desk: SessionDesk,
+        desk: SessionService,
         *,
         notice: str = "nothing is billed",
         prices: Mapping[str, Decimal] | None = None,

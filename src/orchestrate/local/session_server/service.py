@@ -124,7 +124,7 @@ class SavedWeights(Record, frozen=True, kw_only=True):
     everything."""
 
 
-class SessionDesk:
+class SessionService:
     def __init__(
         self,
         home: Path,

@@ -144,4 +144,4 @@ class SessionBench:
 
 
 if __name__ == "__main__":
-    leave(child.at_desk(SessionBench))
+    leave(child.serve_requests(SessionBench))

@@ -56,7 +56,7 @@ from orchestrate.places.away import (
 )
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
 from orchestrate.places.kinds._anyscale.client import Client, ErrorResponse, never_sent, unreachable
-from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins
+from orchestrate.places.manifest import RUN_BOOT, RunManifest, pins
 from orchestrate.profile import away
 from orchestrate.settings import redact_text
 from orchestrate.settings.hosts import HostConfig
@@ -185,7 +185,7 @@ class AnyscaleJobs(AwayPlace):
                 run.add_event(message, level="warning", type="doubled")
             write_whole(mark, starts)
 
-    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         config = self.job(order.job.ref, resources, env)
         with self._converted_errors(self._new(), unknown=order.job.ref) as client:
             client.submit(config)

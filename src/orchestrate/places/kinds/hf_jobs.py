@@ -37,7 +37,7 @@ from orchestrate.errors import (
 )
 from orchestrate.places.away import REFUSALS, AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins
+from orchestrate.places.manifest import RUN_BOOT, RunManifest, pins
 from orchestrate.profile import away
 from orchestrate.types import Record
 
@@ -154,7 +154,7 @@ class HfJobs(AwayPlace):
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
-    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         namespace, seconds = self.namespace, self.hard_end_s(resources.limits)
         token = self._token()
         python = ".".join(platform.python_version_tuple()[:2])

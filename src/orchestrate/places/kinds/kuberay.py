@@ -49,7 +49,7 @@ from orchestrate.places.base import (
     newest_first,
     ran_s,
 )
-from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins, unexpanded
+from orchestrate.places.manifest import RUN_BOOT, RunManifest, pins, unexpanded
 from orchestrate.profile import away
 
 OWN = {
@@ -126,7 +126,7 @@ class KubeRay(AwayPlace):
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         ref = order.job.ref
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"
@@ -135,7 +135,7 @@ class KubeRay(AwayPlace):
             self._api.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
 
     def manifest(
-        self, name: str, order: WorkerOrder, resources: Resources, env: Mapping[str, str]
+        self, name: str, order: RunManifest, resources: Resources, env: Mapping[str, str]
     ) -> dict[str, Any]:
         """Build the RayJob manifest. It contains no secrets."""
         import yaml

@@ -43,7 +43,7 @@ from orchestrate.errors import (
 from orchestrate.places import lease
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.manifest import MODULE, RUN_BOOT, WorkerOrder, pins, unexpanded
+from orchestrate.places.manifest import MODULE, RUN_BOOT, RunManifest, pins, unexpanded
 from orchestrate.profile import away
 from orchestrate.settings.hosts import is_loopback
 
@@ -136,7 +136,7 @@ class RayJobs(AwayPlace):
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
-    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         """Submit the attempt. The cluster rejects an id that was already used, so of two submissions of the
         same attempt only one is accepted."""
         ref = order.job.ref

@@ -45,7 +45,7 @@ from orchestrate.errors import (
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.kinds._skypilot.client import INSTALL, Bridge, NoAnswer, SkyRefusal, python_of
-from orchestrate.places.manifest import RUN_BOOT, WorkerOrder, pins
+from orchestrate.places.manifest import RUN_BOOT, RunManifest, pins
 from orchestrate.profile import away
 from orchestrate.types import Record
 
@@ -255,7 +255,7 @@ class Sky(AwayPlace):
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def submit(self, order: WorkerOrder, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         ref = order.job.ref
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"

@@ -64,7 +64,7 @@ from orchestrate.types import (
     Problem,
     RemoteDataset,
     Severity,
-    Standing,
+    BilledResource,
     Translation,
 )
 
@@ -309,7 +309,7 @@ class DescribedDeploys(CompatibleProvider, Deploys):
     def undeploy(self, job: JobHandle) -> None:
         self._deployer.remove(job.job_id)
 
-    def deployments(self) -> Iterator[Standing]:
+    def deployments(self) -> Iterator[BilledResource]:
         return self._deployer.billing_items()
 
     def _last_checkpoint(self, job: JobHandle) -> str:

@@ -22,7 +22,7 @@ from orchestrate.providers.adapters import Replicas
 from orchestrate.providers.calls import payload, plain, table, text, when
 from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.types import Adapter, Endpoint, Job, JobStatus, Standing
+from orchestrate.types import Adapter, Endpoint, Job, JobStatus, BilledResource
 
 if TYPE_CHECKING:
     import httpx
@@ -140,13 +140,13 @@ class Deploying:
             if self._find(id) is None:  # else it was made all the same
                 raise
 
-    def billing_items(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[BilledResource]:
         """List all deployments. Deployments of base models have no hourly price, only token prices, so they
         are listed as not billed."""
         for entry in self._all():
             bills = self._how.bills.get(entry["state"]) if entry["tuned"] else False
             hourly = self._hourly(entry["tier"]) if entry["tuned"] else Decimal(0)
-            yield Standing(
+            yield BilledResource(
                 provider=self._config.name,
                 kind="deployment",
                 id=entry["name"],

@@ -21,8 +21,8 @@ from orchestrate.types import (
     JobHandle,
     JobStatus,
     MetricPoint,
-    Recalled,
-    Told,
+    JobRecovery,
+    ReportedSettings,
 )
 
 REF_KEY = "orchestrate_ref"
@@ -159,7 +159,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
 
 
-def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
+def job_recovery(job: Job, file: Callable[[str], object]) -> JobRecovery:
     """Collect the facts about a job that determine its price. `file` is a function that returns a file's
     record by id. The validation file is not billed."""
     method = table(job.payload.get("method"))
@@ -168,14 +168,14 @@ def recalled(job: Job, file: Callable[[str], object]) -> Recalled:
     epochs = own.get("n_epochs", table(job.payload.get("hyperparameters")).get("n_epochs"))
     name = text(job.payload.get("training_file"))
     needed = name is not None and job.trained_tokens is None
-    return Recalled(
+    return JobRecovery(
         method=METHODS.get(kind, "sft"),
         epochs=integer(epochs),
         train_bytes=integer(plain(file(name)).get("bytes")) if needed and name else None,
     )
 
 
-def asked_for(job: Job) -> Told:
+def reported_settings(job: Job) -> ReportedSettings:
     """Return the settings and files of a job. Accepts each of the API's formats for hyperparameters."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
@@ -196,7 +196,7 @@ def asked_for(job: Job) -> Told:
         spec["suffix"] = suffix
     named = {"train": "training_file", "validation": "validation_file"}
     files = {split: id for split, field in named.items() if (id := text(job.payload.get(field)))}
-    return Told(spec=spec, files=files)
+    return ReportedSettings(spec=spec, files=files)
 
 
 SETTINGS: Mapping[str, str] = {

@@ -43,11 +43,11 @@ from orchestrate.types import (
     JobHandle,
     JobStatus,
     MetricPoint,
-    Recalled,
+    JobRecovery,
     RemoteDataset,
     Storage,
     StoredItem,
-    Told,
+    ReportedSettings,
     Translation,
 )
 
@@ -101,14 +101,14 @@ class SdkProvider(HostedProvider):
     def _file(self, id: str) -> dict[str, Any]:
         return plain(self._wire.read(lambda: self.client.files.retrieve(id)))
 
-    def asked_for(self, job: Job) -> Told:
-        return responses.asked_for(job)
+    def reported_settings(self, job: Job) -> ReportedSettings:
+        return responses.reported_settings(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         fetch_by_id(self._wire, self.client.files, id, file, MOST_FILE_BYTES)
 
-    def recall(self, job: Job) -> Recalled:
-        return responses.recalled(job, self._file)
+    def recall(self, job: Job) -> JobRecovery:
+        return responses.job_recovery(job, self._file)
 
     # -- submitting ----------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.fireworks import PROFILE, region_factor
 from orchestrate.providers.fireworks.connection import Connection, put_signed, require_safe
 from orchestrate.providers.hosted import awaited
-from orchestrate.types import Adapter, Endpoint, Standing
+from orchestrate.types import Adapter, Endpoint, BilledResource
 
 if TYPE_CHECKING:
     from fireworks import Fireworks
@@ -152,7 +152,7 @@ class FireworksDeployments:
                 expect=object,
             )
 
-    def deployed(self, deployment_id: str) -> list[Standing]:
+    def deployed(self, deployment_id: str) -> list[BilledResource]:
         """Look up a deployment by its id. If nothing is found, search the list of all deployments. The list
         alone is not enough, because Fireworks' responses don't distinguish an empty list from a missing
         one."""
@@ -161,7 +161,7 @@ class FireworksDeployments:
             return [] if there.get("state") == "DELETED" else [self._billing_item(there)]
         return [item for item in self.billing_items() if item.job_id == deployment_id]
 
-    def billing_items(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[BilledResource]:
         """List all deployments of the account, regardless of who created them."""
         api, account = self._client().deployments, self._account()
         # Protobuf's JSON omits empty lists, so an account without deployments returns an empty object.
@@ -170,9 +170,9 @@ class FireworksDeployments:
                 if raw.get("state") != "DELETED":
                     yield self._billing_item(raw)
 
-    def _billing_item(self, raw: Mapping[str, Any]) -> Standing:
+    def _billing_item(self, raw: Mapping[str, Any]) -> BilledResource:
         name = str(raw.get("name"))
-        return Standing(
+        return BilledResource(
             provider=self._provider,
             kind="deployment",
             id=name,

@@ -63,12 +63,12 @@ from orchestrate.types import (
     JobStatus,
     MetricPoint,
     Quote,
-    Recalled,
+    JobRecovery,
     RemoteDataset,
-    Standing,
+    BilledResource,
     Storage,
     StoredItem,
-    Told,
+    ReportedSettings,
     Translation,
 )
 
@@ -142,13 +142,13 @@ class FireworksProvider(
         mine = prefix == f"accounts/{self._at.account()}/datasets"
         return (self._datasets.get(dataset_id) if mine else None) or {}
 
-    def recall(self, job: Job) -> Recalled:
-        return responses.recalled(job, self._datasets.get)
+    def recall(self, job: Job) -> JobRecovery:
+        return responses.job_recovery(job, self._datasets.get)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def asked_for(self, job: Job) -> Told:
-        return responses.asked_for(job)
+    def reported_settings(self, job: Job) -> ReportedSettings:
+        return responses.reported_settings(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         self._datasets.fetch(id, file)
@@ -354,7 +354,7 @@ class FireworksProvider(
         raw = self._made_by(job)
         return TunedPair(self._tuned(job, raw), text(responses.settings_of(raw).get("baseModel")) or "")
 
-    def deployed(self, job: JobHandle) -> Sequence[Standing]:
+    def deployed(self, job: JobHandle) -> Sequence[BilledResource]:
         return self._serving.deployed(job.job_id)
 
     def endpoint(self, job: JobHandle) -> Endpoint | None:

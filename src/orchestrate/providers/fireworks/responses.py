@@ -27,7 +27,7 @@ from orchestrate.providers.calls import (
     when,
 )
 from orchestrate.providers.fireworks import PROFILE
-from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, Recalled, Told
+from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, JobRecovery, ReportedSettings
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.preview import RowTokens
@@ -277,12 +277,12 @@ def _day(value: Any) -> date | None:
 METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
 
 
-def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Recalled:
+def job_recovery(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> JobRecovery:
     """Collect the facts about a job that determine its price. `dataset` is a function that returns a
     dataset's record by id. The evaluation dataset is not billed."""
     name = text(job.payload.get("dataset"))
     record = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
-    return Recalled(
+    return JobRecovery(
         method=METHODS.get(job.handle.kind, "sft"),
         epochs=integer(settings_of(job.payload).get("epochs")),
         rows=integer(record.get("exampleCount")),
@@ -291,7 +291,7 @@ def recalled(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> Re
     )
 
 
-def asked_for(job: Job) -> Told:
+def reported_settings(job: Job) -> ReportedSettings:
     """Return the settings and datasets of a job."""
     own = settings_of(job.payload)
     spec: dict[str, Any] = {}
@@ -305,7 +305,7 @@ def asked_for(job: Job) -> Told:
         spec["method"] = {"type": "dpo"}
     named = {"train": "dataset", "validation": "evaluationDataset"}
     files = {split: id_of(id) for split, field in named.items() if (id := text(job.payload.get(field)))}
-    return Told(spec=spec, files=files)
+    return ReportedSettings(spec=spec, files=files)
 
 
 # -- the host's estimate of a price ------------------------------------------------------------------------

@@ -61,7 +61,7 @@ from orchestrate.providers.sessions import (
     sampled,
     then,
 )
-from orchestrate.types import Confidence, Record, Standing
+from orchestrate.types import Confidence, Record, BilledResource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -284,7 +284,7 @@ class Trainers(RentedMachines):
         found = {str(raw["id"]): ref_in(raw.get("displayName"), raw["id"]) for raw in up}
         return {id: ref for id, ref in found.items() if ref is not None}
 
-    def billing_items(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[BilledResource]:
         up = self.up()
         refs = self.refs(up)
         for raw in up:

@@ -33,7 +33,7 @@ from orchestrate.places import manifest, storage
 from orchestrate.places.away import AwayPlace
 from orchestrate.places.base import Hourly, Machine, Placed, Resources
 from orchestrate.providers import rundirs as reading
-from orchestrate.providers.base import Limited, Recalls
+from orchestrate.providers.base import Limited, RecoversJobs
 from orchestrate.providers.local import checks, rented_machines
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings import redact_text
@@ -54,12 +54,12 @@ from orchestrate.types import (
     Outcome,
     Problem,
     Quote,
-    Recalled,
+    JobRecovery,
     Setting,
     Severity,
-    Standing,
+    BilledResource,
     TokensFrom,
-    Told,
+    ReportedSettings,
     Translation,
     decoding,
 )
@@ -78,7 +78,7 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
     return msgspec.structs.replace(kind, device=gpu or "cpu", threads=threads if gpu is None else 1)
 
 
-class AwayProvider(LocalProvider, Recalls, Limited):
+class AwayProvider(LocalProvider, RecoversJobs, Limited):
     """Backend that trains at a place, such as a cluster or a GPU cloud. `config.options` contains `home` and
     the place's own options, which the place's module documents."""
 
@@ -447,23 +447,23 @@ class AwayProvider(LocalProvider, Recalls, Limited):
     def taken_over(self, job: Job) -> Job:
         return self.get(job.handle)
 
-    def recall(self, job: Job) -> Recalled:
+    def recall(self, job: Job) -> JobRecovery:
         limits = manifest.read_order(self.place.depot.run(job.handle.job_id)).limits
         hourly = self.place.price_of(job.handle.job_id)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
-        return Recalled(
+        return JobRecovery(
             usd_per_hour=hourly.usd_per_hour if hourly else None,
             price_source=hourly.source if hourly else None,
             most_seconds=self.place.hard_end_s(limits),
         )
 
-    def asked_for(self, job: Job) -> Told:
+    def reported_settings(self, job: Job) -> ReportedSettings:
         try:
             found = manifest.read_order(self.place.depot.run(job.handle.job_id))
         except OrchestrateError:  # the depot is closed, or holds none: `recall` says which
-            return Told()
-        return Told(
+            return ReportedSettings()
+        return ReportedSettings(
             spec=found.job.spec,
             dataset_digest=found.job.dataset_digest,
             max_cost_usd=found.limits.max_usd,
@@ -512,8 +512,8 @@ class AwayProvider(LocalProvider, Recalls, Limited):
         items = tuple(self._billing_item(one, prices.get(one.id)) for one in found)
         return Billing(items=items, unseen=() if unpriced is None else (unpriced,))
 
-    def _billing_item(self, one: Placed, hourly: Hourly | None) -> Standing:
-        return Standing(
+    def _billing_item(self, one: Placed, hourly: Hourly | None) -> BilledResource:
+        return BilledResource(
             provider=self.name,
             kind="job",
             id=one.id,

@@ -62,7 +62,7 @@ from orchestrate.types import (
     Record,
     RemoteDataset,
     Reply,
-    Sheet,
+    Fingerprint,
     Translation,
     decoding,
 )
@@ -328,9 +328,9 @@ class LocalProvider(
             job_id=job.job_id,
         )
 
-    def sheet(self, job: JobHandle) -> Sheet | None:
+    def sheet(self, job: JobHandle) -> Fingerprint | None:
         with suppress(OSError, msgspec.MsgspecError):
-            return Sheet.from_json(self._run(job).proof.read_bytes())
+            return Fingerprint.from_json(self._run(job).proof.read_bytes())
         return None
 
     def generate(

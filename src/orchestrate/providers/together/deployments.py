@@ -20,7 +20,7 @@ from orchestrate.providers.adapters import DEPLOY_FIX, Replicas
 from orchestrate.providers.calls import integer, items, money, number, payload, plain, rows, table, text, when
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.together import PROFILE
-from orchestrate.types import Adapter, Endpoint, Standing
+from orchestrate.types import Adapter, Endpoint, BilledResource
 
 if TYPE_CHECKING:
     import httpx
@@ -143,14 +143,14 @@ class TogetherDeployments:
             self._attempt(lambda i=one: api.deployments.delete(i, endpoint_id=endpoint_id, **at))
         self._attempt(lambda: api.delete(endpoint_id, **at))
 
-    def billing_items(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[BilledResource]:
         """List all endpoints and deployments in the project, regardless of who created them."""
         prices: dict[str, Decimal] | None = None
         for raw in self._all():
             name = str(raw.get("name"))
             deployments = rows(raw.get("deployments"))
             if not deployments:
-                yield Standing(
+                yield BilledResource(
                     provider=self._provider,
                     kind="endpoint",
                     id=str(raw["id"]),
@@ -165,7 +165,7 @@ class TogetherDeployments:
             for entry in deployments:
                 price = (prices or {}).get(text(entry.get("hardware")) or "")
                 state = _state(entry)
-                yield Standing(
+                yield BilledResource(
                     provider=self._provider,
                     kind="deployment",
                     id=f"{raw['id']}/{entry.get('id')}",

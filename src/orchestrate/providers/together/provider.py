@@ -64,11 +64,11 @@ from orchestrate.types import (
     JobStatus,
     MetricPoint,
     Quote,
-    Recalled,
+    JobRecovery,
     RemoteDataset,
     Storage,
     StoredItem,
-    Told,
+    ReportedSettings,
     Translation,
 )
 
@@ -246,11 +246,11 @@ class TogetherProvider(
     def _file(self, id: str) -> dict[str, Any]:
         return self._files.get(id)
 
-    def recall(self, job: Job) -> Recalled:
-        return responses.recalled(job, self._file)
+    def recall(self, job: Job) -> JobRecovery:
+        return responses.job_recovery(job, self._file)
 
-    def asked_for(self, job: Job) -> Told:
-        return responses.asked_for(job)
+    def reported_settings(self, job: Job) -> ReportedSettings:
+        return responses.reported_settings(job)
 
     def fetch_file(self, id: str, file: Path) -> None:
         archives.fetch_by_id(self._wire, self._client().files, id, file, archives.MOST_FILE_BYTES)

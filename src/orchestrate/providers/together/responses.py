@@ -44,9 +44,9 @@ from orchestrate.types import (
     JobStatus,
     MetricPoint,
     Quote,
-    Recalled,
+    JobRecovery,
     Record,
-    Told,
+    ReportedSettings,
 )
 
 METRIC_NAMES = {
@@ -258,7 +258,7 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 # files.
 
 
-def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
+def job_recovery(job: Job, file: Callable[[str], Mapping[str, Any]]) -> JobRecovery:
     """Return the properties of a job that determine its price. `file` takes a file's id and returns its
     record."""
     payload = job.payload
@@ -268,7 +268,7 @@ def recalled(job: Job, file: Callable[[str], Mapping[str, Any]]) -> Recalled:
     train = _file_of(payload.get("training_file"), file, needed)
     evals = integer(payload.get("n_evals")) or 0
     validation = _file_of(payload.get("validation_file"), file, needed and evals > 0)
-    return Recalled(
+    return JobRecovery(
         method="dpo" if method == "dpo" else "sft",
         adapter="full" if full else "lora",
         epochs=integer(payload.get("n_epochs")),
@@ -285,7 +285,7 @@ def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], needed: bool) 
     return file(name) if needed and isinstance(name, str) and name else {}
 
 
-def asked_for(job: Job) -> Told:
+def reported_settings(job: Job) -> ReportedSettings:
     """Return the spec settings and the file ids that a job was created with, from the host's job record."""
     raw = job.payload
     kind, method = table(raw.get("training_type")), table(raw.get("training_method"))
@@ -307,7 +307,7 @@ def asked_for(job: Job) -> Told:
     files = {split: id for split, field in named.items() if (id := text(raw.get(field)))}
     if "validation" not in files:
         spec.pop("evals", None)
-    return Told(spec=spec, files=files)
+    return ReportedSettings(spec=spec, files=files)
 
 
 # -- the host's price estimate -----------------------------------------------------------------------------

@@ -62,7 +62,7 @@ from orchestrate.types import (
     Checkpoint,
     Confidence,
     JobHandle,
-    Standing,
+    BilledResource,
 )
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Machines(RentedMachines):
         found = self._all(self._sessions.list, model_resources_id=machine)
         return next((raw for raw in found if raw.get("display_name") == name), None)
 
-    def billing_items(self) -> Iterator[Standing]:
+    def billing_items(self) -> Iterator[BilledResource]:
         """List the machines that are up. Yields nothing for a project without access to training sessions."""
         try:
             up = self.up()

@@ -45,7 +45,7 @@ from orchestrate.types import (
     DeploymentState,
     Endpoint,
     Run,
-    Standing,
+    BilledResource,
 )
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ class Deployer:
 
     # -- looking -------------------------------------------------------------------------------------------
 
-    def poll(self, deployment: Deployment, items: Iterable[Standing] | None = None) -> Deployment:
+    def poll(self, deployment: Deployment, items: Iterable[BilledResource] | None = None) -> Deployment:
         """Query the host and record the deployment's state. If `items`, taken from an earlier list request,
         contains the deployment, the host is not queried again. Raises `ProviderError` if the host cannot be
         reached."""
@@ -367,7 +367,7 @@ class Deployer:
         except (NotFound, PermissionRefused):
             return False
 
-    def adopt(self, run: Run, items: Iterable[Standing]) -> Deployment:
+    def adopt(self, run: Run, items: Iterable[BilledResource]) -> Deployment:
         """Start tracking a deployment that is missing from this store but that the host lists under the name
         of a run's job. If the deployment was abandoned here, it is tracked again, and its cost since then
         counts toward the budget."""

@@ -13,7 +13,7 @@ from orchestrate.providers.base import Deploys, Provider
 from orchestrate.runs.hosting.deployer import Deployer, lease_name
 from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.text import duration, money, rate
-from orchestrate.types import Deployment, DeploymentState, Event, Standing
+from orchestrate.types import Deployment, DeploymentState, Event, BilledResource
 
 LOOK_BACK = timedelta(days=2)
 """How long a deployment is still checked after it has ended. Hosts sometimes report a deployment as deleted
@@ -67,7 +67,7 @@ class Upkeep:
         found.sort(key=lambda d: (not d.state.over, d.created_at))
         return list({d.job_id: d for d in found}.values())
 
-    def _update(self, before: Deployment, items: list[Standing]) -> None:
+    def _update(self, before: Deployment, items: list[BilledResource]) -> None:
         there = any(item.kind == "deployment" for item in items)
         if before.state.over and not there:
             return
@@ -117,7 +117,7 @@ class Upkeep:
         else:
             self.messages.append(f"{name(deployment)}: {deployment.state.value}")
 
-    def _report_clocks(self, deployment: Deployment, items: list[Standing]) -> None:
+    def _report_clocks(self, deployment: Deployment, items: list[BilledResource]) -> None:
         """Report a difference between the clocks. Uptime counts, but stops while a virtual machine is
         paused."""
         made_at = min((item.created_at for item in items if item.created_at), default=None)
@@ -168,9 +168,9 @@ class Upkeep:
             self.messages.append(text)
 
 
-def by_job(provider: Deploys) -> dict[str, list[Standing]]:
+def by_job(provider: Deploys) -> dict[str, list[BilledResource]]:
     """Group the host's deployments by the job in their names."""
-    found: defaultdict[str, list[Standing]] = defaultdict(list)
+    found: defaultdict[str, list[BilledResource]] = defaultdict(list)
     for item in provider.deployments():
         if item.job_id is not None:
             found[item.job_id.lower()].append(item)

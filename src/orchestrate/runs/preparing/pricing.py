@@ -19,7 +19,7 @@ from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing.ways import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.providers.base import Downloads, EstimatesPrice, lookup, prices_of
-from orchestrate.types import Feature, Quote, Recalled, Record
+from orchestrate.types import Feature, Quote, JobRecovery, Record
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
@@ -83,7 +83,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
     """Quote each backend for a given number of rows and tokens per row, cheapest first. The training file
     need not exist yet. Works offline. Quotes of backends that charge by time have no price, because their
     price depends on the file."""
-    recalled = Recalled(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
+    job_recovery = JobRecovery(epochs=spec.epochs, rows=rows, train_tokens=rows * tokens_a_row)
     found: list[Quote] = []
     for name in ft.backends():
         backend = ft.provider(name)
@@ -98,7 +98,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
             continue
         prices = costing.Prices(prices_of(backend), ft.rates)
         found.append(
-            costing.quote_assumed(costing.PricedJob(name, backend.profile, spec, resolved, prices), recalled)
+            costing.quote_assumed(costing.PricedJob(name, backend.profile, spec, resolved, prices), job_recovery)
         )
     return sorted(found, key=lambda quote: quote.rank)
 

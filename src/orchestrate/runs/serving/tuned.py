@@ -30,7 +30,7 @@ from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.settings import secret, user_and_machine
-from orchestrate.types import Adapter, Export, Merged, Proof, Sheet
+from orchestrate.types import Adapter, Export, Merged, Proof, Fingerprint
 
 if TYPE_CHECKING:
     from orchestrate.runs.tracked import TrackedRun
@@ -73,12 +73,12 @@ def _of_folder(folder: Path) -> TunedModel:
     return replace(bare, base=str(given))
 
 
-def fingerprint_of(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Sheet:
+def fingerprint_of(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Fingerprint:
     """Return the model's fingerprint, which is stored at the end of training or computed once from the
     model's files."""
     file = private_folder(ws.settings.home / "proofs") / f"{key_of(subject)}.json"
     with suppress(OSError, msgspec.MsgspecError):
-        return Sheet.from_json(file.read_bytes())
+        return Fingerprint.from_json(file.read_bytes())
     found = None if isinstance(subject, Path) else _stored_fingerprint(subject)
     if found is None:
         spec = {} if isinstance(subject, Path) else subject.record.spec
@@ -99,15 +99,15 @@ def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
     return config_of(of(ws, run).base) is not None
 
 
-def _stored_fingerprint(run: TrackedRun) -> Sheet | None:
+def _stored_fingerprint(run: TrackedRun) -> Fingerprint | None:
     provider = run.provider
     return provider.sheet(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
 
 
-def _found(spec: Mapping[str, Any], tuned: TunedModel) -> Sheet:
+def _found(spec: Mapping[str, Any], tuned: TunedModel) -> Fingerprint:
     data = [str(Path(str(f)).expanduser()) for f in (spec.get("validation"), spec.get("train")) if f]
     more: dict[str, Any] = {"data": data, "four_bit": tuned.four_bit}
-    return Sheet.from_dict(ask("sheet", base=tuned.base, tuned=str(tuned.folder), **more))
+    return Fingerprint.from_dict(ask("sheet", base=tuned.base, tuned=str(tuned.folder), **more))
 
 
 def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:

@@ -27,7 +27,7 @@ from orchestrate.providers import base
 from orchestrate.providers.sessions import SESSION
 from orchestrate.store.run_lists import RunQuery
 from orchestrate.text import count, money
-from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, Standing
+from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, BilledResource
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
@@ -50,7 +50,7 @@ class Breakdown(Record, frozen=True, kw_only=True):
 class Found(Record, frozen=True, kw_only=True):
     """A resource that is or may be billed, and its owner."""
 
-    item: Standing
+    item: BilledResource
     run: str | None = None
     """Id of the run in this store that owns the resource."""
     deployment: str | None = None
@@ -230,7 +230,7 @@ class _AccountAnswer:
     status: AccountStatus
     place: str = ""
     """Base URL or backend type. Item ids are unique within it."""
-    items: tuple[Standing, ...] = ()
+    items: tuple[BilledResource, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
     """Reasons why sessions no longer use their machines, as {id of the session's run: reason}."""
 

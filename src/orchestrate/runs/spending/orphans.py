@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from orchestrate.errors import OrchestrateError
 from orchestrate.providers.base import Deploys, Provider, StopsWorkers, capability
 from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport, left_session, unaccounted
-from orchestrate.types import JobHandle, Record, Standing
+from orchestrate.types import JobHandle, Record, BilledResource
 
 if TYPE_CHECKING:
     from orchestrate.store.store import Store
@@ -23,7 +23,7 @@ MARK = "orc-"
 
 
 class Orphan(Record, frozen=True, kw_only=True):
-    item: Standing
+    item: BilledResource
     run: str | None = None
     """Id of the matching run in this store, if any."""
     reason: str
@@ -87,7 +87,7 @@ class Orphans:
             return _with(one, "failed", f"bug in the backend plug-in ({type(error).__name__})")
         return _with(one, "asked to end", None)
 
-    def _orphan(self, item: Standing) -> Orphan | None:
+    def _orphan(self, item: BilledResource) -> Orphan | None:
         """Return the resource if it is an orphan, by the current store. A run is stored before its job is
         created."""
         if item.job_id is None or not self._marked(item):
@@ -109,7 +109,7 @@ class Orphans:
             reason = reason or left_session(self.provider(item.provider), run)
         return None if reason is None else Orphan(item=item, run=run.id if run else None, reason=reason)
 
-    def _marked(self, item: Standing) -> bool:
+    def _marked(self, item: BilledResource) -> bool:
         if item.owner is not None:
             return False
         if item.kind == "deployment":

@@ -26,7 +26,7 @@ import msgspec
 from sqlalchemy import Connection, or_, select
 
 from orchestrate.errors import AlreadySubmitted, KeyTaken, ProviderError, SpecError, UsageError
-from orchestrate.providers.base import Provider, Recalls
+from orchestrate.providers.base import Provider, RecoversJobs
 from orchestrate.runs.submitting import accounts
 from orchestrate.settings import is_masked, masked
 from orchestrate.spec import JobSpec
@@ -93,7 +93,7 @@ def _differences(job: Job, request: SubmitRequest, translation: Translation, pro
     names = (translation.model, *([asked] if isinstance(asked, str) else asked.values()))
     if job.model is not None and request.spec.continue_from is None:
         found += [] if any(alike(job.model, name) for name in names) else [f"model ({job.model})"]
-    spec = provider.asked_for(job).spec if isinstance(provider, Recalls) else {}
+    spec = provider.reported_settings(job).spec if isinstance(provider, RecoversJobs) else {}
     reported = {"epochs": job.epochs, **spec}
     kept = {row.name: row.sent for row in translation.settings if row.outcome is Outcome.KEPT}
     for name in ("epochs", "seed"):

@@ -15,7 +15,7 @@ from orchestrate import catalog, costing
 from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import RateBook
 from orchestrate.errors import OrchestrateError, SpecError, UsageError
-from orchestrate.providers.base import Provider, Recalls, prices_of
+from orchestrate.providers.base import Provider, RecoversJobs, prices_of
 from orchestrate.runs.hosting import upkeep
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.submit import Submitter
@@ -25,7 +25,7 @@ from orchestrate.store import REF_PATTERN, run_id_of, transitions
 from orchestrate.store.runs import requested_fields
 from orchestrate.store.store import Store
 from orchestrate.text import limit, money
-from orchestrate.types import Bill, Job, JobStatus, Quote, Recalled, Run, SubmitPhase, Told
+from orchestrate.types import Bill, Job, JobStatus, Quote, JobRecovery, Run, SubmitPhase, ReportedSettings
 
 # The amount that a budget counts for a job whose spec and quote are lost. The best available source is used:
 #
@@ -52,10 +52,10 @@ class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
 def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) -> RecoveredCost:
     """Compute the cost of a recovered job. Queries the host for the size of the job's data if nothing better
     is known, and continues without it if the query fails."""
-    recalled, problem = _recalled(provider, job)
+    job_recovery, problem = _recalled(provider, job)
     asked = reported_settings(provider, job)
     whole = _complete_spec(asked)
-    spec = whole or costing.spec_of(job.model or "unknown", recalled)
+    spec = whole or costing.spec_of(job.model or "unknown", job_recovery)
     parsed = JobSpec.parse(spec)
     resolved = _resolved(provider, job)
     book = rates or costing.built_in()
@@ -68,7 +68,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
         # The host accepted this job, so price it even if the host has since retired its model.
         sandbox=True,
     )
-    quote = costing.quote_recalled(priced, recalled) if recalled is not None else None
+    quote = costing.quote_recalled(priced, job_recovery) if job_recovery is not None else None
     problem = problem or (quote.why_none if quote is not None else None)
     usable = quote if quote is not None and quote.price is not None else None
     bill = costing.bill(
@@ -94,7 +94,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
     )
 
 
-def _complete_spec(asked: Told) -> dict[str, Any] | None:
+def _complete_spec(asked: ReportedSettings) -> dict[str, Any] | None:
     """Return the spec as submitted, if the host has all of it."""
     if asked.dataset_digest is None:
         return None
@@ -116,14 +116,14 @@ def _counted(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
     return f"{money(bill.usd)} so far: {bill.origin}" if bill is not None else None
 
 
-def reported_settings(provider: Provider, job: Job) -> Told:
+def reported_settings(provider: Provider, job: Job) -> ReportedSettings:
     """Return the settings that the host reports for a job that this store did not create. May be empty."""
-    return provider.asked_for(job) if isinstance(provider, Recalls) else Told()
+    return provider.reported_settings(job) if isinstance(provider, RecoversJobs) else ReportedSettings()
 
 
-def _recalled(provider: Provider, job: Job) -> tuple[Recalled | None, str | None]:
+def _recalled(provider: Provider, job: Job) -> tuple[JobRecovery | None, str | None]:
     try:
-        return provider.recall(job) if isinstance(provider, Recalls) else None, None
+        return provider.recall(job) if isinstance(provider, RecoversJobs) else None, None
     except OrchestrateError as error:
         return None, f"could not look up its data: {error.message}"
 
@@ -234,7 +234,7 @@ def _search(
     lost: list[tuple[OrphanJob, Provider, list[Job]]] = []
     by_ref: dict[str, list[Job]] = {}
     try:
-        for job in provider.recoverable() if isinstance(provider, Recalls) else provider.list():
+        for job in provider.recoverable() if isinstance(provider, RecoversJobs) else provider.list():
             if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref):
                 by_ref.setdefault(job.handle.ref, []).append(job)
     except OrchestrateError as error:  # what it told before is not lost for that
@@ -272,7 +272,7 @@ class _RecoveryBooks(NamedTuple):
 def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books: _RecoveryBooks) -> None:
     ref, report, job = str(jobs[0].handle.ref), books.report, jobs[0]
     with suppress(OrchestrateError):  # it is a run here all the same, and asked for again at each sync
-        job = provider.taken_over(job) if isinstance(provider, Recalls) else job
+        job = provider.taken_over(job) if isinstance(provider, RecoversJobs) else job
     recovered = recovered_cost(provider, job, books.rates)
     run = run_of(
         job,

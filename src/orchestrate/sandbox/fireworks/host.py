@@ -260,9 +260,9 @@ class FireworksHost(Host):
             self._make_sessions()
 
     def _make_sessions(self) -> None:
-        from orchestrate.sandbox.fireworks.sessions import FireworksDesk, FireworksSessionsApi, TrainerRoutes
+        from orchestrate.sandbox.fireworks.sessions import FireworksSessionService, FireworksSessionsApi, TrainerRoutes
 
-        desk = stepped.session_desk(self, FireworksDesk, lambda name: base_model(name, self.name) is not None)
+        desk = stepped.session_service(self, FireworksSessionService, lambda name: base_model(name, self.name) is not None)
         self.sessions = FireworksSessionsApi(desk, notice=SESSION_NOTICE)
         self.life = self.sessions.life
         self.trainers = TrainerRoutes(self, desk, SESSION_NOTICE)

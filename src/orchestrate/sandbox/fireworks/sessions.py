@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrate.local.answers.worker import array_of
 from orchestrate.local.session_server import SessionsApi
-from orchestrate.local.session_server.service import Caller, Promise, SessionDesk, SessionModel
+from orchestrate.local.session_server.service import Caller, Promise, SessionService, SessionModel
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks import page, page_token
 from orchestrate.sandbox.host import (
@@ -63,7 +63,7 @@ class Completion(Body):
     perf_metrics_in_response: bool = False
 
 
-class FireworksDesk(SessionDesk):
+class FireworksSessionService(SessionService):
     """Session manager that names saved weights as Fireworks does: `account/run/name`, or only `name` on a
     trainer."""
 
@@ -86,7 +86,7 @@ class FireworksDesk(SessionDesk):
 class FireworksSessionsApi(SessionsApi):
     """Serverless training sessions on the Fireworks host."""
 
-    desk: FireworksDesk
+    desk: FireworksSessionService
 
     def new_id(self) -> str:
         return f"ts-{secrets.token_hex(16)}"
@@ -205,7 +205,7 @@ class TrainerSessionsApi(FireworksSessionsApi):
 class TrainerRoutes:
     """Routes for training shapes and trainers on the Fireworks host."""
 
-    def __init__(self, host: Host, desk: FireworksDesk, notice: str) -> None:
+    def __init__(self, host: Host, desk: FireworksSessionService, notice: str) -> None:
         self.host, self.desk = host, desk
         self._api = TrainerSessionsApi(desk, notice=notice)
 

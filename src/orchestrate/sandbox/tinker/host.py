@@ -43,9 +43,9 @@ class TinkerHost(Host):
 
     def _served(self) -> SessionsApi:
         from orchestrate.local.session_server import SessionsApi
-        from orchestrate.local.session_server.service import SessionDesk
+        from orchestrate.local.session_server.service import SessionService
 
-        desk = stepped.session_desk(self, SessionDesk, lambda name: HUB_ID.match(name) is not None)
+        desk = stepped.session_service(self, SessionService, lambda name: HUB_ID.match(name) is not None)
         rates = {
             kind: built_in().find(PLAY_MONEY, f"session_{kind}", on=days.today())
             for kind in ("train", "prefill", "sample")

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrate.errors import UsageError
 from orchestrate.local.weights import ask_all
 from orchestrate.serving.proof.observations import MORE_TOKENS, ObservedAnswer, PromptView
-from orchestrate.types import Canary, Probe, Sheet
+from orchestrate.types import Canary, Probe, Fingerprint
 
 
 class FolderPlace:
@@ -20,7 +20,7 @@ class FolderPlace:
     def __init__(
         self,
         folder: Path,
-        sheet: Sheet,
+        sheet: Fingerprint,
         base: str,
         *,
         model: str,

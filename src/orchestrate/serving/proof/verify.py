@@ -21,7 +21,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.statistics import wilson
 from orchestrate.serving.proof.observations import ObservedAnswer, PromptView, TunedEndpoint
 from orchestrate.text import count
-from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Sheet
+from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Fingerprint
 
 LEAST_FLOOR = 0.01
 """Minimum tolerance in nats per token. Two engines with the same precision differ by about 0.004."""
@@ -33,14 +33,14 @@ AGREEMENT = 0.9
 interval of the measured share must reach it."""
 
 
-def verify(sheet: Sheet, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
+def verify(sheet: Fingerprint, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
     """Verify the endpoint `place` against the trained model's fingerprint `sheet`, and return the proof.
     Errors raised by the endpoint propagate."""
     with work(f"asking {place.at}"):
         return _judged(sheet, place, run_id, weights)
 
 
-def _judged(sheet: Sheet, place: TunedEndpoint, run_id: str, weights: str | None) -> Proof:
+def _judged(sheet: Fingerprint, place: TunedEndpoint, run_id: str, weights: str | None) -> Proof:
     asked = place.prompts(sheet.probes)
     stages = [_tokens(sheet.probes, asked)]
     if sheet.canaries:
@@ -178,7 +178,7 @@ def _alike(one: Sequence[object], other: Sequence[object]) -> int:
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _distance(sheet: Sheet, place: TunedEndpoint, answers: Sequence[ObservedAnswer]) -> ProofStage:
+def _distance(sheet: Fingerprint, place: TunedEndpoint, answers: Sequence[ObservedAnswer]) -> ProofStage:
     canaries = sheet.canaries
     tuned, tokens = _apart([c.tuned for c in canaries], place.scores(canaries, base=False))
     base, _ = _apart([c.base for c in canaries], place.scores(canaries, base=True))
@@ -255,7 +255,7 @@ def _agrees(observed: ObservedAnswer, known: Said) -> bool:
     return said == wanted if known.ended else said.startswith(wanted[: len(said)]) and bool(said)
 
 
-def _stop(sheet: Sheet, observed: Sequence[ObservedAnswer]) -> ProofStage:
+def _stop(sheet: Fingerprint, observed: Sequence[ObservedAnswer]) -> ProofStage:
     late = early = right = own = 0
     for canary, answer in zip(sheet.canaries, observed, strict=True):
         said, wanted = _visible_text(answer.text), _visible_text(canary.tuned.text)

@@ -36,7 +36,7 @@ from orchestrate.types import (
     JobStatus,
     Quote,
     Run,
-    Standing,
+    BilledResource,
     SubmitPhase,
 )
 
@@ -154,8 +154,8 @@ def test_a_run_belongs_to_the_month_in_which_it_ended_and_an_open_one_to_this() 
         in_month(found, "2026-13")
 
 
-def standing(bills: bool) -> list[Standing]:
-    return [Standing(provider="t", kind="deployment", id="d", state="s", bills=bills, job_id="j")]
+def standing(bills: bool) -> list[BilledResource]:
+    return [BilledResource(provider="t", kind="deployment", id="d", state="s", bills=bills, job_id="j")]
 
 
 def deployed(*moments: tuple[datetime, bool | None]) -> Deployment:

@@ -20,10 +20,10 @@ from orchestrate.errors import HostUnavailable
 from orchestrate.local.run import JobState, launcher
 from orchestrate.places import lease, storage
 from orchestrate.places.base import PRICE, Hourly, Resources
-from orchestrate.places.lease import Claim, Switch
+from orchestrate.places.lease import RunLease, Switch
 from orchestrate.places.manifest import FETCH, read_order, room
 from orchestrate.places.remote import GRACE_S, LOOK_S, REPORT_S, SILENT
-from orchestrate.places.storage import Depot, Pulse, StoredRun
+from orchestrate.places.storage import RunStorage, Pulse, StoredRun
 from orchestrate.text import count, duration
 from orchestrate.types import JobError, decoding
 
@@ -66,7 +66,7 @@ class Driver:
     def __init__(
         self,
         stored: StoredRun,
-        fit: Callable[[Claim], object],
+        fit: Callable[[RunLease], object],
         *,
         report_s: float = REPORT_S,
         start_s: float = START_S,
@@ -75,7 +75,7 @@ class Driver:
     ) -> None:
         self.stored, self.fit, self.end = stored, fit, end
         self.report_s, self.start_s, self.leave_s = report_s, start_s, leave_s
-        self.claim = Claim(stored)
+        self.claim = RunLease(stored)
         self.switch = Switch(read_order(stored).limits, self.claim.earlier_s)
         self.fitted, self.superseded = threading.Event(), threading.Event()
         self.begun, self.settled = threading.Event(), threading.Event()
@@ -204,7 +204,7 @@ class Driver:
         return mine and (state.terminal or state.status == "paused")
 
 
-def fitting(stored: StoredRun, scratch: str) -> Callable[[Claim], object]:
+def fitting(stored: StoredRun, scratch: str) -> Callable[[RunLease], object]:
     """Return the function that runs the training. `scratch` is a folder that Ray Train requires. It stays
     empty."""
     import ray as installed
@@ -225,7 +225,7 @@ def fitting(stored: StoredRun, scratch: str) -> Callable[[Claim], object]:
     here = launcher.worker_environment(order.job.threads)
     env = {name: value for name, value in here.items() if os.environ.get(name) != value}
 
-    def fit(own: Claim) -> object:
+    def fit(own: RunLease) -> object:
         ray.init(log_to_driver=True)
         if shortage := lacking(each, least or processes, ray.cluster_resources()):
             storage.add_event(stored, shortage, level="warning", type="waiting")
@@ -279,7 +279,7 @@ def _brief(error: BaseException) -> str:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
+    stored = RunStorage(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
     seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     start = float(os.environ.get("ORCHESTRATE_START_S", START_S))
     with room() as scratch:

@@ -30,10 +30,10 @@ from orchestrate.local.run import JobState, RunDir, helper, worker
 from orchestrate.local.run.parallel import LESS, Met
 from orchestrate.local.space import disk_is_full
 from orchestrate.places import storage
-from orchestrate.places.lease import Claim, Signs, Superseded, boot_time
+from orchestrate.places.lease import RunLease, Signs, Superseded, boot_time
 from orchestrate.places.manifest import read_order, room, unpack
 from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
-from orchestrate.places.storage import Depot, Pulse, StoredRun, restore
+from orchestrate.places.storage import RunStorage, Pulse, StoredRun, restore
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
@@ -70,14 +70,14 @@ class First(Errand):
     """The first of several workers, which owns the run."""
 
     def __init__(
-        self, claim: Claim, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
+        self, claim: RunLease, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
     ) -> None:
         """Prepare the attempt. `apart` states why the workers can't train together. It is empty if they
         can."""
         self._taken, self.met, self.device, self._apart = claim, met, device, apart
         super().__init__(claim.stored.depot, claim.stored.ref, folder, report_s=report_s)
 
-    def _claimed(self) -> Claim:
+    def _claimed(self) -> RunLease:
         return self._taken
 
     def _fitted(self, job: LocalJob) -> LocalJob:
@@ -105,7 +105,7 @@ def main(given: dict[str, Any]) -> None:
     context: Any = ray.train.get_context()
     device: Any = ray.train.torch.get_device()
     met = Met(context.get_world_rank(), context.get_world_size())
-    stored = Depot(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
+    stored = RunStorage(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
     report_s = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     claim = claimed(stored, given["under"]) if met.rank == 0 else None
     shared: list[Any] = [claim and claim.number]
@@ -139,13 +139,13 @@ def differing(versions: list[dict[str, str]]) -> str:
     return "; ".join(found)
 
 
-def claimed(stored: StoredRun, under: str) -> Claim | None:
+def claimed(stored: StoredRun, under: str) -> RunLease | None:
     """Claim the run. Returns `None` if nothing remains to be done, because an earlier start of the workers
     finished the run, or another job has it. A run that an earlier job paused is resumed, however often
     this job has to start."""
     pulse = stored.read("pulse.json")
     try:
-        claim = Claim(stored, under)
+        claim = RunLease(stored, under)
     except Superseded:
         return None
     status = stored.read("status.json")
