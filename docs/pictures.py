@@ -100,7 +100,7 @@ def writing() -> Path:
         settings = config.load(home=Path(folder, "home"))
         with Orchestrator(settings) as ft:
             order = rows.WritingOrder(file=str(file), writers=("ann", "bo"), guide=guide, overlap=1, seed=1)
-            desk = rows.opened(ft, order).desk
+            desk = rows.opened(ft, order).session
             for who, answer in (("ann", "It left our warehouse today."), ("bo", "It is on its way.")):
                 first = desk.act(RowDraft(action="show"), who)
                 desk.act(RowDraft(action="save", task=first["task"], question=asked[0], answer=answer), who)

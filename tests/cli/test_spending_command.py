@@ -26,7 +26,7 @@ from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.store.store import Store
-from orchestrate.types import Bill, JobStatus, Run, BilledResource, SubmitPhase
+from orchestrate.types import Bill, BilledResource, JobStatus, Run, SubmitPhase
 
 BILLS = {"together": ["1.004", "2.004"], "openai": ["0.004"]}
 

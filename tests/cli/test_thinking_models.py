@@ -35,8 +35,11 @@ def test_from_plan_to_an_evaluation(cli: Cli, cli_env: dict[str, str], tmp_path:
     (tmp_path / "tools.json").write_text(json.dumps([LOOK]))
     with (tmp_path / "train.jsonl").open("a") as out:
         call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": "town"}'}}
-        reported_settings = [{"role": "user", "content": "Town?"}, {"role": "assistant", "tool_calls": [call]}]
-        out.write((json.dumps({"messages": reported_settings, "tools": [LOOK]}) + "\n") * 4)
+        conversation = [
+            {"role": "user", "content": "Town?"},
+            {"role": "assistant", "tool_calls": [call]},
+        ]
+        out.write((json.dumps({"messages": conversation, "tools": [LOOK]}) + "\n") * 4)
     write_rows(tmp_path / "test.jsonl", rows)
     spec: dict[str, Any] = {
         "model": {"local": str(base), "openai": "gpt-4.1-mini"},
@@ -94,8 +97,8 @@ def test_from_plan_to_an_evaluation(cli: Cli, cli_env: dict[str, str], tmp_path:
 
     made = cli("export", "last", "out", "--to", "merged", "--no-prove")
     assert made.code == 0, made.err
-    [passport] = (tmp_path / "home").rglob("full/passport.json")
-    template = passport.with_name("chat_template.jinja").read_bytes()
+    [provenance] = (tmp_path / "home").rglob("full/passport.json")
+    template = provenance.with_name("chat_template.jinja").read_bytes()
     assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == template
     config = json.loads((tmp_path / "out" / "generation_config.json").read_bytes())
     ends = AutoTokenizer.from_pretrained(base).convert_ids_to_tokens(config["eos_token_id"])

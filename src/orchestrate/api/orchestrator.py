@@ -86,7 +86,7 @@ class Orchestrator(Workspace):
     ) -> Advice:
         """Recommend prompting, few-shot, retrieval or tuning, and give the reasons. The advice is based on
         examples of the task and on your needs (`orchestrate.runs.preparing.advice.Needs`). Pass `totals` from
-        `quoting.ownership` to include costs. `columns` maps fields to the file's columns. Works offline.
+        `pricing.ownership` to include costs. `columns` maps fields to the file's columns. Works offline.
         Raises `DataError` for a file that cannot be read."""
         from orchestrate.runs.preparing import advice
 

@@ -287,9 +287,9 @@ def serve_requests(made: Callable[[Callable[[Mapping[str, Any]], None]], LineWor
     factory: it takes the callback that sends a response, and returns the worker."""
     send = answering()
     try:
-        desk = made(send)
-        threading.Thread(target=desk.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
-        desk.work()
+        worker = made(send)
+        threading.Thread(target=worker.read, args=(sys.stdin.buffer,), daemon=True, name="reads").start()
+        worker.work()
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001  the asking process gets it

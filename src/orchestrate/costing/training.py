@@ -23,7 +23,7 @@ from orchestrate.errors import UsageError
 from orchestrate.profile import Profile
 from orchestrate.spec import DPO, JobSpec, method_word
 from orchestrate.text import duration, rate
-from orchestrate.types import Confidence, Quote, QuoteLine, JobRecovery, Record
+from orchestrate.types import Confidence, JobRecovery, Quote, QuoteLine, Record
 
 # Jobs on machines that are billed hourly or by their electricity use: the local and Ray backends.
 
@@ -578,7 +578,9 @@ def quote_recalled(job: PricedJob, told: JobRecovery) -> Quote:
         return _none(
             job, "the host bills each row at the maximum length but does not report the number of rows"
         )
-    return msgspec.structs.replace(quote_sized_job(job, lambda: size_of(job.profile, told)), job_recovery=True)
+    return msgspec.structs.replace(
+        quote_sized_job(job, lambda: size_of(job.profile, told)), job_recovery=True
+    )
 
 
 def _by_the_hour(job: PricedJob, told: JobRecovery) -> Quote:

@@ -4,10 +4,10 @@
 
 The stages of a training run, in order:
 
-1. Configuration. `job.py`: `LocalJob` is the validated job. `run/launching.py` writes it into a run directory
+1. Configuration. `job.py`: `LocalJob` is the validated job. `run/launcher.py` writes it into a run directory
    (`run/__init__.py`: job, state, events, metrics, pause and cancel) and starts the worker.
 2. Worker. `run/worker.py` takes the run's lock, opens a `Session` and reports the outcome.
-3. Model. `run/session.py` loads the base model and the adapter with `model/loading.py`. `model/__init__.py`
+3. Model. `run/session.py` loads the base model and the adapter with `model/loader.py`. `model/__init__.py`
    chooses the engine and the precision, and `model/shortcuts/` turns on optimizations.
 4. Rows. The session reads canonical rows from the data engine. `encoding/__init__.py` tokenizes each row with
    the model's chat template and gives each token a loss weight. `encoding/encoded.py` stores all rows in one
@@ -28,7 +28,7 @@ To train with several processes, `run/parallel.py` puts a full model in each pro
 puts a shard in each.
 
 Inference uses the same code for chat, eval, serve and the sandbox. `answers/generation.py` (a client) or
-`serving/server/engine.py` (a server) starts `answers/process.py`. It loads a model (`answers/loading.py`),
+`serving/server/engine.py` (a server) starts `answers/process.py`. It loads a model (`answers/model_loader.py`),
 generates (`model/sampling/batching.py`, the only loop, which GRPO also uses within its worker) and parses the
 answer (`answers/speech.py`, `data/tokens/answers.py`). `weights/__init__.py` starts tasks on weights: merge,
 convert, fingerprint. All child processes use the protocol in `orchestrate.core.child`."""
@@ -49,8 +49,8 @@ __all__ = ["AdapterSettings", "Generator", "Hyper", "LocalJob", "RunDir", "JobSt
 
 _HOMES = {
     "Generator": "answers.generation",
-    "launch": "run.launching",
-    "resume": "run.launching",
+    "launch": "run.launcher",
+    "resume": "run.launcher",
     "AdapterSettings": "job",
     "Hyper": "job",
     "LocalJob": "job",

@@ -38,7 +38,7 @@ from orchestrate.runs.syncing.recovery import recovered_cost, reported_settings,
 from orchestrate.runs.syncing.sweep import conclude, fetch_details
 from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, new_id, run_id_of
-from orchestrate.types import Job, JobStatus, Record, Run, ReportedSettings, decoding
+from orchestrate.types import Job, JobStatus, Record, ReportedSettings, Run, decoding
 
 if TYPE_CHECKING:
     from orchestrate.costing import RateBook
@@ -229,7 +229,9 @@ class Importer:
         except OrchestrateError as error:
             return None, error.message
 
-    def _detail(self, run: Run, reported: tuple[Job | None, ReportedSettings] | None, known: dict[str, HostFile]) -> None:
+    def _detail(
+        self, run: Run, reported: tuple[Job | None, ReportedSettings] | None, known: dict[str, HostFile]
+    ) -> None:
         job = reported[0] if reported is not None else None
         fetch_details(self._store, self._provider, run)
         ids = reported[1].files if reported is not None else {}

@@ -45,7 +45,14 @@ from orchestrate.places.base import (
     Usage,
     WorkerLimits,
 )
-from orchestrate.places.manifest import RunManifest, allowed, environment, parse_gpu, place_order, read_order
+from orchestrate.places.manifest import (
+    RunManifest,
+    allowed,
+    environment,
+    parse_gpu,
+    read_manifest,
+    write_manifest,
+)
 from orchestrate.places.storage import RunStorage
 from orchestrate.settings import Secret, redact_text
 from orchestrate.text import duration
@@ -149,10 +156,10 @@ class AwayPlace(Place):
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
         self.silence_s = float(options.get("silence_minutes", SILENCE_S / 60)) * 60
-        self._depot: RunStorage | None = None
+        self._run_storage: RunStorage | None = None
 
     @property
-    def depot_url(self) -> str:
+    def storage_url(self) -> str:
         """URL of the storage folder. Raises `ConfigError` if it is not set."""
         if url := self.options.get("depot"):
             return str(url)
@@ -169,10 +176,10 @@ class AwayPlace(Place):
         return str(self.options.get("depot", "/")).startswith(("file://", "/"))
 
     @property
-    def depot(self) -> RunStorage:
-        if self._depot is None:
-            self._depot = RunStorage(self.depot_url)
-        return self._depot
+    def run_storage(self) -> RunStorage:
+        if self._run_storage is None:
+            self._run_storage = RunStorage(self.storage_url)
+        return self._run_storage
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -187,13 +194,13 @@ class AwayPlace(Place):
         return found
 
     def require(self) -> None:
-        _ = self.depot
+        _ = self.run_storage
         launcher.require_packages("pinning the worker's packages to the versions installed here")
 
     # -- implemented by each place ---------------------------------------------------------------------------
 
     @abstractmethod
-    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         """Start one worker, tagged with the order's ref. It gets `env` and the secrets that it needs as
         environment variables. Called only if the run has no worker. Raises the same errors as `start`."""
 
@@ -227,15 +234,15 @@ class AwayPlace(Place):
         Raises `HostUnavailable` if the storage can't be read."""
         if (found := self.price_read(ref)) is not None:
             return found
-        stored = self.depot.run(ref)
-        order = read_order(stored) if stored.read("order.json") is not None else None
-        if order is None or order.limits.usd_per_hour is None:
+        stored = self.run_storage.run(ref)
+        manifest = read_manifest(stored) if stored.read("order.json") is not None else None
+        if manifest is None or manifest.limits.usd_per_hour is None:
             return None
         return Hourly(
-            usd_per_hour=order.limits.usd_per_hour,
-            machine=decoding.convert(order.job.resources, Resources).machine or self.name,
+            usd_per_hour=manifest.limits.usd_per_hour,
+            machine=decoding.convert(manifest.job.resources, Resources).machine or self.name,
             source="price read before the start",
-            as_of=order.job.created_at,
+            as_of=manifest.job.created_at,
         )
 
     # -- runs started by other machines ----------------------------------------------------------------------
@@ -250,9 +257,9 @@ class AwayPlace(Place):
         """List the refs of this place's runs in the storage folder, including runs that the place no longer
         lists. Raises `HostUnavailable` if the storage can't be read."""
         mark, found = self.mark, list[str]()
-        for ref in self.depot.names("runs"):
+        for ref in self.run_storage.names("runs"):
             with suppress(HostUnavailable):  # its order is of another version
-                if read_order(self.depot.run(ref)).place == mark:
+                if read_manifest(self.run_storage.run(ref)).place == mark:
                     found.append(ref)
         return found
 
@@ -266,10 +273,10 @@ class AwayPlace(Place):
     def start(self, run: RunDir, resources: Resources, ref: str) -> None:
         if _at_work(self.find(ref)):
             return
-        stored = self.depot.run(ref)
+        stored = self.run_storage.run(ref)
         resources = self._priced(allowed(stored, resources))
         left = self._with_time_left(run, resources)
-        order = place_order(self.depot, run.job(), resources.limits, self.mark)
+        manifest = write_manifest(self.run_storage, run.job(), resources.limits, self.mark)
         # The upload may have taken so long that another process has started a worker in the meantime.
         there = self.find(ref)
         if _at_work(there):
@@ -287,7 +294,7 @@ class AwayPlace(Place):
             queued = msgspec.structs.replace(state, status="queued", error=None, updated_at=now())
             self._say(run, queued)
         try:
-            self.submit(order, left, environment(self.depot, order))
+            self.submit(manifest, left, environment(self.run_storage, manifest))
         except OutcomeUnknown as error:
             error.message = redact_text(error.message)
             raise
@@ -323,7 +330,7 @@ class AwayPlace(Place):
     def allowance(self, run: RunDir) -> Allowance:
         """Return the run's limits and usage. Uses the hourly price read after the newest start, or else the
         one read before it. Raises `HostUnavailable` if the storage can't be read."""
-        limits, hourly = read_order(self.depot.run(run.ref)).limits, self.price_read(run.ref)
+        limits, hourly = read_manifest(self.run_storage.run(run.ref)).limits, self.price_read(run.ref)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
         return self._allowance(run, limits)
@@ -342,7 +349,7 @@ class AwayPlace(Place):
 
     def worked_s(self, ref: str) -> float:
         """Return the total working time of the run's workers in seconds, measured by their own clocks."""
-        return lease.used_s(self.depot.run(ref))
+        return lease.used_s(self.run_storage.run(ref))
 
     def _priced(self, resources: Resources) -> Resources:
         """Add the place's current price. Raises `OverBudget` if it is above `max_usd_per_hour`."""
@@ -370,7 +377,7 @@ class AwayPlace(Place):
     # -- the run directory -----------------------------------------------------------------------------------
 
     def look(self, run: RunDir) -> None:
-        reported = storage.look(run, self.depot.run(run.ref), _starts(run).attempts)
+        reported = storage.look(run, self.run_storage.run(run.ref), _starts(run).attempts)
         state = run.written_state()
         fresh = reported and (run.heartbeat_age() or 0.0) < FRESH_S
         if fresh and state.status == "running":
@@ -398,12 +405,12 @@ class AwayPlace(Place):
             return
         with suppress(HostUnavailable):  # at the next look
             if (hourly := self.paid(run.ref)) is not None:
-                self.depot.run(run.ref).write(PRICE, hourly.to_json())
+                self.run_storage.run(run.ref).write(PRICE, hourly.to_json())
             write_whole(mark, worker)
 
     def price_read(self, ref: str) -> Hourly | None:
         """Return the hourly price that was read after the newest start, or `None`."""
-        return self.depot.run(ref).record(PRICE, Hourly)
+        return self.run_storage.run(ref).record(PRICE, Hourly)
 
     def _report_early_end(self, run: RunDir, placed: Placed) -> None:
         """Report, once for each worker that ended before its first report, what it printed: only its
@@ -458,7 +465,7 @@ class AwayPlace(Place):
         reported recently, or has not paused in time, is stopped.
         """
         action = run.asked()
-        self.depot.run(run.ref).write("control", (action or "").encode())
+        self.run_storage.run(run.ref).write("control", (action or "").encode())
         placed = self.state(run.ref) if action == "pause" else None
         if placed is not None and placed.state != "ended" and not self._responds(run):
             self.stop(run.ref)
@@ -475,10 +482,10 @@ class AwayPlace(Place):
 
     def settle(self, run: RunDir) -> None:
         """Upload the state of a run without a worker to the storage, after this machine changed it."""
-        self.depot.run(run.ref).write("status.json", run.written_state().to_json())
+        self.run_storage.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:
-        storage.bring(run, self.depot.run(run.ref), folder)
+        storage.bring(run, self.run_storage.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
         """Return True if no worker can still be running. A worker that the place does not list may still be
@@ -499,7 +506,7 @@ class AwayPlace(Place):
         return _starts(run).count
 
     def forget(self, run: RunDir) -> None:
-        self.depot.run(run.ref).remove()
+        self.run_storage.run(run.ref).remove()
 
     def _await_it(self, run: RunDir) -> None:
         """Record that a worker exists or is starting, but has not reported yet."""

@@ -26,7 +26,7 @@ def boot_time() -> float:
 
 
 @dataclass
-class Switch:
+class Watchdog:
     """Decides when a worker must stop because of its limits. `earlier_s` is the time used by the run's other
     attempts, in seconds."""
 
@@ -117,7 +117,7 @@ class RunLease:
     @property
     def holds(self) -> bool:
         """True if this attempt is the newest one or started the newest one."""
-        names = self.stored.depot.names(f"{self.stored.folder}/attempts")
+        names = self.stored.run_storage.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token
         if not mine or names[-1:] == [_name(self.number)]:
@@ -137,7 +137,7 @@ class Signs:
         """Watch the attempt with the token `under`. `number` is the newest attempt that it started. Raises
         `Superseded` if the watched attempt no longer exists."""
         self.stored, self.number, self.clock = stored, number, clock
-        names = self.stored.depot.names(f"{self.stored.folder}/attempts")
+        names = self.stored.run_storage.names(f"{self.stored.folder}/attempts")
         data = {name: self.stored.read(f"attempts/{name}") for name in names}
         mine = [
             name for name, content in data.items() if content and Attempt.from_json(content).token == under
@@ -148,7 +148,7 @@ class Signs:
 
     @property
     def newest(self) -> bool:
-        names = self.stored.depot.names(f"{self.stored.folder}/attempts")
+        names = self.stored.run_storage.names(f"{self.stored.folder}/attempts")
         return names[-1:] == [_name(self.number)]
 
     @property
@@ -171,11 +171,11 @@ def used_s(stored: StoredRun) -> float:
 
 def attempts(stored: StoredRun) -> int:
     """Return the number of attempts of the run."""
-    return len(stored.depot.names(f"{stored.folder}/attempts"))
+    return len(stored.run_storage.names(f"{stored.folder}/attempts"))
 
 
 def _attempts(stored: StoredRun) -> list[Attempt]:
-    names = stored.depot.names(f"{stored.folder}/attempts")
+    names = stored.run_storage.names(f"{stored.folder}/attempts")
     found = (stored.record(f"attempts/{name}", Attempt) for name in names)
     return [one for one in found if one is not None]
 

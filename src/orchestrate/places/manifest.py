@@ -47,87 +47,91 @@ class RunManifest(Record, frozen=True, kw_only=True):
     folder."""
 
 
-def place_order(depot: RunStorage, job: LocalJob, limits: WorkerLimits, place: str = "") -> RunManifest:
+def write_manifest(
+    run_storage: RunStorage, job: LocalJob, limits: WorkerLimits, place: str = ""
+) -> RunManifest:
     """Upload everything that is not stored yet, with the manifest last.
 
     If the run already has a manifest, its job stays unchanged, because its checkpoints belong to that job.
     The limits and Orchestrate's code are updated. Raises `RunFailed` if a file of the job no longer exists.
     """
-    stored = depot.run(job.ref)
+    stored = run_storage.run(job.ref)
     if stored.read("order.json") is not None:
-        order = read_order(stored)
-        order = msgspec.structs.replace(
-            order, limits=limits, code=depot.keep_bytes(code()), place=place or order.place
+        manifest = read_manifest(stored)
+        manifest = msgspec.structs.replace(
+            manifest, limits=limits, code=run_storage.keep_bytes(code()), place=place or manifest.place
         )
     else:
         try:
-            order = msgspec.structs.replace(_new_order(depot, job, limits), place=place)
+            manifest = msgspec.structs.replace(_new_manifest(run_storage, job, limits), place=place)
         except FileNotFoundError as error:
             raise RunFailed(f"{error.filename} no longer exists", fix="submit the run again") from error
-    stored.write("order.json", order.to_json())
-    return order
+    stored.write("order.json", manifest.to_json())
+    return manifest
 
 
-def _new_order(depot: RunStorage, job: LocalJob, limits: WorkerLimits) -> RunManifest:
-    files = {"train": depot.keep(Path(job.train))}
+def _new_manifest(run_storage: RunStorage, job: LocalJob, limits: WorkerLimits) -> RunManifest:
+    files = {"train": run_storage.keep(Path(job.train))}
     if job.validation is not None:
-        files["validation"] = depot.keep(Path(job.validation))
+        files["validation"] = run_storage.keep(Path(job.validation))
     folders: dict[str, tuple[ArtifactFile, ...]] = {}
     for name, given in (("model", job.model), ("continue_from", job.continue_from)):
         path = None if given is None else Path(given).expanduser()
         if path is not None and path.is_dir():
-            folders[name] = depot.keep_folder(path)
+            folders[name] = run_storage.keep_folder(path)
     return RunManifest(
         job=msgspec.structs.replace(job, paces=None),
         files=files,
         folders=folders,
-        code=depot.keep_bytes(code()),
+        code=run_storage.keep_bytes(code()),
         limits=limits,
     )
 
 
-def read_order(stored: StoredRun) -> RunManifest:
+def read_manifest(stored: StoredRun) -> RunManifest:
     """Read a run's manifest. Raises `HostUnavailable` if there is none or this version cannot read it."""
-    if (order := stored.record("order.json", RunManifest)) is None:
-        raise HostUnavailable(stored.depot.url, f"{stored.depot.url} has no manifest for {stored.ref}")
-    return order
+    if (manifest := stored.record("order.json", RunManifest)) is None:
+        raise HostUnavailable(
+            stored.run_storage.url, f"{stored.run_storage.url} has no manifest for {stored.ref}"
+        )
+    return manifest
 
 
 def allow(stored: StoredRun, max_hours: float | None, max_usd: Decimal | None) -> None:
     """Set new limits for workers that start from now on. Only the manifest changes, because `job.json` in a
     run directory is a copy that differs between machines. Raises `HostUnavailable` if the storage can't be
     read or written."""
-    order = read_order(stored)
-    given = decoding.convert(order.job.resources, Resources)
+    manifest = read_manifest(stored)
+    given = decoding.convert(manifest.job.resources, Resources)
     own = msgspec.structs.replace(given.limits, max_hours=max_hours, max_usd=max_usd)
     given = msgspec.structs.replace(given, limits=own)
-    job = msgspec.structs.replace(order.job, resources=given.to_dict())
-    limits = msgspec.structs.replace(order.limits, max_hours=max_hours, max_usd=max_usd)
-    after = msgspec.structs.replace(order, job=job, limits=limits)
-    if after != order:
+    job = msgspec.structs.replace(manifest.job, resources=given.to_dict())
+    limits = msgspec.structs.replace(manifest.limits, max_hours=max_hours, max_usd=max_usd)
+    after = msgspec.structs.replace(manifest, job=job, limits=limits)
+    if after != manifest:
         stored.write("order.json", after.to_json())
 
 
 def allowed(stored: StoredRun, resources: Resources) -> Resources:
     """Return a copy of `resources` with the time and cost limits from the run's manifest. Returns `resources`
     unchanged if there is no manifest."""
-    if stored.read("order.json") is None or not (given := read_order(stored).job.resources):
+    if stored.read("order.json") is None or not (given := read_manifest(stored).job.resources):
         return resources
     had = decoding.convert(given, Resources).limits
     limits = msgspec.structs.replace(resources.limits, max_hours=had.max_hours, max_usd=had.max_usd)
     return msgspec.structs.replace(resources, limits=limits)
 
 
-def unpack(order: RunManifest, depot: RunStorage, folder: Path) -> LocalJob:
+def unpack(manifest: RunManifest, run_storage: RunStorage, folder: Path) -> LocalJob:
     """Download the job's files to the folder, and return the job with their paths."""
     paths: dict[str, str] = {}
-    for name, file in order.files.items():
-        depot.fetch(file, folder / name / safe(file.path))
+    for name, file in manifest.files.items():
+        run_storage.fetch(file, folder / name / safe(file.path))
         paths[name] = str(folder / name / file.path)
-    for name, files in order.folders.items():
-        depot.fetch_folder(files, folder / name)
+    for name, files in manifest.folders.items():
+        run_storage.fetch_folder(files, folder / name)
         paths[name] = str(folder / name)
-    return msgspec.structs.replace(order.job, **paths)
+    return msgspec.structs.replace(manifest.job, **paths)
 
 
 # -- the environment ----------------------------------------------------------------------------------------
@@ -217,13 +221,13 @@ runpy.run_module(os.environ.get("{MODULE}", "orchestrate.places.remote"), run_na
 RUN_BOOT = "import os;exec(os.environ['ORCHESTRATE_BOOT'])"
 
 
-def environment(depot: RunStorage, order: RunManifest) -> dict[str, str]:
+def environment(run_storage: RunStorage, manifest: RunManifest) -> dict[str, str]:
     """Build the environment of the worker's process, without secrets."""
     return {
         "ORCHESTRATE_BOOT": BOOT,
-        "ORCHESTRATE_CODE": order.code,
-        "ORCHESTRATE_DEPOT": depot.url,
-        "ORCHESTRATE_REF": order.job.ref,
+        "ORCHESTRATE_CODE": manifest.code,
+        "ORCHESTRATE_DEPOT": run_storage.url,
+        "ORCHESTRATE_REF": manifest.job.ref,
     }
 
 

@@ -31,9 +31,9 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.plan import throughput
 from orchestrate.local.run import JobState, RunDir, launcher, now
 from orchestrate.places.base import PRICE, Hourly
-from orchestrate.places.lease import RunLease, Switch, boot_time
-from orchestrate.places.manifest import RunManifest, read_order, room, unpack
-from orchestrate.places.storage import RunStorage, Pulse, Reporter, restore
+from orchestrate.places.lease import RunLease, Watchdog, boot_time
+from orchestrate.places.manifest import RunManifest, read_manifest, room, unpack
+from orchestrate.places.storage import Pulse, Reporter, RunStorage, restore
 from orchestrate.types import JobError
 
 REPORT_S = 10.0
@@ -86,7 +86,7 @@ class Errand:
 
     def __init__(
         self,
-        depot: RunStorage,
+        run_storage: RunStorage,
         ref: str,
         folder: Path,
         *,
@@ -96,12 +96,12 @@ class Errand:
         end: Callable[[int], object] = os._exit,
         clock: Callable[[], float] = boot_time,
     ) -> None:
-        self.depot, self.stored = depot, depot.run(ref)
+        self.run_storage, self.stored = run_storage, run_storage.run(ref)
         self.run = RunDir(folder / ref)
         self.engine, self.report_s, self.grace_s, self.end = engine, report_s, grace_s, end
-        self.order: RunManifest = read_order(self.stored)
-        self.claim = self._claimed()
-        self.switch = Switch(self.order.limits, self.claim.earlier_s, clock)
+        self.manifest: RunManifest = read_manifest(self.stored)
+        self.lease = self._acquired()
+        self.watchdog = Watchdog(self.manifest.limits, self.lease.earlier_s, clock)
         self.preempted = threading.Event()
         """Set when a signal announces that the machine is being reclaimed."""
         self._superseded, self._ending, self._reported = (
@@ -134,7 +134,7 @@ class Errand:
     def _train(self) -> bool:
         """Train, and return whether the run is settled: it ended, or is paused."""
         restore(self.run, self.stored)
-        job = unpack(self.order, self.depot, self.run.path.parent / "given")
+        job = unpack(self.manifest, self.run_storage, self.run.path.parent / "given")
         job = msgspec.structs.replace(job, paces=str(throughput.file_of(self.run.path)))
         write_whole(self.run.path / "job.json", msgspec.json.format(self._fitted(job).to_json()))
         if not (self.run.path / "status.json").exists():
@@ -154,7 +154,7 @@ class Errand:
             return bool(why)
         return state.terminal or state.status == "paused"
 
-    def _claimed(self) -> RunLease:
+    def _acquired(self) -> RunLease:
         return RunLease(self.stored)
 
     def _fitted(self, job: LocalJob) -> LocalJob:
@@ -162,7 +162,7 @@ class Errand:
         return job
 
     def _begun(self) -> TrainingProcess:
-        return RemoteProcess([*self.engine, str(self.run.path)], self.run.log, self.order.job.threads)
+        return RemoteProcess([*self.engine, str(self.run.path)], self.run.log, self.manifest.job.threads)
 
     def _watch(self, worker: TrainingProcess) -> str | None:
         """Watch until the worker has ended. Returns why it was requested to end, an empty string for a
@@ -170,11 +170,11 @@ class Errand:
         why, until = None, 0.0
         while worker.running() and not self._superseded.is_set():
             time.sleep(LOOK_S)
-            found = self.switch.due()
+            found = self.watchdog.due()
             if why is None and (found is not None or self.preempted.is_set()):
-                why, until = found[1] if found else "", self.switch.clock() + self.grace_s
+                why, until = found[1] if found else "", self.watchdog.clock() + self.grace_s
                 self.run.ask("pause")
-            if why is not None and self.switch.clock() > until:
+            if why is not None and self.watchdog.clock() > until:
                 break
         return why
 
@@ -182,11 +182,11 @@ class Errand:
         """Guard the limits. Contacts and awaits nothing, so a hanging call cannot delay the worker's end."""
         over: float | None = None
         while not self._reported.wait(LOOK_S) and not self._superseded.is_set():
-            found = self.switch.due()
+            found = self.watchdog.due()
             if found is None:
                 continue
-            over = over or self.switch.clock()
-            if found[0] == "silence" or self.switch.clock() - over > 2 * self.grace_s:
+            over = over or self.watchdog.clock()
+            if found[0] == "silence" or self.watchdog.clock() - over > 2 * self.grace_s:
                 _log.error("%s. Stopping this worker", found[1])
                 if self._worker is not None:
                     self._worker.kill()
@@ -232,25 +232,25 @@ class Errand:
 
     def _report(self, *, ended: bool) -> bool:
         """Report. Returns False, with nothing sent, if another attempt owns the run."""
-        if not self.claim.holds:
+        if not self.lease.holds:
             return False
         action = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
         if action in ("pause", "cancel") and self.run.path.is_dir() and self.run.asked() != action:
             self.run.ask(action)
         if price := self.stored.read(PRICE):
-            self.switch.costs(Hourly.from_json(price).usd_per_hour)
+            self.watchdog.costs(Hourly.from_json(price).usd_per_hour)
         if self._reporter is not None:
             self._reporter.report()
-        self.claim.used(self.switch.used_s)
+        self.lease.used(self.watchdog.used_s)
         self._pulse(ended=ended)
-        self.switch.reported()
+        self.watchdog.reported()
         return True
 
     def _pulse(self, *, ended: bool) -> None:
         me = run.me()
         self._number += 1
         pulse = Pulse(
-            attempt=self.claim.number,
+            attempt=self.lease.number,
             number=self._number,
             pid=me.pid,
             started=me.started,
@@ -274,10 +274,10 @@ class Errand:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    depot = RunStorage(os.environ["ORCHESTRATE_DEPOT"])
+    run_storage = RunStorage(os.environ["ORCHESTRATE_DEPOT"])
     seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     with room() as folder:
-        errand = Errand(depot, os.environ["ORCHESTRATE_REF"], Path(folder), report_s=seconds)
+        errand = Errand(run_storage, os.environ["ORCHESTRATE_REF"], Path(folder), report_s=seconds)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: errand.preempted.set())
         code = errand.work()
     if code:

@@ -177,15 +177,15 @@ class RunStorage:
 class StoredRun:
     """The part of the storage that belongs to one run."""
 
-    def __init__(self, depot: RunStorage, ref: str) -> None:
-        self.depot, self.ref = depot, ref
+    def __init__(self, run_storage: RunStorage, ref: str) -> None:
+        self.run_storage, self.ref = run_storage, ref
         self.folder = f"runs/{ref}"
 
     def write(self, name: str, data: bytes) -> None:
-        self.depot.write(f"{self.folder}/{name}", data)
+        self.run_storage.write(f"{self.folder}/{name}", data)
 
     def read(self, name: str) -> bytes | None:
-        return self.depot.read(f"{self.folder}/{name}")
+        return self.run_storage.read(f"{self.folder}/{name}")
 
     def record(self, name: str, kind: type[R]) -> R | None:
         """Read a JSON record, or return `None` if the file does not exist or is empty. Raises
@@ -198,11 +198,13 @@ class StoredRun:
         try:
             return kind.from_json(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            message = f"{name} of {self.ref} in {self.depot.url} is damaged or from another version: {error}"
-            raise HostUnavailable(self.depot.url, message) from error
+            message = (
+                f"{name} of {self.ref} in {self.run_storage.url} is damaged or from another version: {error}"
+            )
+            raise HostUnavailable(self.run_storage.url, message) from error
 
     def remove(self) -> None:
-        self.depot.remove(self.folder)
+        self.run_storage.remove(self.folder)
 
     # -- growing files -------------------------------------------------------------------------------------
 
@@ -216,7 +218,7 @@ class StoredRun:
         found = sorted(
             (int(edition), int(number))
             for edition, _, number in (
-                one.partition("-") for one in self.depot.names(f"{self.folder}/{name}")
+                one.partition("-") for one in self.run_storage.names(f"{self.folder}/{name}")
             )
             if edition.isdigit() and number.isdigit()
         )
@@ -239,8 +241,8 @@ class StoredRun:
         """Store a folder atomically: its manifest is written last, and readers ignore a folder without
         one."""
         place = f"{self.folder}/folders/{name}"
-        files = self.depot.keep_folder(folder, place)
-        self.depot.write(f"{place}/manifest", msgspec.json.encode(files))
+        files = self.run_storage.keep_folder(folder, place)
+        self.run_storage.write(f"{place}/manifest", msgspec.json.encode(files))
 
     def manifest(self, name: str) -> tuple[ArtifactFile, ...] | None:
         """Return the manifest of a folder, or `None` if the folder is incomplete."""
@@ -249,7 +251,7 @@ class StoredRun:
 
     def folders(self) -> list[str]:
         """List the names of the stored folders, including incomplete ones."""
-        return self.depot.names(f"{self.folder}/folders")
+        return self.run_storage.names(f"{self.folder}/folders")
 
     def fetch_folder(self, name: str, target: Path, only: Iterable[str] = ()) -> bool:
         """Download a folder, or only the files at the paths in `only`. Returns False if the stored folder is
@@ -259,14 +261,14 @@ class StoredRun:
             return False
         some = [file for file in files if not wanted or file.path in wanted]
         try:
-            self.depot.fetch_folder(some, target, f"{self.folder}/folders/{name}")
+            self.run_storage.fetch_folder(some, target, f"{self.folder}/folders/{name}")
         except FileNotFoundError:  # removed since for a newer one
             return False
         return True
 
     def drop_folder(self, name: str) -> None:
-        self.depot.remove(f"{self.folder}/folders/{name}/manifest")
-        self.depot.remove(f"{self.folder}/folders/{name}")
+        self.run_storage.remove(f"{self.folder}/folders/{name}/manifest")
+        self.run_storage.remove(f"{self.folder}/folders/{name}")
 
 
 def safe(path: str) -> str:
@@ -481,8 +483,8 @@ def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
     target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])
     if not stored.fetch_folder(name, target):
-        message = f"{name} of {run.ref} is incomplete in the storage folder {stored.depot.url}"
-        raise HostUnavailable(stored.depot.url, message, fix=f"orchestrate checkpoints {run.ref}")
+        message = f"{name} of {run.ref} is incomplete in the storage folder {stored.run_storage.url}"
+        raise HostUnavailable(stored.run_storage.url, message, fix=f"orchestrate checkpoints {run.ref}")
 
 
 def _take_parts(run: RunDir, stored: StoredRun, name: str) -> None:

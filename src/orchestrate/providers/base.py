@@ -29,28 +29,28 @@ from orchestrate.types import (
     Account,
     Allowance,
     Artifact,
+    BilledResource,
     Billing,
     Checkpoint,
     Endpoint,
     Event,
     Feature,
+    Fingerprint,
     Job,
     JobHandle,
+    JobRecovery,
     JobStatus,
     MemoryPlan,
     Message,
     MetricPoint,
     Problem,
     Quote,
-    JobRecovery,
     RemoteDataset,
     Reply,
+    ReportedSettings,
     Run,
-    Fingerprint,
-    BilledResource,
     Storage,
     StoredItem,
-    ReportedSettings,
     Translation,
 )
 
@@ -316,7 +316,7 @@ class RecoversJobs(Provider):
     """Backend that can describe jobs whose spec and data are not on this machine."""
 
     @abstractmethod
-    def recall(self, job: Job) -> JobRecovery | None:
+    def recover_job(self, job: Job) -> JobRecovery | None:
         """Return the facts about a job that determine its price, or `None` if the host reports none. Queries
         the size of the data only if the job's record has no token count."""
 
@@ -395,7 +395,7 @@ class Downloads(Provider):
 
 class KeepsFingerprint(Provider):
     @abstractmethod
-    def sheet(self, job: JobHandle) -> Fingerprint | None:
+    def fingerprint(self, job: JobHandle) -> Fingerprint | None:
         """Return the fingerprint that identifies the tuned model on any server, or `None` if training
         recorded none."""
 

@@ -42,6 +42,7 @@ from orchestrate.types import (
     Account,
     Artifact,
     ArtifactFile,
+    BilledResource,
     Endpoint,
     Event,
     JobHandle,
@@ -51,7 +52,6 @@ from orchestrate.types import (
     RemoteDataset,
     Reply,
     Severity,
-    BilledResource,
     StoredItem,
 )
 

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from orchestrate.core.files import Journal
 from orchestrate.errors import NotFound, OrchestrateError, OutcomeUnknown, ProviderError, RunFailed
 from orchestrate.local.run import RunDir, now, runs
-from orchestrate.types import Record, BilledResource
+from orchestrate.types import BilledResource, Record
 
 SEARCH_S, READY_S, POLL_S = 60.0, 3600.0, 2.0
 """In seconds: how long to look for a machine if the response to its create request was lost, how long to wait

@@ -269,7 +269,7 @@ class QueueServer:
         try:
             if not self._may_go(entry):
                 return None
-            entry = self.ft.store.queue.change(entry.id, _claimed)
+            entry = self.ft.store.queue.change(entry.id, _acquired)
             run = self._submit(entry)
         except _Taken:
             return None
@@ -399,7 +399,7 @@ def _reopened(entry: QueueEntry) -> QueueEntry:
     return replace(entry, state=QueueState.SUBMITTING)
 
 
-def _claimed(entry: QueueEntry) -> QueueEntry:
+def _acquired(entry: QueueEntry) -> QueueEntry:
     if entry.state not in _GOING:
         raise _Taken
     return replace(entry, state=QueueState.SUBMITTING)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrate.local.session_server import SessionsApi
     from orchestrate.local.session_server.service import SessionService
 
-D = TypeVar("D", bound="SessionDesk")
+D = TypeVar("D", bound="SessionService")
 PAUSES = ("paused_capacity", "paused_rate_limit")
 """Reasons why a host delays a result."""
 FAULTS = frozenset({*PAUSES, "session_expired"})
@@ -42,6 +42,6 @@ async def suffer(api: SessionsApi | None, kind: str, delay_s: float) -> Response
         body = {"type": "try_again", "queue_state": kind, "queue_state_reason": why}
         return JSONResponse(body, 408)
     if api is not None:
-        for caller in [one for one in api.desk.callers.values() if one.owner == here()]:
-            api.desk.end(caller, keeps=False)
+        for caller in [one for one in api.service.callers.values() if one.owner == here()]:
+            api.service.end(caller, keeps=False)
     return None

@@ -100,19 +100,19 @@ def combine(
 def _write_provenance(
     draft: Path, kind: str, base: TunedModel, base_hash: str, merging: dict[str, Any]
 ) -> None:
-    passport = {
+    provenance = {
         "kind": kind,
         "base_model": base.base,
         "base_model_hash": base_hash,
         "merged": merging,
         "created_at": datetime.now(UTC),
     }
-    write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport), indent=2))
+    write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(provenance), indent=2))
 
 
 def _part(name: str, weight: float, tuned: TunedModel) -> dict[str, Any]:
     weights = weights_hash(tuned.folder)
-    return {"of": name, "weight": weight, "weights": weights, "passport": tuned.passport}
+    return {"of": name, "weight": weight, "weights": weights, "passport": tuned.provenance}
 
 
 def _require(

@@ -118,7 +118,7 @@ class TunedModel:
     @property
     def four_bit(self) -> bool:
         """True if the model was trained on a 4-bit base model."""
-        return bool(trained_in_four_bit(self.passport))
+        return bool(trained_in_four_bit(self.provenance))
 
     @property
     def base_name(self) -> str:
@@ -130,7 +130,7 @@ class TunedModel:
         return licence_of(self.base)
 
     @property
-    def passport(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Provenance of the model: the content of the file next to the weights or, if that cannot be read,
         values from the run's record."""
         try:

@@ -68,14 +68,14 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
         "most_rows": terms.most_at_once,
     }
     names = tuple(dict.fromkeys((base, *terms.called)))
-    desk = SessionService(private_folder(ft.settings.make_home() / "sessions"), opening, names)
-    desk.start()
+    service = SessionService(private_folder(ft.settings.make_home() / "sessions"), opening, names)
+    service.start()
 
     async def admit(scope: Scope) -> None:
         key = await clients.lately(scope)
         scope["key_name"] = "" if key is None else key.name
 
-    api = SessionsApi(desk)
+    api = SessionsApi(service)
     app = edge(
         api.routes(),
         door=lambda inner: Keyed(inner, admit, open=OPEN),
@@ -88,7 +88,7 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
         with serving(app, host=terms.host, port=terms.port, lifespan=True) as url:
             yield SessionsUp(url, names)
     finally:
-        desk.close()
+        service.close()
 
 
 def new_key(ft: Workspace, name: str) -> str:

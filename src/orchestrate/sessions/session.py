@@ -25,13 +25,7 @@ from orchestrate.errors import (
 from orchestrate.local.run.checkpoints import SAVE_NAME
 from orchestrate.providers.sessions import MOST_TOKENS, SessionBackend, TokenUse, then
 from orchestrate.sessions import shapes
-from orchestrate.sessions.session_record import (
-    CHECK_S,
-    REFRESH_S,
-    SessionRecord,
-    SessionRequest,
-    ended_already,
-)
+from orchestrate.sessions.record import CHECK_S, REFRESH_S, SessionRecord, SessionRequest, ended_already
 from orchestrate.sessions.shapes import (
     ADAM,
     LORA,

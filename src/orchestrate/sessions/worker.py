@@ -17,8 +17,8 @@ from orchestrate.local.run import RunDir, leave
 from orchestrate.providers import rundirs
 from orchestrate.sessions import recipes
 from orchestrate.sessions.recipes import RecipeJob
+from orchestrate.sessions.record import SessionRecord
 from orchestrate.sessions.session import TrainingSession
-from orchestrate.sessions.session_record import SessionRecord
 from orchestrate.store import run_id_of
 from orchestrate.types import JobError, Run
 from orchestrate.workspace import Workspace

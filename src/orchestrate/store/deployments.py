@@ -16,7 +16,7 @@ from orchestrate.store import RUN_PREFIX, new_run_id, schema, stamp, time_of
 from orchestrate.store.database import Database
 from orchestrate.store.ledger import LedgerShare, Limit, count, gateway_spending, reserve_deployment
 from orchestrate.store.transitions import ImpossibleTransition
-from orchestrate.types import Age, Deployment, DeploymentState, Endpoint, Record, BilledResource
+from orchestrate.types import Age, BilledResource, Deployment, DeploymentState, Endpoint, Record
 
 # How deployments change: pure functions that take a deployment and a fact, and return the new deployment.
 #

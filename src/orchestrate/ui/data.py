@@ -148,8 +148,8 @@ def _of_answers(site: Site) -> list[Route]:
     desks: dict[str, reviews.ReviewSession] = {}
 
     def begin(request: Request, _: Form) -> str:
-        desk = reviews.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
-        return f"/reviews/{desk.review.id}/"
+        session = reviews.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
+        return f"/reviews/{session.review.id}/"
 
     def session_of(request: Request) -> reviews.ReviewSession:
         name = request.path_params["review"]

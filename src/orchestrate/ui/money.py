@@ -104,10 +104,10 @@ def _copy(wanted: CalculatorQuery) -> Copy:
     return Copy(
         command=f"orchestrate quote --model {wanted.model} --train FILE --epochs {n['epochs']}{serving}",
         python="from orchestrate import JobSpec, Orchestrator\n"
-        "from orchestrate.runs.preparing import quoting\n\n"
+        "from orchestrate.runs.preparing import pricing\n\n"
         f"spec = JobSpec(model={wanted.model!r}, train='unknown', epochs={n['epochs']})\n"
         "with Orchestrator() as ft:\n"
-        f"    for quote in quoting.assumed(ft, spec, {n['rows']}, {n['row_tokens']}):\n"
+        f"    for quote in pricing.assumed(ft, spec, {n['rows']}, {n['row_tokens']}):\n"
         "        print(quote.provider, quote.expected_usd, quote.why_none)",
     )
 

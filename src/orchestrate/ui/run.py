@@ -219,7 +219,9 @@ def _reviews(site: Site, run: Run) -> list[tuple[str, list[str]]]:
     """Return the id of each review of the run's answers, with a summary of its ratings."""
     from orchestrate.runs.evaluation import reviews
 
-    return [(desk.review.id, reviews.said(site.ft, desk)) for desk in reviews.of_run(site.ft, run.id)]
+    return [
+        (session.review.id, reviews.said(site.ft, session)) for session in reviews.of_run(site.ft, run.id)
+    ]
 
 
 @dataclass(frozen=True)

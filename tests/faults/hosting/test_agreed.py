@@ -28,13 +28,13 @@ from orchestrate.store import Uptime
 from orchestrate.store.store import Store
 from orchestrate.types import (
     Bill,
+    BilledResource,
     Deployment,
     DeploymentState,
     Endpoint,
     JobHandle,
     JobStatus,
     Run,
-    BilledResource,
     SubmitPhase,
 )
 

@@ -37,13 +37,13 @@ from orchestrate.runs.syncing.sweep import sync
 from orchestrate.store import Clock, Uptime
 from orchestrate.store.store import Store, Timing
 from orchestrate.types import (
+    BilledResource,
     DeploymentState,
     Endpoint,
     Feature,
     JobHandle,
     JobStatus,
     Run,
-    BilledResource,
     SubmitPhase,
 )
 

@@ -46,6 +46,7 @@ from orchestrate.store.store import Store
 from orchestrate.store.transitions import UNSENT
 from orchestrate.types import (
     Allowance,
+    BilledResource,
     Endpoint,
     Feature,
     GatewayJob,
@@ -53,7 +54,6 @@ from orchestrate.types import (
     JobStatus,
     Quote,
     RemoteDataset,
-    BilledResource,
     Translation,
 )
 

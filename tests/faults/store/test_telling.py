@@ -395,17 +395,17 @@ def test_a_clock_that_was_set_back_stops_nobody(store: Store, clock: Moved) -> N
 
 
 class Busy(PaperHost):
-    reported_settings: float | None = None
+    requested_delay_s: float | None = None
 
     def list(self, *, since: Any = None) -> Any:
         self._log("list")
-        raise RateLimited("paper", "slow down", status=429, retry_after_s=self.reported_settings)
+        raise RateLimited("paper", "slow down", status=429, retry_after_s=self.requested_delay_s)
 
 
 @pytest.mark.parametrize("header", ["86400", "99999999999999999999", "1e308"])
 def test_a_host_may_ask_for_any_length(store: Store, tmp_path: Path, clock: Moved, header: str) -> None:
     host = Busy(tmp_path / "host")
-    host.reported_settings = retry_after({"retry-after": header})
+    host.requested_delay_s = retry_after({"retry-after": header})
     submit(store, host, SPEC, DATA)
     watcher = Watcher(store, lambda _: host)
     watcher.turn()

@@ -203,24 +203,24 @@ def test_a_backend_without_its_key_stops_no_other(store: Store, host: PaperHost,
 def test_workers_that_claim_at_once_get_different_runs(store_url: str, host: PaperHost) -> None:
     with Store.open(store_url) as store:
         runs = {submit(store, host, SPEC, DATA).id for _ in range(12)}
-    claimed: list[str] = []
+    acquired: list[str] = []
     start = threading.Barrier(4)
 
     def claim() -> None:
         with Store.open(store_url) as own:
             start.wait()
-            claimed.extend(run.id for run in own.watching.claim_due("paper", host.host, limit=4))
+            acquired.extend(run.id for run in own.watching.claim_due("paper", host.host, limit=4))
 
     threads = [threading.Thread(target=claim) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(claimed) == len(set(claimed))
+    assert len(acquired) == len(set(acquired))
     with Store.open(store_url) as store:
         rest = {run.id for run in store.watching.claim_due("paper", host.host, limit=100)}
-        assert rest.isdisjoint(claimed)
-        assert rest | set(claimed) == runs
+        assert rest.isdisjoint(acquired)
+        assert rest | set(acquired) == runs
         assert store.watching.claim_due("paper", host.host, limit=100) == []
 
 

@@ -418,7 +418,7 @@ def test_a_list_from_before_the_newest_start_ends_nothing(console: Any, rows: Pa
 def test_a_further_job_has_what_is_left_of_the_hours(console: Any, rows: Path, tmp_path: Path) -> None:
     """Also by Anyscale's own end, and none is started for nothing."""
     found = provider(console, tmp_path)
-    handle, stored = submit(found, spec(rows)), found.place.depot.run(REF)
+    handle, stored = submit(found, spec(rows)), found.place.run_storage.run(REF)
     for used_h, left in [(1, True), (24, False)]:
         stored.write("attempts/00000001.json", Attempt(token="t", used_s=used_h * 3600).to_json())
         console.end(list(console.jobs)[-1], "OUT_OF_RETRIES", "the machine died")
@@ -439,7 +439,7 @@ def test_what_was_made_while_the_data_were_sent_is_found(console: Any, rows: Pat
                 submit(other, asked)
             return super().keep(path, under)
 
-    found.place._depot = Slow(found.place.depot_url)
+    found.place._run_storage = Slow(found.place.storage_url)
     assert submit(found, asked).job_id == REF and len(console.sent) == 1
 
 

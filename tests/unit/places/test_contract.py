@@ -32,7 +32,7 @@ from orchestrate.errors import HostUnavailable, InvalidRequest, OutcomeUnknown, 
 from orchestrate.local.plan import throughput
 from orchestrate.local.run import RunDir
 from orchestrate.places.base import PRICE, Hourly, Resources
-from orchestrate.places.manifest import read_order
+from orchestrate.places.manifest import read_manifest
 from orchestrate.places.remote import Errand
 from orchestrate.places.storage import RunStorage
 from orchestrate.providers.local.away import AwayProvider
@@ -43,7 +43,7 @@ from orchestrate.runs.submitting.repeats import Submission
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.spec import Full, JobSpec
 from orchestrate.store.store import Store
-from orchestrate.types import JobHandle, JobStatus, Run, BilledResource, SubmitPhase, TokensFrom
+from orchestrate.types import BilledResource, JobHandle, JobStatus, Run, SubmitPhase, TokensFrom
 
 REF = "orc-0123456789ab"
 ENGINE = str(Path(__file__).parent / "engine.py")
@@ -85,7 +85,12 @@ def work(tmp_path: Path, name: str, *, die_at: int = 0, hold_at: int = 0) -> int
     folder.mkdir()
     engine = [sys.executable, ENGINE, str(die_at), str(hold_at)]
     errand = Errand(
-        RunStorage(f"file://{tmp_path}/depot"), REF, folder, engine=engine, report_s=0.05, end=lambda code: None
+        RunStorage(f"file://{tmp_path}/depot"),
+        REF,
+        folder,
+        engine=engine,
+        report_s=0.05,
+        end=lambda code: None,
     )
     return errand.work()
 
@@ -350,11 +355,11 @@ def test_the_worker_knows_the_limit_that_its_run_came_to_have(
     data = TrainingData.open(asked.train)  # type: ignore[arg-type]
     share = asked.model_copy(update={"max_cost_usd": Decimal(3)})
     found.create(share, upload(found, asked, data), found.translate(asked), REF)
-    assert read_order(RunStorage(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
+    assert read_manifest(RunStorage(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
     world.end("no such image")
     assert found.get(JobHandle(provider=found.name, job_id=REF)).status is JobStatus.PAUSED
     assert found.recover(JobHandle(provider=found.name, job_id=REF))
-    assert read_order(RunStorage(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
+    assert read_manifest(RunStorage(f"file://{tmp_path}/depot").run(REF)).limits.max_usd == 3
 
 
 def test_a_host_that_forgot_is_waited_for_until_no_worker_can_be_left(

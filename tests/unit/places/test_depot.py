@@ -63,7 +63,7 @@ def test_a_folder_is_there_when_its_manifest_is(url: str, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "part").iterdir()] == ["progress.json"]
     assert stored.fetch_folder(folder.name, tmp_path / "all")
     assert (tmp_path / "all" / "adapter" / "weights").read_bytes() == b"w"
-    stored.depot.remove(f"{stored.folder}/folders/{folder.name}/manifest")
+    stored.run_storage.remove(f"{stored.folder}/folders/{folder.name}/manifest")
     assert stored.manifest(folder.name) is None and not stored.fetch_folder(folder.name, tmp_path / "no")
     stored.drop_folder(folder.name)
     assert stored.folders() == []

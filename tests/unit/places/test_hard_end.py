@@ -17,7 +17,7 @@ from orchestrate import Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import InvalidRequest, OverBudget, UsageError
 from orchestrate.places.lease import RunLease
-from orchestrate.places.manifest import read_order
+from orchestrate.places.manifest import read_manifest
 from orchestrate.runs import queue as queueing
 from orchestrate.runs.sweep import space, sweeps
 from orchestrate.runs.sweep.sweeps import SweepOrder
@@ -36,7 +36,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 def ends(ft: Orchestrator, handle: RunHandle) -> Decimal:
     """At what its worker and its host end it; the budget holds as much."""
-    limits = read_order(depot(ft, handle)).limits
+    limits = read_manifest(depot(ft, handle)).limits
     assert limits.seconds is not None and limits.usd_per_hour is not None
     assert 0 < (limits.working_s() or 0) < limits.seconds
     assert ft.store.ledger.spending().committed_usd == handle.record.allowed_usd
@@ -77,7 +77,7 @@ def test_what_its_user_allows_is_held_too_and_the_budget_bounds_it(world: World,
         second = ft.submit(more, provider=world.kind)
         left = hour * 3 - (long.record.allowed_usd or 0)
         assert second.record.allowed_usd == left and second.record.max_cost_usd == 1000
-        assert read_order(depot(ft, second)).limits.max_usd == left
+        assert read_manifest(depot(ft, second)).limits.max_usd == left
         with pytest.raises(OverBudget):
             ft.submit(spec_of(world, tmp_path).model_copy(update={"seed": 3}), provider=world.kind)
         assert len(world.jobs()) == 2

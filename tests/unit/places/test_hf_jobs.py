@@ -194,7 +194,7 @@ def test_a_copy_that_is_gone_is_made_again_from_the_depot(hub: Hub, rows: Path, 
     found = provider(hub, tmp_path)
     handle = submit(found, spec(rows))
     state = JobState(status="running", step=3, total_steps=9, updated_at=now(), attempt=1)
-    found.place.depot.run(REF).write("status.json", state.to_json())
+    found.place.run_storage.run(REF).write("status.json", state.to_json())
     run = RunDir(found.home / "runs" / REF)
     for path in sorted(run.path.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()

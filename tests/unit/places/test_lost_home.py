@@ -20,7 +20,7 @@ from orchestrate.commands.runs.spending import ExitCodeOptions, headline, notes
 from orchestrate.data import TrainingData
 from orchestrate.errors import HostUnavailable
 from orchestrate.places.base import PRICE, Placed
-from orchestrate.places.manifest import read_order
+from orchestrate.places.manifest import read_manifest
 from orchestrate.places.storage import RunStorage
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.spending.accounts import Spender, SpendingReport
@@ -90,7 +90,7 @@ def test_what_has_ended_is_found_though_its_host_has_forgotten_it(
     found.download(run.handle, tmp_path / "tuned")
     assert (tmp_path / "tuned" / "adapter_model.safetensors").read_bytes() == b"the weights of the end"
     order = RunStorage(f"file://{tmp_path}/depot").run(REF)
-    others = read_order(order)
+    others = read_manifest(order)
     order.write("order.json", msgspec.structs.replace(others, place="Elsewhere, account 7").to_json())
     shutil.rmtree(found.home)
     assert list(found.recoverable()) == []

@@ -33,7 +33,7 @@ from orchestrate.errors import (
 )
 from orchestrate.local.run import JobState, now
 from orchestrate.places.lease import RunLease
-from orchestrate.places.manifest import read_order
+from orchestrate.places.manifest import read_manifest
 from orchestrate.places.remote import Errand
 from orchestrate.places.storage import StoredRun
 from orchestrate.providers.local.away import AwayProvider
@@ -78,7 +78,7 @@ def submitted(ft: Orchestrator, world: World, folder: Path, **options: Any) -> R
 def depot(ft: Orchestrator, handle: RunHandle) -> StoredRun:
     found = ft.provider(handle.record.provider)
     assert isinstance(found, AwayProvider)
-    return found.place.depot.run(handle.record.ref)
+    return found.place.run_storage.run(handle.record.ref)
 
 
 def at_its_limit(ft: Orchestrator, world: World, handle: RunHandle, seconds: float) -> None:
@@ -97,7 +97,9 @@ def work(ft: Orchestrator, handle: RunHandle, folder: Path, *, hold_at: int = 0)
     found = ft.provider(handle.record.provider)
     assert isinstance(found, AwayProvider)
     ref = handle.record.ref
-    errand = Errand(found.place.depot, ref, folder, engine=command, report_s=0.05, end=lambda code: None)
+    errand = Errand(
+        found.place.run_storage, ref, folder, engine=command, report_s=0.05, end=lambda code: None
+    )
     return errand.work()
 
 
@@ -138,7 +140,7 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
     hour = world.minute_usd * 60
     with opened(world, tmp_path) as ft:
         handle = submitted(ft, world, tmp_path, max_hours=2)
-        price = read_order(depot(ft, handle)).limits.usd_per_hour
+        price = read_manifest(depot(ft, handle)).limits.usd_per_hour
         assert price is not None and float(price) == pytest.approx(float(hour), rel=1e-4)
         at_its_limit(ft, world, handle, 7200)
         least = (price * 81 / 36).quantize(Decimal("0.01"), ROUND_CEILING)
@@ -168,7 +170,7 @@ def test_it_goes_on_within_the_new_limit_and_counts_what_was_used(world: World, 
         assert job.worked_seconds is not None and 7207 <= job.worked_seconds < 7200 + 600
 
         handle.resume(max_cost_usd=3 * price, max_hours=4)
-        order = read_order(depot(ft, handle))
+        order = read_manifest(depot(ft, handle))
         assert order.limits.seconds == pytest.approx(3 * 3600)
         record = ft.store.runs.get(handle.id)
         assert (record.max_cost_usd, record.max_hours, record.allowed_usd) == (3 * price, 4.0, 3 * price)
@@ -328,7 +330,7 @@ def test_killed_in_between_the_same_again_goes_on(point: str, ray: World, tmp_pa
     assert again.exit_code == 0, again.output
     assert [live for _, live in ray.jobs()] == [False, True]
     with opened(ray, tmp_path) as ft:
-        assert read_order(depot(ft, handle)).limits.seconds == 3 * 3600
+        assert read_manifest(depot(ft, handle)).limits.seconds == 3 * 3600
         record = ft.store.runs.get(handle.id)
         assert (record.max_hours, record.allowed_usd) == (3, 18)
         assert len([event for event in ft.store.history.events(handle.id) if event.type == "limits"]) == 1

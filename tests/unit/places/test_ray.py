@@ -147,7 +147,7 @@ def test_deaths_count_from_the_newest_checkpoint(tmp_path: Path) -> None:
     """A run of days may lose many machines; one that gets no further is given up."""
     with ray_cluster(tmp_path) as world:
         found, handle = submitted(world.provider(tmp_path), tmp_path)
-        stored = found.place.depot.run(REF)
+        stored = found.place.run_storage.run(REF)
         for attempt in range(1, 9):
             state = JobState(status="running", updated_at=now(), step=attempt, attempt=attempt)
             stored.write("status.json", state.to_json())
@@ -173,7 +173,7 @@ def test_neither_cost_nor_progress_hang_on_the_clock_here(tmp_path: Path) -> Non
     head = rayhead.Head()
     try:
         found, handle = submitted(provider(head.url, tmp_path), tmp_path)
-        stored = found.place.depot.run(REF)
+        stored = found.place.run_storage.run(REF)
         RunLease(stored).used(90)
         ahead = int((time.time() + 3600) * 1000)
         head.newest("RUNNING", start_time=ahead)

@@ -29,9 +29,9 @@ from orchestrate.local.run import JobState, now
 from orchestrate.places import lease
 from orchestrate.places.base import WorkerLimits
 from orchestrate.places.lease import RunLease, Signs, Superseded
-from orchestrate.places.manifest import ROOM, environment, place_order, read_order, room, unexpanded
+from orchestrate.places.manifest import ROOM, environment, read_manifest, room, unexpanded, write_manifest
 from orchestrate.places.remote import SILENT
-from orchestrate.places.storage import RunStorage, Pulse, StoredRun
+from orchestrate.places.storage import Pulse, RunStorage, StoredRun
 from orchestrate.spec import JobSpec
 from orchestrate.types import Event
 
@@ -48,7 +48,7 @@ def stored(tmp_path: Path) -> StoredRun:
 
 def placed(folder: Path, limits: WorkerLimits) -> StoredRun:
     depot = RunStorage(f"file://{folder}/depot")
-    place_order(depot, job_at(folder), limits)
+    write_manifest(depot, job_at(folder), limits)
     return depot.run("orc-a")
 
 
@@ -97,7 +97,7 @@ def test_another_job_has_the_run(stored: StoredRun) -> None:
     thread.join(240)
     assert codes == [1]
     with pytest.raises(Superseded):
-        RunLease(stored, first.claim.token)
+        RunLease(stored, first.lease.token)
     one, two = RunLease(stored, newer.token), RunLease(stored, newer.token)
     assert (one.first, two.first) == (one.number, one.number) and newer.holds
 
@@ -108,18 +108,18 @@ def test_workers_that_ray_starts_again_after_the_end_have_nothing_to_do(
 ) -> None:
     """As after a full disk, at which the first pauses in the midst of a step and Ray ends the others. What an
     earlier job paused is gone on with."""
-    from orchestrate.places.kinds._ray.member import claimed
+    from orchestrate.places.kinds._ray.member import acquired
 
     report(stored, RunLease(stored), "paused")
     mine = RunLease(stored)
-    first = claimed(stored, mine.token)
+    first = acquired(stored, mine.token)
     assert first is not None
-    second = claimed(stored, mine.token)
+    second = acquired(stored, mine.token)
     assert second is not None, "the first start died before it said anything: nobody has paused this job"
     report(stored, second, status)
-    assert claimed(stored, mine.token) is None
+    assert acquired(stored, mine.token) is None
     RunLease(stored)
-    assert claimed(stored, mine.token) is None, "another job has it"
+    assert acquired(stored, mine.token) is None, "another job has it"
 
 
 def test_what_a_killed_worker_left_on_its_node_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_a_cluster_that_is_too_small_is_told_at_once() -> None:
 def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> None:
     """As the same does at a run of one process; what a machine had to do with is tried again."""
     from orchestrate.local.run.parallel import SHORT, Met
-    from orchestrate.places.kinds._ray.member import claimed, tell
+    from orchestrate.places.kinds._ray.member import acquired, tell
 
     mine, full = RunLease(stored), OSError(errno.ENOSPC, "No space left on device")
     for error, status, told in (
@@ -236,11 +236,11 @@ def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> N
         (ValueError("a bug, or another machine's"), "running", ""),
     ):
         stored.write("status.json", JobState(status="running", updated_at=now()).to_json())
-        assert claimed(stored, mine.token) is not None
+        assert acquired(stored, mine.token) is not None
         tell(stored, Met(1, 2), error)
         state = JobState.from_json(stored.read("status.json") or b"")
         assert state.status == status and told in (state.error.message if state.error else "")
-        assert (claimed(stored, mine.token) is None) is (status == "failed")
+        assert (acquired(stored, mine.token) is None) is (status == "failed")
 
 
 def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_value_with_the_sign_of_a_variable_reaches_the_worker(
     monkeypatch.setattr(os, "environ", os.environ.copy())
     update_envs(given)
     assert os.environ["S3_SECRET"] != given["S3_SECRET"]
-    sent = unexpanded({**environment(stored.depot, read_order(stored)), **given})
+    sent = unexpanded({**environment(stored.run_storage, read_manifest(stored)), **given})
     update_envs(sent)
     assert "S3_SECRET" not in sent and os.environ["HF_HOME"] == "/models"
     exec(os.environ["ORCHESTRATE_BOOT"].partition("import fsspec")[0])
@@ -369,6 +369,6 @@ def test_a_value_with_the_sign_of_a_variable_reaches_the_worker(
 
 
 def test_what_a_job_runs_is_in_its_environment(stored: StoredRun) -> None:
-    env = environment(stored.depot, read_order(stored))
+    env = environment(stored.run_storage, read_manifest(stored))
     compile(env["ORCHESTRATE_BOOT"], "boot", "exec")
     assert 'os.environ.get("ORCHESTRATE_MODULE", "orchestrate.places.remote")' in env["ORCHESTRATE_BOOT"]

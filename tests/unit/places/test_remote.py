@@ -27,8 +27,8 @@ from orchestrate.local.run.checkpoints import Progress
 from orchestrate.places import lease
 from orchestrate.places import storage as mirror
 from orchestrate.places.base import WorkerLimits
-from orchestrate.places.lease import Switch
-from orchestrate.places.manifest import environment, place_order
+from orchestrate.places.lease import Watchdog
+from orchestrate.places.manifest import environment, write_manifest
 from orchestrate.places.remote import SILENT, Errand
 from orchestrate.places.storage import RunStorage
 from orchestrate.types import ArtifactFile
@@ -80,9 +80,9 @@ def meanwhile(away: Errand, happens: Callable[[], object]) -> None:
 @pytest.mark.slow
 def test_a_reader_sees_what_the_worker_wrote(url: str, job: LocalJob, tmp_path: Path) -> None:
     depot = RunStorage(url)
-    order = place_order(depot, job, WorkerLimits())
+    order = write_manifest(depot, job, WorkerLimits())
     away = errand(url, tmp_path / "there")
-    assert away.order == order and away.work() == 0
+    assert away.manifest == order and away.work() == 0
 
     here, stored = RunDir(tmp_path / "here"), depot.run("orc-a")
     here.path.mkdir()
@@ -107,7 +107,7 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
     url: str, job: LocalJob, tmp_path: Path
 ) -> None:
     """And the reader gets each step once, though the second attempt trains one again."""
-    place_order(RunStorage(url), job, WorkerLimits())
+    write_manifest(RunStorage(url), job, WorkerLimits())
     here, stored = RunDir(tmp_path / "here"), RunStorage(url).run("orc-a")
     here.path.mkdir()
     assert errand(url, tmp_path / "first", engine=engine(die_at=5)).work() == 1
@@ -125,7 +125,7 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
 @pytest.mark.parametrize(("word", "end"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(RunStorage(url), job, WorkerLimits())
+    write_manifest(RunStorage(url), job, WorkerLimits())
     stored = RunStorage(url).run("orc-a")
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
     meanwhile(away, lambda: stored.write("control", word.encode()))
@@ -135,7 +135,7 @@ def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path:
 
 def test_of_two_workers_the_older_ends_itself(job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(RunStorage(url), job, WorkerLimits())
+    write_manifest(RunStorage(url), job, WorkerLimits())
     first, codes = errand(url, tmp_path / "first", engine=engine(hold_at=1)), list[int]()
     thread = threading.Thread(target=lambda: codes.append(first.work()))
     thread.start()
@@ -154,7 +154,7 @@ def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Pa
     """A dollar at 3600 dollars per hour is one second, of all attempts together."""
     url, clock = f"file://{tmp_path}/depot", Clock()
     limits = WorkerLimits(max_usd=Decimal(1), usd_per_hour=Decimal(3600))
-    place_order(RunStorage(url), job, limits)
+    write_manifest(RunStorage(url), job, limits)
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5), clock=clock)
     meanwhile(away, lambda: clock.pass_(1.0))
     assert away.work() == 0
@@ -162,9 +162,9 @@ def test_at_its_limit_it_pauses_the_run_and_says_why(job: LocalJob, tmp_path: Pa
     assert state.status == "paused" and 0 < state.step < 10
     assert state.error is not None and state.error.code == "limit" and "$1.00" in state.error.message
     again = errand(url, tmp_path / "again", engine=engine(hold_at=5))
-    assert again.claim.earlier_s >= 1.0
+    assert again.lease.earlier_s >= 1.0
     assert again.work() == 0 and again.run.metrics()[-1].step == state.step, "no time was left"
-    place_order(RunStorage(url), job, WorkerLimits())
+    write_manifest(RunStorage(url), job, WorkerLimits())
     assert errand(url, tmp_path / "more").work() == 0
 
 
@@ -172,7 +172,7 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_a_run_that_goes_on
     job: LocalJob, tmp_path: Path
 ) -> None:
     url = f"file://{tmp_path}/depot"
-    place_order(RunStorage(url), job, WorkerLimits())
+    write_manifest(RunStorage(url), job, WorkerLimits())
     away = errand(url, tmp_path / "there", engine=engine(hold_at=5))
     meanwhile(away, away.preempted.set)
     assert away.work() == 1
@@ -198,7 +198,7 @@ def test_when_the_switch_is_thrown() -> None:
     clock = Clock()
     limits = WorkerLimits(max_hours=20, max_usd=Decimal(30), usd_per_hour=Decimal("2.5"), silence_s=600)
     assert limits.seconds == 12 * 3600
-    switch = Switch(limits, earlier_s=5 * 3600, clock=clock)
+    switch = Watchdog(limits, earlier_s=5 * 3600, clock=clock)
     clock.at += 599
     assert switch.due() is None
     clock.at += 1
@@ -211,7 +211,7 @@ def test_when_the_switch_is_thrown() -> None:
     clock.at += 1
     found = switch.due()
     assert found is not None and found[0] == "limit" and "$30.00" in found[1]
-    assert Switch(WorkerLimits(), clock=clock).due() is None
+    assert Watchdog(WorkerLimits(), clock=clock).due() is None
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_cut_off_from_its_store_it_ends_itself_and_its_engine(
             for name, value in store.env.items():
                 patch.setenv(name, value)
             depot = RunStorage("s3://runs/cut")
-            order = place_order(depot, job, WorkerLimits(silence_s=60))
+            order = write_manifest(depot, job, WorkerLimits(silence_s=60))
             worker = subprocess.Popen(
                 [sys.executable, "-c", CUT, str(tmp_path), *engine(hold_at=5)],
                 env={**os.environ, **environment(depot, order), "PYTHONPATH": str(ROOT / "src")},
@@ -408,7 +408,7 @@ def test_the_order_has_what_was_sent_by_content(job: LocalJob, tmp_path: Path) -
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     job = msgspec.structs.replace(job, model=str(tmp_path / "model"))
-    first = place_order(depot, job, WorkerLimits())
+    first = write_manifest(depot, job, WorkerLimits())
     blobs = depot.names("blobs")
-    assert place_order(depot, job, WorkerLimits(max_hours=1)).code == first.code
+    assert write_manifest(depot, job, WorkerLimits(max_hours=1)).code == first.code
     assert depot.names("blobs") == blobs and len(blobs) == 3

@@ -21,7 +21,7 @@ from orchestrate.local.run import now
 from orchestrate.places.base import Resources, WorkerLimits
 from orchestrate.places.kinds._skypilot.client import Bridge, python_of
 from orchestrate.places.kinds.sky import Sky
-from orchestrate.places.manifest import environment, place_order
+from orchestrate.places.manifest import environment, write_manifest
 from orchestrate.places.storage import RunStorage
 
 REF = "orc-0123456789ab"
@@ -59,7 +59,7 @@ def submit(found: Sky, tmp_path: Path, resources: Resources = H100, ref: str = R
         created_at=now(),
     )
     depot = RunStorage(f"file://{tmp_path}/depot")
-    order = place_order(depot, job, resources.limits)
+    order = write_manifest(depot, job, resources.limits)
     found.submit(order, resources, environment(depot, order))
 
 

@@ -13,7 +13,7 @@ from tests.unit.places.worlds import hugging_face
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.commands.runs.follow import follow
 from orchestrate.local.run import JobState, now
-from orchestrate.places.manifest import read_order
+from orchestrate.places.manifest import read_manifest
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.sweep import space, sweeps
 from orchestrate.runs.sweep.sweeps import SweepOrder
@@ -49,8 +49,8 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
             order = SweepOrder(space=rates, max_parallel=2, max_cost_usd=Decimal(10))
             carried = Searching(ft, sweeps.begin(ft, spec, ["hf-jobs"], order))
             carried.turn()
-            depot = found.place.depot
-            caps = [read_order(depot.run(ref)).limits.max_usd for ref, _ in world.jobs()]
+            depot = found.place.run_storage
+            caps = [read_manifest(depot.run(ref)).limits.max_usd for ref, _ in world.jobs()]
             assert caps == [5, 5] and carried.spent_usd() == 10
             first, second = (trial.run_id or "" for trial in carried.trials)
             over = JobError(code="limit", message="the worker stopped itself")

@@ -88,7 +88,7 @@ class Known:
 
     adapter: Path
     other: Path
-    sheet: Fingerprint
+    fingerprint: Fingerprint
 
     def exported(self, folder: Path, adapter: Path | None = None) -> Path:
         """As `export --to peft` writes it."""
@@ -107,8 +107,10 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
     home = tmp_path_factory.mktemp("known")
     adapter, other = random_adapter(home / "one", 1), random_adapter(home / "other", 2)
-    sheet = Fingerprint.from_dict(worker.sheet(str(TINY), str(adapter), [str(ORDERS)], precision="fp32"))
-    return Known(adapter, other, sheet)
+    fingerprint = Fingerprint.from_dict(
+        worker.fingerprint(str(TINY), str(adapter), [str(ORDERS)], precision="fp32")
+    )
+    return Known(adapter, other, fingerprint)
 
 
 @pytest.fixture(scope="session")

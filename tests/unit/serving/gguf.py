@@ -75,7 +75,7 @@ def own_base(folder: Path) -> Path:
 class Made:
     base: Path
     tuned: TunedModel
-    sheet: Fingerprint
+    fingerprint: Fingerprint
     whole: Export
     adapter: Export
     base_gguf: Path
@@ -86,12 +86,12 @@ def make(home: Path) -> Made:
     base = own_base(home / "base")
     tuned = TunedModel("tuned", random_adapter(home / "adapter", 8, base), str(base), "adapter")
     given = {"base": str(base), "tuned": str(tuned.folder)}
-    [sheet] = ask_all([{"task": "sheet", "precision": "fp32", **given}])
+    [fingerprint] = ask_all([{"task": "fingerprint", "precision": "fp32", **given}])
     plain = base_gguf(tuned, home / "base.gguf", WeightOptions(dtype="fp32"))
     return Made(
         base,
         tuned,
-        Fingerprint.from_dict(sheet),
+        Fingerprint.from_dict(fingerprint),
         export(tuned, "gguf", home / "whole", WeightOptions(dtype="fp32", quantise="F32")),
         exported(tuned.folder, home),
         plain,

@@ -36,7 +36,7 @@ def test_a_tuned_model_of_this_machine_and_its_base_are_served_behind_the_proxy(
         metrics=(PlannedMetric(name="resolved", role="primary"),),
         rule=DecisionRule(stages=(50, 100)),
     )
-    canary = known.sheet.canaries[0]
+    canary = known.fingerprint.canaries[0]
     with Orchestrator(config.load(home=tmp_path / "home", env={}, cwd=tmp_path)) as ft:
         experiment = Experiment.begin(plan, ft.store)
         with (

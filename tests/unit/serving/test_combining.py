@@ -91,9 +91,9 @@ def test_the_folder_is_an_adapter_with_the_passports_of_its_parts(
     assert made.method == "ties_svd"  # the ranks differ
     names = {f.path for f in made.files}
     assert names >= {"adapter_model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
-    passport = json.loads((tmp_path / "x" / "passport.json").read_bytes())
-    assert [p["of"] for p in passport["merged"]["parts"]] == ["a", "b"]
-    assert sum(p["weight"] for p in passport["merged"]["parts"]) == 1
+    provenance = json.loads((tmp_path / "x" / "passport.json").read_bytes())
+    assert [p["of"] for p in provenance["merged"]["parts"]] == ["a", "b"]
+    assert sum(p["weight"] for p in provenance["merged"]["parts"]) == 1
     assert any("evaluate each part with orchestrate eval" in note for note in made.notes)
 
 
@@ -196,8 +196,11 @@ def test_complete_models_are_merged_as_the_papers_say(
         assert apart <= (got.numel() // 1000 if method == "ties" else 0), name
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "x")
     assert loaded.num_parameters() > 1_000_000 and AutoTokenizer.from_pretrained(tmp_path / "x")
-    passport = json.loads((tmp_path / "x" / "passport.json").read_text())
-    assert passport["kind"] == "full" and [p["weight"] for p in passport["merged"]["parts"]] == [0.75, 0.25]
+    provenance = json.loads((tmp_path / "x" / "passport.json").read_text())
+    assert provenance["kind"] == "full" and [p["weight"] for p in provenance["merged"]["parts"]] == [
+        0.75,
+        0.25,
+    ]
 
 
 def test_models_that_do_not_fit_are_refused_before_anything_is_written(

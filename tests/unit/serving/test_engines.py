@@ -171,7 +171,7 @@ def test_a_real_vllm_serves_what_was_trained_and_a_swapped_name_is_caught(
         assert added == "other" and seconds < 60
         for model, state in (("a=b", "proved"), ("other", "failed"), (up.models[-1], "failed")):
             place = UrlPlace(up.url, model=model)
-            proof = verify(known.sheet, place, run_id="r")
+            proof = verify(known.fingerprint, place, run_id="r")
             place.close()
             assert (proof.engine, proof.state) == ("vLLM", state), proof
         with pytest.raises(SetupError, match="already been loaded"):

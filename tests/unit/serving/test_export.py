@@ -62,10 +62,10 @@ def test_an_adapter_is_dressed_with_all_that_it_needs(form: str, known: Known, t
     }
     assert (folder / "chat_template.jinja").read_bytes() == (TINY / "chat_template.jinja").read_bytes()
     assert json.loads((folder / "generation_config.json").read_bytes())["eos_token_id"] == [2]
-    passport = json.loads((folder / "passport.json").read_bytes())
+    provenance = json.loads((folder / "passport.json").read_bytes())
     assert (
-        passport["export"]["weights"]
-        and passport["export"]["chat_template_hash"] == known.sheet.template_hash
+        provenance["export"]["weights"]
+        and provenance["export"]["chat_template_hash"] == known.fingerprint.template_hash
     )
     front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     assert front["base_model"] == str(TINY) and front["library_name"] in ("peft", "transformers")
@@ -77,7 +77,7 @@ def test_an_adapter_is_dressed_with_all_that_it_needs(form: str, known: Known, t
 
 def test_no_prompt_of_the_training_data_is_exported(known: Known, tmp_path: Path) -> None:
     folder = Path(written(known.adapter, "peft", tmp_path / "x").folder)
-    texts = [m["content"] for c in known.sheet.canaries for m in c.messages]
+    texts = [m["content"] for c in known.fingerprint.canaries for m in c.messages]
     assert texts
     for path in folder.iterdir():
         assert not any(text.encode() in path.read_bytes() for text in texts if len(text) > 20), path

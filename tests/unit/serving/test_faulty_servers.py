@@ -74,7 +74,7 @@ def test_each_fault_of_a_server_is_caught_in_its_stage(
         return httpx.Response(done.status_code, json=done.json(), request=request)
 
     place = UrlPlace(served.url, model="one", client=httpx.Client(transport=httpx.MockTransport(between)))
-    proof = verify(known.sheet, place, run_id="r")
+    proof = verify(known.fingerprint, place, run_id="r")
     place.close()
     wire.close()
     states = {s.name: s.state for s in proof.stages}
@@ -97,7 +97,7 @@ def test_a_front_that_passes_on_the_api_alone_is_not_taken_for_a_fault(
 
     for model, state in (("one", "in part"), ("other", "failed")):
         place = UrlPlace(served.url, model=model, client=httpx.Client(transport=httpx.MockTransport(front)))
-        proof = verify(known.sheet, place, run_id="r")
+        proof = verify(known.fingerprint, place, run_id="r")
         place.close()
         assert proof.state == state, proof
         states = {s.name: s.state for s in proof.stages}

@@ -62,8 +62,8 @@ def as_ollama(made: Export, rows: list[dict[str, Any]], scratch: Path) -> dict[s
 
 def test_both_forms_are_proved(made: Made) -> None:
     for folder, laid_on in ((made.whole.folder, None), (made.adapter.folder, made.base_gguf)):
-        place = FolderPlace(Path(folder), made.sheet, str(made.base), model="tuned", base_gguf=laid_on)
-        proof = verify(made.sheet, place, run_id="r")
+        place = FolderPlace(Path(folder), made.fingerprint, str(made.base), model="tuned", base_gguf=laid_on)
+        proof = verify(made.fingerprint, place, run_id="r")
         states = {s.name: s.state for s in proof.stages}
         assert (states["tokens"], states["answers"], states["distance"]) == ("passed",) * 3, proof
         assert proof.engine == "llama.cpp"
@@ -73,8 +73,8 @@ def test_both_forms_are_proved(made: Made) -> None:
 def test_a_quantised_file_is_judged_by_agreement_with_an_interval(made: Made, tmp_path: Path) -> None:
     quantise(Path(file_of(made.whole)), tmp_path / "q.gguf", "Q8_0", scripts_in(None))
     assert (tmp_path / "q.gguf").stat().st_size < Path(file_of(made.whole)).stat().st_size / 2
-    place = FolderPlace(tmp_path / "q.gguf", made.sheet, str(made.base), model="tuned")
-    stages = {s.name: s for s in verify(made.sheet, place, run_id="r").stages}
+    place = FolderPlace(tmp_path / "q.gguf", made.fingerprint, str(made.base), model="tuned")
+    stages = {s.name: s for s in verify(made.fingerprint, place, run_id="r").stages}
     assert stages["tokens"].state == "passed"
     figures = stages["distance"].figures
     assert 0 <= figures["low"] <= figures["agree"] / figures["of"] <= figures["high"] <= 1

@@ -51,7 +51,7 @@ def server(made: Made, file: str | Path, *more: str, python: Path | None = None)
 def proof_of(made: Made, url: str) -> Proof:
     place = UrlPlace(url, model="tuned")
     try:
-        return verify(made.sheet, place, run_id="r")
+        return verify(made.fingerprint, place, run_id="r")
     finally:
         place.close()
 
@@ -61,8 +61,8 @@ def test_the_server_is_proved_by_the_ids_that_it_tells(made: Made) -> None:
         proof = proof_of(made, url)
     assert (proof.engine, proof.state) == ("llama.cpp", "proved"), proof
     tokens, _, distance, _ = proof.stages
-    assert tokens.figures["same"] == len(made.sheet.probes), "by /apply-template and /tokenize"
-    assert distance.figures["agree"] == len(made.sheet.canaries)
+    assert tokens.figures["same"] == len(made.fingerprint.probes), "by /apply-template and /tokenize"
+    assert distance.figures["agree"] == len(made.fingerprint.canaries)
     assert distance.figures["nats a token"] < LEAST_FLOOR
 
 
@@ -134,7 +134,7 @@ def test_a_server_that_goes_on_after_the_end_of_a_turn_is_caught(made: Made) -> 
 
     with server(made, file_of(made.whole), *EXACT) as url:
         place = UrlPlace(url, model="tuned", client=httpx.Client(transport=httpx.MockTransport(between)))
-        proof = verify(made.sheet, place, run_id="r")
+        proof = verify(made.fingerprint, place, run_id="r")
         place.close()
     wire.close()
     assert {s.name: s.state for s in proof.stages}["stop"] == "failed", proof

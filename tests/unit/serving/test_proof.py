@@ -24,7 +24,7 @@ from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.observations import ObservedAnswer, PromptView
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify
-from orchestrate.types import Canary, JobHandle, Message, Probe, Proof, ProofStage, Reply, Said, Fingerprint
+from orchestrate.types import Canary, Fingerprint, JobHandle, Message, Probe, Proof, ProofStage, Reply, Said
 from orchestrate.types.proof import badge
 
 pytestmark = [
@@ -35,9 +35,9 @@ pytestmark = [
 PAST_TOKENS = ("answers", "distance", "stop")
 
 
-def proof_of(folder: Path, sheet: Fingerprint) -> Proof:
-    place = FolderPlace(folder, sheet, str(TINY), model="tuned", ask=in_process)
-    return verify(sheet, place, run_id="r")
+def proof_of(folder: Path, fingerprint: Fingerprint) -> Proof:
+    place = FolderPlace(folder, fingerprint, str(TINY), model="tuned", ask=in_process)
+    return verify(fingerprint, place, run_id="r")
 
 
 def states(proof: Proof) -> dict[str, str]:
@@ -45,8 +45,8 @@ def states(proof: Proof) -> dict[str, str]:
 
 
 def test_the_sheet_holds_what_tells_base_and_tuned_apart(known: Known) -> None:
-    sheet = known.sheet
-    assert {p.kind for p in sheet.probes} >= {
+    fingerprint = known.fingerprint
+    assert {p.kind for p in fingerprint.probes} >= {
         "plain",
         "system",
         "multi-turn",
@@ -54,25 +54,29 @@ def test_the_sheet_holds_what_tells_base_and_tuned_apart(known: Known) -> None:
         "special tokens",
         "Unicode",
     }
-    assert len(sheet.canaries) >= 4
-    for canary in sheet.canaries:
+    assert len(fingerprint.canaries) >= 4
+    for canary in fingerprint.canaries:
         assert canary.tuned.text != canary.base.text
         assert len(canary.tuned.ids) == len(canary.tuned.logprobs) > 0
-    assert any(c.tuned.ended for c in sheet.canaries)
-    assert sheet.stop_words == ("<|im_end|>",)
+    assert any(c.tuned.ended for c in fingerprint.canaries)
+    assert fingerprint.stop_words == ("<|im_end|>",)
 
 
 def test_an_answer_that_differs_by_a_near_tie_identifies_no_model(known: Known, tmp_path: Path) -> None:
     weak = shutil.copytree(known.adapter, tmp_path / "weak")
     path = weak / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 3}))
-    sheet = Fingerprint.from_dict(worker.sheet(str(TINY), str(weak), [str(ORDERS)], precision="fp32"))
-    assert sheet.canaries == ()  # one answer differs, where tuned model and base hesitate between two tokens
-    assert proof_of(known.exported(tmp_path / "served", weak), sheet).state == "in part"
+    fingerprint = Fingerprint.from_dict(
+        worker.fingerprint(str(TINY), str(weak), [str(ORDERS)], precision="fp32")
+    )
+    assert (
+        fingerprint.canaries == ()
+    )  # one answer differs, where tuned model and base hesitate between two tokens
+    assert proof_of(known.exported(tmp_path / "served", weak), fingerprint).state == "in part"
 
 
 def test_what_was_exported_as_it_is_passes(known: Known, tmp_path: Path) -> None:
-    proof = proof_of(known.exported(tmp_path / "x"), known.sheet)
+    proof = proof_of(known.exported(tmp_path / "x"), known.fingerprint)
     assert proof.state == "proved", proof
     assert states(proof) == dict.fromkeys(("tokens", "answers", "distance", "stop"), "passed")
     assert Proof.from_json(proof.to_json()) == proof
@@ -93,7 +97,7 @@ def no_stop(folder: Path, known: Known) -> None:
 
 
 def early_stop(folder: Path, known: Known) -> None:
-    canary = next(c for c in known.sheet.canaries if len(c.tuned.ids) > 2)
+    canary = next(c for c in known.fingerprint.canaries if len(c.tuned.ids) > 2)
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, canary.tuned.ids[1]]}))
 
@@ -140,7 +144,7 @@ def test_what_goes_wrong_in_the_field_is_caught_in_its_stage(
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     tamper(folder, known)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} != before
-    proof = proof_of(folder, known.sheet)
+    proof = proof_of(folder, known.fingerprint)
     assert proof.state == "failed"
     [failed] = [s for s in proof.stages if s.name == stage]
     assert failed.state == "failed" and said in (failed.fix or ""), proof
@@ -194,7 +198,7 @@ def test_at_a_host_that_tells_text_and_counts_each_is_caught_too(
         tamper(folder, known)
     host: Any = OverTheWire(folder)
     place = HostPlace(host, JobHandle(provider="host", job_id="j"), "tuned")
-    proof = verify(known.sheet, place, run_id="r")
+    proof = verify(known.fingerprint, place, run_id="r")
     if stage is None:
         assert (proof.state, proof.badge) == ("in part", "partly proven (not checked: tokens)"), proof
         assert states(proof) | {"tokens": ""} == {"tokens": "", **dict.fromkeys(PAST_TOKENS, "passed")}
@@ -240,9 +244,9 @@ def test_bytes_that_are_no_text_are_told_in_other_ways_and_are_no_other_answer(
             tuned=replace(c.tuned, text=f"\ufffdone\ufffd{n} and two\ufffd", ended=True),
             base=replace(c.base, text=f"\ufffd{n} of others\ufffd"),
         )
-        for n, c in enumerate(known.sheet.canaries)
+        for n, c in enumerate(known.fingerprint.canaries)
     )
-    proof = verify(replace(known.sheet, canaries=canaries), Text(told), run_id="r")
+    proof = verify(replace(known.fingerprint, canaries=canaries), Text(told), run_id="r")
     assert proof.state == state, proof
 
 
@@ -266,9 +270,9 @@ def test_a_few_tokens_may_lie_a_step_of_bf16_apart(
     precision: str, tokens: int, state: str, known: Known
 ) -> None:
     said = Said(text="one", ids=(5,) * tokens, logprobs=(-0.5,) * tokens, pieces=(b"x",) * tokens, ended=True)
-    canary = replace(known.sheet.canaries[0], tuned=said, base=replace(said, text="two"))
-    sheet = replace(known.sheet, canaries=(canary,), precision=precision, noise=0.0)
-    assert states(verify(sheet, Numbers(0.0292), run_id="r"))["distance"] == state
+    canary = replace(known.fingerprint.canaries[0], tuned=said, base=replace(said, text="two"))
+    fingerprint = replace(known.fingerprint, canaries=(canary,), precision=precision, noise=0.0)
+    assert states(verify(fingerprint, Numbers(0.0292), run_id="r"))["distance"] == state
 
 
 LISTED: dict[str, Any] = {"data": [{"id": "tuned", "owned_by": "vllm"}]}
@@ -308,7 +312,7 @@ def test_a_200_without_an_answer_is_told_as_one_and_is_no_verdict(
         "http://host.example", model="tuned", client=httpx.Client(transport=httpx.MockTransport(answer))
     )
     with pytest.raises(UnexpectedAnswer):
-        verify(known.sheet, place, run_id="r")
+        verify(known.fingerprint, place, run_id="r")
     place.close()
 
 

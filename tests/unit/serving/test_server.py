@@ -87,7 +87,7 @@ def test_what_an_adapter_costs_is_measured_when_it_starts(served: ServingApp) ->
 
 
 def test_each_name_is_answered_by_its_own_weights(client: OpenAI, known: Known) -> None:
-    for canary in known.sheet.canaries[:3]:
+    for canary in known.fingerprint.canaries[:3]:
         for name, wanted in (("one", canary.tuned), (NAMED, canary.base)):
             done = ask(client, name, messages=canary.messages, max_tokens=len(wanted.ids))
             assert done.choices[0].message.content.strip() == wanted.text.strip()
@@ -367,7 +367,7 @@ def test_a_model_without_numbers_is_told_and_the_others_answer(
 
 
 def test_tokenize_gives_the_trainers_ids(served: ServingApp, known: Known) -> None:
-    for probe in known.sheet.probes:
+    for probe in known.fingerprint.probes:
         body = {"model": "one", "messages": probe.messages, "tools": probe.tools}
         done = loopback.post(f"{served.url}/tokenize", json=body)
         assert tuple(done.json()["tokens"]) == probe.ids, probe.kind
@@ -376,7 +376,7 @@ def test_tokenize_gives_the_trainers_ids(served: ServingApp, known: Known) -> No
 def test_the_server_is_proved_and_a_swapped_name_is_caught(served: ServingApp, known: Known) -> None:
     for model, state in (("one", "proved"), ("other", "failed"), (NAMED, "failed")):
         place = UrlPlace(served.url, model=model)
-        proof = verify(known.sheet, place, run_id="r")
+        proof = verify(known.fingerprint, place, run_id="r")
         place.close()
         assert proof.state == state and proof.engine == "orchestrate", proof
         assert place.notes == []
@@ -684,7 +684,7 @@ def test_sixteen_clients_lose_and_mix_nothing_while_processes_die_and_readers_da
     ):
         asked = [
             {"model": name, "messages": canary.messages, "max_tokens": 60, "temperature": 1.2, "seed": n}
-            for n, canary in enumerate(known.sheet.canaries)
+            for n, canary in enumerate(known.fingerprint.canaries)
             for name in ("one", "other", NAMED)
         ]
         wanted = [client.chat.completions.create(**given).choices[0].message.content for given in asked]  # type: ignore[call-overload]

@@ -315,7 +315,7 @@ def host_tokens(sandbox: Sandbox) -> dict[str, int]:
     """What the host has counted, by kind."""
     host: Any = sandbox.fronts["fireworks"].host
     found = {"train": 0, "prefill": 0, "sample": 0}
-    for bucket, tokens in host.sessions.desk.usage.between("sandbox", 0, 1e12):
+    for bucket, tokens in host.sessions.service.usage.between("sandbox", 0, 1e12):
         found[bucket.kind] += tokens
     return found
 
@@ -328,7 +328,7 @@ def host_usd(before: dict[str, int], after: dict[str, int]) -> float:
 def sessions(sandbox: Sandbox) -> set[str]:
     """What the host has. Those that a killed program left there end later by themselves."""
     host: Any = sandbox.fronts["fireworks"].host
-    return set(host.sessions.desk.callers)
+    return set(host.sessions.service.callers)
 
 
 def test_the_same_losses_here_and_at_fireworks(ft: Orchestrator, sandbox: Sandbox, tmp_path: Path) -> None:

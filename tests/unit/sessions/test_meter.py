@@ -10,7 +10,7 @@ import pytest
 
 from orchestrate.core.files import Journal
 from orchestrate.providers.sessions import SessionPrice, TokenUse
-from orchestrate.sessions.session_record import Meter
+from orchestrate.sessions.record import Meter
 
 
 def test_a_disk_that_is_full_when_an_answer_arrives_leaves_its_maximum_written_down(

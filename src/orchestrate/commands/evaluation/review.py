@@ -244,7 +244,7 @@ def _write(
             new=what.new,
         )
         opened = writing_reviews.opened(ft, order)
-        session = opened.desk
+        session = opened.session
         for why, n in (opened.made.left_out if opened.made else {}).items():
             warn(f"left out ({why}): {count(n, 'row')}. Correct them with orchestrate data review")
         if opened.made and opened.made.unread:

@@ -214,16 +214,16 @@ class Imported(Record, frozen=True, kw_only=True):
     """Number of rows without a rating."""
 
 
-def export(desk: ReviewSession, rater: str, path: Path) -> int:
+def export(session: ReviewSession, rater: str, path: Path) -> int:
     """Write the rater's tasks and existing ratings to a CSV file, in the rater's order, and return the number
     of tasks. Text that a spreadsheet would treat as a formula is prefixed with an apostrophe."""
-    rater, review = rater_named(rater), desk.review
-    reply = {rating.task: rating for rating in desk.of(rater)}
-    columns = _columns(desk)
+    rater, review = rater_named(rater), session.review
+    reply = {rating.task: rating for rating in session.of(rater)}
+    columns = _columns(session)
     with whole(path) as draft, draft.open("w", encoding="utf-8-sig", newline="") as file:
         out = csv.writer(file)
         out.writerow(columns)
-        for task, turned in desk.order(rater):
+        for task, turned in session.order(rater):
             answers = task.answers[::-1] if turned else task.answers
             rating = reply.get(task.id)
             row = [_key(review.id, task, turned), _sheet_conversation(task.item.prompt), *map(_text, answers)]
@@ -232,33 +232,35 @@ def export(desk: ReviewSession, rater: str, path: Path) -> int:
             else:
                 row += [str(rating.scores[c.name]) if rating else "" for c in review.rubric.criteria]
             out.writerow([_inert(cell) for cell in (*row, rating.note if rating else "")])
-    return len(desk.order(rater))
+    return len(session.order(rater))
 
 
-def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
+def take(session: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
     """Read a completed spreadsheet, and pass all of its ratings to `keep` in one call. If any row is invalid,
     store nothing and raise a `DataError` that names the row."""
     rater = rater_named(rater)
     rows = _rows(path)
     places = {
-        _key(desk.review.id, task, turned): (task, turned) for task in desk.tasks for turned in (False, True)
+        _key(session.review.id, task, turned): (task, turned)
+        for task in session.tasks
+        for turned in (False, True)
     }
-    reply = {rating.task: rating for rating in desk.of(rater)}
+    reply = {rating.task: rating for rating in session.of(rater)}
     new: list[Rating] = []
     empty = unchanged = 0
     for number, row in enumerate(rows, start=2):
         place = f"{path}: row {number}"
         key = row.get("task", "").strip()
         if key not in places:
-            raise DataError(f"{place}: review {desk.review.id} has no task {key!r}")
-        action = _action_of(desk, row, place)
+            raise DataError(f"{place}: review {session.review.id} has no task {key!r}")
+        action = _action_of(session, row, place)
         if action is None:
             empty += 1
             continue
         task, turned = places[key]
         names = task.contenders[::-1] if turned else task.contenders
         try:
-            rating = desk.rating(replace(action, task=task.id), rater, names)
+            rating = session.rating(replace(action, task=task.id), rater, names)
         except UsageError as error:
             raise DataError(f"{place}: {error.message}") from error
         if (old := reply.get(task.id)) is not None and _same(old, rating):
@@ -266,13 +268,13 @@ def take(desk: ReviewSession, path: Path, rater: str, keep: Callable[..., None])
         else:
             new.append(rating)
     keep(*new)
-    return Imported(review=desk.review.id, rater=rater, ratings=len(new), unchanged=unchanged, empty=empty)
+    return Imported(review=session.review.id, rater=rater, ratings=len(new), unchanged=unchanged, empty=empty)
 
 
-def _columns(desk: ReviewSession) -> list[str]:
-    if desk.review.kind == "pairs":
+def _columns(session: ReviewSession) -> list[str]:
+    if session.review.kind == "pairs":
         return ["task", "prompt", "left", "right", "choice (left, right, tie, both bad)", "note"]
-    named = [f"{c.name} (1 to {c.points})" for c in desk.review.rubric.criteria]
+    named = [f"{c.name} (1 to {c.points})" for c in session.review.rubric.criteria]
     return ["task", "prompt", "answer", *named, "note"]
 
 
@@ -292,19 +294,19 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return [{(k or "").split(" (")[0]: v for k, v in row.items() if isinstance(v, str)} for row in reader]
 
 
-def _action_of(desk: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
+def _action_of(session: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
     """Return the rating action of a sheet's row, or `None` if the row has no rating."""
     note = row.get("note", "")
     if note.startswith("'") and note[1:].startswith(_FORMULA):
         note = note[1:]  # as `export` wrote it
-    if desk.review.kind == "pairs":
+    if session.review.kind == "pairs":
         choice = row.get("choice", "").strip().casefold()
         if not choice:
             return None
         if choice not in _CHOICES:
             raise DataError(f"{place}: {choice[:40]!r} is not left, right, tie or both bad")
         return ReviewAction(action="rate", choice=_CHOICES[choice], note=note)  # pyright: ignore[reportArgumentType]
-    given = {c.name: row.get(c.name, "").strip() for c in desk.review.rubric.criteria}
+    given = {c.name: row.get(c.name, "").strip() for c in session.review.rubric.criteria}
     if not any(given.values()):
         return None
     try:

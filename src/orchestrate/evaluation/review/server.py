@@ -37,12 +37,12 @@ class ReviewPage:
     raters were named."""
 
     links: Mapping[str, str]
-    desk: ReviewSession | WritingSession
+    session: ReviewSession | WritingSession
 
 
 @contextmanager
 def serving(
-    desk: ReviewSession | WritingSession,
+    session: ReviewSession | WritingSession,
     *,
     raters: Collection[str] = (),
     host: str = web.LOOPBACK,
@@ -53,25 +53,25 @@ def serving(
     there is one shared link, and each person enters a name. `host` is the address to bind to (0.0.0.0 for all
     interfaces). `names` are the host names that clients use. Raises `SetupError` if the port is
     unavailable."""
-    tokens = _tokens(Path(desk.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
+    tokens = _tokens(Path(session.review.folder) / "links.json", [*map(rater_named, raters)] or [ANYONE])
 
-    made = Starlette(routes=_routes_of(desk))
+    made = Starlette(routes=_routes_of(session))
     guard = RequestGuard(made, tokens=tokens, names=names, max_body=1 << 20)
     with web.serving(guard, host=host, port=port) as root:
         if host in _EVERYWHERE:
             root = f"http://{_own_address()}:{root.rpartition(':')[2]}"
-        yield ReviewPage({who: f"{root}/{token}/" for token, who in tokens.items()}, desk)
+        yield ReviewPage({who: f"{root}/{token}/" for token, who in tokens.items()}, session)
 
 
-def _routes_of(desk: ReviewSession | WritingSession) -> list[Route]:
+def _routes_of(session: ReviewSession | WritingSession) -> list[Route]:
     def rater_of(request: Request) -> str:
         return holder(request.scope)
 
-    if isinstance(desk, ReviewSession):
-        return review_routes("/", lambda _: desk, rater_of)
+    if isinstance(session, ReviewSession):
+        return review_routes("/", lambda _: session, rater_of)
 
     def answer(draft: RowDraft, request: Request) -> dict[str, Any]:
-        return desk.act(draft, rater_of(request))
+        return session.act(draft, rater_of(request))
 
     return [web.page("/", __package__ or "", "writing.html"), web.action("/", RowDraft, answer)]
 

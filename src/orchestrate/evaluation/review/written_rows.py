@@ -470,20 +470,20 @@ class WritingResult(Record, frozen=True, kw_only=True):
     """Disagreements, largest first, at most 100."""
 
 
-def result(desk: WritingSession) -> WritingResult:
-    current = desk.current()
+def result(session: WritingSession) -> WritingResult:
+    current = session.current()
     both = {task: list(texts.values())[:2] for task, texts in current.texts.items() if len(texts) > 1}
-    differing = [task for task in current.differing() if task in desk.rows]
+    differing = [task for task in current.differing() if task in session.rows]
     likeness = {task: rouge_l(a.answer or "", b.answer or "") for task, (a, b) in both.items()}
     answers = [(one.answer or "").strip() for texts in current.texts.values() for one in texts.values()]
     units = [[(one.answer or "").strip() for one in texts] for texts in both.values()]
     same = len(both) - len(differing)
-    pairs = [_disagreement(desk, current, task, likeness[task]) for task in differing]
+    pairs = [_disagreement(session, current, task, likeness[task]) for task in differing]
     return WritingResult(
-        review=desk.review,
-        rows=len(desk.rows),
+        review=session.review,
+        rows=len(session.rows),
         written=len(current.texts),
-        writers={one["who"]: (one["done"], one["total"]) for one in desk.progress(current)},
+        writers={one["who"]: (one["done"], one["total"]) for one in session.progress(current)},
         doubly=len(both),
         same=statistics.wilson(same, len(both)) if both else None,
         likeness=statistics.mean(list(likeness.values()), within=(0.0, 1.0)) if both else None,
@@ -494,11 +494,11 @@ def result(desk: WritingSession) -> WritingResult:
     )
 
 
-def _disagreement(desk: WritingSession, current: WrittenSoFar, task: str, likeness: float) -> Disagreement:
+def _disagreement(session: WritingSession, current: WrittenSoFar, task: str, likeness: float) -> Disagreement:
     first, second = list(current.texts[task].values())[:2]
     decided = current.settled.get(task)
     return Disagreement(
-        row=desk.rows[task].row,
+        row=session.rows[task].row,
         writers=(first.rater, second.rater),
         answers=(first.answer or "", second.answer or ""),
         likeness=likeness,
@@ -506,12 +506,12 @@ def _disagreement(desk: WritingSession, current: WrittenSoFar, task: str, likene
     )
 
 
-def written(desk: WritingSession) -> tuple[list[ChatExample], dict[str, int]]:
+def written(session: WritingSession) -> tuple[list[ChatExample], dict[str, int]]:
     """Return the written or settled rows in file order, and the number of rows left out, by reason."""
-    current, left_out = desk.current(), Counter[str]()
+    current, left_out = session.current(), Counter[str]()
     differing = set(current.differing())
     rows: list[ChatExample] = []
-    for key, row in desk.rows.items():
+    for key, row in session.rows.items():
         texts = current.texts.get(key, {})
         decided = current.settled.get(key) if key in differing else next(iter(texts.values()), None)
         if decided is not None:

@@ -133,7 +133,9 @@ class PolicyObjective(Objective):
             self.check_requests()
             ids, stopped = self.sampler.said(drawn)
             reported_settings = rows.prompts[i]
-            said = self.template.said(ids, rows.row(i)[0].tolist(), tools=reported_settings.tools, cut=not stopped)
+            said = self.template.said(
+                ids, rows.row(i)[0].tolist(), tools=reported_settings.tools, cut=not stopped
+            )
             item = {"messages": msgspec.to_builtins(reported_settings.messages), **reported_settings.fields}
             grades += self.grader.grade([said], [item])
         errors = [g.error for g in grades if g.error]

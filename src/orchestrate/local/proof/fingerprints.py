@@ -31,7 +31,7 @@ from orchestrate.local.proof import (
     ProbePrompt,
     probes,
 )
-from orchestrate.types import Canary, Probe, Said, Fingerprint
+from orchestrate.types import Canary, Fingerprint, Probe, Said
 
 CLEAR = 0.125
 """Minimum difference in nats between the log-probabilities of the model's token and the alternative: two

@@ -82,7 +82,7 @@ def _rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     write_whole(path, msgspec.json.format(msgspec.json.encode(change(config)), indent=2))
 
 
-def passport(
+def provenance(
     job: LocalJob,
     model: ModelFolder,
     *,

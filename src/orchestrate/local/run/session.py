@@ -425,7 +425,7 @@ class Session:
             "weights_of_step": step,
             "metrics": metrics,
         }
-        passport = export.passport(
+        provenance = export.provenance(
             self.job,
             self.folder,
             fingerprint=self.folder.fingerprint(),
@@ -436,7 +436,7 @@ class Session:
         )
 
         fill = partial(self._write_weights, weights=self.loop.weights())
-        return export.publish(self.run, export.result_name(self.job), fill, passport)
+        return export.publish(self.run, export.result_name(self.job), fill, provenance)
 
     def _write_weights(self, folder: Path, weights: Weights | None = None) -> None:
         export.write_weights(self.loaded, self.tokenizer, self.job, folder, self.folder, weights)

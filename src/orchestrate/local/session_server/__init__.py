@@ -25,8 +25,8 @@ from orchestrate.local.session_server.service import (
     Promise,
     SavedSampler,
     SavedWeights,
-    SessionService,
     SessionModel,
+    SessionService,
     forward_result,
     sample_result,
 )
@@ -62,17 +62,17 @@ class SessionsApi:
 
     def __init__(
         self,
-        desk: SessionService,
+        service: SessionService,
         *,
         notice: str = "nothing is billed",
         prices: Mapping[str, Decimal] | None = None,
     ) -> None:
-        self.desk, self._notice, self._prices = desk, notice, prices or {}
+        self.service, self._notice, self._prices = service, notice, prices or {}
 
     @asynccontextmanager
     async def life(self, app: Any) -> AsyncGenerator[None]:
         del app
-        task = asyncio.create_task(self.desk.run())
+        task = asyncio.create_task(self.service.run())
         try:
             yield
         finally:
@@ -125,15 +125,15 @@ class SessionsApi:
     # -- sessions ------------------------------------------------------------------------------------------
 
     def _capabilities(self) -> dict[str, Any]:
-        one = {"max_context_length": self.desk.context, "trainable": True, "sampleable": True}
-        return {"supported_models": [{"model_name": name, **one} for name in self.desk.names]}
+        one = {"max_context_length": self.service.context, "trainable": True, "sampleable": True}
+        return {"supported_models": [{"model_name": name, **one} for name in self.service.names]}
 
     def _create_session(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         parse(wire.CreateSessionBody, body)
         id = self.new_id()
-        self.desk.callers[id] = Caller(id, owner, self.desk.now())
-        told = f"orchestrate sessions: {self.desk.names[0]} on this machine; {self._notice}"
-        if self.desk.tied:
+        self.service.callers[id] = Caller(id, owner, self.service.now())
+        told = f"orchestrate sessions: {self.service.names[0]} on this machine; {self._notice}"
+        if self.service.tied:
             told += (
                 ". The model's input and output embeddings share one table, so train_unembed has no effect"
             )
@@ -149,17 +149,17 @@ class SessionsApi:
 
     def _heartbeat(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         id = str(body.get("session_id"))
-        if id not in self.desk.callers:
+        if id not in self.service.callers:
             raise HostError(410, f"the session {id[:100]} has ended")
-        self.desk.caller(id, owner)
+        self.service.caller(id, owner)
         return {"type": "session_heartbeat"}
 
     async def _finish(self, request: Request) -> Response:
         asked = parse(wire.FinishBody, await json_body(request))
         well = asked.reason.get("type") == "success"
-        caller = self.desk.caller(request.path_params["id"], _owner(request))
+        caller = self.service.caller(request.path_params["id"], _owner(request))
         try:
-            self.desk.end(caller, keeps=not well)
+            self.service.end(caller, keeps=not well)
         except OSError as error:
             words = f"could not save the weights, so the session stays open: {error}"
             raise HostError(500, words, type="server_error") from error
@@ -168,14 +168,14 @@ class SessionsApi:
     # -- models --------------------------------------------------------------------------------------------
 
     def _base(self, name: str) -> str:
-        if not self.desk.takes(name):
-            known = ", ".join(self.desk.names)
+        if not self.service.takes(name):
+            known = ", ".join(self.service.names)
             raise HostError(404, f"this server trains {known}, not {name[:200]}", code="model_not_found")
         return name
 
     def _create_model(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         asked = parse(wire.CreateModelBody, body)
-        caller, base = self.desk.caller(asked.session_id, owner), self._base(asked.base_model)
+        caller, base = self.service.caller(asked.session_id, owner), self._base(asked.base_model)
         if asked.optimizer_config.get("type") != "adamw":
             raise HostError(
                 400, f"this server supports only the adamw optimizer, got {str(asked.optimizer_config)[:200]}"
@@ -183,8 +183,8 @@ class SessionsApi:
         lora = (asked.lora_config or wire.LoraBody()).model_dump()  # type: ignore[call-arg]
         id, promise, new = self._new_model(caller, asked.model_seq_id)
         if new:
-            self.desk.models[id] = SessionModel(id, owner, base, lora)
-            self.desk.ask(
+            self.service.models[id] = SessionModel(id, owner, base, lora)
+            self.service.ask(
                 promise, "create", {"model": id, "shape": lora}, lambda told: _of(id, "create_model")
             )
         return {"request_id": promise.id, "model_id": id}
@@ -192,13 +192,13 @@ class SessionsApi:
     def _new_model(self, caller: Caller, number: int) -> tuple[str, Promise, bool]:
         if number in caller.models:
             return *caller.models[number], False
-        id, promise = self.model_id(caller, number), self.desk.promise(caller.owner)
+        id, promise = self.model_id(caller, number), self.service.promise(caller.owner)
         caller.models[number] = (id, promise)
         return id, promise, True
 
     def _info(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
-        model = self.desk.model(parse(wire.OfModelBody, body).model_id, owner)
-        data = {"arch": "lora", "model_name": model.base, "tokenizer_id": self.desk.folder}
+        model = self.service.model(parse(wire.OfModelBody, body).model_id, owner)
+        data = {"arch": "lora", "model_name": model.base, "tokenizer_id": self.service.folder}
         return {
             "model_id": model.id,
             "model_data": data,
@@ -209,16 +209,16 @@ class SessionsApi:
         }
 
     def _unload(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
-        model = self.desk.model(parse(wire.OfModelBody, body).model_id, owner)
-        promise = self.desk.promise(owner)
-        self.desk.unload(model, promise)
+        model = self.service.model(parse(wire.OfModelBody, body).model_id, owner)
+        promise = self.service.promise(owner)
+        self.service.unload(model, promise)
         return {"request_id": promise.id, "model_id": model.id}
 
     def _numbered(self, model: SessionModel, number: int, work: Callable[[Promise], None]) -> dict[str, Any]:
         """Execute one numbered request of a model, once and in order."""
-        promise, new = self.desk.once(model.id, number, model.owner)
+        promise, new = self.service.once(model.id, number, model.owner)
         if new:
-            self.desk.in_turn(model, number, promise, work)
+            self.service.in_turn(model, number, promise, work)
         return {"request_id": promise.id, "model_id": model.id}
 
     async def _forward(self, request: Request) -> Response:
@@ -226,7 +226,7 @@ class SessionsApi:
             id, number, asked = wire.forward_of_json(await json_body(request))
         else:
             id, number, asked = wire.forward_of(await request.body())
-        model = self.desk.model(id, _owner(request))
+        model = self.service.model(id, _owner(request))
         _require_number(number)
 
         def work(promise: Promise) -> None:
@@ -235,11 +235,11 @@ class SessionsApi:
             else:
                 kind = "train" if asked["backward"] else "prefill"
                 used = {kind: sum(len(row["tokens"]) for row in asked["data"])}
-                self.desk.ask(
+                self.service.ask(
                     promise,
                     "forward",
                     {"model": id, **asked},
-                    self.desk.counted(id, model.owner, model.base, lambda answer: used, forward_result),
+                    self.service.counted(id, model.owner, model.base, lambda answer: used, forward_result),
                 )
 
         return JSONResponse(self._numbered(model, number, work))
@@ -254,14 +254,14 @@ class SessionsApi:
                     400, "this server only supports AdamW: pass adam_params instead of optimizer_params"
                 )
             adam = (asked.adam_params or wire.AdamBody()).model_dump()  # type: ignore[call-arg]
-            self.desk.ask(promise, "step", {"model": model.id, "adam": adam}, _stepped)
+            self.service.ask(promise, "step", {"model": model.id, "adam": adam}, _stepped)
 
         return self._numbered(model, number, work)
 
     def _model_and_number(self, body: dict[str, Any], owner: str) -> tuple[SessionModel, int]:
         """Return the model and number that determine the request's place. Other errors become its result,
         because the next request would wait forever for a rejected number."""
-        model, number = self.desk.model(str(body.get("model_id")), owner), body.get("seq_id")
+        model, number = self.service.model(str(body.get("model_id")), owner), body.get("seq_id")
         return model, _require_number(number)
 
     # -- weights -------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ class SessionsApi:
         def work(promise: Promise) -> None:
             asked = parse(wire.SaveBody, body)
             if asked.path is not None:
-                self.desk.save(
+                self.service.save(
                     model,
                     promise,
                     asked.path,
@@ -289,8 +289,8 @@ class SessionsApi:
             elif training or asked.sampling_session_seq_id is None:
                 raise HostError(400, "path is missing: set path to a name for the weights")
             else:
-                caller = self.desk.caller(model.id.partition(":")[0], owner)
-                self.desk.snapshot(model, promise, caller, asked.sampling_session_seq_id)
+                caller = self.service.caller(model.id.partition(":")[0], owner)
+                self.service.snapshot(model, promise, caller, asked.sampling_session_seq_id)
 
         return self._numbered(model, number, work)
 
@@ -301,31 +301,31 @@ class SessionsApi:
         asked = parse(wire.LoadBody, body)
         if asked.model_seq_id is None:
             raise HostError(400, "model_seq_id is missing", param="model_seq_id")
-        caller = self.desk.caller(str(asked.session_id), owner)
-        _, saved = self.desk.found(asked.path, owner)
+        caller = self.service.caller(str(asked.session_id), owner)
+        _, saved = self.service.found(asked.path, owner)
         base = self._base(asked.base_model or saved.base)
         id, promise, new = self._new_model(caller, asked.model_seq_id)
         if new:
-            model = self.desk.models[id] = SessionModel(id, owner, base, saved.lora)
-            self.desk.carry_out(promise, partial(self._load, model, body))
+            model = self.service.models[id] = SessionModel(id, owner, base, saved.lora)
+            self.service.carry_out(promise, partial(self._load, model, body))
         return {"request_id": promise.id, "model_id": id}
 
     def _load(self, model: SessionModel, body: dict[str, Any], promise: Promise) -> None:
         asked = parse(wire.LoadBody, body)
-        folder, saved = self.desk.found(asked.path, model.owner)
+        folder, saved = self.service.found(asked.path, model.owner)
         if asked.optimizer and not saved.training:
             raise HostError(400, f"{asked.path} was saved for sampling, so it has no optimizer state")
         fields = {"model": model.id, "folder": str(folder), "optimizer": asked.optimizer}
         done = {**_of(model.id, "load_weights"), "path": asked.path}
-        self.desk.ask(promise, "load", fields, lambda told: done)
+        self.service.ask(promise, "load", fields, lambda told: done)
 
     def _weights_info(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
-        _, saved = self.desk.found(str(body.get("tinker_path") or body.get("path")), owner)
+        _, saved = self.service.found(str(body.get("tinker_path") or body.get("path")), owner)
         told = {name: saved.lora[name] for name in ("train_unembed", "train_mlp", "train_attn")}
         return {"base_model": saved.base, "is_lora": True, "lora_rank": saved.lora["rank"], **told}
 
     def _checkpoints(self, request: Request, run: str | None) -> dict[str, Any]:
-        shown = [_checkpoint(folder, saved) for folder, saved in self.desk.saved(_owner(request))]
+        shown = [_checkpoint(folder, saved) for folder, saved in self.service.saved(_owner(request))]
         if run is not None:
             shown = [one for one in shown if one["training_run_id"] == run]
         start, most = _number(request, "offset", 0), _number(request, "limit", 100)
@@ -334,7 +334,7 @@ class SessionsApi:
 
     async def _delete(self, request: Request) -> Response:
         run, kind, name = (request.path_params[part] for part in ("id", "kind", "name"))
-        folder, _ = self.desk.found(f"tinker://{run}/{kind}/{name}", _owner(request))
+        folder, _ = self.service.found(f"tinker://{run}/{kind}/{name}", _owner(request))
         await asyncio.to_thread(shutil.rmtree, folder)
         return Response(status_code=204)
 
@@ -342,41 +342,41 @@ class SessionsApi:
 
     def _create_sampler(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         asked = parse(wire.CreateSamplerBody, body)
-        caller = self.desk.caller(asked.session_id, owner)
+        caller = self.service.caller(asked.session_id, owner)
         id = f"{caller.id}:sample:{asked.sampling_session_seq_id}"
         if asked.sampling_session_seq_id not in caller.samplers:
             if asked.model_path is not None:
-                folder, saved = self.desk.found(asked.model_path, owner)
+                folder, saved = self.service.found(asked.model_path, owner)
                 made = SavedSampler(id=id, base=saved.base, folder=str(folder), path=asked.model_path)
             else:
                 made = SavedSampler(id=id, base=self._base(str(asked.base_model)))
-            self.desk.put(made, owner)
+            self.service.put(made, owner)
             caller.samplers[asked.sampling_session_seq_id] = id
         return {"sampling_session_id": id, "type": "create_sampling_session"}
 
     def _sampler(self, request: Request) -> dict[str, Any]:
-        found = self.desk.sampler(request.path_params["id"], _owner(request))
+        found = self.service.sampler(request.path_params["id"], _owner(request))
         return {"sampler_id": found.id, "base_model": found.base, "model_path": found.path}
 
     def _sample(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         asked = parse(wire.SampleBody, body)
-        sampler = self.desk.sampler(asked.sampling_session_id, owner)
-        promise, new = self.desk.once(sampler.id, asked.seq_id, owner)
+        sampler = self.service.sampler(asked.sampling_session_id, owner)
+        promise, new = self.service.once(sampler.id, asked.seq_id, owner)
         if new:
             if (name := asked.unknown()) is not None:
                 promise.fail(f"this server does not support {name}")
             else:
                 question = _question(asked, sampler.folder)
-                write = self.desk.counted(
+                write = self.service.counted(
                     sampler.id, owner, sampler.base, partial(_sampled, question), sample_result
                 )
-                self.desk.ask(promise, "sample", question, write)
+                self.service.ask(promise, "sample", question, write)
         ids = [f"{promise.id}-{n}" for n in range(asked.num_samples)]
         return {"request_id": promise.id, "sample_sequence_ids": ids}
 
     async def _retrieve(self, request: Request) -> Response:
         id = str((await json_body(request)).get("request_id"))
-        promise = self.desk.promises.get(id)
+        promise = self.service.promises.get(id)
         if promise is None or promise.owner != _owner(request):
             raise HostError(410, f"result {id[:100]} does not exist: it expired, or the server was restarted")
         with suppress(TimeoutError):
@@ -390,7 +390,7 @@ class SessionsApi:
 
     def _usage(self, request: Request) -> dict[str, Any]:
         start, end = _instant(request, "starting_on"), _instant(request, "ending_before")
-        found = self.desk.usage.between(_owner(request), start, end)
+        found = self.service.usage.between(_owner(request), start, end)
         return {"data": [self._usage_event(bucket, tokens) for bucket, tokens in found]}
 
     def _usage_event(self, bucket: UsageBucket, tokens: int) -> dict[str, Any]:

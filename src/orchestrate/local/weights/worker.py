@@ -83,7 +83,7 @@ def combined_models(base: str, models: list[str], target: str, **how: Any) -> di
     return combine_models([Path(m) for m in models], Path(target), base=files.fetch(base).path, **how)
 
 
-def sheet(
+def fingerprint(
     base: str,
     tuned: str,
     data: Sequence[str] = (),
@@ -238,7 +238,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "merge": merged,
     "combine": combined,
     "combine_models": combined_models,
-    "sheet": sheet,
+    "fingerprint": fingerprint,
     "read": read,
     "read_base": read_base,
 }

@@ -185,9 +185,9 @@ class AnyscaleJobs(AwayPlace):
                 run.add_event(message, level="warning", type="doubled")
             write_whole(mark, starts)
 
-    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
-        config = self.job(order.job.ref, resources, env)
-        with self._converted_errors(self._new(), unknown=order.job.ref) as client:
+    def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
+        config = self.job(manifest.job.ref, resources, env)
+        with self._converted_errors(self._new(), unknown=manifest.job.ref) as client:
             client.submit(config)
 
     def job(self, ref: str, resources: Resources, env: Mapping[str, str]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class AnyscaleJobs(AwayPlace):
         models: Any = import_module("anyscale.compute_config.models")
         seconds = self.hard_end_s(resources.limits)
         command = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
-        for pin in pins("local", more=("fsspec", *self.depot.packages)):
+        for pin in pins("local", more=("fsspec", *self.run_storage.packages)):
             command += ["--with", pin]
         command += ["python", "-c", RUN_BOOT]
         given = {

@@ -154,16 +154,16 @@ class HfJobs(AwayPlace):
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
-    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         namespace, seconds = self.namespace, self.hard_end_s(resources.limits)
         token = self._token()
         python = ".".join(platform.python_version_tuple()[:2])
         packages = [
             argument
-            for pin in pins("local", more=("fsspec", *self.depot.packages))
+            for pin in pins("local", more=("fsspec", *self.run_storage.packages))
             for argument in ("--with", pin)
         ]
-        with self._converted_errors(unknown=order.job.ref):
+        with self._converted_errors(unknown=manifest.job.ref):
             self.api.run_job(
                 image=str(self.options.get("image") or IMAGE.format(python)),
                 command=["uv", "run", *packages, "--python", python, "python", "-c", RUN_BOOT],
@@ -171,8 +171,8 @@ class HfJobs(AwayPlace):
                 secrets={**self.secrets, **({"HF_TOKEN": token} if token else {})},
                 flavor=resources.machine or "cpu-basic",
                 timeout=None if seconds is None else int(seconds),
-                name=order.job.ref,
-                labels={LABEL: order.job.ref, **OURS},
+                name=manifest.job.ref,
+                labels={LABEL: manifest.job.ref, **OURS},
                 namespace=namespace,
             )
 

@@ -126,16 +126,16 @@ class KubeRay(AwayPlace):
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
-        ref = order.job.ref
+    def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
+        ref = manifest.job.ref
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"
-        body = self.manifest(name, order, resources, env)
+        body = self.manifest(name, manifest, resources, env)
         with self._converted_errors(unknown=ref):
             self._api.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
 
     def manifest(
-        self, name: str, order: RunManifest, resources: Resources, env: Mapping[str, str]
+        self, name: str, manifest: RunManifest, resources: Resources, env: Mapping[str, str]
     ) -> dict[str, Any]:
         """Build the RayJob manifest. It contains no secrets."""
         import yaml
@@ -143,7 +143,7 @@ class KubeRay(AwayPlace):
         write: Any = yaml.safe_dump  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         runtime: dict[str, Any] = {"env_vars": unexpanded(env)}
         if self.options.get("packages", "pinned") != "image":
-            runtime["uv"] = pins("local", more=("fsspec", *self.depot.packages))
+            runtime["uv"] = pins("local", more=("fsspec", *self.run_storage.packages))
         seconds = self.hard_end_s(resources.limits)
         deadline = {} if seconds is None else {"activeDeadlineSeconds": int(seconds)}
         return {
@@ -151,7 +151,7 @@ class KubeRay(AwayPlace):
             "kind": "RayJob",
             "metadata": {
                 "name": name,
-                "labels": {"orchestrate": "run", LABEL: order.job.ref},
+                "labels": {"orchestrate": "run", LABEL: manifest.job.ref},
             },
             "spec": {
                 "entrypoint": f"python -c {shlex.quote(RUN_BOOT)}",

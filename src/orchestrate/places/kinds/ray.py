@@ -136,13 +136,13 @@ class RayJobs(AwayPlace):
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
-    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
+    def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         """Submit the attempt. The cluster rejects an id that was already used, so of two submissions of the
         same attempt only one is accepted."""
-        ref = order.job.ref
+        ref = manifest.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
-        more, alone = ("fsspec", *self.depot.packages), order.job.hyper.processes == 1
+        more, alone = ("fsspec", *self.run_storage.packages), manifest.job.hyper.processes == 1
         runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
         if not alone:
             runtime["env_vars"] = {**TRAIN, **runtime["env_vars"], MODULE: DRIVER}
@@ -200,7 +200,7 @@ class RayJobs(AwayPlace):
             for one in self.find(ref)
             if one.started_at is not None and one.finished_at is not None
         )
-        seconds = max(seen, lease.used_s(self.depot.run(ref)))
+        seconds = max(seen, lease.used_s(self.run_storage.run(ref)))
         hourly = configured_price(self.name, self.options)
         return Usage.at(hourly, seconds, "run times reported by the cluster, at the configured price")
 

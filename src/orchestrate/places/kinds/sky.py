@@ -255,8 +255,8 @@ class Sky(AwayPlace):
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def submit(self, order: RunManifest, resources: Resources, env: dict[str, str]) -> None:
-        ref = order.job.ref
+    def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
+        ref = manifest.job.ref
         earlier = len(self.find(ref))
         name = ref if not earlier else f"{ref}-{earlier + 1}"
         with self._converted_errors(unknown=ref):
@@ -280,7 +280,7 @@ class Sky(AwayPlace):
         """Build the task definition for SkyPilot. Only its `secrets` contain keys."""
         limits = resources.limits
         command = ["uv", "run", "--python", ".".join(platform.python_version_tuple()[:2])]
-        for pin in pins("local", more=("fsspec", *self.depot.packages)):
+        for pin in pins("local", more=("fsspec", *self.run_storage.packages)):
             command += ["--with", pin]
         command += ["python", "-c", RUN_BOOT]
         if (seconds := self.hard_end_s(limits)) is not None:

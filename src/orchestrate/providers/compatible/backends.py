@@ -55,6 +55,7 @@ from orchestrate.types import (
     ADAPTER_JOB,
     Account,
     Artifact,
+    BilledResource,
     Billing,
     Endpoint,
     Feature,
@@ -64,7 +65,6 @@ from orchestrate.types import (
     Problem,
     RemoteDataset,
     Severity,
-    BilledResource,
     Translation,
 )
 

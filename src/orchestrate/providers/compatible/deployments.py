@@ -22,7 +22,7 @@ from orchestrate.providers.adapters import Replicas
 from orchestrate.providers.calls import payload, plain, table, text, when
 from orchestrate.providers.calls.clients import CachedClient
 from orchestrate.providers.calls.hosted import Wire
-from orchestrate.types import Adapter, Endpoint, Job, JobStatus, BilledResource
+from orchestrate.types import Adapter, BilledResource, Endpoint, Job, JobStatus
 
 if TYPE_CHECKING:
     import httpx

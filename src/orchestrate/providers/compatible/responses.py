@@ -19,9 +19,9 @@ from orchestrate.types import (
     Job,
     JobError,
     JobHandle,
+    JobRecovery,
     JobStatus,
     MetricPoint,
-    JobRecovery,
     ReportedSettings,
 )
 

@@ -29,7 +29,7 @@ from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.fireworks import PROFILE, region_factor
 from orchestrate.providers.fireworks.connection import Connection, put_signed, require_safe
 from orchestrate.providers.hosted import awaited
-from orchestrate.types import Adapter, Endpoint, BilledResource
+from orchestrate.types import Adapter, BilledResource, Endpoint
 
 if TYPE_CHECKING:
     from fireworks import Fireworks

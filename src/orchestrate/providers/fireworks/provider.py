@@ -54,21 +54,21 @@ from orchestrate.types import (
     ADAPTER_JOB,
     Account,
     Artifact,
+    BilledResource,
     Billing,
     Endpoint,
     Event,
     Feature,
     Job,
     JobHandle,
+    JobRecovery,
     JobStatus,
     MetricPoint,
     Quote,
-    JobRecovery,
     RemoteDataset,
-    BilledResource,
+    ReportedSettings,
     Storage,
     StoredItem,
-    ReportedSettings,
     Translation,
 )
 
@@ -142,7 +142,7 @@ class FireworksProvider(
         mine = prefix == f"accounts/{self._at.account()}/datasets"
         return (self._datasets.get(dataset_id) if mine else None) or {}
 
-    def recall(self, job: Job) -> JobRecovery:
+    def recover_job(self, job: Job) -> JobRecovery:
         return responses.job_recovery(job, self._datasets.get)
 
     # -- submitting ----------------------------------------------------------------------------------------

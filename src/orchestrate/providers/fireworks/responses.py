@@ -27,7 +27,17 @@ from orchestrate.providers.calls import (
     when,
 )
 from orchestrate.providers.fireworks import PROFILE
-from orchestrate.types import Event, Job, JobError, JobHandle, JobStatus, MetricPoint, Quote, JobRecovery, ReportedSettings
+from orchestrate.types import (
+    Event,
+    Job,
+    JobError,
+    JobHandle,
+    JobRecovery,
+    JobStatus,
+    MetricPoint,
+    Quote,
+    ReportedSettings,
+)
 
 if TYPE_CHECKING:
     from orchestrate.data.operations.preview import RowTokens

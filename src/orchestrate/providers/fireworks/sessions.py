@@ -61,7 +61,7 @@ from orchestrate.providers.sessions import (
     sampled,
     then,
 )
-from orchestrate.types import Confidence, Record, BilledResource
+from orchestrate.types import BilledResource, Confidence, Record
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -166,7 +166,7 @@ def _tensor_names(config: bytes) -> ModuleNames | str:
     """Return the names of the tensors, or why they are unknown."""
     given: Mapping[str, Any] = msgspec.json.decode(config)
     try:
-        return ModuleNames.from_dict(weights.ask("names", module="naming", config=given))
+        return ModuleNames.from_dict(weights.ask("names", module="module_names", config=given))
     except OrchestrateError as error:
         return error.message
 

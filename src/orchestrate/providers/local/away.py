@@ -41,6 +41,7 @@ from orchestrate.text import duration
 from orchestrate.types import (
     Account,
     Allowance,
+    BilledResource,
     Billing,
     Checkpoint,
     Confidence,
@@ -48,18 +49,17 @@ from orchestrate.types import (
     Job,
     JobError,
     JobHandle,
+    JobRecovery,
     JobStatus,
     MemoryPlan,
     MetricPoint,
     Outcome,
     Problem,
     Quote,
-    JobRecovery,
+    ReportedSettings,
     Setting,
     Severity,
-    BilledResource,
     TokensFrom,
-    ReportedSettings,
     Translation,
     decoding,
 )
@@ -326,7 +326,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
     # -- account -------------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        return Account(id=self.place.account() or f"runs in {self.place.depot_url}", told=True)
+        return Account(id=self.place.account() or f"runs in {self.place.storage_url}", told=True)
 
     # -- acting --------------------------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         return self.place.allowance(self._run(job))
 
     def allow(self, job: JobHandle, *, max_hours: float | None, max_usd: Decimal | None) -> None:
-        manifest.allow(self.place.depot.run(job.job_id), max_hours, max_usd)
+        manifest.allow(self.place.run_storage.run(job.job_id), max_hours, max_usd)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -389,11 +389,11 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         deleted, is in the storage."""
         run = RunDir(self._runs / job.job_id)
         if not run.exists():
-            stored = self.place.depot.run(job.job_id)
+            stored = self.place.run_storage.run(job.job_id)
             if stored.read("order.json") is None:
-                reason = f"{job.job_id} is neither in {run.path} nor in {self.place.depot_url}"
+                reason = f"{job.job_id} is neither in {run.path} nor in {self.place.storage_url}"
                 raise _Unstored(self.name, reason)
-            RunDir.make(self._runs, manifest.read_order(stored).job)
+            RunDir.make(self._runs, manifest.read_manifest(stored).job)
         return super()._run(job)
 
     def _job_of(self, run: RunDir) -> Job:
@@ -447,8 +447,8 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
     def taken_over(self, job: Job) -> Job:
         return self.get(job.handle)
 
-    def recall(self, job: Job) -> JobRecovery:
-        limits = manifest.read_order(self.place.depot.run(job.handle.job_id)).limits
+    def recover_job(self, job: Job) -> JobRecovery:
+        limits = manifest.read_manifest(self.place.run_storage.run(job.handle.job_id)).limits
         hourly = self.place.price_of(job.handle.job_id)
         if hourly is not None:
             limits = msgspec.structs.replace(limits, usd_per_hour=hourly.usd_per_hour)
@@ -460,7 +460,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
 
     def reported_settings(self, job: Job) -> ReportedSettings:
         try:
-            found = manifest.read_order(self.place.depot.run(job.handle.job_id))
+            found = manifest.read_manifest(self.place.run_storage.run(job.handle.job_id))
         except OrchestrateError:  # the depot is closed, or holds none: `recall` says which
             return ReportedSettings()
         return ReportedSettings(
@@ -474,8 +474,8 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         made: LocalJob | None = None
         state, error = None, None
         try:
-            made = manifest.read_order(self.place.depot.run(ref)).job
-            state = storage.state_of(self.place.depot.run(ref))
+            made = manifest.read_manifest(self.place.run_storage.run(ref)).job
+            state = storage.state_of(self.place.run_storage.run(ref))
         except OrchestrateError as problem:
             reason = f"{problem.message}. You can cancel the run, but not follow it or download its model"
             error = JobError(code="not_stored", message=reason)

@@ -54,6 +54,7 @@ from orchestrate.types import (
     Checkpoint,
     Event,
     Feature,
+    Fingerprint,
     Job,
     JobError,
     JobHandle,
@@ -62,7 +63,6 @@ from orchestrate.types import (
     Record,
     RemoteDataset,
     Reply,
-    Fingerprint,
     Translation,
     decoding,
 )
@@ -328,7 +328,7 @@ class LocalProvider(
             job_id=job.job_id,
         )
 
-    def sheet(self, job: JobHandle) -> Fingerprint | None:
+    def fingerprint(self, job: JobHandle) -> Fingerprint | None:
         with suppress(OSError, msgspec.MsgspecError):
             return Fingerprint.from_json(self._run(job).proof.read_bytes())
         return None

@@ -20,7 +20,7 @@ from orchestrate.providers.adapters import DEPLOY_FIX, Replicas
 from orchestrate.providers.calls import integer, items, money, number, payload, plain, rows, table, text, when
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.together import PROFILE
-from orchestrate.types import Adapter, Endpoint, BilledResource
+from orchestrate.types import Adapter, BilledResource, Endpoint
 
 if TYPE_CHECKING:
     import httpx

@@ -61,14 +61,14 @@ from orchestrate.types import (
     Feature,
     Job,
     JobHandle,
+    JobRecovery,
     JobStatus,
     MetricPoint,
     Quote,
-    JobRecovery,
     RemoteDataset,
+    ReportedSettings,
     Storage,
     StoredItem,
-    ReportedSettings,
     Translation,
 )
 
@@ -246,7 +246,7 @@ class TogetherProvider(
     def _file(self, id: str) -> dict[str, Any]:
         return self._files.get(id)
 
-    def recall(self, job: Job) -> JobRecovery:
+    def recover_job(self, job: Job) -> JobRecovery:
         return responses.job_recovery(job, self._file)
 
     def reported_settings(self, job: Job) -> ReportedSettings:

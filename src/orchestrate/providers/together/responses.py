@@ -41,10 +41,10 @@ from orchestrate.types import (
     Job,
     JobError,
     JobHandle,
+    JobRecovery,
     JobStatus,
     MetricPoint,
     Quote,
-    JobRecovery,
     Record,
     ReportedSettings,
 )

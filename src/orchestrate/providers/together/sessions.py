@@ -59,10 +59,10 @@ from orchestrate.providers.together.provider import TogetherProvider
 from orchestrate.providers.together.responses import forward_answer, sample_of, sequence_of, tensor
 from orchestrate.types import (
     Artifact,
+    BilledResource,
     Checkpoint,
     Confidence,
     JobHandle,
-    BilledResource,
 )
 
 if TYPE_CHECKING:

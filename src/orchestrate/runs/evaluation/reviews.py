@@ -86,15 +86,15 @@ def existing(ft: Workspace, names: Sequence[str], order: ReviewOrder | None = No
     source, contenders, asked_by, kind = _wanted(ft, names, order)
     for known in ft.store.reviews.matching(evaluation=source.id):
         if (known.kind, set(known.contenders), known.rubric) == (kind, set(contenders), asked_by):
-            desk = _session(ft, known)
-            if _shows(desk, order, source):
-                return desk
+            session = _session(ft, known)
+            if _shows(session, order, source):
+                return session
     return None
 
 
-def _shows(desk: ReviewSession, order: ReviewOrder, source: ReviewSource) -> bool:
+def _shows(session: ReviewSession, order: ReviewOrder, source: ReviewSource) -> bool:
     """Return whether a review has the requested items, pairs and seed, as far as they were requested."""
-    review = desk.review
+    review = session.review
     if order.seed not in (None, review.seed):
         return False
     if order.items is not None and review.items != min(order.items, len(source.answered)):
@@ -102,7 +102,7 @@ def _shows(desk: ReviewSession, order: ReviewOrder, source: ReviewSource) -> boo
     if order.against is None:
         return True
     against = _contender(order.against, review.contenders)
-    return all(against in task.contenders for task in desk.tasks)
+    return all(against in task.contenders for task in session.tasks)
 
 
 def _wanted(
@@ -156,7 +156,7 @@ def _made(ft: Workspace, names: Sequence[str], order: ReviewOrder) -> ReviewSess
 
 
 def serving(
-    desk: ReviewSession | WritingSession,
+    session: ReviewSession | WritingSession,
     *,
     raters: Sequence[str] = (),
     host: str | None = None,
@@ -167,12 +167,12 @@ def serving(
     from orchestrate.evaluation.review import server
     from orchestrate.http.web import LOOPBACK
 
-    return server.serving(desk, raters=raters, host=host or LOOPBACK, port=port, names=names)
+    return server.serving(session, raters=raters, host=host or LOOPBACK, port=port, names=names)
 
 
-def said(ft: Workspace, desk: ReviewSession) -> list[str]:
+def said(ft: Workspace, session: ReviewSession) -> list[str]:
     """Summarize the ratings in one sentence per pair of contenders."""
-    return results.describe(result(ft, desk))
+    return results.describe(result(ft, session))
 
 
 def review_routes(
@@ -194,20 +194,20 @@ def of_run(ft: Workspace, run_id: str) -> list[ReviewSession]:
     return found
 
 
-def result(ft: Workspace, desk: ReviewSession) -> ReviewResult:
-    return results.result(desk.review, desk.tasks, ft.store.reviews.ratings(desk.review.id))
+def result(ft: Workspace, session: ReviewSession) -> ReviewResult:
+    return results.result(session.review, session.tasks, ft.store.reviews.ratings(session.review.id))
 
 
-def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int:
+def record(ft: Workspace, session: ReviewSession, ratings: Sequence[Rating]) -> int:
     """Import ratings and return how many were added. If any rating is invalid, none are imported. A rating's
     `left` and `right` name the contenders whose answers the rater saw on each side. Raises `UsageError` for a
     rating that does not belong to this review."""
-    known = {task.id: task for task in desk.tasks}
+    known = {task.id: task for task in session.tasks}
     checked: list[Rating] = []
     for one in ratings:
         task, names = known.get(one.task), [name for name in (one.left, one.right) if name]
-        if task is None or one.review != desk.review.id:
-            raise UsageError(f"task {one.task} of {one.review} does not belong to {desk.review.id}")
+        if task is None or one.review != session.review.id:
+            raise UsageError(f"task {one.task} of {one.review} does not belong to {session.review.id}")
         if sorted(names) != sorted(task.contenders):
             there, given = " and ".join(task.contenders), " and ".join(names) or "nothing"
             raise UsageError(f"task {one.task} shows {there}, not {given}")
@@ -219,7 +219,7 @@ def record(ft: Workspace, desk: ReviewSession, ratings: Sequence[Rating]) -> int
             note=one.note,
             seconds=one.seconds,
         )
-        desk.rating(said, one.rater, names)
+        session.rating(said, one.rater, names)
         checked.append(replace(one, rater=rater_named(one.rater)))
     ft.store.reviews.rate(*checked)
     return len(checked)
@@ -233,7 +233,7 @@ def planned(preference: float, likeness: float | None = None) -> tuple[Planned, 
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
 
 
-def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) -> Exported:
+def export(ft: Workspace, session: ReviewSession, output: Path, rater: str | None) -> Exported:
     """Export a review as a spreadsheet to fill in (`.csv`), or its ratings for calibrating a judge
     (`.jsonl`)."""
     require_writable(output)
@@ -243,29 +243,29 @@ def export(ft: Workspace, desk: ReviewSession, output: Path, rater: str | None) 
                 "a spreadsheet is for one rater, because each rater sees the items in a different order",
                 fix="--rater NAME",
             )
-        count = sheets.export(desk, rater, output)
+        count = sheets.export(session, rater, output)
     elif output.suffix.lower() == ".jsonl":
-        count = calibration.write(rated_answers(ft, desk.review.id), output)
+        count = calibration.write(rated_answers(ft, session.review.id), output)
     else:
         raise UsageError(f"{output}: use .csv for a spreadsheet to fill in, or .jsonl for the ratings")
-    return Exported(review=desk.review.id, output=str(output), rows=count)
+    return Exported(review=session.review.id, output=str(output), rows=count)
 
 
 def rated_answers(ft: Workspace, name: str) -> list[calibration.RatedAnswer]:
     """Return the rated answers of a review. Raises `UsageError` if there are none yet."""
-    desk = opened(ft, [name])
-    held = valid_ratings(ft.store.reviews.ratings(desk.review.id))
+    session = opened(ft, [name])
+    held = valid_ratings(ft.store.reviews.ratings(session.review.id))
     if not held:
-        raise UsageError(f"{desk.review.id} has no ratings yet")
-    return calibration.of_review(desk.review, desk.tasks, held)
+        raise UsageError(f"{session.review.id} has no ratings yet")
+    return calibration.of_review(session.review, session.tasks, held)
 
 
-def take(ft: Workspace, desk: ReviewSession, sheet: Path, rater: str | None) -> Imported:
+def take(ft: Workspace, session: ReviewSession, sheet: Path, rater: str | None) -> Imported:
     """Import the ratings from a spreadsheet. If any row is invalid, raises `DataError` with the row's
     position and imports nothing."""
     if rater is None:
         raise UsageError("the spreadsheet does not say who gave the ratings", fix="--rater NAME")
-    return sheets.take(desk, sheet, rater, ft.store.reviews.rate)
+    return sheets.take(session, sheet, rater, ft.store.reviews.rate)
 
 
 def from_review(
@@ -280,10 +280,10 @@ def from_review(
     if format == "sft":
         raise UsageError(f"{name} contains ratings: use --as dpo or kto", fix="--as dpo")
     require_writable(output)
-    desk = opened(ft, [name])
-    ratings = ft.store.reviews.ratings(desk.review.id)
+    session = opened(ft, [name])
+    ratings = ft.store.reviews.ratings(session.review.id)
     return rows.from_review(
-        desk.review, desk.tasks, ratings, output, format=format or "dpo", agreement=agreement
+        session.review, session.tasks, ratings, output, format=format or "dpo", agreement=agreement
     )
 
 

@@ -47,7 +47,7 @@ class WritingOrder:
 
 @dataclass(frozen=True)
 class OpenedWriting:
-    desk: WritingSession
+    session: WritingSession
     made: RowsToWrite | None
     """Rows read from the file if the review is new, otherwise `None`."""
 
@@ -79,19 +79,19 @@ def reopened(
     """Open a stored review. If `writers` is set, the unwritten rows of all other writers are reassigned to
     these writers."""
     folder = Path(review.folder)
-    desk = WritingSession(
+    session = WritingSession(
         review, written_rows.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler
     )
     names = [*dict.fromkeys(map(rater_named, writers))]
-    if not names or names == desk.writers:
-        return desk
-    if desk.settler in names:
+    if not names or names == session.writers:
+        return session
+    if session.settler in names:
         raise UsageError(
-            f"{desk.settler} can't both write rows and settle disagreements.", fix="--settler NAME"
+            f"{session.settler} can't both write rows and settle disagreements.", fix="--settler NAME"
         )
-    desk.assigned = written_rows.reassign(desk.assigned, desk.current(), names)
-    _keep(folder, desk.assigned)
-    return desk
+    session.assigned = written_rows.reassign(session.assigned, session.current(), names)
+    _keep(folder, session.assigned)
+    return session
 
 
 def _made(ft: Workspace, order: WritingOrder, digest: str) -> OpenedWriting:
@@ -119,12 +119,12 @@ def _made(ft: Workspace, order: WritingOrder, digest: str) -> OpenedWriting:
         seed=seed,
         folder=str(folder / review_id),
     )
-    desk = WritingSession(review, found.rows, assigned, ft.store.reviews, order.settler)
+    session = WritingSession(review, found.rows, assigned, ft.store.reviews, order.settler)
     private_folder(folder / review_id)
     written_rows.write(found.rows, _rows(folder / review_id))
     _keep(folder / review_id, assigned)
     ft.store.reviews.add(review)
-    return OpenedWriting(desk, found)
+    return OpenedWriting(session, found)
 
 
 def _guide(path: Path | None) -> Rubric:

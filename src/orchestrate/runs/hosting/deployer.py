@@ -40,12 +40,12 @@ from orchestrate.text import duration, money
 from orchestrate.types import (
     ADAPTER_JOB,
     Adapter,
+    BilledResource,
     Deployment,
     DeploymentOffer,
     DeploymentState,
     Endpoint,
     Run,
-    BilledResource,
 )
 
 if TYPE_CHECKING:

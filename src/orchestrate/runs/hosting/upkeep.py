@@ -13,7 +13,7 @@ from orchestrate.providers.base import Deploys, Provider
 from orchestrate.runs.hosting.deployer import Deployer, lease_name
 from orchestrate.store.store import DEFAULT_TIMING, Store, Timing
 from orchestrate.text import duration, money, rate
-from orchestrate.types import Deployment, DeploymentState, Event, BilledResource
+from orchestrate.types import BilledResource, Deployment, DeploymentState, Event
 
 LOOK_BACK = timedelta(days=2)
 """How long a deployment is still checked after it has ended. Hosts sometimes report a deployment as deleted

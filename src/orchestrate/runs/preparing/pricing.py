@@ -19,7 +19,7 @@ from orchestrate.costing import Ownership as Ownership
 from orchestrate.costing.ways import UTILISATION
 from orchestrate.errors import OrchestrateError, SpecError
 from orchestrate.providers.base import Downloads, EstimatesPrice, lookup, prices_of
-from orchestrate.types import Feature, Quote, JobRecovery, Record
+from orchestrate.types import Feature, JobRecovery, Quote, Record
 
 if TYPE_CHECKING:
     from orchestrate.data import TrainingData
@@ -98,7 +98,9 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
             continue
         prices = costing.Prices(prices_of(backend), ft.rates)
         found.append(
-            costing.quote_assumed(costing.PricedJob(name, backend.profile, spec, resolved, prices), job_recovery)
+            costing.quote_assumed(
+                costing.PricedJob(name, backend.profile, spec, resolved, prices), job_recovery
+            )
         )
     return sorted(found, key=lambda quote: quote.rank)
 

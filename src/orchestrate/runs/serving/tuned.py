@@ -30,7 +30,7 @@ from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.settings import secret, user_and_machine
-from orchestrate.types import Adapter, Export, Merged, Proof, Fingerprint
+from orchestrate.types import Adapter, Export, Fingerprint, Merged, Proof
 
 if TYPE_CHECKING:
     from orchestrate.runs.tracked import TrackedRun
@@ -65,7 +65,7 @@ def _of_folder(folder: Path) -> TunedModel:
     bare = TunedModel(
         folder.name, folder, "", "adapter" if (folder / "adapter_config.json").is_file() else "full"
     )
-    given: Any = bare.passport.get("base_model")
+    given: Any = bare.provenance.get("base_model")
     if not given and bare.adapter:
         given = bare.config.get("base_model_name_or_path")
     if not given:
@@ -101,13 +101,13 @@ def can_be_known(ws: Workspace, run: TrackedRun) -> bool:
 
 def _stored_fingerprint(run: TrackedRun) -> Fingerprint | None:
     provider = run.provider
-    return provider.sheet(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
+    return provider.fingerprint(run.record.handle) if isinstance(provider, KeepsFingerprint) else None
 
 
 def _found(spec: Mapping[str, Any], tuned: TunedModel) -> Fingerprint:
     data = [str(Path(str(f)).expanduser()) for f in (spec.get("validation"), spec.get("train")) if f]
     more: dict[str, Any] = {"data": data, "four_bit": tuned.four_bit}
-    return Fingerprint.from_dict(ask("sheet", base=tuned.base, tuned=str(tuned.folder), **more))
+    return Fingerprint.from_dict(ask("fingerprint", base=tuned.base, tuned=str(tuned.folder), **more))
 
 
 def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:

@@ -27,7 +27,7 @@ from orchestrate.providers import base
 from orchestrate.providers.sessions import SESSION
 from orchestrate.store.run_lists import RunQuery
 from orchestrate.text import count, money
-from orchestrate.types import Deployment, DeploymentState, JobStatus, Record, Run, BilledResource
+from orchestrate.types import BilledResource, Deployment, DeploymentState, JobStatus, Record, Run
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider

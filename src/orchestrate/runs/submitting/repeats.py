@@ -120,7 +120,7 @@ def event_of(run: Run, provider: Provider, at: datetime) -> Event:
     )
 
 
-def claimed(run: Run, asked: Submission) -> Run:
+def acquired(run: Run, asked: Submission) -> Run:
     """Complete a run that was recovered from a host's list: add its idempotency key and the fields that the
     list does not contain."""
     known: dict[str, Any] = requested_fields(asked.spec, asked.data.digest)

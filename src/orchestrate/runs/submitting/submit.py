@@ -130,7 +130,7 @@ class Submitter(Settler):
         """Continue a run that an earlier call created. The returned run may still be in progress. Raises the
         same errors as `submit`."""
         if run.idempotency_key is None:
-            run = self.store.runs.apply(run.id, lambda run: repeats.claimed(run, asked))
+            run = self.store.runs.apply(run.id, lambda run: repeats.acquired(run, asked))
         if self.store.leases.held(lease_name(run)):
             return run
         if run.phase in UNSETTLED:

@@ -25,7 +25,7 @@ from orchestrate.store import REF_PATTERN, run_id_of, transitions
 from orchestrate.store.runs import requested_fields
 from orchestrate.store.store import Store
 from orchestrate.text import limit, money
-from orchestrate.types import Bill, Job, JobStatus, Quote, JobRecovery, Run, SubmitPhase, ReportedSettings
+from orchestrate.types import Bill, Job, JobRecovery, JobStatus, Quote, ReportedSettings, Run, SubmitPhase
 
 # The amount that a budget counts for a job whose spec and quote are lost. The best available source is used:
 #
@@ -123,7 +123,7 @@ def reported_settings(provider: Provider, job: Job) -> ReportedSettings:
 
 def _recalled(provider: Provider, job: Job) -> tuple[JobRecovery | None, str | None]:
     try:
-        return provider.recall(job) if isinstance(provider, RecoversJobs) else None, None
+        return provider.recover_job(job) if isinstance(provider, RecoversJobs) else None, None
     except OrchestrateError as error:
         return None, f"could not look up its data: {error.message}"
 

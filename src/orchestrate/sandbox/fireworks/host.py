@@ -260,12 +260,18 @@ class FireworksHost(Host):
             self._make_sessions()
 
     def _make_sessions(self) -> None:
-        from orchestrate.sandbox.fireworks.sessions import FireworksSessionService, FireworksSessionsApi, TrainerRoutes
+        from orchestrate.sandbox.fireworks.sessions import (
+            FireworksSessionsApi,
+            FireworksSessionService,
+            TrainerRoutes,
+        )
 
-        desk = stepped.session_service(self, FireworksSessionService, lambda name: base_model(name, self.name) is not None)
-        self.sessions = FireworksSessionsApi(desk, notice=SESSION_NOTICE)
+        service = stepped.session_service(
+            self, FireworksSessionService, lambda name: base_model(name, self.name) is not None
+        )
+        self.sessions = FireworksSessionsApi(service, notice=SESSION_NOTICE)
         self.life = self.sessions.life
-        self.trainers = TrainerRoutes(self, desk, SESSION_NOTICE)
+        self.trainers = TrainerRoutes(self, service, SESSION_NOTICE)
         self._stepped = [*self.sessions.mounted(), *self.trainers.routes()]
 
     def env(self, key: str) -> dict[str, str]:
@@ -376,7 +382,7 @@ class FireworksHost(Host):
 
     def close(self) -> None:
         if self.sessions is not None:
-            self.sessions.desk.close()
+            self.sessions.service.close()
 
     # -- accounts ------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrate.local.answers.worker import array_of
 from orchestrate.local.session_server import SessionsApi
-from orchestrate.local.session_server.service import Caller, Promise, SessionService, SessionModel
+from orchestrate.local.session_server.service import Caller, Promise, SessionModel, SessionService
 from orchestrate.sandbox.accounts import here
 from orchestrate.sandbox.fireworks import page, page_token
 from orchestrate.sandbox.host import (
@@ -86,7 +86,7 @@ class FireworksSessionService(SessionService):
 class FireworksSessionsApi(SessionsApi):
     """Serverless training sessions on the Fireworks host."""
 
-    desk: FireworksSessionService
+    service: FireworksSessionService
 
     def new_id(self) -> str:
         return f"ts-{secrets.token_hex(16)}"
@@ -104,25 +104,25 @@ class FireworksSessionsApi(SessionsApi):
 
     async def delete(self, request: Request) -> Response:
         """End a session. Deleting an ended session is not an error."""
-        caller = self.desk.callers.get(request.path_params["id"])
+        caller = self.service.callers.get(request.path_params["id"])
         if caller is not None and caller.owner == here():
-            self.desk.end(caller, keeps=False)
+            self.service.end(caller, keeps=False)
         return JSONResponse({})
 
     async def complete(self, request: Request) -> Response:
         """Sample from saved sampler weights, or from a session's base model."""
         body = parse(Completion, await json_body(request))
         session, _, path = body.model.partition("/trainingSessions/")[2].partition("/checkpoints/")
-        self.desk.caller(session, here())
+        self.service.caller(session, here())
         base, folder = body.model, ""
         if path:
-            found, saved = self.desk.found(path, here())
+            found, saved = self.service.found(path, here())
             base, folder = saved.base, str(found)
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         drawing = body.model_dump(include={"prompt", "max_tokens", "temperature", "top_p", "top_k", "seed"})
-        promise = self.desk.promise(here())
-        write = self.desk.counted(session, here(), base, partial(_used, len(body.prompt)), _stream)
-        self.desk.ask(promise, "sample", {"folder": folder, "stop": stop, **drawing}, write)
+        promise = self.service.promise(here())
+        write = self.service.counted(session, here(), base, partial(_used, len(body.prompt)), _stream)
+        self.service.ask(promise, "sample", {"folder": folder, "stop": stop, **drawing}, write)
         await promise.ready.wait()
         if not isinstance(promise.result, bytes):
             assert promise.result is not None  # noqa: S101  it is ready
@@ -205,9 +205,9 @@ class TrainerSessionsApi(FireworksSessionsApi):
 class TrainerRoutes:
     """Routes for training shapes and trainers on the Fireworks host."""
 
-    def __init__(self, host: Host, desk: FireworksSessionService, notice: str) -> None:
-        self.host, self.desk = host, desk
-        self._api = TrainerSessionsApi(desk, notice=notice)
+    def __init__(self, host: Host, service: FireworksSessionService, notice: str) -> None:
+        self.host, self.service = host, service
+        self._api = TrainerSessionsApi(service, notice=notice)
 
     def routes(self) -> list[BaseRoute]:
         root, shape = "/v1/accounts/{account}/rlorTrainerJobs", "/v1/accounts/{owner}/trainingShapes/{shape}"
@@ -278,9 +278,9 @@ class TrainerRoutes:
     def _end(self, trainer: Values, at: float) -> None:
         trainer["stopped_at"] = at
         self._save(trainer)
-        for caller in list(self.desk.callers.values()):
+        for caller in list(self.service.callers.values()):
             if any(id.startswith(f"{trainer['id']}:") for id, _ in caller.models.values()):
-                self.desk.end(caller, keeps=False)
+                self.service.end(caller, keeps=False)
 
     def shown(self, trainer: Values) -> Values:
         return self._shown(self.settled(trainer))

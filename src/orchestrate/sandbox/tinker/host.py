@@ -45,13 +45,13 @@ class TinkerHost(Host):
         from orchestrate.local.session_server import SessionsApi
         from orchestrate.local.session_server.service import SessionService
 
-        desk = stepped.session_service(self, SessionService, lambda name: HUB_ID.match(name) is not None)
+        service = stepped.session_service(self, SessionService, lambda name: HUB_ID.match(name) is not None)
         rates = {
             kind: built_in().find(PLAY_MONEY, f"session_{kind}", on=days.today())
             for kind in ("train", "prefill", "sample")
         }
         prices = {kind: rate.usd for kind, rate in rates.items() if rate is not None}
-        return SessionsApi(desk, notice=SESSION_NOTICE, prices=prices)
+        return SessionsApi(service, notice=SESSION_NOTICE, prices=prices)
 
     def routes(self) -> list[BaseRoute]:
         if self._api is not None:
@@ -82,14 +82,14 @@ class TinkerHost(Host):
 
     def open_sessions(self) -> list[str]:
         """List the ids of open sessions of all accounts."""
-        return [] if self._api is None else list(self._api.desk.callers)
+        return [] if self._api is None else list(self._api.service.callers)
 
     async def suffer(self, kind: str, delay_s: float) -> Response | None:
         return await stepped.suffer(self._api, kind, delay_s)
 
     def close(self) -> None:
         if self._api is not None:
-            self._api.desk.close()
+            self._api.service.close()
 
 
 HOST = TinkerHost

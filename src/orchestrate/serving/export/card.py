@@ -57,16 +57,16 @@ def _front(tuned: TunedModel, form: str) -> str:
 
 
 def _about(tuned: TunedModel) -> str:
-    run, passport = tuned.run, tuned.passport
+    run, provenance = tuned.run, tuned.provenance
     rows: list[tuple[str, Any]] = [("base", tuned.base_name)]
-    spec = table_of(passport, "spec")
+    spec = table_of(provenance, "spec")
     rows.append(("method", table_of(spec, "method").get("type")))
     adapter = table_of(spec, "adapter")
     if adapter:
         rows.append(("adapter", ", ".join(f"{k} {v}" for k, v in adapter.items() if v is not None)))
     for name in ("epochs", "learning_rate", "batch_size", "seed"):
         rows.append((name.replace("_", " "), spec.get(name)))
-    rows.append(("data (sha256 of the rows)", passport.get("dataset_digest")))
+    rows.append(("data (sha256 of the rows)", provenance.get("dataset_digest")))
     if run is not None:
         rows += [
             ("run", run.id),

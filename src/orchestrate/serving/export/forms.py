@@ -373,8 +373,8 @@ def _hub(draft: ExportDraft) -> None:
 def _papers(draft: ExportDraft, form: str) -> None:
     """Write the model card and the provenance file."""
     tuned = draft.tuned
-    passport = {
-        **tuned.passport,
+    provenance = {
+        **tuned.provenance,
         "export": {
             "form": form,
             "dtype": draft.options.dtype,
@@ -385,7 +385,7 @@ def _papers(draft: ExportDraft, form: str) -> None:
             "weights": weights_hash(tuned.folder),
         },
     }
-    written = msgspec.json.format(msgspec.json.encode(passport), indent=2)
+    written = msgspec.json.format(msgspec.json.encode(provenance), indent=2)
     write_whole(draft.folder / "passport.json", written)
     write_whole(draft.folder / "README.md", card(tuned, form, draft.commands, draft.notes).encode())
 

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrate.errors import UsageError
 from orchestrate.local.weights import ask_all
 from orchestrate.serving.proof.observations import MORE_TOKENS, ObservedAnswer, PromptView
-from orchestrate.types import Canary, Probe, Fingerprint
+from orchestrate.types import Canary, Fingerprint, Probe
 
 
 class FolderPlace:
@@ -20,7 +20,7 @@ class FolderPlace:
     def __init__(
         self,
         folder: Path,
-        sheet: Fingerprint,
+        fingerprint: Fingerprint,
         base: str,
         *,
         model: str,
@@ -31,7 +31,7 @@ class FolderPlace:
         base model for a GGUF adapter. Raises `UsageError` for a folder without weights."""
         self.at, self.model = str(folder), model
         self.notes: list[str] = []
-        self._sheet, self._base, self._base_gguf, self._ask = sheet, base, base_gguf, ask
+        self._fingerprint, self._base, self._base_gguf, self._ask = fingerprint, base, base_gguf, ask
         self._file = _gguf(folder)
         self._folder = folder if folder.is_dir() else folder.parent
         self.engine = "llama.cpp" if self._file is not None else "transformers"
@@ -45,10 +45,10 @@ class FolderPlace:
     def _read(self) -> list[dict[str, Any]]:
         """Query the model once for everything, so it is loaded only once: answers to probes and canaries, and
         the base model's scores."""
-        sheet = self._sheet
-        probes = [{"messages": _list(p.messages), "tools": _tools(p.tools)} for p in sheet.probes]
-        rows = probes + [_row(c, c.tuned.ids) for c in sheet.canaries]
-        bases = [{"score": [[c.ids, c.base.ids]]} for c in sheet.canaries]
+        fingerprint = self._fingerprint
+        probes = [{"messages": _list(p.messages), "tools": _tools(p.tools)} for p in fingerprint.probes]
+        rows = probes + [_row(c, c.tuned.ids) for c in fingerprint.canaries]
+        bases = [{"score": [[c.ids, c.base.ids]]} for c in fingerprint.canaries]
         if self._file is not None:
             lora = self._file.name.endswith("-lora.gguf")
             file, adapter = (self._base_gguf, self._file) if lora else (self._file, None)
@@ -87,7 +87,7 @@ class FolderPlace:
         return [answer["scores"][0] for answer in found if "scores" in answer] if found else None
 
     def _of(self, canaries: Sequence[Canary], *, base: bool) -> list[dict[str, Any]]:
-        first = len(self._sheet.probes) + (len(canaries) if base else 0)
+        first = len(self._fingerprint.probes) + (len(canaries) if base else 0)
         return self._read[first : first + len(canaries)]
 
 

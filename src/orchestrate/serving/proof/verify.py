@@ -21,7 +21,7 @@ from orchestrate.errors import UsageError
 from orchestrate.evaluation.statistics import wilson
 from orchestrate.serving.proof.observations import ObservedAnswer, PromptView, TunedEndpoint
 from orchestrate.text import count
-from orchestrate.types import Canary, Probe, Proof, ProofStage, Said, Fingerprint
+from orchestrate.types import Canary, Fingerprint, Probe, Proof, ProofStage, Said
 
 LEAST_FLOOR = 0.01
 """Minimum tolerance in nats per token. Two engines with the same precision differ by about 0.004."""
@@ -33,24 +33,26 @@ AGREEMENT = 0.9
 interval of the measured share must reach it."""
 
 
-def verify(sheet: Fingerprint, place: TunedEndpoint, *, run_id: str, weights: str | None = None) -> Proof:
-    """Verify the endpoint `place` against the trained model's fingerprint `sheet`, and return the proof.
+def verify(
+    fingerprint: Fingerprint, place: TunedEndpoint, *, run_id: str, weights: str | None = None
+) -> Proof:
+    """Verify the endpoint `place` against the trained model's fingerprint, and return the proof.
     Errors raised by the endpoint propagate."""
     with work(f"asking {place.at}"):
-        return _judged(sheet, place, run_id, weights)
+        return _judged(fingerprint, place, run_id, weights)
 
 
-def _judged(sheet: Fingerprint, place: TunedEndpoint, run_id: str, weights: str | None) -> Proof:
-    asked = place.prompts(sheet.probes)
-    stages = [_tokens(sheet.probes, asked)]
-    if sheet.canaries:
-        tuned = place.answers(sheet.canaries, base=False)
+def _judged(fingerprint: Fingerprint, place: TunedEndpoint, run_id: str, weights: str | None) -> Proof:
+    asked = place.prompts(fingerprint.probes)
+    stages = [_tokens(fingerprint.probes, asked)]
+    if fingerprint.canaries:
+        tuned = place.answers(fingerprint.canaries, base=False)
         if tuned is None:
             raise UsageError(f"{place.at} does not serve {place.model}")
         stages += [
-            _answers(sheet.canaries, tuned, place.model),
-            _distance(sheet, place, tuned),
-            _stop(sheet, tuned),
+            _answers(fingerprint.canaries, tuned, place.model),
+            _distance(fingerprint, place, tuned),
+            _stop(fingerprint, tuned),
         ]
     else:
         why = "found no prompt that the base and the tuned model answer differently"
@@ -178,14 +180,16 @@ def _alike(one: Sequence[object], other: Sequence[object]) -> int:
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _distance(sheet: Fingerprint, place: TunedEndpoint, answers: Sequence[ObservedAnswer]) -> ProofStage:
-    canaries = sheet.canaries
+def _distance(
+    fingerprint: Fingerprint, place: TunedEndpoint, answers: Sequence[ObservedAnswer]
+) -> ProofStage:
+    canaries = fingerprint.canaries
     tuned, tokens = _apart([c.tuned for c in canaries], place.scores(canaries, base=False))
     base, _ = _apart([c.base for c in canaries], place.scores(canaries, base=True))
     if tuned is None or base is None:
         return _agreement(canaries, answers, tuned)
-    floor = max(base, sheet.noise, LEAST_FLOOR)
-    step = BF16_STEP if sheet.precision.startswith(("bf16", "bfloat16")) else 0.0
+    floor = max(base, fingerprint.noise, LEAST_FLOOR)
+    step = BF16_STEP if fingerprint.precision.startswith(("bf16", "bfloat16")) else 0.0
     limit = 2 * floor + step / math.sqrt(tokens)
     figures: dict[str, float] = {
         "nats a token": round(tuned, 5),
@@ -255,9 +259,9 @@ def _agrees(observed: ObservedAnswer, known: Said) -> bool:
     return said == wanted if known.ended else said.startswith(wanted[: len(said)]) and bool(said)
 
 
-def _stop(sheet: Fingerprint, observed: Sequence[ObservedAnswer]) -> ProofStage:
+def _stop(fingerprint: Fingerprint, observed: Sequence[ObservedAnswer]) -> ProofStage:
     late = early = right = own = 0
-    for canary, answer in zip(sheet.canaries, observed, strict=True):
+    for canary, answer in zip(fingerprint.canaries, observed, strict=True):
         said, wanted = _visible_text(answer.text), _visible_text(canary.tuned.text)
         if not canary.tuned.ended:
             early += bool(answer.ended) and len(said) < len(wanted) and wanted.startswith(said)
@@ -271,7 +275,7 @@ def _stop(sheet: Fingerprint, observed: Sequence[ObservedAnswer]) -> ProofStage:
         else:
             own += bool(answer.ended)
     figures: dict[str, float] = {"right": right, "own": own, "late": late, "early": early}
-    stops = ", ".join(sheet.stop_words)
+    stops = ", ".join(fingerprint.stop_words)
     if late or early:
         how = "continues past" if late >= early else "stops before"
         return ProofStage(

@@ -31,12 +31,12 @@ from orchestrate.errors import UsageError
 from orchestrate.store import deployments
 from orchestrate.types import (
     Bill,
+    BilledResource,
     Deployment,
     DeploymentState,
     JobStatus,
     Quote,
     Run,
-    BilledResource,
     SubmitPhase,
 )
 

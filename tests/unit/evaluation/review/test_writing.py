@@ -56,7 +56,7 @@ def made(
     order = writing_reviews.WritingOrder(
         file=put(folder, rows), writers=("ann", "bo"), overlap=overlap, seed=1, **more
     )
-    return writing_reviews.opened(ft, order).desk
+    return writing_reviews.opened(ft, order).session
 
 
 def save(desk: WritingSession, who: str, at: int, answer: str, question: str | None = None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_everybody_gets_as_many_rows_and_the_share_of_two_writers_is_kept(
     names = [f"w{n}" for n in range(writers)]
     desk = writing_reviews.opened(
         ft, writing_reviews.WritingOrder(file=file, writers=names, overlap=overlap, seed=3)
-    ).desk
+    ).session
     twice = sum(len(who) == 2 for who in desk.assigned.values())
     assert twice == (round(100 * overlap) if writers > 1 else 0)
     load = Counter(who for names in desk.assigned.values() for who in names)
@@ -120,7 +120,9 @@ def test_the_same_file_goes_on_with_the_same_rows_and_another_file_begins_anew(
     assert again.done() == {"ann": 1, "bo": 0}
     other = put(tmp_path, ROWS[:2], "other.jsonl")
     assert (
-        writing_reviews.opened(ft, writing_reviews.WritingOrder(file=other, writers=("ann",))).desk.review.id
+        writing_reviews.opened(
+            ft, writing_reviews.WritingOrder(file=other, writers=("ann",))
+        ).session.review.id
         != desk.review.id
     )
     assert made(ft, tmp_path, new=True).review.id != desk.review.id
@@ -174,9 +176,9 @@ def test_rows_of_many_kinds_are_opened_and_what_is_not_text_is_counted(
     )
     assert opened.made is not None and opened.made.unread == ("kind", "large")
     assert opened.made.left_out == {"answers with tool calls or reasoning": 1}
-    assert [one["answer"] for one in (show(opened.desk, "ann", n) for n in range(2))] == ["", "answer"]
+    assert [one["answer"] for one in (show(opened.session, "ann", n) for n in range(2))] == ["", "answer"]
     prompts = put(tmp_path, [{"prompt": "p?"}, {"prompt": "q?", "completion": "a"}], "prompts.jsonl")
-    desk = writing_reviews.opened(ft, writing_reviews.WritingOrder(file=prompts, writers=("ann",))).desk
+    desk = writing_reviews.opened(ft, writing_reviews.WritingOrder(file=prompts, writers=("ann",))).session
     save(desk, "ann", 0, "answered")
     assert exported(ft, desk, tmp_path) == [
         {"messages": [{"role": "user", "content": "p?"}, {"role": "assistant", "content": "answered"}]}

@@ -269,9 +269,9 @@ def test_what_the_template_goes_by_goes_with_the_model(trained: Trained, tmp_pat
     session.loop.run()
     folder = session.publish()
     session.close()
-    passport = json.loads((folder / "passport.json").read_text())
-    assert passport["chat_template_kwargs"] == asked.get("chat_template_kwargs", {})
-    assert passport["chat_template_given"] is ("chat_template" in asked)
+    provenance = json.loads((folder / "passport.json").read_text())
+    assert provenance["chat_template_kwargs"] == asked.get("chat_template_kwargs", {})
+    assert provenance["chat_template_given"] is ("chat_template" in asked)
     dressed = tmp_path / "dressed"
     dressed.mkdir()
     told = dress(str(trained.base), str(folder), str(dressed))

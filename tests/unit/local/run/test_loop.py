@@ -111,9 +111,9 @@ def test_training_lowers_the_loss_and_leaves_an_adapter_with_a_passport(make: Ma
     valid = [p.values["valid_loss"] for p in session.run.metrics() if "valid_loss" in p.values]
     assert len(valid) == 4
     assert valid[-1] < valid[0]
-    passport = json.loads((folder / "passport.json").read_bytes())
-    assert passport["trained"]["trained_tokens"] == session.loop.progress.trained_tokens > 0
-    assert passport["base_model_hash"].startswith("sha256:")
+    provenance = json.loads((folder / "passport.json").read_bytes())
+    assert provenance["trained"]["trained_tokens"] == session.loop.progress.trained_tokens > 0
+    assert provenance["base_model_hash"].startswith("sha256:")
     assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 

@@ -20,10 +20,10 @@ from orchestrate.errors import HostUnavailable
 from orchestrate.local.run import JobState, launcher
 from orchestrate.places import lease, storage
 from orchestrate.places.base import PRICE, Hourly, Resources
-from orchestrate.places.lease import RunLease, Switch
-from orchestrate.places.manifest import FETCH, read_order, room
+from orchestrate.places.lease import RunLease, Watchdog
+from orchestrate.places.manifest import FETCH, read_manifest, room
 from orchestrate.places.remote import GRACE_S, LOOK_S, REPORT_S, SILENT
-from orchestrate.places.storage import RunStorage, Pulse, StoredRun
+from orchestrate.places.storage import Pulse, RunStorage, StoredRun
 from orchestrate.text import count, duration
 from orchestrate.types import JobError, decoding
 
@@ -75,11 +75,11 @@ class Driver:
     ) -> None:
         self.stored, self.fit, self.end = stored, fit, end
         self.report_s, self.start_s, self.leave_s = report_s, start_s, leave_s
-        self.claim = RunLease(stored)
-        self.switch = Switch(read_order(stored).limits, self.claim.earlier_s)
+        self.lease = RunLease(stored)
+        self.watchdog = Watchdog(read_manifest(stored).limits, self.lease.earlier_s)
         self.fitted, self.superseded = threading.Event(), threading.Event()
         self.begun, self.settled = threading.Event(), threading.Event()
-        self.heard = self.switch.clock()
+        self.heard = self.watchdog.clock()
         """Time at which a worker last reported, in seconds on the clock of `switch`."""
         self.action = ""
         """Requested action, `pause` or `cancel`, if no worker can carry it out."""
@@ -95,7 +95,7 @@ class Driver:
 
     def _fit(self) -> None:
         try:
-            self.fit(self.claim)
+            self.fit(self.lease)
         except Exception as error:  # noqa: BLE001  Ray's own, of many kinds; how the run stands is in the depot
             self.fault = reason(error)
             _log.error("%s: %s", type(error).__name__, error)
@@ -108,7 +108,7 @@ class Driver:
         """Record the failure as an event. No worker is left to do so, and the job's log is on the cluster."""
         if self._settled():
             return
-        starts = lease.attempts(self.stored) - self.claim.number
+        starts = lease.attempts(self.stored) - self.lease.number
         message = f"Ray started the workers {count(starts, 'time')} in this job. Last failure: {self.fault}"
         storage.add_event(self.stored, message, level="error", type="interrupted")
 
@@ -116,7 +116,7 @@ class Driver:
         """Watch the run. Contacts nothing, so a hanging call cannot delay the run's end."""
         over = left = None
         while not self.fitted.wait(LOOK_S):
-            clock, due = self.switch.clock(), self.switch.due()
+            clock, due = self.watchdog.clock(), self.watchdog.due()
             if self.superseded.is_set():
                 _log.error("this attempt stops because another one has taken over the run")
                 return 1
@@ -167,24 +167,24 @@ class Driver:
         pulse: bytes | None = None
         while not self.fitted.wait(self.report_s):
             with suppress(HostUnavailable, OSError):  # the next one may go through
-                if not self.claim.holds:
+                if not self.lease.holds:
                     self.superseded.set()
                     return
                 if price := self.stored.read(PRICE):
-                    self.switch.costs(Hourly.from_json(price).usd_per_hour)
-                self.claim.used(self.switch.used_s)
-                if lease.attempts(self.stored) > self.claim.number:
+                    self.watchdog.costs(Hourly.from_json(price).usd_per_hour)
+                self.lease.used(self.watchdog.used_s)
+                if lease.attempts(self.stored) > self.lease.number:
                     self.begun.set()
                 if (newest := self.stored.read("pulse.json")) != pulse:
-                    pulse, self.heard = newest, self.switch.clock()
+                    pulse, self.heard = newest, self.watchdog.clock()
                 self._read_action()
                 if self._settled():
                     self.settled.set()
-                self.switch.reported()
+                self.watchdog.reported()
 
     def _read_action(self) -> None:
         """Read the requested action while no first worker can."""
-        if self.begun.is_set() and self.switch.clock() - self.heard < GRACE_S:
+        if self.begun.is_set() and self.watchdog.clock() - self.heard < GRACE_S:
             return
         action = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
         if action in ("pause", "cancel"):
@@ -200,7 +200,7 @@ class Driver:
         if not status or not pulse:
             return False
         last, state = Pulse.from_json(pulse), JobState.from_json(status)
-        mine = last.ended and last.attempt > self.claim.number
+        mine = last.ended and last.attempt > self.lease.number
         return mine and (state.terminal or state.status == "paused")
 
 
@@ -217,12 +217,12 @@ def fitting(stored: StoredRun, scratch: str) -> Callable[[RunLease], object]:
             "or newer"
         )
     ray: Any = installed
-    order = read_order(stored)
-    resources = decoding.convert(order.job.resources, Resources)
-    processes, least = order.job.hyper.processes, resources.min_processes
+    manifest = read_manifest(stored)
+    resources = decoding.convert(manifest.job.resources, Resources)
+    processes, least = manifest.job.hyper.processes, resources.min_processes
     gpu = resources.gpu is not None
-    each = {"CPU": float(order.job.threads or 1), **({"GPU": 1.0} if gpu else {})}
-    here = launcher.worker_environment(order.job.threads)
+    each = {"CPU": float(manifest.job.threads or 1), **({"GPU": 1.0} if gpu else {})}
+    here = launcher.worker_environment(manifest.job.threads)
     env = {name: value for name, value in here.items() if os.environ.get(name) != value}
 
     def fit(own: RunLease) -> object:

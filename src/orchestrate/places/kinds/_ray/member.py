@@ -31,9 +31,9 @@ from orchestrate.local.run.parallel import LESS, Met
 from orchestrate.local.space import disk_is_full
 from orchestrate.places import storage
 from orchestrate.places.lease import RunLease, Signs, Superseded, boot_time
-from orchestrate.places.manifest import read_order, room, unpack
+from orchestrate.places.manifest import read_manifest, room, unpack
 from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
-from orchestrate.places.storage import RunStorage, Pulse, StoredRun, restore
+from orchestrate.places.storage import Pulse, RunStorage, StoredRun, restore
 from orchestrate.types import JobError
 
 ALIKE = ("torch", "transformers", "tokenizers", "peft")
@@ -70,14 +70,14 @@ class First(Errand):
     """The first of several workers, which owns the run."""
 
     def __init__(
-        self, claim: RunLease, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
+        self, lease: RunLease, folder: Path, met: Met, device: torch.device, report_s: float, apart: str = ""
     ) -> None:
         """Prepare the attempt. `apart` states why the workers can't train together. It is empty if they
         can."""
-        self._taken, self.met, self.device, self._apart = claim, met, device, apart
-        super().__init__(claim.stored.depot, claim.stored.ref, folder, report_s=report_s)
+        self._taken, self.met, self.device, self._apart = lease, met, device, apart
+        super().__init__(lease.stored.run_storage, lease.stored.ref, folder, report_s=report_s)
 
-    def _claimed(self) -> RunLease:
+    def _acquired(self) -> RunLease:
         return self._taken
 
     def _fitted(self, job: LocalJob) -> LocalJob:
@@ -107,21 +107,21 @@ def main(given: dict[str, Any]) -> None:
     met = Met(context.get_world_rank(), context.get_world_size())
     stored = RunStorage(os.environ["ORCHESTRATE_DEPOT"]).run(os.environ["ORCHESTRATE_REF"])
     report_s = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
-    claim = claimed(stored, given["under"]) if met.rank == 0 else None
-    shared: list[Any] = [claim and claim.number]
+    lease = acquired(stored, given["under"]) if met.rank == 0 else None
+    shared: list[Any] = [lease and lease.number]
     dist.broadcast_object_list(shared, src=0)
     if shared[0] is None:
         return
-    silence_s = read_order(stored).limits.silence_s
+    silence_s = read_manifest(stored).limits.silence_s
     guarded = (stored, given["under"], shared[0], report_s, silence_s)
     threading.Thread(target=_guard, args=guarded, daemon=True).start()
     versions: list[dict[str, str]] = [{}] * met.processes
     dist.all_gather_object(versions, {name: version(name) for name in ALIKE})
     with room() as folder:
-        if claim is None:
+        if lease is None:
             _help(stored, Path(folder), met)
             return
-        code = First(claim, Path(folder), met, device, report_s, differing(versions)).work()
+        code = First(lease, Path(folder), met, device, report_s, differing(versions)).work()
         if code or (met.processes > 1 and not met.released):
             raise RuntimeError(f"the first worker exited with code {code}, so all others are stopped")
 
@@ -139,22 +139,22 @@ def differing(versions: list[dict[str, str]]) -> str:
     return "; ".join(found)
 
 
-def claimed(stored: StoredRun, under: str) -> RunLease | None:
+def acquired(stored: StoredRun, under: str) -> RunLease | None:
     """Claim the run. Returns `None` if nothing remains to be done, because an earlier start of the workers
     finished the run, or another job has it. A run that an earlier job paused is resumed, however often
     this job has to start."""
     pulse = stored.read("pulse.json")
     try:
-        claim = RunLease(stored, under)
+        lease = RunLease(stored, under)
     except Superseded:
         return None
     status = stored.read("status.json")
     state = JobState.from_json(status) if status else None
     if state is None:
-        return claim
+        return lease
     report = Pulse.from_json(pulse) if pulse else None
-    ended = report is not None and report.ended and report.attempt >= claim.first
-    return None if state.terminal or (state.status == "paused" and ended) else claim
+    ended = report is not None and report.ended and report.attempt >= lease.first
+    return None if state.terminal or (state.status == "paused" and ended) else lease
 
 
 def _help(stored: StoredRun, folder: Path, met: Met) -> None:
@@ -181,11 +181,11 @@ def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
 
 
 def _assist(stored: StoredRun, folder: Path, met: Met) -> None:
-    run, order = helper.Silent(folder / stored.ref), read_order(stored)
-    if order.job.hyper.sharded:
+    run, manifest = helper.Silent(folder / stored.ref), read_manifest(stored)
+    if manifest.job.hyper.sharded:
         restore(run, stored)
     run.path.mkdir(exist_ok=True)
-    job = fitted(unpack(order, stored.depot, folder / "given"), met)
+    job = fitted(unpack(manifest, stored.run_storage, folder / "given"), met)
     write_whole(run.path / "job.json", msgspec.json.format(job.to_json()))
     helper.assist(run, met)
 

@@ -511,7 +511,7 @@ class SessionRecord:
         with whole_folder(self.dir.path / "adapter") as draft:
             fill(draft)
             order, state = self.order, self._state or self.dir.written_state()
-            passport = {
+            provenance = {
                 "ref": order.ref,
                 "kind": "adapter",
                 "base_model": order.model,
@@ -523,7 +523,7 @@ class SessionRecord:
                 "trained": {"step": step, "tokens": state.trained_tokens, "seconds": self.seconds},
                 "finished_at": now(),
             }
-            write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport)))
+            write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(provenance)))
 
     # -- ending --------------------------------------------------------------------------------------------
 
