@@ -14,10 +14,13 @@ from openai import OpenAI
 from tests.paths import TINY
 from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, rows
 from tests.unit.serving.conftest import random_adapter
+from tests.waiting import until
 
 from orchestrate.errors import Unsupported
 from orchestrate.http.wire.openai.chat import ChatRequest
 from orchestrate.providers import files
+from orchestrate.providers.base import Deploys, capability
+from orchestrate.runs.hosting.deployment import READY
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Artifact, GatewayJob
 

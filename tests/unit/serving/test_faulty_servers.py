@@ -82,22 +82,30 @@ def test_each_fault_of_a_server_is_caught_in_its_stage(
     assert stage in proof.badge
 
 
+@pytest.mark.parametrize("refused", [(), ("return_token_ids",), ("logprobs",)])
 def test_a_front_that_passes_on_the_api_alone_is_not_taken_for_a_fault(
-    served: ServingApp, known: Known
+    refused: tuple[str, ...], served: ServingApp, known: Known
 ) -> None:
-    """A gateway or a proxy before the server: the server's own routes are not there, its models are."""
+    """A gateway or a proxy before the server: the server's own routes are not there, its models are. What it
+    rejects is left out, and nothing else."""
     wire = httpx.Client(timeout=240)
 
     def front(request: httpx.Request) -> httpx.Response:
         if not request.url.path.startswith("/v1/"):
             return httpx.Response(404, json={"detail": "Not Found"}, request=request)
         body = json.loads(request.content) if request.content else None
+        if any(name in (body or {}) for name in refused):
+            return httpx.Response(422, json={"detail": "extra fields not permitted"}, request=request)
         done = wire.request(request.method, request.url, json=body)
         return httpx.Response(done.status_code, json=done.json(), request=request)
 
     for model, state in (("one", "in part"), ("other", "failed")):
         place = UrlPlace(served.url, model=model, client=httpx.Client(transport=httpx.MockTransport(front)))
         proof = verify(known.fingerprint, place, run_id="r")
+        canaries = known.fingerprint.canaries
+        scored, [first, *_] = place.scores(canaries, base=False), place.answers(canaries, base=False) or ()
+        assert (scored is None) == ("logprobs" in refused)
+        assert (first.ids is None) == ("return_token_ids" in refused)
         place.close()
         assert proof.state == state, proof
         states = {s.name: s.state for s in proof.stages}

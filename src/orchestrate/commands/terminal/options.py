@@ -341,7 +341,7 @@ class AimOptions:
     target: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Score to optimize: validation_loss, or eval:METRIC on held-out rows."
+            metavar="NAME", help="Score to compare by: validation_loss, or eval:METRIC on held-out rows."
         ),
     ] = "validation_loss"
     test: Annotated[

@@ -80,6 +80,8 @@ class UrlPlace:
         self._client = client or httpx.Client(timeout=TIMEOUT_S)
         self._headers = headers
         self._observed: dict[bool, list[ObservedAnswer] | None] = {}
+        self._options: dict[str, list[dict[str, Any]]] = {}
+        """Options to try, by path. The first ones are removed when the server rejects them."""
 
     def close(self) -> None:
         self._client.close()
@@ -190,16 +192,20 @@ class UrlPlace:
             "temperature": 0,
             "seed": 0,
         }
-        more = {"return_token_ids": True} if self.engine in ("vLLM", "orchestrate") else {}
         if canary.text is not None:
-            path, own = "/v1/completions", {"prompt": canary.text, "logprobs": 1}
+            path, own, logprobs = "/v1/completions", {"prompt": canary.text}, {"logprobs": 1}
         else:
             tools = {"tools": list(canary.tools), "tool_choice": "none"} if canary.tools else {}
-            path, own = "/v1/chat/completions", {"messages": list(canary.messages), "logprobs": True, **tools}
-        done = self._post(path, {**body, **own, **more})
-        if done.status_code in (400, 422):  # logprobs are not everywhere
-            own.pop("logprobs")
-            done = self._post(path, {**body, **own})
+            path, own = "/v1/chat/completions", {"messages": list(canary.messages), **tools}
+            logprobs = {"logprobs": True}
+        ids = {"return_token_ids": True} if self.engine in ("vLLM", "orchestrate") else {}
+        # Some servers, and gateways in front of them, reject one of the two options or both.
+        every = [{**logprobs, **ids}, logprobs, ids, {}] if ids else [logprobs, {}]
+        options = self._options.setdefault(path, every)
+        done = self._post(path, {**body, **own, **options[0]})
+        while done.status_code in (400, 422) and len(options) > 1:
+            options.pop(0)
+            done = self._post(path, {**body, **own, **options[0]})
         if done.status_code != 200:
             raise UnexpectedAnswer(
                 self._root, f"{name} rejected a prompt ({done.status_code}): {_message(done)}"
