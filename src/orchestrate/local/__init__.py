@@ -29,9 +29,10 @@ puts a shard in each.
 
 Inference uses the same code for chat, eval, serve and the sandbox. `answers/generation.py` (a client) or
 `serving/server/engine.py` (a server) starts `answers/process.py`. It loads a model
-(`answers/model_loader.py`), generates (`model/sampling/batching.py`, the only loop, which GRPO also uses within its worker) and parses the
-answer (`answers/speech.py`, `data/tokens/answers.py`). `weights/__init__.py` starts tasks on weights: merge,
-convert, fingerprint. All child processes use the protocol in `orchestrate.core.child`."""
+(`answers/model_loader.py`), generates (`model/sampling/batching.py`, the only loop, which GRPO also uses
+within its worker) and parses the answer (`answers/speech.py`, `data/tokens/answers.py`).
+`weights/__init__.py` starts tasks on weights: merge, convert, fingerprint. All child
+processes use the protocol in `orchestrate.core.child`."""
 
 from __future__ import annotations
 
