@@ -20,7 +20,8 @@ BROUGHT = "brought"
 separate from the host's real jobs."""
 
 SLOTS = 3
-"""Number of concurrent training runs: one per host, so hosts don't wait for each other."""
+"""Default number of concurrent training runs. With one for each host that has jobs, hosts don't wait for each
+other."""
 
 
 def brought_at(runs: Path, host: str, id: str) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound="SessionService")
 PAUSES = ("paused_capacity", "paused_rate_limit")
-"""Reasons why a host delays a result."""
+"""Faults that delay a result. The host returns the fault's name as the reason."""
 FAULTS = frozenset({*PAUSES, "session_expired"})
 
 

@@ -85,8 +85,8 @@ class Generators:
     def reply(
         self, adapter: Path | None, messages: Sequence[Message], *, max_tokens: int, temperature: float
     ) -> Reply:
-        """Generate a reply with the adapter or, without one, with the sandbox's own model. Errors from
-        `Generator` propagate."""
+        """Generate a reply with the adapter, or with the sandbox's own model if `adapter` is `None`. Errors
+        that the `Generator` raises propagate."""
         pending = _PendingChat(adapter, messages, max_tokens, temperature)
         with self._queue:
             self._waiting.append(pending)
@@ -513,7 +513,7 @@ class Trainer:
         """Describe how the sandbox actually runs the job, for the job's events and the job object."""
         if job.trained:
             return (
-                f"{Path(self.model).name} replaces {job.model} in this sandbox. It is trained on this "
+                f"In this sandbox, {Path(self.model).name} replaces {job.model} and is trained on this "
                 f"machine with learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":

@@ -35,7 +35,7 @@ class AcceptedRows:
     message_fields: frozenset[str]
     text: bool = False
     mixed_fields: bool = True
-    """True if a row may have the fields of two formats."""
+    """True if a row may contain fields of more than one format, such as `messages` and `prompt`."""
     any_first_role: bool = True
     """True if a conversation may start with any role. Otherwise it must start with a system or user
     message."""

@@ -20,8 +20,8 @@ class LicenceAsks(UsageError):
     def __init__(self, licence: Licence, base: str) -> None:
         asks = "".join(f"\n  - {ask}" for ask in licence.asks)
         super().__init__(
-            f"{base} is under the {licence.title}. If you merge, distribute or serve it, the "
-            f"license requires:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
+            f"{base} is licensed under the {licence.title}. If you merge, distribute or serve the model, "
+            f"this license requires:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
             fix=f"read the license and, if you agree, pass --accept-license {licence.id}",
         )
         self.licence = licence

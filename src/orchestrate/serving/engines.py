@@ -34,7 +34,7 @@ _OF_ITS_SERVER = ("fastapi", "starlette_context", "pydantic_settings", "sse_star
 NOT_IN_VLLM = ("use_dora", "modules_to_save")
 """Fields of an adapter's configuration that vLLM does not support."""
 PATIENCE_S = 900.0
-"""Time limit for an engine to load its model, in seconds."""
+"""Seconds to wait for an engine to load its model."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,11 @@ def found(command: EngineCommand) -> bool:
 
 @contextmanager
 def started(command: EngineCommand, *, patience_s: float = PATIENCE_S) -> Generator[str]:
-    """Run the engine for the duration of the block, and yield its URL once it is ready. Raises `SetupError`
-    if the engine is not installed on this machine. The message contains the command to run on another one.
-    Raises `RunFailed` if the engine exits or does not become ready."""
+    """Run the engine for the duration of the block, and yield its URL once it is ready.
+
+    Raises `SetupError` if the engine is not installed on this machine. The message contains the command, so
+    the user can run it on another machine. Raises `RunFailed` if the engine exits or does not become ready.
+    """
     if not found(command):
         raise SetupError(
             f"{Path(command.words[0]).name} is not installed here. On a machine that has it, "

@@ -60,15 +60,15 @@ TORCH_BETAS, TORCH_EPS = (0.9, 0.999), 1e-8
 EPSILON = 1e-4
 """Value added to the standard deviation of a group's rewards. Local jobs use the same value."""
 NEVER_GRADES = re.compile(r"\w+Error: .*\(grader, line \d+\)$|TypeError: grade\(\)")
-"""Matches errors that mean the grader can't grade any answer: it does not compile, or its function has the
-wrong parameters. A syntax error located outside the grader's code is in the answer being graded, so it does
-not match."""
+"""Matches errors after which the grader can't grade any answer: its code does not compile, or its function
+has the wrong parameters. Does not match a syntax error outside the grader's code, because that error is in
+the graded answer."""
 LARGEST_REWARD = 1e15
 """Maximum absolute reward. Above it, the variance of a group's rewards may overflow in 32 bits."""
 OBJECTIVE = "importance_sampling"
 """Default loss function for sampled answers."""
 READ_ROWS = 64
-"""Number of rows per request, for requests that compute losses or log-probabilities without gradients."""
+"""Number of rows per forward-only request, which computes losses or log-probabilities without gradients."""
 
 
 class RecipeJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 
 LEASE_S = 30.0
 ENDING_S = 60.0
-"""Seconds to wait for a program to release a session that has just ended."""
+"""Seconds to wait until the program that drove a session has released it, after the session has ended."""
 CHECK_S, REFRESH_S = 1.0, 10.0
 """Seconds between two checks of a session's limits, and between two updates of the store."""
 LAST_VISIT_S = 30.0
-"""Maximum number of seconds that an ending session waits for its cost to be stored."""
+"""Maximum number of seconds that a session waits at its end until the store has its final cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,8 @@ class Meter:
         self._lock = threading.Lock()
 
     def keep_in(self, folder: Path) -> None:
-        """Restore the usage recorded in the journal in `folder` by earlier programs, and continue that
-        journal. Requests without a response are counted at their maximum cost."""
+        """Open the journal in `folder`, and add the usage that earlier programs recorded there. New requests
+        are appended to the same journal. Requests without a response are counted at their maximum cost."""
         if not self.price.by_token:
             return
         self._journal = Journal(folder / JOURNAL, PaidRequest)
@@ -420,7 +420,8 @@ class SessionRecord:
         return f'ft.session(resume="{id}"{", max_cost_usd=..." if raised else ""})'
 
     def order_now(self) -> SessionOrder:
-        """Return the session's order with its remaining time filled in."""
+        """Return the session's `order` with `ends_in_s` set to the seconds that remain before the cost
+        limit."""
         return replace(self.order, ends_in_s=self.meter.left_s())
 
     @property
@@ -447,7 +448,7 @@ class SessionRecord:
             self.run = refresh(self.ws.store, self.provider, self.run, bill=self.ws.bill)
 
     def wait_for_end(self, most_s: float | None = None) -> None:
-        """Wait until this program has released the session."""
+        """Wait until this program has released the session, for at most `most_s` seconds if set."""
         self._stop.wait(most_s)
 
     # -- saving --------------------------------------------------------------------------------------------

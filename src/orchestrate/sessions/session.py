@@ -46,8 +46,9 @@ log-probabilities per row."""
 IDLE_MINUTES = Decimal(30)
 """Default number of idle minutes before a session on a rented machine pauses."""
 LEAVING_S, OPENING_S = 60.0, 10.0
-"""Time limits in seconds. `LEAVING_S`: for the host's response and the last checkpoint together, when a
-session pauses. `OPENING_S`: for the host's response, if a session is paused or canceled while it opens."""
+"""Time limits in seconds. `LEAVING_S` applies when a session pauses: the host must respond and the last
+checkpoint must be saved within this time. `OPENING_S` applies when a session is paused or canceled while it
+opens: the host must respond within this time."""
 LAST = "last"
 """Name of the checkpoint that is saved if a session ends before the training loop does."""
 NO_ANSWER = f"the host did not respond within {LEAVING_S:g} seconds"
@@ -92,7 +93,7 @@ class TrainingSession:
             idle_minutes = IDLE_MINUTES
         self._idle_s = None if idle_minutes is None else float(idle_minutes) * 60
         self._lock = threading.RLock()
-        """Lock that is held while a request is sent, so requests stay in order."""
+        """Held while a request is being sent, so that requests are sent in order."""
         self._counting = threading.Lock()
         self._sums = _StepSums()
         self._known: dict[int, Future[Any]] = {}
@@ -235,9 +236,9 @@ class TrainingSession:
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
-        """Save the weights and the optimizer state, by default as `step-N`. The result is a checkpoint of the
-        run, from which you can resume. With `kept=False`, the checkpoint can only be used to resume, and on
-        this machine the next one replaces it."""
+        """Save the weights and the optimizer state as a checkpoint of the run, by default named `step-N`. You
+        can resume the run from it. With `kept=False`, the checkpoint has no other use, and on this machine
+        the next one replaces it."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(

@@ -86,8 +86,9 @@ class PackedRows:
 
 
 def options_of(given: Any, known: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return a copy of `known`, a mapping of names to default values, updated with the values in `given`: a
-    mapping, or an object whose attributes are read. Raises `UsageError` for an unknown name."""
+    """Return the options as {name: value}, with the defaults from `known` for those that `given` does not
+    set. `given` is a mapping, an object with the options as attributes, or `None`. Raises `UsageError` for an
+    unknown name."""
     if given is None:
         return dict(known)
     if isinstance(given, Mapping):

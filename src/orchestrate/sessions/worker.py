@@ -24,8 +24,8 @@ from orchestrate.types import JobError, Run
 from orchestrate.workspace import Workspace
 
 SUBMIT_S, CHECK_S, ENDING_S = 120.0, 0.2, 10.0
-"""Times in seconds: how long to wait for the submit command to store the job, the interval between checks,
-and how long this process stays up after its session has ended."""
+"""Times in seconds. `SUBMIT_S`: how long to wait for the submit command to store the job. `CHECK_S`: the
+interval between checks. `ENDING_S`: how long this process may keep running after its session has ended."""
 LATER = (ProviderError, SetupError, OSError)
 """Errors that may be temporary: problems with the host, the store or a key, or a full disk."""
 NAME = "job"

@@ -26,8 +26,8 @@ mixed up."""
 
 
 def is_sandbox_key(key: str) -> bool:
-    """Return whether a sandbox issued the key. The sandbox prefix may come after a prefix that the host's
-    client requires, such as `sk-`."""
+    """Return whether this is a sandbox key, judging by its prefix. Before `sandbox-`, it may have a prefix
+    that the host's client requires, such as `sk-`."""
     return any(one.startswith(SANDBOX_KEY_PREFIX) for one in (key, key.partition("-")[2]))
 
 
@@ -40,7 +40,7 @@ _known: set[str] = set()
 _SECRET_NAME = re.compile(r"(key|token|secret|password|passwd)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:\-]*://\S+")
 _USER = "***"
-"""Mask for the user and password in a URL, where `MASK` would be hard to read."""
+"""Replaces the user and password in a URL. A URL that contains `MASK` would be hard to read."""
 
 
 class Secret:
@@ -254,8 +254,9 @@ _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
     r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
 )
-"""Pattern for text that looks like a key. To avoid scanning text twice, it also matches similar text that is
-not a key. In that case, the group `secret` is empty."""
+"""Matches text that may be a key. If the text is indeed likely to be one, the group `secret` contains the
+part after the prefix. Otherwise, the group is empty. Matching both kinds avoids scanning the same text
+twice."""
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
@@ -289,12 +290,11 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_BUDGET_USD": "Spending limit in US dollars, instead of `budget_usd`.",
     "ORCHESTRATE_LOG_LEVEL": "Log level, instead of `log_level`.",
     "ORCHESTRATE_BY": "Name recorded as the creator of runs. Default: `user@machine`.",
-    "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. Private specs may be sent "
-    "there.",
+    "ORCHESTRATE_OWN_HOSTS": "Backends on your own machines, comma-separated. They may train private specs.",
     "ORCHESTRATE_ALLOW_GRADER_CODE": "`1` allows graders written in Python, like `--allow-grader-code`.",
     "ORCHESTRATE_MAX_DOWNLOAD_GB": "Maximum size of a model download in gigabytes. Default: the size of its "
     "base model.",
-    "ORCHESTRATE_NF4": "`bitsandbytes` runs small 4-bit models with its own kernels. Default: `unpacked`.",
+    "ORCHESTRATE_NF4": "Kernels for small 4-bit models: `unpacked` (the default) or `bitsandbytes`.",
     "ORCHESTRATE_PASS_ENV": "Additional variables passed to worker processes, comma-separated.",
     "ORCHESTRATE_NOTIFY_URL": "Webhook to call when a run ends.",
     "ORCHESTRATE_NOTIFY_SECRET": "Secret for signing these webhooks.",
@@ -302,7 +302,7 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
     "ORCHESTRATE_STALLED_MINUTES": "Number of minutes without progress after which a run counts as stalled.",
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret for signing the gateway's webhooks.",
-    "ORCHESTRATE_TODAY": "Date used as today (such as `2027-01-07`) for prices, shutdown dates and models.",
+    "ORCHESTRATE_TODAY": "Date to treat as today (such as `2027-01-07`) for prices, shutdown dates and models.",
 }
 """Orchestrate's environment variables, with descriptions. Variables of hosts are in their profiles."""
 
@@ -344,14 +344,18 @@ PASSED = re.compile(
     r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
     r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
 )
-"""Variables that every child process gets. `HF_.*` includes the token for gated models. `PYTHON.*` is needed
-for development installations."""
+"""Matches the variables that every child process gets. `HF_.*` includes the token for gated models.
+`PYTHON.*` is needed if Orchestrate is installed in development mode."""
 DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
 
 
 def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
-    """Return the environment for a child process. Passes on the variables that match `PASSED`, that the user
-    lists in `ORCHESTRATE_PASS_ENV`, or whose names match `more`. Then sets the variables in `given`."""
+    """Return the environment for a child process. It contains:
+
+    - the variables whose names match `PASSED` or `more`
+    - the variables that the user lists in `ORCHESTRATE_PASS_ENV`
+    - the variables in `given`, which take precedence
+    """
     named = {name.strip() for name in os.environ.get(MORE_NAMES, "").split(",")}
     kept = {
         name: value

@@ -72,7 +72,7 @@ class Notify:
 
     @property
     def told(self) -> str:
-        """How a run's end is announced, such as `by command and webhook`."""
+        """The notification channels in words, such as `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]
         return f"by {' and '.join(used)}" if used else "in this terminal only"

@@ -136,9 +136,9 @@ class HostConfig:
 
     @property
     def sandbox(self) -> bool:
-        """True if this is a sandbox: its address is on this machine and its key is a sandbox key. The key
-        alone is not enough, because requests to another host might still be billed. The keyring is not
-        checked, because it has no sandbox keys."""
+        """True if the host is a sandbox: its address is on this machine, and its key is a sandbox key. Both
+        are required, because requests with a sandbox key to another address might still be billed. The
+        keyring is not checked, because it contains no sandbox keys."""
         known = vars(self)["api_key"]
         return self.near and isinstance(known, Secret) and is_sandbox_key(known.reveal())
 
@@ -196,8 +196,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def types(self) -> dict[str, str]:
-        """Backend or YAML file whose class a configured host uses, as {host: name}. Contains only hosts that
-        use the class of another backend."""
+        """The configured hosts that use the implementation of another backend or a YAML file, as {host: name
+        of that backend or file}."""
         types = {name: table.get("type") for name, table in self._tables.items()}
         kinds = {
             name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
@@ -206,9 +206,11 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts that a YAML file describes and that work without a table in the configuration, because they
-        have a key or the environment sets their base URL. A host without a fixed address needs the base
-        URL."""
+        """Hosts that are defined by a YAML file and usable without a table in the configuration.
+
+        A host is usable if the environment sets its base URL. If its YAML file contains an address, a key is
+        sufficient.
+        """
         return [name for name in described() if name not in self._tables and self._in_use(name)]
 
     def _in_use(self, name: str) -> bool:
@@ -221,8 +223,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def placed(self) -> list[str]:
-        """Names of the places (remote machines and clusters) that have a table in the configuration. Other
-        places work without one."""
+        """Names of the remote machines and clusters that have a table in the configuration. The others work
+        without one."""
         return [name for name in places() if name in self._tables]
 
     def address(self, name: str) -> str | None:
@@ -357,8 +359,8 @@ def reject_unknown(
     prefix: str,
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise `ConfigError` for unknown fields. `elsewhere` is {field: explanation} for fields that are valid
-    in another place."""
+    """Raise `ConfigError` if `values` has an unknown field. `elsewhere` is {field: hint} for fields that
+    belong somewhere else, and the hint tells the user where."""
     names = sorted(allowed)
     if unknown := sorted(set(values).difference(names)):
         wrong = unknown[0]
@@ -413,10 +415,12 @@ class Pins:
     def require(
         self, key: str, provider: str, url: str, *, ask: bool = False, family: Set[str] = frozenset()
     ) -> bool:
-        """Require that the key may be sent to the URL's host. The first use of a key ties it to that host and
-        returns True. Later uses return False. With `ask`, a first use is rejected too, because the URL comes
-        from a project's file. `family` lists hosts of the same owner, which may share a key. Raises
-        `KeyElsewhere` if the key is rejected."""
+        """Require that the key may be sent to the URL's host, and return whether this is the key's first use.
+
+        The first use ties the key to that host. With `ask`, a first use is rejected instead, because the URL
+        comes from a project's file. Hosts in `family` have the same owner and may share a key. Raises
+        `KeyElsewhere` if the key is rejected.
+        """
         host, known = origin(url), self.hosts(key)
         if not known and not ask:
             known = self._tie(key, host)

@@ -85,7 +85,8 @@ def described_only(settings: Settings) -> list[str]:
 
 
 def places_only(settings: Settings) -> list[str]:
-    """List remote places that can be loaded but are not configured yet."""
+    """List remote machines and clusters that are available as backends but have no table in the
+    configuration."""
     there = registry.names(settings)
     return [name for name in places() if name not in there and known_profile(name) is not None]
 
@@ -122,12 +123,12 @@ class ModelChanges(Record, frozen=True, kw_only=True):
 
     changes: tuple[CatalogChange, ...]
     skipped: dict[str, str]
-    """Maps each backend that could not be queried to the reason."""
+    """Backends that could not be queried, as {backend: reason}."""
 
 
 def changes(ft: Workspace, provider: Backends = "all") -> ModelChanges:
-    """Return how the catalog differs from the models that the hosts offer for fine-tuning. Queries each host,
-    except those that are not in the catalog."""
+    """Compare the catalog with the models that the hosts currently offer for fine-tuning, and return the
+    differences. Queries every selected host that is in the catalog."""
     found: list[CatalogChange] = []
     skipped: dict[str, str] = {}
     for name in ft.backends(provider):

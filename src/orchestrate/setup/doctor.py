@@ -128,7 +128,7 @@ def _left(ft: Workspace) -> Iterator[Check]:
         check="held",
         ok=False,
         detail=f"{money(sum(held, Decimal(0)))} of the budget is reserved for {' and '.join(what)}",
-        fix="orchestrate sync   (releases what is reserved for unsent requests and counts the rest as spent)",
+        fix="orchestrate sync   (releases the reservations of unsent requests and counts the rest as spent)",
     )
 
 

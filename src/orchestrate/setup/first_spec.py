@@ -83,8 +83,8 @@ Progress = Callable[[int, int], None]
 
 
 class NewSpec(Record, frozen=True, kw_only=True):
-    """The spec that `init` proposed for the data. `left_out` maps each backend that is not in the spec to the
-    reason."""
+    """The spec that `init` proposed for the data. Backends that the spec does not include are in `left_out`,
+    as {backend: reason}."""
 
     spec: str
     files: dict[str, str]
@@ -92,7 +92,8 @@ class NewSpec(Record, frozen=True, kw_only=True):
     rows: int
     kind: str
     columns: dict[str, str]
-    """Maps fields to columns. Empty unless columns were passed or guessed from their names."""
+    """Column mapping of the spec, as {field: column}. Empty unless columns were passed or guessed from their
+    names."""
     method: Any
     models: dict[str, str]
     left_out: dict[str, str]
@@ -250,7 +251,7 @@ def _models(
                 break
             left_out.setdefault(name, errors[0])
         else:
-            left_out.setdefault(name, "none of the models that init proposes is available there")
+            left_out.setdefault(name, "this backend offers none of the models that init can propose")
     return models, left_out, of_files
 
 

@@ -59,8 +59,8 @@ SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Convert a spec's `columns` to `{field: column}` for file readers. Fields that are mapped to `None` are
-    not read, and get an empty string as their column."""
+    """Convert a spec's `columns` to {field: column} for file readers. If a field is mapped to `None`, its
+    column is an empty string, which means that the field is not read."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 

@@ -247,8 +247,8 @@ class LoRA(SpecPart):
 
     @property
     def changes_base(self) -> bool:
-        """True if the initialization subtracts from the base model's weights, so they differ during
-        training."""
+        """True if the initialization modifies the base model's weights: it subtracts the initial adapter from
+        them."""
         return bool(self.init_lora_weights) and self.init_lora_weights.startswith(("pissa", "olora"))
 
     @model_validator(mode="after")
@@ -483,10 +483,10 @@ def spec_errors(
     lines: dict[tuple[str, ...], int] | None = None,
     under: tuple[str, ...] = (),
 ) -> list[str]:
-    """Return one line for each mistake in a spec's values: location, reason, allowed values.
+    """Return one line for each mistake in a spec: location, reason, allowed values.
 
-    If the spec comes from a YAML file, `lines` maps each field's path to its line number, counted from 1.
-    `under` is the path of the validated part.
+    For a spec from a YAML file, `lines` is {path of a field: its 1-based line number}. If only a part of the
+    spec was validated, `under` is the path of that part.
     """
     found: dict[str, None] = {}
     for details in error.errors():
@@ -536,7 +536,8 @@ _BOUNDS = frozenset(
         "string_pattern_mismatch",
     }
 )
-"""Pydantic's error types whose messages state the allowed values but not the rejected one."""
+"""Pydantic error types for which the rejected value must be added to the message. Their messages only state
+the allowed values."""
 
 
 def _shown(value: Any) -> str:

@@ -1,9 +1,9 @@
 """The background watcher: a process that keeps watching a store after its terminal is closed.
 
-`orchestrate watch` starts it if it is not running yet, and itself only displays what is in the store. It runs
-in its own process session and exits when no run that it can follow is in progress. A lock ensures that only
-one runs for each configuration (store, hosts, keys, channels). Its files are in `watchers/` in the home
-folder: the lock, its state, and its log.
+`orchestrate watch` starts this process unless it is already running. The command itself only displays what is
+in the store. The process runs in its own process session, and exits when none of the runs that it can reach
+is in progress. A lock ensures that each configuration (store, hosts, keys, channels) has only one such
+process. The lock, the state and the log are files in `watchers/` in the home folder.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from orchestrate.settings.config import Settings
 
 _PROCESS = "orchestrate.runs.watch"
-"""Module that the background process runs. It connects the store with the backends."""
+"""Module to run as the background process. It opens the store and the backends, and watches the runs."""
 _START_S = 60.0
 _STOP_S = 15.0
 _LOCK_S = 3.0
 _HEARTBEAT_S = 30.0
 _LOG_BYTES = 1_000_000
 _REMEMBERED_S = 60.0
-"""Time for which a problem is shown after its last occurrence."""
+"""Seconds for which a problem stays visible after it last occurred."""
 _MOST_STARTS = 5
 _STARTS_S = 120.0
 

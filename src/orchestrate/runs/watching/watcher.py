@@ -1,9 +1,9 @@
-"""The watcher: syncs runs from the hosts' lists as often as changes are expected.
+"""The watcher: polls the hosts' job lists and updates the runs in the store.
 
-One or more processes can watch a store. A lease lets only one of them sync an account at a time, and all of
-them share one token bucket per account, which limits their requests. Before a process fetches the details of
-a run, it claims that run in the store. The end of a run is reported once. Apart from the times of its next
-checks, a process keeps no state of its own.
+Runs that are about to change are polled more often. Several processes can watch the same store. A lease
+ensures that only one of them syncs an account at a time, and a shared token bucket limits the requests to
+each account. A process claims a run in the store before it fetches the run's details. The end of a run is
+reported only once. A process keeps no state of its own, except the times of its next checks.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _DETAILS = 20
 """Maximum number of runs of one account whose events and metrics are fetched in a turn."""
 _IDLE_S = 30.0
 _TURN_S = 1.0
-"""Maximum delay in seconds before new runs, new viewers and hints from other processes are noticed."""
+"""Maximum number of seconds until the watcher notices new runs, new viewers, and hints from other
+processes."""
 _GONE_S = 60.0
-"""Time without a response after which a sandbox counts as shut down."""
+"""Seconds without a response after which a sandbox counts as shut down."""
 _UNTOLD_S = 3600.0
 """Seconds that an otherwise idle watcher keeps running to deliver pending notifications."""
 _TELL_AGAIN = (2.0, 60.0)
@@ -99,7 +100,7 @@ class Watcher:
     timing: Timing = DEFAULT_TIMING
     per_minute: float = 60.0
     stalled_after_s: float | None = None
-    """See `sync`."""
+    """Seconds without an update after which a run counts as stalled. See `sync`."""
     problems: list[str] = field(default_factory=list[str])
     """Errors of the last turn, one line each."""
     failures: list[Failure] = field(default_factory=list[Failure])
@@ -156,9 +157,15 @@ class Watcher:
         self._woken.set()
 
     def idle(self) -> bool:
-        """Return True if nothing is left to watch on the hosts that this watcher can reach. That means no run
-        is in progress, no deployment has a limit or is about to end, no queued entry is waiting, and the end
-        of every run has been reported. Notifications that stayed undelivered for an hour don't count."""
+        """Return True if nothing is left to watch on the hosts that this watcher can reach.
+
+        That is the case if all of the following are true:
+
+        - No run is in progress.
+        - No deployment has a limit or an unconfirmed state.
+        - No queue entry is waiting.
+        - The end of every run has been reported. Reports that could not be delivered for an hour don't count.
+        """
         if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
             return False
         if self.feed is not None and self.feed.waiting():

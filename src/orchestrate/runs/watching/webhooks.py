@@ -61,9 +61,12 @@ def listening(
     *,
     address: str = "127.0.0.1",
 ) -> Generator[list[str]]:
-    """Receive `POST /KIND` of each sender on a port (0 picks a free one) until the `with` block ends, and
-    yield the URLs. Calls `woken` with the id of each run that became due. You need a proxy in front for TLS
-    and a public address."""
+    """Receive the senders' webhooks until the `with` block ends, and yield their URLs, one for each sender.
+
+    Each sender posts to `/KIND` on the same port (0 picks a free one). `woken` is called with the id of each
+    run that became due. To receive webhooks from the internet, you need a reverse proxy with a public address
+    and TLS.
+    """
     paths = {f"/{sender.profile.kind}": sender for sender in senders}
 
     class Handler(BaseHTTPRequestHandler):

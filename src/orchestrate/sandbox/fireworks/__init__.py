@@ -75,7 +75,7 @@ def page(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """Return a page with the first items, and the token for the next page."""
+    """Return a response with the first items, at most `pageSize` of them, and the token of the next page."""
     size = number(request, "pageSize", PAGE, 0, MOST) or PAGE
     first, more = page_of(items, size)
     body: dict[str, Any] = {collection: [render(item) for item in first]}

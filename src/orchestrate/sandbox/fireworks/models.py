@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _ADDONS = "FULL_PRECISION"
-"""Preset of the deployment shapes that support LoRA addons."""
+"""Preset that a deployment shape must have to support LoRA addons."""
 
 
 class _Deployment(BaseModel):

@@ -1,7 +1,7 @@
-"""Fireworks' training sessions, serverless and on dedicated trainers (`TrainerRoutes`). The server of
-`orchestrate sessions serve` simulates them.
+"""Fireworks' training sessions: serverless ones, and ones on dedicated trainers (`TrainerRoutes`).
 
-The temperature does not affect the log-probabilities of samples.
+They are simulated by the server behind `orchestrate sessions serve`. The log-probabilities of samples don't
+depend on the temperature.
 """
 
 from __future__ import annotations

@@ -214,7 +214,8 @@ LOSSES = {
     f"LOSS_TYPE_{name.upper()}": (name, f"{name}_params")
     for name in ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 }
-"""Losses with published formulas."""
+"""The supported losses, which are the ones with published formulas, as {API name: (engine's name, parameter
+field)}."""
 
 
 class Compute(Body):

@@ -377,7 +377,9 @@ class TrainingSessions:
     def files(self, request: Request) -> Response:
         found = self._found("rl-checkpoint", request.path_params["id"])
         if request.query_params.get("variant") != "CHECKPOINT_VARIANT_ADAPTER" or "registration" not in found:
-            raise HostError(400, "the sandbox only serves the adapters of inference checkpoints")
+            raise HostError(
+                400, "the sandbox only provides adapter files, and only for inference checkpoints"
+            )
         there = sorted(self.host.state.files.joinpath(found["id"]).iterdir())
         data = [
             {

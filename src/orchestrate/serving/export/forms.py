@@ -74,7 +74,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
 
 Work = Callable[..., list[dict[str, Any]]]
-"""A function that runs tasks in a separate process and returns their results, such as `asking.ask_all`."""
+"""A function that runs tasks in a separate process and returns their results. The default is `ask_all`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class ExportDraft:
     options: WeightOptions
     folder: Path
     target: Path
-    """The final path, for use in commands."""
+    """Path of the export after completion. Printed commands use it instead of `folder`, the temporary
+    path."""
     dress: dict[str, Any] = field(default_factory=dict[str, Any])
     work: Work = ask_all
     commands: list[str] = field(default_factory=list[str])
@@ -314,7 +315,7 @@ def _gguf_lora(draft: ExportDraft) -> None:
         f"llama-server -m BASE.gguf --lora {draft.at(name)} --jinja "
         f"--chat-template-file {draft.at('chat_template.jinja')} --alias {draft.tuned.slug}"
     )
-    draft.notes.append(f"BASE.gguf is {tuned.base_name} as a GGUF file, preferably in 16 bits")
+    draft.notes.append(f"replace BASE.gguf with a GGUF file of {tuned.base_name}, preferably in 16 bits")
 
 
 def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:

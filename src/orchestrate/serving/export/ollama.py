@@ -130,7 +130,9 @@ def prove(
         if made == (wanted.removeprefix(bos) if bos else wanted):
             continue
         if kind in LINEAR:
-            raise _refused(f"the Go template renders the test prompt '{kind}' differently")
+            raise _refused(
+                f"the Go template renders the test prompt '{kind}' differently than the model's chat template"
+            )
         notes.append(f"TEMPLATE renders prompts with {kind} differently than in training")
     return notes
 

@@ -65,8 +65,8 @@ class TunedEndpoint(Protocol):
 
 
 def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
-    """Return the log-probabilities of the known answer's tokens, up to the first token that differs from the
-    observed answer. A token has the value `None` if the endpoint reports it merged with the next one."""
+    """Return the log-probabilities of the known answer's tokens, up to the first token at which the observed
+    answer differs. The value is `None` for a token that the endpoint reports merged with the next one."""
     if heard.logprobs is None:
         return ()
     if heard.ids is not None:

@@ -29,8 +29,8 @@ BF16_STEP = 0.0625
 """Spacing of bf16 values between 8 and 16, the typical range for logits of likely tokens. Two correct engines
 may differ by one such step for a single token, but the differences average out over many tokens."""
 AGREEMENT = 0.9
-"""Required share of matching answers if log-probabilities are not reported. The upper end of the confidence
-interval of the measured share must reach it."""
+"""Required share of matching answers if log-probabilities are not reported. The share is measured on a
+sample, so the proof only fails if the upper end of its confidence interval is below this value."""
 
 
 def verify(
@@ -92,8 +92,8 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
             name="tokens",
             state="failed",
             detail="the server tokenizes prompts differently than in training: " + "; ".join(other),
-            fix="serve the model with the chat_template.jinja and tokenizer files of its export, and check "
-            "which side adds the first token (BOS)",
+            fix="serve the model with the chat_template.jinja and tokenizer files of its export. The first "
+            "token (BOS) must be added exactly once, by the server or by the chat template",
             figures=figures,
         )
     if same == len(probes):
@@ -153,8 +153,8 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
         state="failed",
         detail=f"{model!r} answers like neither the tuned model ({tuned} of {len(canaries)} canaries) "
         f"nor its base model ({base})",
-        fix="load this run's adapter: the server has a different one under this name, or changed weights "
-        "(merged into 4 bits, or quantized too heavily)",
+        fix="load this run's adapter. The server has a different adapter under this name, or its weights "
+        "are less precise (merged in 4 bits, or quantized too heavily)",
         figures=figures,
     )
 
@@ -207,8 +207,8 @@ def _distance(
         name="distance",
         state="failed",
         detail=f"{detail}, so the limit is {limit:.4f}",
-        fix="these are not the trained weights: they may be another adapter or checkpoint, have "
-        "another scale, or be merged into quantized weights",
+        fix="these are not the trained weights. Check that the server uses the right adapter, checkpoint "
+        "and LoRA scale, and that the adapter was not merged into quantized weights",
         figures=figures,
     )
 
@@ -290,8 +290,8 @@ def _stop(fingerprint: Fingerprint, observed: Sequence[ObservedAnswer]) -> Proof
         return ProofStage(
             name="stop",
             state="passed",
-            detail=f"{count(right, 'answer')} stopped where the trainer's did, and {own} with different text "
-            "also ended on their own",
+            detail=f"{count(right, 'answer')} ended where the trainer's answer did. {own} had a different "
+            "text and also ended with a stop token",
             figures=figures,
         )
     return ProofStage(name="stop", state="unknown", detail="no answer was completed", figures=figures)

@@ -31,8 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 class Clients:
-    """Client keys for one kind of server. If no key was ever created, requests from this machine need none.
-    Revoked keys count too, so revoking the last key does not open the server.
+    """Client keys for one kind of server.
+
+    Until the first key is created, requests from this machine need no key. After that, every request needs
+    one, even if all keys have been revoked.
 
     admin   An additional key that is valid only in this process and not stored.
     """
@@ -51,8 +53,8 @@ class Clients:
             raise UsageError(f"other machines can reach {host}, so the server needs keys", fix=fix)
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
-        """Return the request's key as stored, or `None` while no keys exist. Raises `HostError` 401 for a
-        missing or invalid key."""
+        """Check the request's key against the store, and return its record. Returns `None` if the server has
+        no keys yet, so none is required. Raises `HostError` 401 for a missing or invalid key."""
         given = bearer(scope)
         keys = self._store.gateway_keys
         key = keys.of(given) if given else None

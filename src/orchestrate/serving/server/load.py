@@ -63,8 +63,8 @@ class ServerLoad:
 
     @contextmanager
     def taking(self) -> Generator[None]:
-        """Count a request as in progress for the duration of the block. Raises `ServerBusy` if the queue is
-        full."""
+        """Count a request as active, whether running or queued, for the duration of the block. Raises
+        `ServerBusy` if the queue is full."""
         if self.inside >= self.most_at_once + self.most_waiting:
             raise ServerBusy(self._retry_s())
         self.inside += 1

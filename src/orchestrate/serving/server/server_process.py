@@ -82,9 +82,12 @@ class ServingApp:
 def serve(
     tuned: Sequence[TunedModel], home: Path, store: Store, terms: ServerSettings, *, base: str | None = None
 ) -> Generator[ServingApp]:
-    """Serve adapters of one base model under their names, and the base model under its own. Without tuned
-    models, serves only the base model. Raises `UsageError` for models that cannot be served together, and for
-    an address that other machines can reach while no keys exist. Raises `SetupError` if the port is taken."""
+    """Serve a base model and its adapters, each under its own name, until the block ends.
+
+    Without tuned models, serves only the base model. Raises `UsageError` if the models cannot be served
+    together, or if other machines can reach the address but no keys exist. Raises `SetupError` if the port is
+    taken.
+    """
     admin_key = secrets.token_urlsafe(32)
     clients = Clients(store, "serve", admin=admin_key)
     clients.require(terms.host, NEW_KEY)
@@ -114,8 +117,8 @@ def require_own_names(tuned: Sequence[TunedModel]) -> None:
 def loading_of(
     tuned: Sequence[TunedModel], terms: ServerSettings, base: str | None
 ) -> tuple[dict[str, Any], str]:
-    """Return the arguments of `EngineClient` and the name of the base model. Raises `UsageError` for models
-    that cannot be served together."""
+    """Build the loading options for `EngineClient`, and return them with the base model's name. Raises
+    `UsageError` for models that cannot be served together."""
     require_own_names(tuned)
     bases = {t.base_name for t in tuned}
     if base is not None:
@@ -123,7 +126,7 @@ def loading_of(
     if len(bases) != 1:
         names = ", ".join(sorted(bases)) or "none"
         raise UsageError(
-            f"a server has only one base model, but these models have {names}",
+            f"a server can only serve one base model, but these models are based on {names}",
             fix="start one server per base model",
         )
     [base_name] = bases
@@ -139,7 +142,7 @@ def loading_of(
     for one in tuned:
         if one.adapter and changes_base(Path(one.folder)):
             raise UsageError(
-                f"{one.folder} changes the base model that other adapters share",
+                f"the adapter in {one.folder} modifies the base model, which all adapters share",
                 fix="merge the adapter and serve it alone",
             )
     loading: dict[str, Any] = {
