@@ -58,7 +58,7 @@ WANTED = (
 """Patterns of the file names in a model folder, in lower case. Other files in an archive are not unpacked."""
 _CHUNK = 1 << 20
 _HEADERS = 64 << 10
-"""Maximum bytes of archive headers that are read before each file, including read-ahead."""
+"""Maximum number of header bytes, including read-ahead, to read before each file in an archive."""
 _PART = re.compile(r"^[^\x00-\x1f\\:]+$")
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zst", b"\x1f\x8b": "gz"}
 
@@ -149,8 +149,8 @@ def inspect(folder: Path) -> tuple[ArtifactFile, ...]:
 
 
 def kind_of(files: tuple[ArtifactFile, ...], *, full: bool = False) -> str:
-    """Return `adapter` if the files include an adapter configuration. Otherwise, return `full` if the
-    argument `full` is set, and `merged` if not."""
+    """Classify a model by its files: `adapter` if they include an adapter configuration, otherwise `full` if
+    the argument `full` is True, otherwise `merged`."""
     if any(PurePosixPath(f.path).name == "adapter_config.json" for f in files):
         return "adapter"
     return "full" if full else "merged"
@@ -328,8 +328,8 @@ def fetch(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Download into `file`. Its folder must be writable only by the current user, because others might
-    replace the partial file.
+    """Download into `file` and return its path. The folder must be writable only by the current user.
+    Otherwise, others could replace the partial file.
 
     Partial content is stored in `file` + `.part`. A later call continues the download if the host supports
     `Range` and its `ETag` shows that the file is unchanged. Gives up after five consecutive attempts without
@@ -368,9 +368,9 @@ def fetch_by_id(
 
 
 def limit_bytes(config: HostConfig, params_b: float | None) -> int:
-    """Return the maximum size of a download in bytes: the user's limit if set, otherwise the size of a model
-    with `params_b` billion parameters in 32 bits, or `MOST_BYTES` if `params_b` is `None`. Hosts send weights
-    of at most half the 32-bit size."""
+    """Return the maximum size of a download in bytes. If the user set a limit, returns that limit. Otherwise,
+    returns the size of a model with `params_b` billion parameters in 32 bits, which is at least twice the
+    size that hosts send. If `params_b` is `None`, returns `MOST_BYTES`."""
     if config.max_download_bytes is not None:
         return config.max_download_bytes
     return MOST_BYTES if params_b is None else int(4e9 * params_b) + _BESIDE_WEIGHTS
@@ -392,7 +392,7 @@ def safe_url(provider: str, url: object) -> str:
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return str(url)
-    raise UnexpectedAnswer(provider, "the host returned no https URL for a file")
+    raise UnexpectedAnswer(provider, "the host did not return an https URL for the file")
 
 
 def signed(http: httpx.Client, url: str) -> Opener:

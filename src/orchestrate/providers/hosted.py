@@ -282,9 +282,9 @@ def awaited(
     within_s: float,
     fix: str,
 ) -> _R:
-    """Poll until a record is ready. `query` returns two values: the record (`None` until it is ready) and
-    the host's name for its state. Raises `HostUnavailable` after `within_s` seconds. Errors of `query`
-    propagate."""
+    """Call `query` until it returns a record, and return that record. `query` returns `(record, state)`: the
+    record is `None` until it is ready, and `state` is the host's name for its state. Raises `HostUnavailable`
+    if the record is not ready after `within_s` seconds. Errors raised by `query` propagate."""
     waited, pause = 0.0, 0.5
     while True:
         found, state = query()

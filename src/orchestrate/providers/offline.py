@@ -40,9 +40,9 @@ def wandb_key(config: HostConfig) -> str:
 
 
 def ended_methods(provider: Provider, today: date) -> Mapping[Feature, str]:
-    """Return the training methods that no model of this host supports anymore, although its API still offers
-    them, as {method: reason}. Empty for sandboxes and for hosts that the user configured, because their
-    models are not in the catalog."""
+    """Return the training methods that the host's API still offers but none of its models supports anymore,
+    as {method: reason}. Returns an empty mapping for sandboxes and for hosts that the user configured,
+    because the catalog doesn't contain their models."""
     kind = provider.profile.kind
     if provider.name != kind or provider.config.sandbox:
         return {}

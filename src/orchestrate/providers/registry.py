@@ -33,8 +33,8 @@ def names(settings: Settings) -> list[str]:
 
 
 def known(settings: Settings) -> list[str]:
-    """List everything that users can select by name: `names`, hosts described by YAML files, places and
-    session hosts."""
+    """List every name that users can select: the backends in `names`, hosts described by YAML files, clusters
+    and GPU clouds, and hosts of training sessions."""
     return list(dict.fromkeys([*names(settings), *described(), *places(), *session_hosts()]))
 
 

@@ -138,7 +138,7 @@ class RentedMachines(ABC):
         waited = 0.0
         while not self._ready(self._raw(str(machine.id))):
             if word := run.asked():
-                raise RunFailed(f"the session got a {word} request before its machine was ready")
+                raise RunFailed(f"the session received a {word} request before its machine was ready")
             if waited >= READY_S:
                 raise ProviderError(self._provider, "the machine was not ready after one hour")
             self._sleep(POLL_S)

@@ -29,8 +29,8 @@ SILENT_S = 30.0
 seconds."""
 STUCK_S = 900.0
 STUCK_STEPS = 50.0
-"""A worker counts as stuck if no step has finished for this many times the average step time and for at least
-`STUCK_S` seconds. The minimum leaves time for evaluations and sampling between steps."""
+"""Factor for detecting a stuck worker: no step has finished for this many average step times, and for at
+least `STUCK_S` seconds. The minimum leaves time for evaluations and sampling between steps."""
 
 
 def of_session(
@@ -59,7 +59,8 @@ def of_session(
 def written_rows(
     folder: Path, provider: str, target: RowTarget, data: TrainingData, progress: Progress | None
 ) -> RemoteDataset:
-    """Write a job's data files to a folder on this machine, where its process reads them."""
+    """Write a job's data files to a folder on this machine, from which the job's process reads them. In the
+    returned dataset, the ids are the files' paths."""
     private_folder(folder)
     train = data.train.write(target, folder)
     validation = data.validation.write(target, folder) if data.validation else None
@@ -119,8 +120,8 @@ class SessionRuns:
         return [msgspec.structs.replace(one, model=at(one)) for one in checkpoint_list(run)]
 
     def ask(self, handle: JobHandle, word: str, status: str) -> bool:
-        """Send a request to the program that runs the session, which acts on it within seconds. If no program
-        is running, set the run's status and return True."""
+        """Send the request `word`, such as `pause`, to the program that runs the session. The program acts on
+        it within seconds. If no program is running, set the run's status to `status` and return True."""
         run = self.dir(handle)
         run.ask(word)
         with run.lock() as held:
@@ -160,11 +161,11 @@ def job(run: RunDir, provider: str = "local") -> Job:
     elif state.status == "interrupted":
         error = JobError(
             code="interrupted",
-            message=f"the worker stopped (killed, or the machine went down) at step {state.step}. The run "
+            message=f"the worker was killed or its machine went down at step {state.step}. The run "
             f"continues from its latest checkpoint"
             if run.had_worker()
-            else "the submit was interrupted before it started a worker. To start one, use watch, worker or "
-            "resume",
+            else "the submit was interrupted before it started a worker. To start one, run the watch, "
+            "worker or resume command",
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)
@@ -197,7 +198,7 @@ def job(run: RunDir, provider: str = "local") -> Job:
 
 
 def _program_ended(job: LocalJob, state: JobState) -> JobError:
-    message = f"the training program has ended (killed, or the machine went down) at step {state.step}"
+    message = f"the training program was killed or its machine went down at step {state.step}"
     how = "orchestrate resume RUN" if job.train else "ft.session(resume=...)"
     return JobError(code="caller_gone", message=f"{message}. To continue from the last checkpoint: {how}")
 
@@ -208,8 +209,8 @@ def _still(run: RunDir, state: JobState) -> JobError | None:
     beat = run.heartbeat_age()
     if beat is not None and beat > SILENT_S:
         message = (
-            f"the worker is alive but has not reported for {duration(beat)} (suspended, or the "
-            "machine is swapping)"
+            f"the worker is alive but has not reported for {duration(beat)} (it may be "
+            "suspended, or the machine may be swapping)"
         )
         return JobError(code="no_heartbeat", message=f"{message}. {end_it}")
     if state.status != "running" or not state.step:

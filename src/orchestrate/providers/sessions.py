@@ -133,7 +133,8 @@ def then(
     make: Callable[[Any], Any],
     error_of: Callable[[BaseException], BaseException] = lambda error: error,
 ) -> Future[Any]:
-    """Return a future that applies `make` to another future's result, and `error_of` to its error."""
+    """Return a future whose result is `make(result)`, where `result` is the result of `future`. If `future`
+    or `make` fails, the returned future fails with `error_of(error)`."""
     made: Future[Any] = Future()
     made.set_running_or_notify_cancel()
 
@@ -155,8 +156,8 @@ LOSSES: Mapping[str, Mapping[str, float]] = {
     "cispo": _CLIPS,
     "dro": {"beta": DRO_BETA},
 }
-"""Losses that hosts compute with the same formula as the local engine. Maps each loss to its settings and
-their default values. Requests always contain all settings."""
+"""Losses that hosts compute with the same formula as the local engine, and the default values of their
+settings, as {loss: {setting: default}}. Requests always contain all settings."""
 OBJECTIVES = (*(name for name in LOSSES if name != "cross_entropy"), "gspo")
 """Names of the reinforcement-learning losses, which train on sampled answers. A backend may support only some
 of them."""
@@ -165,8 +166,9 @@ of them."""
 def loss_settings(
     title: str, others: Mapping[str, str], loss: str, config: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Return the settings of a loss that a host computes. `others` maps losses that the host does not support
-    to the reasons. Raises `UsageError` for an unsupported loss or an unknown setting."""
+    """Return all settings of a loss, as {setting: value}: the values in `config`, and defaults for the rest.
+    `others` maps losses that the host doesn't support to the reasons. Raises `UsageError` for an unsupported
+    loss or an unknown setting."""
     if loss not in LOSSES:
         why = others.get(loss, "unknown loss")
         raise UsageError(f"{title} has no loss {loss!r}: {why}", fix=f"use one of {', '.join(LOSSES)}")

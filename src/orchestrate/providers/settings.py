@@ -66,8 +66,8 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.modules_to_save": ("cannot train entire modules alongside the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
-"""Engine settings that no host's published API offers, as {setting: (what hosts do instead, value)}. The
-value is the one that matches what hosts do, or `None` if there is none."""
+"""Engine settings that no host's published API offers, as {setting: (what hosts do instead, value)}. A spec
+may still request this value, because it matches what hosts do. `None` means that no value is accepted."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
@@ -159,8 +159,8 @@ class Rows:
             self._rows[name] = replace(row, rule=f"{row.rule}; {rule}" if row.rule else rule)
 
     def train(self, rule: str) -> None:
-        """Record what happens to the training data. If several files are mixed, `rule` is appended to the
-        note about the mix."""
+        """Add the row for the training data. `rule` explains how the data is sent. If there are several
+        files, the row also says that they are mixed by weight."""
         self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
 
     def _mixing(self, rule: str) -> str:
@@ -334,7 +334,8 @@ class Fields:
         return {name: authority for authority, names in by.items() for name in names.split()}
 
     def authority(self, field: str) -> Authority:
-        """Return the source that documents a field, one of its subfields, or its parent table."""
+        """Return the kind of source that documents a field. A field also counts as documented if one of its
+        subfields or a field that contains it is documented."""
         for name, authority in self.names.items():
             if field == name or field.startswith(f"{name}.") or name.startswith(f"{field}."):
                 return authority

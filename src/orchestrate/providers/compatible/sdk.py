@@ -1,7 +1,7 @@
 """Base class of backends that use OpenAI's API through the official SDK: calls, responses and files.
 
-Each host's subclass defines what differs: limits, the fields of the create request, where a job stores its
-ref, and the name of a tuned model. The first call that needs the SDK imports it."""
+Subclasses define what differs between hosts: limits, the fields of the create request, the job field that
+holds the run's ref, and how tuned models are named. The first call that needs the SDK imports it."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ class SdkProvider(HostedProvider):
         return {"metadata": {responses.REF_KEY: ref}}
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Add a subclass's last fields to the request body before it is sent. By default, the body is
-        unchanged."""
+        """Return the final request body. Subclasses override this to add fields. By default, the body is
+        returned unchanged."""
         return body
 
     def wanted(self, ref: str) -> dict[str, Any]:
@@ -294,7 +294,7 @@ class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
 class SdkChats(SdkProvider, HostedChats):
     @property
     def chat_limit(self) -> str:
-        """The host's parameter name for the maximum number of tokens in an answer."""
+        """Name of the host's request parameter that limits the number of tokens in a response."""
         return self.profile.chat_limit
 
     def chat(

@@ -63,8 +63,9 @@ RULES = HostRules(
 def billed_tokens(
     train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
 ) -> int:
-    """Return the dataset's token count times the number of epochs. Multi-turn rows with thinking are unrolled
-    into one row per turn, which multiplies their tokens by half the average number of turns (at least one).
+    """Return the number of billed tokens: the dataset's tokens times the number of epochs. With `reasoning`,
+    rows are split into one row per turn. This multiplies the tokens by half of `average_turns`, but by at
+    least 1.
 
     Source: docs.fireworks.ai fine-tuning pricing."""
     factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)
@@ -112,11 +113,11 @@ def hourly_factor(spec: JobSpec) -> Decimal:
 
 
 def refused_in_validation(job: Job) -> bool:
-    """Return True if a failed SFT job reports no progress, and so never started training. Fireworks bills SFT
-    jobs per token, so such a job costs nothing.
+    """Return True if a failed SFT job never started training, that is, if it reports no progress. Such a job
+    costs nothing, because Fireworks bills SFT jobs per token.
 
-    Returns False for DPO and RFT jobs, because the API never reports their progress. Fireworks does not
-    document that failed jobs are free."""
+    Always returns False for DPO and RFT jobs, because the API doesn't report their progress. Fireworks does
+    not document that failed jobs are free."""
     worked = job.percent or job.epoch or job.trained_tokens or job.accelerator_seconds
     return job.handle.kind == "supervised" and not worked
 

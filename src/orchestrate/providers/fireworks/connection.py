@@ -261,8 +261,8 @@ class Weights:
         self._client, self._http, self._wire = client, http, wire
 
     def fetch(self, model: str, folder: Path, most: int, progress: Progress | None) -> None:
-        """Fetch all files of a model into `folder`, up to `most` bytes. Complete files are not fetched
-        again."""
+        """Download a model's files into `folder`. Files that are already complete are not downloaded again.
+        `most` is the maximum total size in bytes."""
         urls = self._urls(model)
         names = {name.rsplit("/", 1)[-1]: name for name in sorted(urls) if files.wanted(name)}
         own_folder(folder)
@@ -339,8 +339,8 @@ class Connection:
 
     @property
     def inference_url(self) -> str:
-        """Base URL for chat requests: the `/inference` path of Fireworks' own API, or the configured base URL
-        for any other address."""
+        """Base URL for chat requests: Fireworks' own API address with `/inference` appended. If a different
+        base URL is configured, that URL is used unchanged."""
         base = self._config.base_url or PROFILE.url or ""
         return f"{base}/inference" if base == PROFILE.url else base
 

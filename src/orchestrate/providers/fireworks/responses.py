@@ -288,8 +288,8 @@ METHODS: Mapping[str | None, Any] = {"supervised": "sft", "dpo": "dpo", "reinfor
 
 
 def job_recovery(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -> JobRecovery:
-    """Collect the facts about a job that determine its price. `dataset` is a function that returns a
-    dataset's record by id. The evaluation dataset is not billed."""
+    """Return the properties of a job that determine its price. `dataset` takes a dataset's id and returns its
+    record. The evaluation dataset is ignored, because it is not billed."""
     name = text(job.payload.get("dataset"))
     record = (dataset(id_of(name)) if name and job.cost_usd is None else None) or {}
     return JobRecovery(

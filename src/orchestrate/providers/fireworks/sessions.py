@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 
 
 SHAPE = "training_shape"
-"""The option that selects a dedicated trainer."""
+"""Name of the session option that requests a dedicated trainer."""
 INACTIVE_S, GRACE_S = 300, 120
 """Inactivity timeout of a trainer, and the host's maximum delay in applying it, in seconds."""
 TAIL_S = float(INACTIVE_S + GRACE_S)
@@ -164,8 +164,8 @@ class Trainers(RentedMachines):
     # -- the trainers of one run -----------------------------------------------------------------------------
 
     def create(self, run: RunDir, order: SessionOrder, create: Callable[[Any], Any]) -> RequestedMachine:
-        """Request a trainer with `create`, the client's own method. Raises `InvalidRequest` if the host
-        rejects the request, and `OutcomeUnknown` if a trainer may have been created."""
+        """Request a trainer by calling `create`, a method of the SDK's client. Raises `InvalidRequest` if the
+        host rejects the request, and `OutcomeUnknown` if a trainer may have been created."""
         from fireworks.training.sdk import TrainerJobConfig
 
         journal, number = self.journal(run), len(self.of(run)) + 1
@@ -302,7 +302,7 @@ class Trainers(RentedMachines):
 
 
 def state(raw: Mapping[str, Any]) -> str:
-    """Return a trainer's state without the host's prefix."""
+    """Return a trainer's state without the prefix `JOB_STATE_`, or `UNKNOWN` if it has none."""
     return (text(raw.get("state")) or "UNKNOWN").removeprefix("JOB_STATE_")
 
 

@@ -75,8 +75,9 @@ def config_of(folder: str) -> Mapping[str, Any] | None:
 
 
 def settings(rows: Rows, lora: LoRA, config: Mapping[str, Any]) -> None:
-    """Add a row to the translation for each setting of the existing adapter, for a run that continues from
-    one. Rejects a requested value that differs from the adapter's own value, because peft would ignore it."""
+    """Add the translation rows for the adapter settings of a run that continues from an existing adapter. If
+    a requested value differs from the existing adapter's value, it is rejected, because peft would ignore
+    it."""
     values = lora.model_dump(mode="json")
     for ours, theirs in PEFTS.items():
         row, given, own = f"adapter.{ours}", values[ours], config.get(theirs)
@@ -146,8 +147,8 @@ def named(lora: LoRA) -> list[str]:
 
 
 def unmatched_names(spec: JobSpec, model: str) -> tuple[list[Misnamed], str | None]:
-    """Return the names in the adapter settings that match nothing in the model. If the names could not be
-    checked, the list is empty and the second value is the reason. `model` is a folder or a Hub id."""
+    """Find names in the adapter settings that match nothing in the model. Returns `(names, None)`, or `([],
+    reason)` if the names could not be checked. `model` is a folder or a Hub id."""
     lora = spec.adapter
     adapter = AdapterSettings.from_dict(lora.model_dump(mode="json"))
     if not isinstance(lora, LoRA) or not named(lora) or no_pattern(adapter):
@@ -320,7 +321,7 @@ def _unfit(name: str, lora: LoRA, config: Mapping[str, Any], held: Quantised | N
         if wrong:
             return f"the model has layers 0 to {layers - 1}, not {wrong[0]}"
     if name == "layers_to_transform" and isinstance(lora.targets, str) and lora.targets != "all-linear":
-        return "targets is a regular expression. Select the layers in targets instead"
+        return "cannot be combined with a regular expression in targets. Select the layers there instead"
     return None
 
 

@@ -1,6 +1,5 @@
-"""`AwayProvider` runs the training engine on another machine. Spec, rows, run directory and commands are the
-same as for local training. The worker is started at the place that the backend's profile names, such as a
-cluster or a GPU cloud."""
+"""`AwayProvider` runs the training engine on a cluster or a GPU cloud. The backend's profile determines which
+one. Specs, rows, run directories and commands are the same as for local training."""
 
 from __future__ import annotations
 
@@ -79,8 +78,8 @@ def _there(kind: ThroughputKey, gpu: str | None, threads: int) -> ThroughputKey:
 
 
 class AwayProvider(LocalProvider, RecoversJobs, Limited):
-    """Backend that trains at a place, such as a cluster or a GPU cloud. `config.options` contains `home` and
-    the place's own options, which the place's module documents."""
+    """Backend that trains on a cluster or a GPU cloud. `config.options` contains `home` and the options of
+    the cluster or cloud, which are documented in its module."""
 
     place: AwayPlace
 
@@ -89,7 +88,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         try:
             found = getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise SetupError(f"could not load the place {self.profile.kind!r}: {error}") from error
+            raise SetupError(f"could not load the backend {self.profile.kind!r}: {error}") from error
         reached = () if self.profile.keyless else (self.config,)
         return found(self.name, self.config.options, *reached)
 
@@ -416,8 +415,9 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
     # -- jobs started from other machines ------------------------------------------------------------------
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List the jobs that Orchestrate started at this place. They are found by Orchestrate's label on the
-        job or by a marker in the storage. The marker remains even if the place no longer lists the job."""
+        """List the jobs that Orchestrate started on this backend. Jobs are found by Orchestrate's label, by a
+        marker in the storage, or by a run directory on this machine. The marker remains even if the backend
+        no longer lists the job."""
         failed: OrchestrateError | None = None
         placed: dict[str, Placed] = {}
         refs: list[str] = []
@@ -530,8 +530,8 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
 
 
 _PLACED = {"waiting": JobStatus.QUEUED, "running": JobStatus.RUNNING}
-"""Maps the place's states to job statuses. Ended workers are not included, because a place does not report
-whether a worker succeeded."""
+"""Maps the states that a cluster or cloud reports for a worker to job statuses. Ended workers are not
+included, because the reported state does not show whether they succeeded."""
 
 
 class _Unstored(NotFound):

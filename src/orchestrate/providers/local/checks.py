@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def problems(
     name: str, spec: JobSpec, data: TrainingData, translation: Translation, options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Check a job for the local engine and yield the problems found. `name` is the backend named in them."""
+    """Check a job for the local engine and yield the problems found. `name` is the backend's name, as shown
+    in the problems."""
     try:
         launcher.require_packages()
     except MissingExtra as error:
@@ -283,8 +284,8 @@ def _long(provider: str, spec: JobSpec, dataset: Dataset) -> list[Problem]:
 
 
 def answers(spec: JobSpec) -> costing.SampledAnswers | None:
-    """Return how many answers a job samples per prompt and their maximum length in tokens, for its quote.
-    Returns `None` for methods other than RFT."""
+    """Return what an RFT job's quote needs: the number of answers sampled per prompt and their maximum length
+    in tokens. Returns `None` for other methods."""
     if not isinstance(spec.method, RFT):
         return None
     return costing.SampledAnswers(

@@ -1,5 +1,5 @@
-"""`Provider` classes for training on other machines, one for each kind of place (cluster or GPU cloud). Each
-class is created on first access."""
+"""`Provider` classes for training on other machines, one for each supported cluster or GPU cloud. Each class
+is created on first access."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 def of(run: RunDir, checkpoint: str | None, provider: str) -> Path:
-    """Return the folder of the tuned model or, if `checkpoint` is given, of the checkpoint with this name or
-    step. Raises `NotFound` if it does not exist."""
+    """Return the folder that contains the tuned model's weights. If `checkpoint` (a name or step) is given,
+    return that checkpoint's folder instead. Raises `NotFound` if the model or checkpoint does not exist."""
     if checkpoint is not None:
         for kept in checkpoints.listed(run.checkpoints):
             if checkpoint in (kept.path.name, str(kept.progress.step)):
@@ -169,7 +169,7 @@ class PlannedProvider(PlansTraining):
         )
 
     def speed(self, spec: JobSpec, translation: Translation) -> throughput.Throughput:
-        """Estimate the training speed on the machine that would run the job."""
+        """Estimate the training speed, in tokens per second, on the machine that would run the job."""
         kind, body = self._work_kind(spec, translation), translation.body
         return throughput.of_several(self._speed(kind, body), body.get("hyper", {}).get("processes", 1))
 

@@ -78,7 +78,7 @@ MOST_RESTARTS = 5
 """Maximum number of crashes without a newer checkpoint. After that, a run is no longer restarted, because its
 worker would probably crash again."""
 STATUS_AFTER: Mapping[str, str] = {"pause": "paused", "cancel": "cancelled"}
-"""Status of a run after a request if the run has no worker, as {request: status}."""
+"""Status that a run without a worker gets after a pause or cancel request, as {request: status}."""
 
 
 class LocalProvider(
@@ -418,7 +418,7 @@ class RestartsSeen(Record, frozen=True, kw_only=True):
     checkpoint: str = ""
     """Latest checkpoint at the time of the last crash."""
     before: int = 0
-    """Number of attempts that don't count as crashes since `checkpoint`. All later attempts do."""
+    """Number of attempts that ended before `checkpoint` was saved. Only later attempts count as crashes."""
 
 
 def deaths(run: RunDir, attempts: int) -> int:

@@ -52,7 +52,7 @@ class Fit(NamedTuple):
 
     @property
     def usd_per_work(self) -> Decimal:
-        """Price for comparing machines: US dollars per hour divided by operations per second."""
+        """Hourly price in US dollars divided by operations per second. Used to compare machines."""
         hourly = self.machine.hourly
         return Decimal("Infinity") if hourly is None else hourly.usd_per_hour / Decimal(self.operations)
 
@@ -64,8 +64,9 @@ def fits(
     billions: float | None,
     operations: Callable[[str], float],
 ) -> list[Fit]:
-    """Plan the job's memory on each machine. Returns the results sorted by the cost of the same amount of
-    work, cheapest first. `operations` returns a GPU type's operations per second."""
+    """Plan the job's memory on each machine, and return the results, cheapest first. Machines are compared by
+    the cost of the same amount of work. `operations` takes a GPU type and returns its operations per
+    second."""
     found: list[Fit] = []
     for machine in machines:
         here = dict(body) if machine.gpu else {**body, "device": "cpu", "precision": None}
@@ -81,11 +82,11 @@ def fits(
 
 
 def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine | None, str]:
-    """Return the selected machine and the reason for the choice. The machine is `None` if the place lists
-    no machines. Raises `UsageError` if no machine meets the request."""
+    """Return `(machine, reason)`: the selected machine and why it was selected. The machine is `None` if the
+    backend has no list of machines. Raises `UsageError` if no machine meets the request."""
     wanted, most = asked.get("gpu", "auto"), _amount(asked, "max_usd_per_hour")
     if not fitting_ones:
-        return None, "the place decides"
+        return None, "the backend chooses the machine"
     if wanted != "auto":
         gpu, number = (None, 0) if str(wanted).lower() == "none" else parse_gpu(str(wanted))
         named = [fit for fit in fitting_ones if fit.machine.name == wanted]
@@ -95,11 +96,11 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             return fit.machine, "set in the spec"
         known = ", ".join(dict.fromkeys(_name(fit.machine) for fit in fitting_ones))
         what = "machine without a GPU" if gpu is None else str(wanted)
-        raise UsageError(f"this place has no {what}", fix=f"set gpu to one of {known}, or auto")
+        raise UsageError(f"this backend has no {what}", fix=f"set gpu to one of {known}, or auto")
     spot = asked.get("spot") is True
     there = [fit for fit in fitting_ones if fit.machine.spot is not None] if spot else fitting_ones
     if not there:
-        raise UsageError("this place has no spot instances", fix="spot: false")
+        raise UsageError("this backend has no spot instances", fix="spot: false")
     affordable = [fit for fit in there if most is None or _price(fit, spot=spot) <= most]
     cheap = [fit for fit in affordable if fit.machine.count <= 1]
     several = [fit for fit in affordable if fit.fits_in_shares]
@@ -112,7 +113,7 @@ def chosen(asked: Mapping[str, Any], fitting_ones: list[Fit]) -> tuple[Machine |
             return fit.machine, "the lowest total cost among the machines that the run fits on"
     if several:
         least = min(several, key=lambda fit: _price(fit, spot=spot))
-        why = "the cheapest machine whose GPUs together fit the run, because no single GPU does"
+        why = "the cheapest machine with enough total GPU memory, because the run does not fit on one GPU"
         return least.machine, why
     largest = max(cheap, key=lambda fit: fit.machine.memory_bytes or 0)
     if largest.machine.gpu is None:
@@ -238,8 +239,8 @@ def _of_device(asked: Any, found: Resources) -> Setting:
 
 def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Setting | None:
     """Check whether the run's processes can train as a group of workers. Returns `None` if they can,
-    otherwise the rejected setting with the reason. `groups` is True if the place can spread processes over
-    several machines."""
+    otherwise the rejected setting with the reason. `groups` is True if the backend can spread a run's
+    processes over several machines."""
     processes, least = hyper.get("processes", 1), found.min_processes
     sharded, batch = hyper.get("sharded") is True, hyper.get("batch_size", processes)
     name, asked, reason = "min_processes", least, None

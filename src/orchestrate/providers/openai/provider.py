@@ -256,8 +256,8 @@ class OpenAIProvider(
     # -- offline -------------------------------------------------------------------------------------------
 
     def resolve(self, spec: JobSpec) -> ModelOnHost:
-        """Resolve the model's name. Hosts that the user configured receive the name unchanged, except Azure,
-        which receives the catalog's id if the catalog contains the model."""
+        """Resolve the spec's model to the host's id. For a host that the user configured, the id is the name
+        as given. For Azure, it is the catalog's id if the catalog contains the model."""
         if self.name == self.profile.kind:
             return super().resolve(spec)
         asked = spec.model_for(self.name)
@@ -302,8 +302,8 @@ class OpenAIProvider(
             raise training_closed(error, self.resolve(spec), spec.method.type) from error
 
     def billing(self) -> Billing:
-        """Report the jobs. OpenAI does not charge for storing tuned models and files. Azure lists deployments
-        only in its portal."""
+        """Report the training jobs. Tuned models and files are omitted, because OpenAI stores them for free.
+        Deployments on Azure are omitted too, because only its portal lists them."""
         unseen = "deployments on Azure, which are billed hourly and not listed by its data API"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
@@ -337,8 +337,8 @@ class OpenAIProvider(
 
     @property
     def chat_limit(self) -> str:
-        """Parameter name for the maximum number of tokens in an answer. Compatible servers use
-        `max_tokens`."""
+        """Name of the request parameter that limits the number of tokens in a response. Compatible servers
+        use `max_tokens`."""
         return self.profile.chat_limit if self.name == self.profile.kind else "max_tokens"
 
 

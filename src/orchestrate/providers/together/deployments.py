@@ -78,7 +78,8 @@ class TogetherDeployments:
         self._found_project: str | None = None
 
     def price(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the hourly price of `deploy` in US dollars. Changes nothing."""
+        """Return the hourly price in US dollars: of the existing deployment or, if there is none, of the one
+        that `deploy` would create. Changes nothing."""
         wanted = TogetherDeployOptions.of(options)
         there = _ours(self._find(id))
         if there is None:
@@ -87,8 +88,8 @@ class TogetherDeployments:
         return _per_hour(there, self._prices(), wanted)
 
     def price_on(self, id: str, base_model_id: str, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the hourly price of `deploy` for an adapter that may not be uploaded yet, based on its base
-        model."""
+        """Return the hourly price, in US dollars, of deploying an adapter. The price is computed from the
+        base model, so the adapter need not be uploaded yet."""
         wanted, there = TogetherDeployOptions.of(options), _ours(self._find(id))
         if there is not None:
             return _per_hour(there, self._prices(), wanted)

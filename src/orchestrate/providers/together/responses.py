@@ -397,9 +397,9 @@ def sample_of(number: int, row: Row, loss: str) -> dict[str, Any]:
 def forward_answer(
     done: Any, given: Sequence[Mapping[str, Any]], weighed: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
-    """Parse the result of a forward pass. `weighed` contains the rows with their loss weights. If given, the
-    cross-entropy loss is computed on this machine from all log-probabilities and these weights. Otherwise,
-    the host's loss is returned."""
+    """Parse the result of a forward pass. If `weighed` (the rows with their loss weights) is given, compute
+    the cross-entropy loss on this machine from all log-probabilities and these weights. Otherwise, return the
+    loss that the host computed."""
     import numpy as np
 
     found = [np.asarray(one.tensors["logprobs"].data, dtype="<f4") for one in done.loss_fn_outputs or ()]

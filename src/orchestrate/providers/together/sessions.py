@@ -79,8 +79,8 @@ if TYPE_CHECKING:
 
 
 LEAST_S, MARKS = 300, 120
-"""In seconds: the shortest inactivity timeout that the host accepts, and the limit of the time added to it.
-The added time is derived from the run's ref, which helps to match a machine to its run."""
+"""In seconds: the shortest inactivity timeout that the host accepts, and the exclusive limit of the amount
+added to it. The amount is derived from the run's ref, so a machine's timeout is a hint to its run."""
 TAIL_S = float(LEAST_S + MARKS)
 """Maximum time in seconds for which a machine is billed after its program is killed."""
 UP = ("PENDING", "CREATING", "READY")
@@ -88,12 +88,13 @@ OPTIONS = frozenset({"gpu_type", "generators"})
 
 
 def inactive_s(ref: str) -> int:
-    """Return the inactivity timeout, in seconds, that identifies a run's machines."""
+    """Return the inactivity timeout of a run's machines, in seconds. It is derived from the run's ref, so a
+    machine's timeout is a hint to its run."""
     return LEAST_S + int(hashlib.sha256(ref.encode()).hexdigest(), 16) % MARKS
 
 
 def wanted(order: SessionOrder) -> dict[str, Any]:
-    """Return the request body for a machine. Raises `UsageError` for unknown options."""
+    """Build the body of the request that creates a machine. Raises `UsageError` for unknown options."""
     if unknown := sorted(order.options.keys() - OPTIONS):
         known = ", ".join(sorted(OPTIONS))
         raise UsageError(f"Together sessions have no option {unknown[0]!r}", fix=f"use one of {known}")
@@ -258,9 +259,9 @@ class Machines(RentedMachines):
         raise UnexpectedAnswer(self._provider, "the list never ends")
 
     def refs(self, up: list[dict[str, Any]]) -> dict[str, str]:
-        """Map the ids of machines that are up to the refs of their runs. Searches the run directories on this
-        machine, then the names of the machines' sessions, and finally the requests whose response was
-        lost."""
+        """Return the refs of the runs that own the machines in `up`, as {machine id: ref}. Refs come from the
+        run directories on this machine and from the names of the machines' sessions. The remaining machines
+        are matched with requests whose response was lost."""
         found: dict[str, str] = {}
         pending = self.pending()
         found |= {one.id: ref for ref, one in pending if one.id is not None}
@@ -316,7 +317,7 @@ class Machines(RentedMachines):
 
 
 def state(raw: Mapping[str, Any]) -> str:
-    """Return a machine's status without the host's prefix."""
+    """Return a machine's status without the prefix `MODEL_RESOURCES_STATUS_`, or `UNKNOWN` if it has none."""
     return (text(raw.get("status")) or "UNKNOWN").removeprefix("MODEL_RESOURCES_STATUS_")
 
 
