@@ -102,7 +102,7 @@ def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """Render one object as an HTML table with a line per value."""
+    """Render `{name: value}` as an HTML table with one row per name. Leaves out empty values."""
     lines = "".join(
         f'<tr><th scope="row" style="{_CELL}left;font-weight:normal;opacity:.8">{text(name)}</th>'
         f'<td style="{_CELL}left">{found}</td></tr>'
@@ -121,7 +121,7 @@ def _note(sentence: str) -> str:
 
 
 def card(title: str, *parts: str, mark: str = "") -> str:
-    """Render a box with a title. `mark` is a badge before the title."""
+    """Render a box with a title, followed by `parts`. `mark` is the text of a badge in front of the title."""
     shield = f'<b style="border:1px solid;padding:0 .4em;margin-right:.5em">{text(mark)}</b>' if mark else ""
     return f'<div style="{_BOX}"><div>{shield}<b>{text(title)}</b></div>{"".join(parts)}</div>'
 

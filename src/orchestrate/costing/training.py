@@ -450,7 +450,7 @@ def _closed(resolved: ModelOnHost, profile: Profile, on: date) -> str | None:
         return closed
     host = resolved.host
     if host is not None and host.no_new_jobs_after is not None and on >= host.no_new_jobs_after:
-        return f"{profile.title} stopped accepting new jobs for {resolved.name} on {host.no_new_jobs_after}"
+        return f"{profile.title} has not accepted new jobs for {resolved.name} since {host.no_new_jobs_after}"
     if host is not None and host.tunable == "no":
         return (
             next(iter(resolved.warnings), None)

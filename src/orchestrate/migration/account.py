@@ -295,8 +295,8 @@ class PreparedPlan:
             raise UsageError(f"{path} names {joined(twice)} twice", fix="write one entry per run")
         made = {step.known.id for step in self.steps if step.known is not None}
         self.strays = [run for run in moved if run.id not in made]
-        """Runs left from earlier versions of the plan: runs on a backend that was later replaced, runs that
-        were retried, and runs whose entry is now skipped or deleted."""
+        """Runs left over from earlier versions of the plan: runs on a backend that the plan no longer names,
+        runs that were retried, and runs whose entry is now skipped or deleted."""
 
     def _step(self, entry: MovePlanEntry, order: MigrationOrder) -> _Step:
         wanted = replace(
@@ -323,7 +323,7 @@ class PreparedPlan:
 
     @property
     def new(self) -> list[_Step]:
-        """The steps that have not been submitted yet."""
+        """The plan's migrations that have not been submitted yet."""
         return [step for step in self.steps if step.known is None]
 
     @property
@@ -346,7 +346,7 @@ class PreparedPlan:
             self.high_usd,
             self.plan.budget_usd,
             what="its budget_usd",
-            figure="the total of its quotes at their high ends",
+            figure="the total of its quotes' high ends",
             fix="skip some of its runs, choose cheaper backends, or raise budget_usd",
         )
 

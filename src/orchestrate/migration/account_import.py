@@ -257,7 +257,8 @@ class Importer:
     # -- files ---------------------------------------------------------------------------------------------
 
     def files(self) -> Iterator[HostFile]:
-        """Yield the host's files that were downloaded, and the files that the host no longer has."""
+        """Yield a record for each of the host's files that was requested: downloaded files, and files that
+        are not available."""
         for record in self._store.history.records(FILES, [self._place]):
             yield decoding.convert(record.data, HostFile)
 

@@ -262,8 +262,8 @@ class PreparedMigration:
             return _recorded(recording)
         for path, origin in (
             (self.order.test, "as you chose"),
-            (self._spec.test, "the test file of the run"),
-            (self._spec.validation, "the validation file of the run, not used for training"),
+            (self._spec.test, "the run's test file"),
+            (self._spec.validation, "the run's validation file, which was not used for training"),
         ):
             if path is not None and not is_masked(path):
                 return HeldOutRows(path=str(path), rows=_rows(path), origin=origin)
@@ -400,7 +400,7 @@ def _rows(path: str | Path) -> int:
 def _recorded(recording: recordings.Recording) -> HeldOutRows:
     known = recording.expected
     by = (
-        "with a known expected answer"
+        "with known expected answers"
         if known == recording.answered
         else "compared with the old model's answers"
     )

@@ -68,7 +68,7 @@ class RecordPlan(Record, frozen=True, kw_only=True):
     clusters: int
     left_out: dict[str, int]
     unread: tuple[str, ...]
-    """Columns that are not part of any prompt, although most rows have different text in them."""
+    """Columns that are not part of any prompt, although their text differs between most rows."""
     asked: ContenderPlan
     silent_on: date | None = None
 

@@ -157,7 +157,7 @@ def findings(migration: Migration) -> list[str]:
             if where:
                 found.append(f"{who}: parity {word} {text.joined(where)}.")
         share = f"{moved.same_answers:,} of {moved.prompts:,}"
-        found.append(f"{who} gives the same answer as the old model to {share} of the prompts.")
+        found.append(f"{who} gives the same answer as the old model for {share} prompts.")
     for one in migration.forgotten:
         if one.forgotten:
             names = text.joined([r.probe for r in one.forgotten])

@@ -53,7 +53,7 @@ class Answer(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sent(msgspec.Struct, tag="sent"):
-    """A record written before each request, including retries."""
+    """Journal entry that is written before each request, including retries."""
 
     questions: list[str]
     worst_usd: Decimal
@@ -67,22 +67,21 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """Record that the host did not process the last request with these questions. That request costs
-    nothing."""
+    """Journal entry: the host did not process the last request with these questions, so it costs nothing."""
 
     questions: list[str]
     error: str = ""
 
 
 class LostRequest(msgspec.Struct, tag="lost"):
-    """Record that the last request with these questions got no answer. The host may have billed it."""
+    """Journal entry: the last request with these questions got no answer. The host may have billed it."""
 
     questions: list[str]
     error: str = ""
 
 
 class Renewed(msgspec.Struct, tag="renewed"):
-    """Record that these questions are about to be sent again. Their earlier answers and costs no longer
+    """Journal entry: these questions are about to be sent again. Their earlier answers and costs no longer
     count."""
 
     questions: list[str]
@@ -145,8 +144,8 @@ class AnswerLog:
         """Read the journal. `more` are types of additional entries, which are only listed in `entries`. `Any`
         accepts all types. Raises `DataError` for a file that is not such a journal."""
         self.found = path.exists()
-        """True if the file already existed when the log was opened. Only then does a missing entry mean that
-        it was never written."""
+        """True if the file already existed when the log was opened. If False, a request without an entry may
+        still have been sent, because an earlier file may have been lost."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
@@ -244,7 +243,7 @@ class AnswerLog:
 
 
 class RequestLedger(Protocol):
-    """The part of the store's ledger that a command's requests use."""
+    """The methods of the store's ledger that a command's requests need."""
 
     def require_price(self, backend: str) -> None: ...
 

@@ -40,9 +40,9 @@ def require_within(
     unknown_fix: str | None = None,
     **words: str,
 ) -> None:
-    """Raise `OverBudget` if `usd` exceeds what remains of a limit after `taken_usd`. `words` are passed to
-    `OverBudget` to word its message. Raises `UnknownPrice` if `usd` is `None` or `unknown` says why the price
-    is unknown. Without a limit, any amount is allowed."""
+    """Raise `OverBudget` if `usd` exceeds what remains of a limit after `taken_usd`. Raises `UnknownPrice` if
+    `usd` is `None`, or if `unknown` gives a reason why the price is unknown. Without a limit, any amount is
+    allowed. `words` are passed to `OverBudget` as parts of its message."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:

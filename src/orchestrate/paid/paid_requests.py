@@ -418,8 +418,8 @@ class Asking:
         return self.purse.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
-        """Query each respondent as in `ask`. Respondents at different places are queried in parallel, and
-        respondents at the same place one after another. With a limit, all respondents are queried one after
+        """Query each respondent as in `ask`. Respondents on different hosts are queried in parallel, and
+        respondents on the same host one after another. With a limit, all respondents are queried one after
         another, so the costs of earlier ones count toward it. If one fails, no more questions are sent."""
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):

@@ -151,7 +151,8 @@ class AwayPlace(Place):
     """
 
     by_hand: ClassVar[frozenset[str]] = frozenset()
-    """Statuses that this place reports for workers that were stopped by a user rather than by a crash."""
+    """Statuses that this place reports for workers that a user stopped, as opposed to workers that
+    crashed."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options
@@ -184,7 +185,8 @@ class AwayPlace(Place):
     @property
     def secrets(self) -> dict[str, str]:
         """Environment variables of this machine that a worker needs to access the storage and gated models.
-        The place's own mechanism for secrets sends them. The run's manifest never contains them."""
+        They are sent through the place's own mechanism for secrets, and are never part of the run's
+        manifest."""
         more: list[str] = self.options.get("pass_env", [])
         names = [*PASSED, *more]
         found = {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -201,8 +203,8 @@ class AwayPlace(Place):
 
     @abstractmethod
     def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
-        """Start one worker, tagged with the order's ref. It gets `env` and the secrets that it needs as
-        environment variables. Called only if the run has no worker. Raises the same errors as `start`."""
+        """Start one worker, tagged with the manifest's ref. Its environment variables are `env` and the
+        secrets that it needs. Called only if the run has no worker. Raises the same errors as `start`."""
 
     def paid(self, ref: str) -> Hourly | None:
         """Return the actual hourly price of the newest worker's machine, or `None` if only the price quoted
@@ -481,16 +483,16 @@ class AwayPlace(Place):
         )
 
     def settle(self, run: RunDir) -> None:
-        """Upload the state of a run without a worker to the storage, after this machine changed it."""
+        """Upload the state of a run that has no worker, after this machine changed the state."""
         self.run_storage.run(run.ref).write("status.json", run.written_state().to_json())
 
     def bring(self, run: RunDir, folder: Path) -> None:
         storage.bring(run, self.run_storage.run(run.ref), folder)
 
     def lost(self, run: RunDir) -> bool:
-        """Return True if no worker can still be running. A worker that the place does not list may still be
-        running, so this returns False until the worker has failed to report for long enough to have stopped
-        itself."""
+        """Return True if no worker can still be running. A worker may be running even if the place doesn't
+        list it. In that case, this returns True only once the last report is so old that the worker has
+        stopped itself."""
         placed = self._newest(run)
         if placed is not None and placed.state != "unknown":
             return placed.state == "ended"

@@ -211,7 +211,7 @@ zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
 sys.path.insert(0, folder)
 os.environ["PYTHONPATH"] = folder + os.pathsep + os.environ.get("PYTHONPATH", "")
 """
-"""First code that a remote worker runs. It downloads Orchestrate's code from the storage, so this version
+"""Code that a remote worker runs first. It downloads Orchestrate's code from the storage, so this version
 need not be published."""
 MODULE = "ORCHESTRATE_MODULE"
 """Environment variable that names the module to run, if not `orchestrate.places.remote`."""

@@ -1,5 +1,5 @@
 """The remote worker: `python -m orchestrate.places.remote`, with the environment variables from
-`order.environment`.
+`manifest.environment`.
 
 It downloads the run's manifest, continues from the newest checkpoint of earlier attempts, starts the training
 worker in a run directory on its machine, and reports to the storage.

@@ -199,7 +199,8 @@ class StoredRun:
             return kind.from_json(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             message = (
-                f"{name} of {self.ref} in {self.run_storage.url} is damaged or from another version: {error}"
+                f"{name} of run {self.ref} in {self.run_storage.url} is damaged, or another version of "
+                f"Orchestrate wrote it: {error}"
             )
             raise HostUnavailable(self.run_storage.url, message) from error
 
@@ -415,9 +416,9 @@ def restore(run: RunDir, stored: StoredRun) -> None:
 
 
 def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
-    """Download everything that was reported since the last call. Checkpoint weights are left to `bring`.
-    Returns True if the latest report comes from an attempt numbered above `earlier`. Runs on the reader's
-    machine."""
+    """Download everything that was reported since the last call. Checkpoint weights are only downloaded by
+    `bring`. Returns True if the latest report comes from an attempt numbered above `earlier`. Runs on the
+    reader's machine."""
     with locked(run.path / ".look", wait_s=None):
         pulse = stored.read("pulse.json")
         status = stored.read("status.json")  # before what it tells of, so that it is never ahead
@@ -483,7 +484,7 @@ def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
     name = parts[1] if parts[0] == run.checkpoints.name else parts[0]
     target = run.path.joinpath(*parts[: 2 if parts[0] == run.checkpoints.name else 1])
     if not stored.fetch_folder(name, target):
-        message = f"{name} of {run.ref} is incomplete in the storage folder {stored.run_storage.url}"
+        message = f"{name} of run {run.ref} is incomplete in the storage folder {stored.run_storage.url}"
         raise HostUnavailable(stored.run_storage.url, message, fix=f"orchestrate checkpoints {run.ref}")
 
 

@@ -317,8 +317,8 @@ class RecoversJobs(Provider):
 
     @abstractmethod
     def recover_job(self, job: Job) -> JobRecovery | None:
-        """Return the facts about a job that determine its price, or `None` if the host reports none. Queries
-        the size of the data only if the job's record has no token count."""
+        """Return the details that determine a job's price, or `None` if the host reports none. Queries the
+        size of the data only if the job's record has no token count."""
 
     @abstractmethod
     def reported_settings(self, job: Job) -> ReportedSettings:
@@ -470,8 +470,8 @@ class AnswersHere(Provider):
     def generator(
         self, job: JobHandle, *, checkpoint: str | None = None, worker: Worker | None = None
     ) -> Generator:
-        """Load the tuned model and its base in `worker` or, if it is `None`, in new processes on this
-        machine."""
+        """Load the tuned model and its base in `worker`, or in new processes on this machine if `worker` is
+        `None`."""
 
 
 class Sessions(Provider):

@@ -251,7 +251,7 @@ def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_
     here = {"torch": "2.13.0", "tokenizers": "0.22"}
     assert differing([here, here]) == ""
     apart = differing([here, here, here | {"tokenizers": "0.21"}])
-    assert apart == "worker 3 has tokenizers 0.21, but the first has 0.22"
+    assert apart == "worker 3 has tokenizers 0.21, but the first worker has 0.22"
     import torch
 
     first = First(RunLease(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)

@@ -115,7 +115,7 @@ class Quantised:
 
     def require(self, find: Callable[[str], object | None] = find_spec) -> None:
         """Raise `QuantisedUnreadable` if a required package is missing. Doesn't import packages. `find`
-        locates a package."""
+        returns `None` for a package that is not installed."""
         missing = [name for name in PACKAGES.get(self.method, ()) if find(name) is None]
         if missing:
             raise QuantisedUnreadable(
@@ -356,7 +356,7 @@ def _missing_shards(path: Path) -> list[str]:
         return []
     except msgspec.MsgspecError as error:
         raise UsageError(
-            f"could not parse {path / 'model.safetensors.index.json'} as an index: {error}"
+            f"could not parse the weight index {path / 'model.safetensors.index.json'}: {error}"
         ) from error
     files = sorted(set(index.weight_map.values()))
     return [name for name in files if not (path / name).is_file() or not (path / name).stat().st_size]

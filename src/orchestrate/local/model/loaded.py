@@ -33,7 +33,7 @@ BLOCK_ELEMENTS = 1 << 25
 
 @dataclass(frozen=True)
 class OutputHead:
-    """The output layer and the scaling that the architecture applies to its logits."""
+    """The output layer, and the scaling that the model's architecture applies to the logits."""
 
     layer: Any
     multiplier: float = 1.0
@@ -78,7 +78,8 @@ BF16 = SettingChoice("bf16", "requested by name")
 
 @dataclass
 class TrainedOnly:
-    """Limits the last layer's MLP to the trained positions, because the loss doesn't depend on any others."""
+    """Limits the last layer's MLP to the trained positions, because the loss doesn't depend on other
+    positions."""
 
     places: torch.Tensor | None = None
 
@@ -142,7 +143,7 @@ class Loaded:
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     """Optimizations that are not in use, each with the reason, as shown to the user."""
     without_adapter: tuple[str, ...] = ()
-    """Messages for the user about modules and parameters that get no adapter, with the reason."""
+    """Messages for the user that list the modules and parameters without an adapter, and say why."""
     taken_out: Path | None = None
     """Folder of the adapter's initial weights. `None` unless they were subtracted from the base model."""
     balancing: float = 0.0
@@ -172,8 +173,8 @@ class Loaded:
         return {"layout": Packed.of(positions, self.device)} if self.packed_layout else {}
 
     def computed(self, compute: Callable[[], T]) -> T:
-        """Run `compute`, which may use any of the model's weights, including the output layer's, and return
-        its result. If the weights are sharded, they are gathered as needed."""
+        """Run `compute` and return its result. `compute` may use any of the model's weights, including the
+        output layer's. Sharded weights are gathered as needed."""
         return compute() if self.root is None else self.root(compute)
 
     @contextmanager
@@ -271,7 +272,7 @@ _FILE = "threads"
 affects rounding and therefore the results."""
 _ROUNDS = 20
 _WORTH = 0.9
-"""More threads are used only if they cut the time to less than this fraction."""
+"""A larger number of threads is used only if it takes less than this fraction of the time."""
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:

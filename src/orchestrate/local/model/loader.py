@@ -205,8 +205,8 @@ def load_base(
     spread: bool = False,
 ) -> Any:
     """Load the base model. With `four_bit`, uses NF4 with double quantization unless the files are already
-    quantized. `dtype` applies to matmuls and unquantized weights. `None` lets the device decide. Raises
-    `QuantisedUnreadable` if the library that reads the files is missing."""
+    quantized. `dtype` applies to matmuls and unquantized weights. By default, it depends on the device.
+    Raises `QuantisedUnreadable` if the library that reads the files is missing."""
     stored = ModelFolder(folder).config
     held = Quantised.of(stored)
     if held is not None:
@@ -275,9 +275,9 @@ def load(
     vocabulary: tuple[int, Sequence[int]] = (0, ()),
 ) -> Loaded:
     """Load the base model for a job, add a new adapter or the one in `continue_from`, and turn on the
-    engine's optimizations. Random numbers come from the job's seed. `tokens` is the token count of the entire
-    run, on which the choice of engine depends. `vocabulary` is the tokenizer's size and the ids of tokens
-    that were added for this job."""
+    engine's optimizations. Seeds torch with the job's seed. `tokens` is the number of tokens in the entire
+    run. It affects which engine is chosen. `vocabulary` is (size of the tokenizer, ids of the tokens that
+    were added for this job)."""
     kind = job.adapter.type
     sharded = job.hyper.sharded
     choice = _ALONE if sharded else choose(job.engine, device.type, tokens)
@@ -330,7 +330,9 @@ def _products(job: LocalJob, device: torch.device) -> SettingChoice:
         return settled
     usual = precision(None, device.type, full=full)
     return (
-        usual if usual.name == settled.name else SettingChoice(settled.name, "set when the job was submitted")
+        usual
+        if usual.name == settled.name
+        else SettingChoice(settled.name, "chosen when the job was submitted")
     )
 
 

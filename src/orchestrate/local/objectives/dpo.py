@@ -93,8 +93,8 @@ def with_reference(
     reference. Values that an earlier worker stored in `folder/reference.npy` are reused. `check_requests` is
     called before each micro-batch and may raise.
 
-    With a sharded model, all processes must compute the same micro-batches: `agreed` takes each process's
-    decision and returns the first process's. Only a process called with `keeps` stores the results."""
+    With a sharded model, all processes must compute the same micro-batches. `agreed` takes this process's
+    decision and returns the first process's decision. Results are stored only if `keeps` is True."""
     path = folder / "reference.npy"
     kept = open_kept(path, (len(rows.offsets) - 1,)) if keeps else None
     with objective.loaded.evaluation_mode(), torch.no_grad(), objective.precision():
@@ -163,9 +163,9 @@ class Mismatch:
         return rows.batches(self.batch_size, self.seed, epoch)
 
     def before(self, rows: EncodedRows, batch: Sequence[int]) -> list[int]:
-        """Return the row whose answer is paired with each prompt, as row numbers. Each prompt gets the answer
-        of the previous row in the batch. In a batch of one row, it gets the answer of the previous row in the
-        file."""
+        """Return the number of the row whose answer each prompt is paired with, as [batch]. Each prompt gets
+        the answer of the previous row in the batch. In a batch of one row, it gets the answer of the previous
+        row in the file."""
         return [*batch[-1:], *batch[:-1]] if len(batch) > 1 else [(batch[0] - 1) % rows.examples]
 
     def rows(self, rows: EncodedRows, batch: Sequence[int]) -> EncodedRows:
@@ -298,9 +298,9 @@ def with_mismatched(
     max_tokens: int,
     check_requests: Callable[[], None],
 ) -> EncodedRows:
-    """Compute the current model's log-probabilities of each epoch's mismatched answers, and return the rows
-    with them. Values that an earlier worker stored in `folder/mismatched.npy` are reused. `check_requests` is
-    called before each batch and may raise."""
+    """Compute the current model's log-probabilities of each epoch's mismatched answers. Returns the rows with
+    these values added. Values that an earlier worker stored in `folder/mismatched.npy` are reused.
+    `check_requests` is called before each batch and may raise."""
     path = folder / "mismatched.npy"
     kept = open_kept(path, (epochs, rows.examples))
     # Both arrays may be larger than memory. `before` is recomputed each time, because the seed determines it.

@@ -116,8 +116,8 @@ class ModelShape(Record, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str | None:
-        """Why the memory plan is only approximate for this model family, as a message for the user. `None`
-        for all other families."""
+        """Message for the user that says why the memory plan is only approximate for this model. `None` if
+        there is no such reason."""
         if self.experts > 1:
             return "the model is a mixture of experts, so its activation memory is a rough estimate"
         if self.family not in LLAMA_LIKE:

@@ -84,11 +84,11 @@ def fit(
     device: str,
     available_bytes: int | None = None,
 ) -> tuple[int, MemoryPlan]:
-    """Find the maximum number of tokens in a forward pass, and the plan of the largest pass. Starts with the
-    engine's default and halves it until the plan fits, as the engine does if memory runs out. A pass has at
-    least one example, even if that does not fit. `lengths` are the examples' lengths in tokens (for a pair,
-    the longer side), or the number of examples of each length. `most_rows` is the maximum number of examples
-    in a pass, packed or not."""
+    """Return the maximum number of tokens in a forward pass, and the memory plan of the largest pass. Starts
+    with the engine's default and halves it until the plan fits, as the engine does if memory runs out. A pass
+    has at least one example, even if that does not fit. `lengths` are the examples' lengths in tokens (for a
+    pair, the longer side), or the number of examples of each length. `most_rows` is the maximum number of
+    examples in a pass, packed or not."""
     counts = sorted((lengths if isinstance(lengths, Mapping) else Counter(lengths)).items())
     tokens, longest = DEFAULT_TOKENS[device], counts[-1][0]
     while True:

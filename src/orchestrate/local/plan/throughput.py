@@ -97,14 +97,14 @@ def file_of(home: Path) -> Path:
 
 
 def add(path: Path, pace: MeasuredPace) -> None:
-    """Append a run's pace to the file. Raises `OSError` if the file cannot be written."""
+    """Append a run's measured speed to the file. Raises `OSError` if the file cannot be written."""
     with open(path, "ab", opener=opener) as out:
         out.write(pace.to_json() + b"\n")
 
 
 def read_pace(path: Path) -> list[MeasuredPace]:
-    """Read the most recent paces, oldest first. Invalid lines and impossible values are skipped, because the
-    file may come from another machine."""
+    """Read the measured speeds of the most recent runs, oldest first. Invalid lines and impossible values are
+    skipped, because the file may come from another machine."""
     try:
         lines = path.read_bytes().splitlines()[-LATEST:]
     except OSError:
@@ -128,8 +128,8 @@ def _can_be(pace: MeasuredPace) -> bool:
 
 
 def alike(kind: ThroughputKey, other: ThroughputKey) -> float | None:
-    """Estimate how much the speed of two kinds of run may differ: the absolute logarithm of the ratio of
-    their operations per second. Returns `None` for different devices or precisions, which are not
+    """Estimate how much the speed of two kinds of run may differ, as |log(a / b)| of their operations per
+    second. Returns `None` if their devices or precisions differ, because their speeds are then not
     comparable."""
     precisions = {kind.precision, other.precision} - {None}
     if kind.device != other.device or len(precisions) > 1:
@@ -214,10 +214,10 @@ UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
 """Speed of a CPU in fp32 as a fraction of its speed in 16 bits."""
 UNMEASURED = 0.8
-"""Expected error of the logarithm of the speed on an unmeasured machine. It corresponds to a factor of 2.2.
-In 10% of cases, the factor is larger than 3.7."""
+"""Expected error of log(speed) on a machine that has not been measured. It corresponds to a factor of 2.2. In
+10% of cases, the factor is larger than 3.7."""
 UNPROVED = 0.4
-"""Minimum expected error of the logarithm of an estimate that no later run has confirmed. Later runs differ
+"""Minimum expected error of log(estimate) if no later run has confirmed the estimate. Later runs differ
 because they have other rows and share the machine with other processes."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
 """Default startup time in seconds (libraries, model, encoding), used until a run has measured it."""
@@ -265,7 +265,7 @@ def of_several(one: Throughput, processes: int) -> Throughput:
     if processes <= 1:
         return one
     speed = one.tokens_per_second * (1 + MORE_PROCESSES * (processes - 1))
-    more = f"assuming each additional process adds {MORE_PROCESSES:.0%} of one process's speed"
+    more = f"assuming that each additional process adds {MORE_PROCESSES:.0%} of the speed of one"
     told = f"{one.source}; {processes} processes, {more}"
     return msgspec.structs.replace(one, tokens_per_second=speed, factor=one.factor * 1.2, source=told)
 
@@ -312,8 +312,8 @@ def kind_of(
 
 def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str | None = None) -> Throughput:
     """Estimate throughput from finished runs, benchmarks, and the typical speed of this kind of machine.
-    `load` is the current load from other processes and lowers the bottom of the range. For a remote machine,
-    `place` is its name in messages. `None` means this machine."""
+    `load` is the current load from other processes. It lowers the low end of the range. `place` is the name
+    of a remote machine in messages, or `None` for this machine."""
     ran = read_pace(file_of(home))
     runs, benches = speeds(kind, ran), _benches(kind, read(home))
     told_by = "runs" if runs else "bench" if benches else "model"

@@ -30,8 +30,8 @@ CANDIDATES = 16
 CANARIES = 6
 ANSWER_TOKENS = 32
 ENDING_TOKENS = 256
-"""Maximum length in tokens when answers are generated a second time. This happens if fewer than two answers
-are complete within `ANSWER_TOKENS`."""
+"""Maximum answer length in tokens for a second attempt. If fewer than two answers are complete within
+`ANSWER_TOKENS`, all of them are generated again with this limit."""
 LONGEST_PROMPT = 2_048
 """Maximum length of a prompt in tokens. Longer prompts would make checks more expensive but not more
 reliable."""

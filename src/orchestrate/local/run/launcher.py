@@ -75,7 +75,7 @@ def resume(
         message = (
             f"the worker crashed at step {state.step}. A new one continues from the latest checkpoint"
             if run.had_worker()
-            else "the submit was interrupted before it started a worker. Starting one now"
+            else "the submission was interrupted before it started a worker. Starting one now"
         )
         run.add_event(message, level="warning", type="interrupted", step=state.step)
     (start or start_worker)(run)

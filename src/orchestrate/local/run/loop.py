@@ -45,10 +45,10 @@ MOST_TOKENS = 2048
 row, even if that row is longer."""
 SLOW = 5.0
 """A second pass is measured only if the first one, which has one row, takes less than this many seconds.
-Otherwise, the second one would delay the run too much."""
+After a slower first pass, a second one would delay the run too much."""
 SOON = 20.0
 """A second pass is measured only if the first step is expected to take at least this many seconds. A shorter
-step soon provides a better measurement itself."""
+first step soon yields a better measurement than a second pass would."""
 
 
 @dataclass
@@ -85,9 +85,9 @@ class TrainingWork:
         return max(0.0, self.total - done) * spent / tokens if tokens and spent else None
 
     def measure(self, objective: Objective, batch: Sequence[int]) -> float | None:
-        """Measure a forward and backward pass over some rows of the batch, in tokens per second. Returns
-        `None` if the objective cannot process a batch in parts, or if memory runs out. Adds to the gradients,
-        which the caller must clear."""
+        """Measure the speed of a forward and backward pass over some rows of the batch. Returns tokens per
+        second, or `None` if the objective cannot process a batch in parts or memory runs out. Adds to the
+        gradients, which the caller must clear."""
         if not objective.divisible:
             return None
         device = objective.loaded.device

@@ -42,10 +42,10 @@ LOOK_S = 0.2
 SHORT = 77
 """Exit code of a process that ran out of memory with a sharded model. All other processes are then blocked in
 the middle of a pass."""
-LESS = f"set {option('micro_batch')}: 1, {option('gradient_checkpointing')}: true, or lower max_seq_length"
+LESS = f"set {option('micro_batch')}: 1 or {option('gradient_checkpointing')}: true, or lower max_seq_length"
 CUT_S = 10.0
 ENDED_S = 120.0
-"""Seconds within which the parent process notices that a process has ended."""
+"""Maximum seconds until the parent process notices that a process has ended."""
 NEVER = timedelta(days=365)
 """Timeout for connections. It must never expire, because processes wait while the first one evaluates and
 saves. Lost processes are detected by other means."""

@@ -146,7 +146,7 @@ class SessionService:
         self.models: dict[str, SessionModel] = {}
         self.promises: dict[str, Promise] = {}
         self._known: dict[tuple[str, int], Promise] = {}
-        """Results of earlier requests, by id of the model or sampler and request number."""
+        """Results of earlier requests, as `{(id of the model or sampler, request number): result}`."""
         self._child: ModelProcess | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unsent: list[tuple[str, Mapping[str, Any], Take]] | None = None

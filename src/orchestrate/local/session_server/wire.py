@@ -407,9 +407,9 @@ def forward_output(log_p: Sequence[tuple[bytes, Sequence[int]]], metrics: Mappin
 
 
 def sample_output(answers: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any] | None) -> bytes:
-    """Encode the result of sampling as protobuf. Each of the `answers` is {stop, tokens, logprobs} and
-    optionally `tops`. `prompt` is {logprobs} and optionally `tops`. Its values start at the prompt's second
-    token, because the first has no log-probability."""
+    """Encode the result of sampling as protobuf. Each of the `answers` is {stop, tokens, logprobs} with an
+    optional `tops`. `prompt` is {logprobs} with an optional `tops`. The prompt's values start at its second
+    token, because the first token has no log-probability."""
     response = message("SampleResponse")
     for answer in answers:
         sequence = response.sequences.add(

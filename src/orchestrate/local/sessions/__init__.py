@@ -125,7 +125,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: bool = False
     prompt_tops: int = 0
     prompt_last: int | None = None
-    """Number of tokens at the end of the prompt to score. `None` scores all of them."""
+    """Number of prompt tokens to score, counted from the end of the prompt. `None` scores all of them."""
 
 
 @dataclass

@@ -97,8 +97,8 @@ def combine(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Merge `adapters` into one adapter, and write it to `target`. Each adapter is scaled by its value in
-    `weights`. In the returned dict, `error` is the relative difference between the merged adapter and the
-    exact weighted sum, over all adapted matrices."""
+    `weights`. Returns {method, ranks, rank, error}. `error` is the relative difference between the merged
+    adapter and the exact weighted sum, over all adapted matrices."""
     torch.manual_seed(seed)
     model = load_base(base.path, four_bit=False, device=torch.device("cpu"), dtype=torch.float32)
     peft = _fitted(model, adapters[0])

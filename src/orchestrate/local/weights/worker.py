@@ -135,9 +135,9 @@ def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
 
 def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
     """Load an exported model with only transformers and peft, as any user would, and query it with its own
-    tokenizer, chat template and generation configuration. A row contains `messages` and `tools`, or `text`,
-    or only `score` (pairs of prompt and answer ids). `max_tokens` is the maximum length of the answer. For a
-    row without `max_tokens`, only the prompt's ids are returned."""
+    tokenizer, chat template and generation configuration. Each row contains `messages` and `tools`, or
+    `text`, or only `score` (pairs of prompt ids and answer ids). A row's `max_tokens` is the maximum length
+    of its answer in tokens. Without it, only the prompt's ids are returned."""
     from transformers import GenerationConfig
 
     path = Path(folder)

@@ -186,8 +186,8 @@ class HfJobs(AwayPlace):
                     self.api.cancel_job(job_id=job.id, namespace=self.namespace)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the usage that the host measured. The cost of each job is its running time, rounded up to
-        full minutes, at the price of its machine."""
+        """Return the usage that the host measured. Each job costs its running time, rounded up to full
+        minutes, times the price of its machine."""
         if not (jobs := self._jobs(ref)):
             return super().usage(ref)
         prices = {machine.name: machine.hourly for machine in self.machines()}

@@ -102,7 +102,7 @@ def _model(provider: Provider, spec: JobSpec, model: ModelOnHost, today: date) -
     others = "to compare the other backends: orchestrate quote --provider all"
     until, method = model.host.no_new_jobs_after, spec.method.type
     if until is not None and today >= until and not provider.config.sandbox:
-        message = f"{provider.profile.title} stopped accepting new jobs for {model.name} on {until}"
+        message = f"{provider.profile.title} has not accepted new jobs for {model.name} since {until}"
         yield problem("model-closed", message, others)
     elif model.host.tunable == "no":
         yield problem(

@@ -1,4 +1,4 @@
-"""Deployments of tuned models at hosts that are described by a YAML file, which defines the requests.
+"""Deployments of tuned models on hosts that are described by a YAML file. The file also defines the requests.
 
 A deployment is named after its job, so a second call finds it again. After each request, the host's list of
 deployments is checked, because only the list shows whether the request took effect."""

@@ -160,8 +160,8 @@ METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement"
 
 
 def job_recovery(job: Job, file: Callable[[str], object]) -> JobRecovery:
-    """Collect the facts about a job that determine its price. `file` is a function that returns a file's
-    record by id. The validation file is not billed."""
+    """Collect the details that determine a job's price. `file` is a function that returns a file's record by
+    id. The validation file is not billed."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
     own = table(table(method.get(kind)).get("hyperparameters"))

@@ -222,7 +222,7 @@ def test_a_precision_that_nobody_asked_for_is_told_with_its_reason(tmp_path: Pat
     other = {"bf16": "fp32", "fp32": "bf16"}[usual.name]
     for name, asked, reason in (
         (usual.name, False, usual.reason),
-        (other, False, "set when the job was submitted"),
+        (other, False, "chosen when the job was submitted"),
         (other, True, "set in the spec"),
     ):
         options = {"local": {"precision": name}} if asked else {}

@@ -46,7 +46,7 @@ class AdapterInit:
 
     folder: ModelFolder
     kept: Path
-    """Folder in which the initial weights are stored, if the initialization requires that."""
+    """Folder for the initial weights. Only EVA and initializations that change the base model write to it."""
     rows: EncodedRows
     """The training rows."""
     seed: int
@@ -93,9 +93,9 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 @torch.no_grad()
 def init_loftq(model: Any, folder: ModelFolder) -> None:
-    """Initialize the adapter with one iteration of LoftQ (Li et al. 2023): the best approximation, at the
-    adapter's rank, of each weight's 4-bit quantization error. Raises `RunFailed` if a weight has a different
-    name in the model's files."""
+    """Initialize the adapter with one iteration of LoftQ (Li et al. 2023). The adapter then holds the best
+    low-rank approximation of each weight's 4-bit quantization error. Raises `RunFailed` if the model's files
+    contain no weight with the name of an adapted layer."""
     import bitsandbytes.functional as bnb
 
     place = {name: path for path in folder.weights for name in tensors(path)}
@@ -180,9 +180,9 @@ def _padded(rows: Sequence[tuple[Any, Any]], device: torch.device) -> dict[str, 
 
 
 def as_plain_lora(folder: Path, kept: Path) -> None:
-    """Convert the adapter in `folder` to one for the original base model, as peft's own conversion does. The
-    result is B A - B0 A0 and has twice the rank. The unconverted adapter only fits a base model from which
-    its initial weights were subtracted."""
+    """Convert the adapter in `folder` so that it fits the original base model. The result is B A - B0 A0 and
+    has twice the rank, as with peft's own conversion. Without conversion, the adapter only fits a base model
+    from which its initial weights were subtracted."""
     after, first = (load_file(f / "adapter_model.safetensors") for f in (folder, kept))
     for name, value in after.items():
         # Nothing was subtracted from embeddings, so nothing is added back.
@@ -216,8 +216,8 @@ ROUTERS = re.compile(r"(.*\.)?(gate|router|shared_expert_gate)(\.\w+)?")
 """Names of layers that route tokens to experts. They get no adapter, so that the choice of experts stays the
 same."""
 _NEEDED = ("targets", "target_parameters", "modules_to_save")
-"""Settings whose names must match something in the model, otherwise an error is raised. Other settings are
-ignored if their names match nothing."""
+"""Settings that raise an error if their names match nothing in the model. For all other settings, the user
+only gets a message."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class Targets:
     parameters: tuple[str, ...]
     """Full names of the expert weights to adapt."""
     left_out: tuple[str, ...]
-    """Messages for the user about modules and parameters that get no adapter, with the reason."""
+    """Messages for the user that list the modules and parameters without an adapter, and say why."""
 
 
 def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequence[str]], Any]) -> Targets:
@@ -253,10 +253,12 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
     parameters = [name for name in names.parameters if matches(adapter.target_parameters or (), name)]
     if names.experts and not parameters and asked == ALL_LINEAR:
         those = ", ".join(ends(names.experts))
-        messages.append(f"the experts ({those}): name the ones to adapt in adapter.target_parameters")
+        messages.append(
+            f"the experts ({those}): to adapt some of them, list them in adapter.target_parameters"
+        )
     if not chosen and not parameters:
         raise RunFailed(
-            "the adapter does not fit the model: no targets are left",
+            "the adapter does not fit the model: none of its targets can be adapted",
             fix="check the adapter settings in the spec",
         )
     return Targets(tuple(chosen), tuple(sorted(parameters)), tuple(messages))

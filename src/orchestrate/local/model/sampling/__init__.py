@@ -27,8 +27,8 @@ NO_FORM = "no_form"
 NO_MEMORY = "no_memory"
 """Error code: the row does not fit in memory, even in a batch of one."""
 LEAST_TEMPERATURE = 1e-6
-"""Lower bound for the temperature. Dividing by less can overflow, and the result would be the most likely
-token anyway."""
+"""Lower bound for the temperature. Dividing logits by a smaller value can overflow, and would select the most
+likely token anyway."""
 
 
 class Holds(Protocol):
@@ -204,7 +204,7 @@ class GrowingLayer(DynamicLayer):
 
     @torch.inference_mode()  # as the answers, some of which are given up outside of a step
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order. Only rows that move are copied."""
+        """Keep only these rows of the cache, in this order. Rows that don't move are not copied."""
         if self.keys is None or self.values is None:
             return
         to = [place for place, row in enumerate(rows) if row != place]

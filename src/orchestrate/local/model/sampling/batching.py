@@ -216,7 +216,7 @@ class DecodingBatch:
         split."""
 
     def join(self, rows: Sequence[DecodingRow], read: Read, index: Tensor) -> None:
-        """Add rows to the batch. `index` holds the position in `read` of each row's prompt."""
+        """Add rows to the batch. `index[i]` is the index in `read` of the prompt of row i."""
         cache, mask = read.cache, read.mask[index]
         for layer in cache.layers:
             _select(layer, index)

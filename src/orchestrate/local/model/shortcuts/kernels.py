@@ -35,9 +35,9 @@ BLOCK = 128
 
 def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float) -> tuple[Tensor, list[Tensor]]:
     """Compute attention for groups of heads that share keys. q: [groups, heads, queries, dim]; k, v: [groups,
-    before + queries, dim]. Each query attends to the first `before` keys and to its own keys up to its
-    position. Scores are computed in fp32, and weights are stored in the input's precision. Returns the result
-    in the shape of q, and the weights of each block, which `slopes` needs."""
+    before + queries, dim]. Query i attends to the first `before` keys (the shared prefix) and to the i + 1
+    keys after them. Scores are computed in fp32, and weights are stored in the input's precision. Returns the
+    result in the shape of q, and the weights of each block, which `slopes` needs."""
     asked, keys = q.float() * scale, k.float().transpose(1, 2)
     out = q.new_empty((*q.shape[:3], v.shape[2]))
     kept: list[Tensor] = []
@@ -103,15 +103,15 @@ class AttentionGroup:
 
     first: int
     last: int
-    """End of the segments' own tokens, which occupy positions first:last of the packed sequence, one segment
-    after another."""
+    """End (exclusive) of the segments' own tokens. They occupy positions first:last of the packed sequence,
+    one segment after another."""
     queries: Tensor
     """Positions of the queries in the packed sequence, padded to the longest segment, as [pieces * longest].
     Positions of padding are arbitrary."""
     real: Tensor
     """1 for tokens and 0 for padding, as [pieces * longest, 1]."""
     back: Tensor
-    """For each own token, its index in `queries`, as [last - first]."""
+    """Index in `queries` of each of the segments' own tokens, as [last - first]."""
     keys: Tensor
     """Positions of the keys in the packed sequence, as [pieces * (before + longest)]."""
     before: int
@@ -129,11 +129,11 @@ class PackedLine:
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     starts: list[int]
-    """Position of each row's first own token."""
+    """Position in the packed sequence of each row's first token after the shared prefix."""
     shared: list[int]
     """For each row, the length in tokens of the prefix that it shares with its family."""
     times: npt.NDArray[np.float32]
-    """Number of rows that contain each token."""
+    """For each position in the packed sequence, the number of rows that contain its token."""
     layout: Layout
 
 
@@ -148,7 +148,7 @@ def common_start(rows: Sequence[Ids], limit: int) -> int:
 
 def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequence[int]) -> PackedLine:
     """Pack rows into one sequence in which shared prefixes occur only once. `families` is a partition of the
-    rows. All rows of family f start with the same `shared[f]` tokens and are longer than that."""
+    rows. All rows of family f start with the same `shared[f]` tokens and have more tokens than that."""
     begun = [f for f, n in enumerate(shared) if n]
     family = {r: f for f, members in enumerate(families) for r in members}
     order = [r for members in families for r in members]

@@ -22,7 +22,7 @@ CLOSE = 0.03
 """Maximum relative distance between hidden states that 16-bit rounding can explain."""
 APART = 1e-6
 """Tolerance for checking that rows don't affect one another: the maximum relative change in a row's hidden
-states when the tokens of a different row are replaced, at the same length. Close to 0, because operations on
+states when the tokens of a different row are replaced by as many others. Close to 0, because operations on
 identical shapes round identically. Not used for a mixture of experts, where different tokens change the size
 of each expert's batch."""
 LENGTHS = (9, 5, 12, 7)

@@ -80,7 +80,7 @@ class Driver:
         self.fitted, self.superseded = threading.Event(), threading.Event()
         self.begun, self.settled = threading.Event(), threading.Event()
         self.heard = self.watchdog.clock()
-        """Time at which a worker last reported, in seconds on the clock of `switch`."""
+        """Time at which a worker last reported, in seconds on the watchdog's clock."""
         self.action = ""
         """Requested action, `pause` or `cancel`, if no worker can carry it out."""
         self.fault = ""

@@ -131,7 +131,7 @@ def differing(versions: list[dict[str, str]]) -> str:
     too."""
     first = versions[0]
     found = [
-        f"worker {number} has {name} {there[name]}, but the first has {first[name]}"
+        f"worker {number} has {name} {there[name]}, but the first worker has {first[name]}"
         for number, there in enumerate(versions, 1)
         for name in first
         if there[name] != first[name]

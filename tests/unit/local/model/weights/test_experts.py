@@ -81,7 +81,7 @@ def test_the_router_stays_and_the_experts_are_asked_for(tmp_path: Path) -> None:
     told = [e.message for e in plain.run.events() if e.type == "adapter"]
     assert told == [
         "no adapter on the experts (mlp.experts.gate_up_proj, mlp.experts.down_proj): "
-        "name the ones to adapt in adapter.target_parameters"
+        "to adapt some of them, list them in adapter.target_parameters"
     ]
     names = {n.split(".lora_")[0].rpartition(".")[2] for n in plain.loop.parameters}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
