@@ -30,7 +30,8 @@ _WRITABLE = "orchestrate"
 """Name of the codec error handler that replaces characters that a stream's encoding can't represent."""
 
 _LATE = 200_000
-"""Number of allocations before the first garbage collection. Short commands stay below it."""
+"""Number of allocations before the first garbage collection: so many that short commands finish without
+one."""
 
 
 class LazyCommand(TyperCommand):

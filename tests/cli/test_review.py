@@ -288,7 +288,11 @@ def test_rows_that_people_write_outlast_a_kill(cli: Cli, cli_env: dict[str, str]
     child.communicate(timeout=240)
     assert cli("data", "from-review", told["review"], "-o", "x.jsonl", "--as", "dpo").code == 2
     shown = cli("review", told["review"], "--results")
-    assert "row 1, open, ROUGE-L" in shown.out and "\x1b" not in shown.out and "1 to settle" in shown.err
+    assert (
+        "row 1, open, ROUGE-L" in shown.out
+        and "\x1b" not in shown.out
+        and "1 disagreement to settle" in shown.err
+    )
     child, again = serve(tmp_path, cli_env, *asked)
     assert again["review"] == told["review"] and again["done"] == {"ann": 12, "bo": 12}
     shown = act(again["links"]["eve"], action="show")

@@ -37,13 +37,13 @@ LEAST_OF_EACH = 10
 """Minimum number of users with each outcome (right or wrong) in each arm. With fewer, the confidence interval
 of a proportion is not valid."""
 LEAST_USERS, LEAST_BY_SKEW = 50, 25.0
-"""Parameters of the minimum number of users per arm, max(50, 28 + 25 skewness^2) (Sugden, Smith and Jones
-2000). With fewer, the confidence interval of a mean is not valid."""
+"""Constants in the minimum number of users per arm, max(50, 28 + 25 skewness^2) (Sugden, Smith and Jones
+2000). With fewer users, the confidence interval of a mean is not valid."""
 POWER_80 = 0.8416
 
 
 class LabelEvidence:
-    """An e-process for the null hypothesis of no difference. Updated once per user."""
+    """E-process that tests the null hypothesis of no difference between the arms. Updated once per user."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, tuple[int, int]] = {}
@@ -198,8 +198,8 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Approximate maximum number of times that a numeric metric's evidence is evaluated, and approximate maximum
-number of points on a metric's evidence curve."""
+"""Approximate limits per metric: the first on how often the evidence of a numeric metric is evaluated, the
+second on the points of any metric's evidence curve."""
 
 
 class EvidenceUnit(NamedTuple):
@@ -213,8 +213,8 @@ def units(
     metric: PlannedMetric, exposures: Sequence[Exposure], outcomes: Iterable[StoredOutcome], now: datetime
 ) -> list[EvidenceUnit]:
     """List the units of a metric in the order in which they enter the evidence. `exposures` must be sorted by
-    time and `outcomes` by recording time. Users who could only have been assigned one of the models are
-    excluded, because they carry no information."""
+    time and `outcomes` by recording time. Excludes users whose arm was certain in advance (probability 0 or
+    1), because they carry no information."""
     there = {(e.user, e.phase): e for e in exposures if 0 < e.chance < 1}
     if metric.window_h is None:
         first: dict[tuple[str, int], float] = {}

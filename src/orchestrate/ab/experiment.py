@@ -69,7 +69,7 @@ def exposed(
     last_share: float | None = None,
 ) -> Exposure:
     """Assign a user to an arm in a new phase. `last` is the user's previous assignment, and `last_share` is
-    the tuned model's share of traffic in the phase of that assignment."""
+    the tuned model's traffic share in that earlier phase."""
     chance = phase.share
     if last is not None and last_share is not None:
         # Users of the tuned model keep it. A larger share moves some users of the base to the tuned model.
@@ -280,9 +280,9 @@ class Experiment:
         return done
 
     def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
-        """End the experiment and serve the model of `arm` to all users. Once it has ended, call this again
-        with the other arm to switch all users to that model. Returns `False` if all users already get the
-        model of `arm`, or if another process started a new phase first."""
+        """End the experiment and serve the model of `arm` to all users. After the end, you can call this
+        again with the other arm to switch all users to the other model. Returns `False` and changes nothing
+        if the experiment has already ended with `arm`, or if another process started a new phase first."""
         last, share = self.phases()[-1], 1.0 if arm == "tuned" else 0.0
         if last.over and last.share == share:
             return False
@@ -301,8 +301,8 @@ class Experiment:
         return Assignment(given.arm, given.phase, True)
 
     def guess(self, user: str | int) -> Assignment:
-        """Compute the user's model from the cached phases, without accessing the store. If you pass this
-        assignment to `observed`, nothing is recorded."""
+        """Return the model that the cached phases assign to the user, without accessing the store. `observed`
+        records nothing for this assignment."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)

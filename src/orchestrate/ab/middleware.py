@@ -22,8 +22,8 @@ _T = TypeVar("_T")
 
 class ABMiddleware:
     """ASGI middleware that assigns each user's request to an arm and stores the assignment in
-    `scope["state"]["ab"]` (Starlette: `request.state.ab`). If the plan has metrics for them, records each
-    response's latency and whether the request failed (HTTP 5xx or an exception). Requests without a user get
+    `scope["state"]["ab"]` (Starlette: `request.state.ab`). Records each response's latency, and whether the
+    request failed (HTTP 5xx or an exception), if the plan includes these metrics. Requests without a user get
     no `ab` entry, and nothing is recorded for them.
 
     `user` is a function that takes a request's scope and returns the user id, or `None` if there is none."""

@@ -55,8 +55,8 @@ def decide(
     users: int,
     ratio_p: float,
 ) -> ExperimentDecision:
-    """Decide what to do now. `in_phase` is the number of users per arm in this phase, `users` is the total
-    number of users, and `ratio_p` is the p-value of the split."""
+    """Apply the rule to the evidence and return the decision. `in_phase` is the number of users per arm in
+    this phase, `users` is the total number of users, and `ratio_p` is the p-value of the split."""
 
     def held(why: str) -> ExperimentDecision:
         return ExperimentDecision(verb="hold", share=phase.share, why=why)
@@ -112,8 +112,8 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
-        f"some outcomes are missing in one arm, or your application records {one.metric} only for some "
-        "users. If so, start a new experiment that sets absent and window_h"
+        f"either some outcomes are missing in one arm, or your application records {one.metric} only for "
+        "some users. In the second case, start a new experiment that sets absent and window_h"
         if sometimes
         else "some outcomes are missing in one arm"
     )
@@ -192,7 +192,9 @@ ALPHAS = (0.0001, 0.5)
 
 def read_plan(path: Path) -> ExperimentPlan:
     """Read a plan from a YAML file. Raises `UsageError` if the plan is invalid."""
-    fields = "name, base, tuned, metrics (name, role, kind, better), rule (stages, goal): docs/ab.md"
+    fields = (
+        "set name, base, tuned, metrics (name, role, kind, better) and rule (stages, goal): see docs/ab.md"
+    )
     plan = read_record(path, ExperimentPlan, "experiment plan", fields)
     return required(plan, str(path))
 

@@ -223,7 +223,7 @@ _log = logging.getLogger(__name__)
 STORE_S = 2.0
 """Seconds to wait for the store when looking up a user's model."""
 SILENT_S = 10.0
-"""How long the proxy bypasses the store after a store error or timeout, in seconds."""
+"""Seconds during which the proxy doesn't access the store after a store error or timeout."""
 _CONNECT_S = 5.0
 
 
@@ -246,7 +246,8 @@ class ProxiedRequest:
 
 @dataclass(frozen=True)
 class ArmAnswer:
-    """An answer, the model that answered, and whether the user's own model failed."""
+    """The response to one request, the arm that produced it, and whether the model of the user's own arm
+    failed."""
 
     answer: ProxiedAnswer
     arm: Arm

@@ -179,15 +179,15 @@ class Orchestrator(Workspace):
         """Check, quote, upload and create exactly one job on one backend, and return its run.
 
         Pass a result of `prepare` to skip checking and quoting. If a file has changed since then, the call
-        raises `DataError`. `strict` rejects every setting that the backend would not keep or map exactly.
+        raises `DataError`. `strict` rejects every setting that the backend can't apply exactly.
 
         `idempotency_key` is a string you choose. It identifies one run for every process that uses this
         store: a second call with the same key returns the existing run, whatever its state. If an identical
         run is still open, or was created in the last 24 hours and succeeded, the call raises
-        `AlreadySubmitted` unless `again` is set. With `patient`, a job that a busy host did not accept stays
-        pending, and the next call with the same key retries it. `agree` is called if the host's own estimate
-        is above the quote's high end and the run has no cost limit. The job is created only if `agree`
-        returns True. If `agree` is not set, the job is rejected.
+        `AlreadySubmitted` unless `again` is set. With `patient`, the run stays pending if the host is too
+        busy to accept the job. The next call with the same key tries again. `agree` is called if the host's
+        own estimate is above the quote's high end and the run has no cost limit. The job is created only if
+        `agree` returns True. If `agree` is not set, the job is rejected.
 
         Raises `TranslationRefused`, `DataError`, `OverBudget` or `KeyTaken` before anything is sent. Raises
         `OutcomeUnknown` if the response to the create request was lost (the run stays in the store, and
@@ -266,8 +266,8 @@ class Orchestrator(Workspace):
     def earlier(
         self, prepared: Prepared, provider: Backends, *, idempotency_key: str | None = None
     ) -> list[Earlier]:
-        """Look for runs that would prevent a new submit. For each backend, find the run with this idempotency
-        key and any identical run. Raises `KeyTaken` if `idempotency_key` belongs to a different run."""
+        """Find the runs that would block a new submit: for each backend, the run with this idempotency key
+        and any identical run. Raises `KeyTaken` if `idempotency_key` belongs to a different run."""
         from orchestrate.runs.preparing import earlier
 
         return earlier.found(self, prepared, provider, idempotency_key)

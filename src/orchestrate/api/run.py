@@ -18,7 +18,7 @@ class RunHandle(TrackedRun):
     """One run and the actions on it. `record` is its last known state. `refresh` queries the backend."""
 
     def deployment_price(self, to: str | None = None, **options: Any) -> Decimal | None:
-        """Return the hourly price in US dollars of `deploy` with the same options, or `None` if it is
+        """Return the hourly price, in US dollars, of a deployment with these options, or `None` if it is
         unknown."""
         return self.deployment_offer(to, **options).usd_per_hour
 
@@ -59,9 +59,9 @@ class RunHandle(TrackedRun):
 
         At `max_cost_usd` or `max_hours`, a watcher (`orchestrate worker`, `watch`) or the next `sync` ends
         the deployment. `options` are specific to the backend, such as `shape`, `min_replicas`, `max_replicas`
-        and `idle_minutes`. Limits and options that a second call leaves out stay unchanged. Limits are
-        measured from the deployment's creation. If a deployment is already running, options that differ from
-        its own are rejected.
+        and `idle_minutes`. If you call this again, limits and options that you leave out stay unchanged.
+        Limits count from the deployment's creation. Options that differ from those of a running deployment
+        are rejected.
 
         Before anything is sent, raises `OverBudget` if the budget or a limit does not cover the deployment,
         `ProjectNotTrusted` for a project that you have not trusted, and `UsageError` if the price is unknown

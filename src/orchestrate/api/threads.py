@@ -39,7 +39,7 @@ def in_thread(
 def then(
     method: Callable[Concatenate[_Sync, _P], _T], give: Callable[[Threaded[_Sync], _T], _R]
 ) -> Callable[Concatenate[Threaded[_Sync], _P], Coroutine[Any, Any, _R]]:
-    """Return the asyncio version of a method. `give` converts its result."""
+    """Return the asyncio version of a method. Its result is converted with `give`."""
 
     @functools.wraps(method)
     async def threaded(self: Threaded[_Sync], /, *args: _P.args, **options: _P.kwargs) -> _R:

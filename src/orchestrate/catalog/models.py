@@ -87,7 +87,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ids(self) -> dict[str, str]:
-        """The model's id on each backend. On this machine, the id is the Hub id or the bundled folder."""
+        """The model's id on each backend. For the local backend, the id is the Hub id or the bundled
+        folder."""
         ids = {name: host.id for name, host in self.hosts.items()}
         if local := self.local_id:
             ids[this_machine().kind] = local
@@ -285,8 +286,8 @@ def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Explain that the host has shut down its last model for this method, or return `None` if that is not the
-    case. Also returns `None` if the catalog never listed a model of this host for the method."""
+    """Return a message that the host has shut down its last model for this method. Returns `None` if the host
+    still has a model for it, or if the catalog never listed one."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
@@ -302,7 +303,8 @@ def starters() -> tuple[Model, ...]:
 
 
 def comparison() -> Model:
-    """Return the default model for cost comparisons: tuning a model is compared with prompting this one."""
+    """Return the base model for cost comparisons: by default, the cost of tuning is compared with the cost of
+    prompting this model."""
     return find(_catalog().comparison)
 
 

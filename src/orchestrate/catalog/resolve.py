@@ -30,7 +30,7 @@ class CatalogChange(Record, frozen=True, kw_only=True):
     model: str
     """Id of the model on the host."""
     field: str
-    """Name of the changed field, or `model` if the host or the catalog lacks the model."""
+    """Name of the field that differs. `model` if the model is missing from the host or from the catalog."""
     ours: str | None = None
     theirs: str | None = None
 
@@ -70,7 +70,7 @@ _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)B(?![a-z])", re.IGNORECASE)
 
 
 class ModelOnHost(Record, frozen=True, kw_only=True):
-    """A model under the name that one backend uses in requests."""
+    """A model, with the id that one backend uses for it in requests."""
 
     provider: str
     id: str
@@ -81,7 +81,7 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The canonical name, or the backend's name if the model is not in the catalog."""
+        """The canonical name, or the backend's id if the model is not in the catalog."""
         return self.model.name if self.model else self.id
 
     @property
@@ -165,7 +165,7 @@ def _raw(name: str, known: Profile) -> ModelOnHost:
             return ModelOnHost(
                 provider=provider,
                 id=name,
-                warnings=(f"{name} is not in the catalog: treated as a Hugging Face Hub id",),
+                warnings=(f"{name} is not in the catalog, so it is treated as a Hugging Face Hub id",),
             )
     if _is_path(name) or (known.ids is not None and not known.ids.match(name)):
         raise _unknown(name)

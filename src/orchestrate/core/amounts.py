@@ -29,7 +29,7 @@ def amount(
         least = "above 0" if above_zero else "not below 0"
         example = "25 or 7.50" if unit == "US dollars" else "8 or 0.5"
         bounds = f"{least} and at most {MOST:,f}"
-        raise UsageError(f"{name} must be a number of {unit} such as {example}, {bounds} (got {given!r})")
+        raise UsageError(f"{name} must be a number of {unit}, {bounds}, such as {example} (got {given!r})")
     return found
 
 

@@ -173,8 +173,8 @@ the process id in the folder's name must have been reused by an unrelated proces
 
 
 def recover_folders(parent: Path, name: str = "*") -> None:
-    """Restore folders in `parent` that `whole_folder` renamed before its process was killed, and delete old
-    copies of folders that it had already replaced."""
+    """Clean up in `parent` after processes that were killed during `whole_folder`. Restores folders that were
+    renamed but not yet replaced, and deletes the old copies of folders that were replaced."""
     pattern = f".{name if name == '*' else escape(name)}.*{_ASIDE}"
     for aside in parent.glob(pattern):
         named, pid, _ = aside.name.removesuffix(_ASIDE).rsplit(".", 2)
@@ -195,8 +195,8 @@ def _is_replacing(aside: Path, pid: int) -> bool:
 
 
 def scratch_folder(prefix: str) -> TemporaryDirectory[str]:
-    """Create a temporary folder that is deleted when this process exits. First removes folders with the same
-    prefix that killed processes left on this machine."""
+    """Create a temporary folder that is deleted when this process exits. First removes folders with this
+    prefix that were left behind by killed processes on this machine."""
     host = socket.gethostname()
     for left in Path(gettempdir()).glob(f"{prefix}-{escape(host)}-*-*"):
         pid = left.name.rsplit("-", 2)[1]

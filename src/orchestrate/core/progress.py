@@ -50,14 +50,15 @@ def seconds_left(run: Run, now: datetime, metrics: Sequence[MetricPoint] = ()) -
 
 
 def seconds_taken(run: Run, now: datetime) -> float | None:
-    """Return the seconds from the run's creation to its end, or until now."""
+    """Return the seconds from the run's creation to its end, or to now if it has not ended."""
     if run.status.terminal and run.finished_at is None:
         return None
     return ((run.finished_at or now) - run.created_at).total_seconds()
 
 
 def cost_so_far(run: Run, metrics: Sequence[MetricPoint] = ()) -> Decimal | None:
-    """Return the bill, or, if there is none yet, the quoted price times the completed share of the work."""
+    """Return the billed amount. If there is no bill yet, estimates the cost as the quoted price times the
+    completed share of the work."""
     if run.bill is not None:
         return run.bill.usd
     expected = None if run.quote is None else run.quote.expected_usd

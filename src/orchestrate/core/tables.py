@@ -13,8 +13,8 @@ from rich.text import Text
 
 _GAP = 2
 _PROSE, _LEGIBLE = 40, 30
-"""Minimum width of cells that are treated as prose, and minimum width of a column with prose, in
-characters."""
+"""In characters: the width from which a cell counts as prose, and the minimum width of a column with
+prose."""
 
 
 class TextTable:

@@ -41,7 +41,7 @@ def bill(
     That cost includes paused time unless the job's workers report their working time.
 
     A failed job costs nothing if its host does not bill for this kind of failure. For a job that ended early,
-    the cost is the share that the host bills. The cost of a complete job comes from the first of these
+    only the share that the host bills is counted. The cost of a complete job comes from the first of these
     sources that is available:
 
     - the measured hours x `hourly`

@@ -155,8 +155,8 @@ def seconds_by_month(since: datetime, until: datetime) -> dict[str, float]:
 
 
 def billed_by_month(deployment: Deployment, since: datetime, until: datetime) -> dict[str, float]:
-    """Return the seconds billed for the deployment in each month, such as `{"2026-10": 3600.0}`, with the
-    time from `since` to `until` added."""
+    """Add the time from `since` to `until` to the deployment's billed seconds. Returns the seconds in each
+    month, such as `{"2026-10": 3600.0}`."""
     found = dict(deployment.billed_by_month)
     for month, seconds in seconds_by_month(since, until).items():
         found[month] = found.get(month, 0.0) + seconds
@@ -238,8 +238,10 @@ class Expense(Record, frozen=True, kw_only=True):
 
 
 class GroupedExpenses:
-    """Sums of run expenses. Runs that are in the same group in every report are merged into one expense, so
-    memory use grows with the number of groups, not with the number of runs."""
+    """Expenses of runs. Runs with the same backend, account, month, tags, project and user are merged into
+    one expense, because every report groups them together. Memory use therefore grows with the number of
+    groups, not with the number of runs. Runs that reports list by id (abandoned, or with an unknown cost) are
+    not merged."""
 
     def __init__(self) -> None:
         self._merged: dict[object, Expense] = {}

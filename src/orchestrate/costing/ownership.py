@@ -244,8 +244,8 @@ class ServingTotal(Record, frozen=True, kw_only=True):
     """Months until the training has paid for itself compared with the base model, or `None` if it never
     does."""
     break_even_requests_per_day: Decimal | None = None
-    """Lowest number of requests per day at and above which the tuned model costs no more than the base model
-    over the entire period, with as many GPUs as needed. `None` if it never breaks even."""
+    """Break-even traffic in requests per day. With this traffic or more, the tuned model costs no more than
+    the base model over the entire period. Assumes as many GPUs as needed. `None` if it never breaks even."""
     most_requests_per_day: Decimal | None = None
     """Maximum requests per day that this option can serve. `None` if there is no maximum, because you can add
     GPUs."""
@@ -306,7 +306,7 @@ class Ownership(ServingTotal, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[bool, Decimal]:
-        """Sort key: the counted amount, with missing totals last."""
+        """Sort key: `counted_usd` in ascending order, with options without a total last."""
         return (self.paid is None, self.paid.counted_usd if self.paid else Decimal(0))
 
     @property
@@ -456,7 +456,8 @@ class _Period:
         base = self.use.base
         if self.training.undecided:
             high = text.money(self.training.high_usd)
-            yield f"the comparison uses the high end of the training cost, {high}: {self.training.undecided}"
+            why = self.training.undecided
+            yield f"the comparison uses the high end of the training cost ({high}), because {why}"
         if self.until is not None:
             yield (
                 f"{self.training.model} will be shut down on {self.until}, so the comparison covers only "
@@ -469,7 +470,7 @@ class _Period:
             if base.successor is None:
                 yield (
                     f"{base.model} will be shut down on {base.until} and its host named no successor, so "
-                    "the comparison uses its current price after that date"
+                    "the comparison assumes the current price after that date"
                 )
             else:
                 yield (

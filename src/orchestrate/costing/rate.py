@@ -195,8 +195,9 @@ class Lookup:
     fallback's rate."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Return True if the quote would use this rate, so no rate in `book` takes precedence over it. For a
-        machine billed hourly, returns True for every rate that matches the machine's GPU."""
+        """Return True if the quote would use this rate. It does not if another rate in `book` takes
+        precedence. For a machine billed hourly, returns True for every rate that matches the machine's
+        GPU."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:
@@ -229,7 +230,7 @@ def require_used(rates: Iterable[Rate], lookups: Sequence[Lookup], book: RateBoo
         flags = sorted({flag for lookup in lookups for flag in lookup.flags})
         raise UsageError(
             f"{rate.own} does not affect this quote",
-            fix=f"use one of {', '.join(flags)}, each once" if flags else "leave it out",
+            fix=f"use each of these at most once: {', '.join(flags)}" if flags else "leave it out",
         )
 
 

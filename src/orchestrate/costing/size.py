@@ -88,8 +88,8 @@ class JobSize(Record, frozen=True, kw_only=True):
 
 
 def effective(translation: Translation, name: str, default: Any = None) -> Any:
-    """Return the effective value of a setting: the value sent or the backend's default, or else the requested
-    value. Returns `default` if the setting was rejected or is unknown."""
+    """Return the effective value of a setting: the value sent to the backend (or the backend's default),
+    otherwise the requested value. Returns `default` if the setting was rejected or is unknown."""
     for setting in translation.settings:
         if setting.name == name and setting.outcome is not Outcome.REFUSED:
             return setting.asked if setting.sent is None else setting.sent
@@ -112,8 +112,8 @@ def batch_of(translation: Translation) -> int | None:
 
 
 def measure(work: PlannedJob) -> JobSize:
-    """Compute the size of a job. Counts tokens with the model's tokenizer if it is on this machine, or else
-    with the substitute that the catalog names."""
+    """Compute the size of a job. Counts tokens with the model's tokenizer if it is on this machine, otherwise
+    with a substitute tokenizer from the catalog."""
     spec, data, translation, resolved = work.spec, work.data, work.translation, work.resolved
     name = tokenizer_for(resolved, spec)
     limit = _limit(work)
@@ -144,7 +144,9 @@ def measure(work: PlannedJob) -> JobSize:
         )
     if train.pictures:
         images = text.count(train.images, "image")
-        notes.append(f"including {train.pictures:,} tokens for {images}, as {work.profile.title} counts them")
+        notes.append(
+            f"includes {train.pictures:,} tokens for {images}, counted by the rules of {work.profile.title}"
+        )
     uncounted = train.uncounted + validation.uncounted
     return JobSize(
         rows=data.train.rows,
@@ -250,7 +252,7 @@ class _FileSize:
     """Number of dropped rows."""
     sequences: int = 0
     shared: int = 0
-    """Number of tokens in the prompts of preference pairs, counted once."""
+    """Number of prompt tokens in preference pairs, with each pair's prompt counted once."""
     images: int = 0
     pictures: int = 0
     """Number of image tokens."""

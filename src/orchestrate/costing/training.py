@@ -272,10 +272,10 @@ def _read_only(spec: JobSpec, size: JobSize) -> int:
 def _judged(spec: JobSpec, read_only: int) -> list[str]:
     if not read_only:
         return []
-    why = "by the reference model"
+    why = "for the reference model"
     if method_word(spec.method) == "kto":
         why += " and to estimate the divergence"
-    return [f"{read_only:,} tokens are processed {why}. This takes a third as long as training on them"]
+    return [f"{read_only:,} tokens only need a forward pass {why}. It takes a third as long as training"]
 
 
 def _drawn(answers: SampledAnswers | None) -> list[str]:

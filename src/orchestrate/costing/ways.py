@@ -210,7 +210,8 @@ def busiest_share(hours_per_day: float, utilisation: Decimal = UTILISATION) -> f
 def requests_per_day(
     traffic: Traffic, tokens_per_second: float, hours_per_day: float, utilisation: Decimal = UTILISATION
 ) -> int:
-    """Return the number of requests per day that one replica can serve, including the busiest hour."""
+    """Return the number of requests per day that one replica can serve without falling behind in the busiest
+    hour."""
     seconds = seconds_per_request(traffic, tokens_per_second)
     return math.floor(3600 / (seconds * busiest_share(hours_per_day, utilisation))) if seconds else 2**53
 
@@ -282,8 +283,8 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay
 
 
 def gpu_rates(prices: Prices, method: str) -> list[Rate]:
-    """Return a provider's hourly GPU rates: those set by the user if there are any, otherwise those with
-    confidence `QUOTED`, otherwise all of them."""
+    """Return a provider's hourly GPU rates from the best source that has any: rates set by the user, then
+    rates with confidence `QUOTED`, then all others."""
     found = [
         rate
         for rate in current(prices.book, prices.on)
@@ -385,8 +386,8 @@ def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Dec
 
 
 def token_cost_note(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
-    """Describe how much more dedicated GPUs cost per token than the host's serverless base model, or return
-    `None` if they don't cost more."""
+    """Compare the cost per token on these GPUs with the host's serverless price of the base model. Returns
+    `None` if the GPUs don't cost more, or if there is no serverless price."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
     if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
         return None

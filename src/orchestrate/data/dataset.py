@@ -46,9 +46,9 @@ class Dataset(Facts):
     def write(self, target: RowTarget, folder: Path, *, allow_loss: bool = False) -> Path:
         """Write the rows to `folder` in the target's format and return the file's path.
 
-        The file name contains the digest and the target, and an existing complete file is reused. Otherwise,
-        the source file is read once more. Raises `DataError` if the rows no longer match the digest, if the
-        target rejects them, or if rows would lose content and `allow_loss` is not set."""
+        The file name contains the digest and the target. If a complete file with this name exists, it is
+        reused. If not, the source file is read once more. Raises `DataError` if the rows no longer match the
+        digest, if the target rejects them, or if rows would lose content and `allow_loss` is not set."""
         path = folder / f"{self.digest[:16]}.{target.name}{'.lossy' if allow_loss else ''}.jsonl"
         if not path.is_file():
             from orchestrate.data.dataset_writer import write_rows

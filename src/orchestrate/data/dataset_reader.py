@@ -143,9 +143,10 @@ def open_counted(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> OpenedFile:
-    """Open a dataset as `Dataset.open` does, and run the checks of `ScanTask` in the same pass. Reuses cached
-    token counts if the file's size and modification time are unchanged. If the content has changed anyway, no
-    counts are cached for the new digest, so `count_tokens` counts again."""
+    """Open a dataset as `Dataset.open` does, and run the checks of `ScanTask` in the same pass. Does not
+    count tokens if the file's size and modification time are unchanged and counts for its last digest are
+    cached. If the content has changed after all, `count_tokens` finds no counts for the new digest and counts
+    again."""
     before = counters.seen(path, columns, memory)
     due = [
         name
@@ -382,8 +383,8 @@ def applicable_columns(path: str, columns: Mapping[str, str] | None) -> dict[str
 
 
 def columns_if_matching(path: str, columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the same mapping as `applicable_columns`, for a file that the spec doesn't name. Returns an
-    empty mapping if the file lacks a mapped column."""
+    """Return the column mapping for a file that the spec doesn't name, as `applicable_columns` does for the
+    spec's files. Returns an empty mapping if any mapped column is missing from the file."""
     if not columns or not {column for column in columns.values() if column} <= _names_in(path):
         return {}
     return applicable_columns(path, columns)

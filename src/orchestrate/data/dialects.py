@@ -118,8 +118,8 @@ def _message(m: ChatMessage, dialect: Dialect) -> dict[str, Any]:
 
 
 def target(name: str, profile: Profile) -> RowTarget:
-    """Return the target for the backend with this name. Raises `UsageError` when its profile has no data
-    rules."""
+    """Return the row format of the backend `name` as a conversion target. Raises `UsageError` if the
+    backend's profile has no data rules."""
     if profile.rules is None:
         raise UsageError(f"{name} declares no row format, so rows cannot be checked or written for it")
     return RowTarget(name, profile.rules, partial(fields, dialect=profile.dialect or CANONICAL))

@@ -14,8 +14,8 @@ from orchestrate.text import count
 from orchestrate.types import Record
 
 FEW_SHOT_ROWS = 100
-"""Number of rows below which examples in the prompt work better. OpenAI's fine-tuning guide reports clear
-improvements with 50 to 100 examples, depending on the task."""
+"""Number of rows below which few-shot prompting works better than tuning. OpenAI's fine-tuning guide reports
+clear improvements with 50 to 100 examples, depending on the task."""
 _ROWS_OF_A_LABEL = 100
 _GUIDE = "guides to fine-tuning"
 

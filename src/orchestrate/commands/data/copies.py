@@ -154,8 +154,8 @@ class SplitOptions:
         bool,
         typer.Option(
             "--exact/--no-exact",
-            help="Match the shares exactly, even in small files. --no-exact places each row by its content "
-            "alone.",
+            help="Match the shares exactly, even in small files. --no-exact assigns each row by its "
+            "content alone, so the shares are approximate.",
         ),
     ] = True
 

@@ -203,7 +203,7 @@ def preview(
     ignored: IgnoreOpt = None,
 ) -> Output[PreviewReport]:
     """Show rows as the model sees them, with trained tokens marked. For a file, the local engine tokenizes
-    the rows. For a run, the tokens are those its host reports."""
+    the rows. For a run, shows the tokens that its host reports."""
     from orchestrate.runs.data import files as data
     from orchestrate.spec.specfile import parse_settings
 

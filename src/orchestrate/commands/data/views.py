@@ -42,7 +42,7 @@ def show_inspect(report: InspectReport) -> None:
         ("rows", rows),
         (
             "tokens",
-            f"{report.tokens:,} counted with {report.tokenizer}{exact}, {share:.0%} of them trained on",
+            f"{report.tokens:,} counted with {report.tokenizer}{exact}, of which {share:.0%} are trained on",
         ),
         ("length", f"{percentiles}, longest {lengths['100']:,}"),
         ("epochs", ", ".join(f"{n}: {tokens:,} tokens" for n, tokens in report.epoch_tokens.items())),

@@ -50,7 +50,8 @@ class ProbeOptions:
         ),
     ] = None
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of rows per set and of documents per task.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of rows per test set, and of documents per lm-eval task."),
     ] = None
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.writing_reviews import WritingResult
 
 _TENTATIVE, _FIRM = 0.667, 0.8
-"""Krippendorff's minimum values of alpha: the first for tentative conclusions, the second for firm ones."""
+"""Minimum values of Krippendorff's alpha, for tentative and for firm conclusions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ class ReviewSelection:
         str | None,
         typer.Option(
             metavar="ID",
-            help="Evaluation to rate, instead of naming runs. Default: the newest evaluation that includes "
-            "all named runs.",
+            help="Evaluation to rate, by id. Default: the newest evaluation that includes all the runs you "
+            "name.",
         ),
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed for items, order and sides.")] = None
@@ -73,7 +73,8 @@ class ReviewAddress:
     raters: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Comma-separated raters, who get one link each. Default: one link for all."
+            metavar="NAMES",
+            help="Comma-separated names of raters. Each gets their own link. Default: one link for everyone.",
         ),
     ] = ""
     host: Annotated[
@@ -104,7 +105,7 @@ class OtherActions:
         Path | None, typer.Option("--import", metavar="FILE.csv", help="Import a filled sheet.")
     ] = None
     rater: Annotated[str | None, typer.Option(metavar="NAME", help="Rater who fills in the sheet.")] = None
-    plan: Annotated[bool, typer.Option("--plan", help="Show how many people and items you need.")] = False
+    plan: Annotated[bool, typer.Option("--plan", help="Show how many raters and items you need.")] = False
     detect: Annotated[float, typer.Option(help="With --plan: preference rate to detect.")] = 0.6
 
 
@@ -246,9 +247,9 @@ def _write(
         opened = writing_reviews.opened(ft, order)
         session = opened.session
         for why, n in (opened.made.left_out if opened.made else {}).items():
-            warn(f"left out ({why}): {count(n, 'row')}. Correct them with orchestrate data review")
+            warn(f"{count(n, 'row')} left out: {why}. To correct rows: orchestrate data review FILE")
         if opened.made and opened.made.unread:
-            warn(f"the written rows won't have these columns: {', '.join(opened.made.unread)}")
+            warn(f"the written rows omit these columns: {', '.join(opened.made.unread)}")
     if instead.results:
         yield Output(writing_reviews.result(session), _show_writing)
         return
@@ -266,7 +267,9 @@ def _show_writing(found: WritingResult) -> None:
             f"{_share(found.same)} of them with identical text"
         )
         low, high = found.likeness.low, found.likeness.high
-        note(f"agreement between their answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})")
+        note(
+            f"agreement between the two answers: ROUGE-L {found.likeness.value:.2f} ({low:.2f} to {high:.2f})"
+        )
     if found.alpha is not None:
         note(f"agreement on labels: {_alpha(found.alpha)}")
     for one in found.disagreements[:_PAIRS_SHOWN]:
@@ -276,7 +279,8 @@ def _show_writing(found: WritingResult) -> None:
             mark = "*" if answer == one.settled else " "
             out.print(f"  {mark} {who}: {shorten(answer, _CHARACTERS)}", style="dim")
     review = found.review.id
-    note(f"{review}: {found.written:,} of {count(found.rows, 'row')} written, {found.to_settle:,} to settle")
+    to_settle = count(found.to_settle, "disagreement")
+    note(f"{review}: {found.written:,} of {count(found.rows, 'row')} written, {to_settle} to settle")
     note(f"next: orchestrate data from-review {review} -o train.jsonl")
 
 

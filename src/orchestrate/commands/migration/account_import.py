@@ -23,7 +23,8 @@ SHOWN = 20
 def take(
     context: typer.Context,
     providers: Annotated[
-        list[str], typer.Argument(metavar="PROVIDER...", help="Backends, such as together.")
+        list[str],
+        typer.Argument(metavar="PROVIDER...", help="Backends to import jobs from, such as together."),
     ],
     since: Annotated[
         datetime | None,

@@ -375,7 +375,8 @@ def require_reachable(ft: Orchestrator, run: Run) -> None:
     backend = ft.ready(run.provider)
     if backend.host != run.host:
         raise UsageError(
-            f"run {run.id} is on {run.provider} at {run.host}, not at {backend.host}",
+            f"run {run.id} was submitted to {run.host}, but {run.provider} is now configured for "
+            f"{backend.host}",
             fix="use the configuration and key that the run was submitted with",
         )
 

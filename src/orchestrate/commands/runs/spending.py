@@ -100,8 +100,8 @@ class ExitCodeOptions:
     ] = False
 
     def require(self, what: SpendingSelection, settings: Settings) -> None:
-        """Raise `UsageError` if the other options or settings make a requested condition impossible to
-        check."""
+        """Check that the requested exit codes can be determined. Raises `UsageError` if other options rule
+        that out, or if no budget is set."""
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle must contact the hosts, so it cannot be combined with --offline")
         if self.fail_if_over and what.sandbox:
@@ -131,8 +131,9 @@ class RecipientOptions:
     ] = False
 
     def settings(self, given: Settings, channels: NotifyOptions) -> Settings | None:
-        """Return the settings with the channels that get the report, or `None` if the flags don't ask to send
-        it. Raises `UsageError` if no channel is configured, and `ConfigError` if a channel is invalid."""
+        """Return the settings with the notification channels for the report, or `None` if no flag requests
+        sending it. Raises `UsageError` if no channel is configured, and `ConfigError` if a channel is
+        invalid."""
         if not (self.notify or any(vars(channels).values())):
             return None
         told = channels.over(given)
@@ -348,8 +349,8 @@ def notes(report: SpendingReport) -> list[Text]:
         told.append(
             _warning(
                 f"cannot check the budget because the cost of {joined(list(report.uncounted))} is "
-                "unknown (exclude an item with --ignore ID, or give up on a run: orchestrate "
-                "abandon RUN)"
+                "unknown. To exclude an item, pass --ignore ID. To give up on a run: "
+                "orchestrate abandon RUN"
             )
         )
     told += [_warning(_orphan(found)) for found in report.idle if found.unaccounted]
@@ -363,8 +364,8 @@ def notes(report: SpendingReport) -> list[Text]:
     if given_up := report.total.abandoned:
         told.append(
             Text(
-                f"abandoned: {joined(list(given_up))}. The last known costs still count. The hosts are no "
-                "longer checked",
+                f"abandoned: {joined(list(given_up))}. Their last known costs still count, but their "
+                "hosts are no longer checked",
                 style="dim",
             )
         )

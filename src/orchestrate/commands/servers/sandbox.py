@@ -53,8 +53,8 @@ AlsoOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--also",
-        help="Also run a sandbox of this host, described in YAML, such as azure, on any free port; "
-        "repeatable.",
+        help="Also run a sandbox of this host, such as azure; repeatable. The host must be described in "
+        "YAML. Uses any free port.",
     ),
 ]
 PortOpt = Annotated[

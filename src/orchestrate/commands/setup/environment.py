@@ -222,7 +222,7 @@ def _trust_project(given: Path | None) -> None:
     from orchestrate.settings import trust
 
     if (named := config.named_file(given)) is not None:
-        note(f"you passed {named} explicitly, so you do not need to mark it as trusted")
+        note(f"{named} is already trusted, because you passed it explicitly")
         return
     path = config.project_file()
     project = None if path is None else trust.Project(path, read_toml(path))

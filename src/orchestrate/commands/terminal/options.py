@@ -48,7 +48,7 @@ class AliasGroup(TyperGroup):
 
 
 OPTIONAL_COMMAND = "[COMMAND] [ARGS]..."
-"""How the usage line of a group that also runs without a command shows its commands."""
+"""Placeholder for the commands in the usage line of a group that also runs without a command."""
 
 
 def default_command(command: str, *, words: bool = False) -> type[TyperGroup]:
@@ -193,9 +193,9 @@ class SpecOptions:
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Return the names of the requested backends. For `all`, returns the backends for which the spec names a
-    model, even those that `all` normally omits, and prints which backends are skipped. If the spec names a
-    model for none of them, returns all backends."""
+    """Return the names of the requested backends. For `all`, returns only the backends for which the spec
+    names a model, and prints which ones are skipped. The result can include backends that `all` normally
+    omits. If it would be empty, returns all backends."""
     names = ft.backends(provider)
     if provider != "all":
         return names

@@ -174,8 +174,8 @@ def _show(found: Advice, name: str) -> None:
 
     f = found.facts
     out.print(
-        f"{name}: {count(f.rows, f'{f.kind} row')} with, on average, {f.prompt_tokens:,.0f} "
-        f"prompt tokens and {f.answer_tokens:,.0f} answer tokens; "
+        f"{name}: {count(f.rows, f'{f.kind} row')}, on average {f.prompt_tokens:,.0f} prompt tokens "
+        f"and {f.answer_tokens:,.0f} answer tokens per row; "
         f"{count(f.distinct_answers, 'distinct answer')}; {f.copied_share:.0%} of the answers' words "
         f"occur in the prompts; {f.json_share:.0%} of the answers are JSON; {f.duplicate_share:.0%} of the "
         "rows are duplicates",
@@ -185,8 +185,8 @@ def _show(found: Advice, name: str) -> None:
         out.print(str(found.rule))
     else:
         note(
-            "the 80% rule was not checked (do not fine-tune if prompting already reaches 80% of the "
-            f"target). To check it: orchestrate advise {quote(name)} --measure MODEL --test FILE "
+            "the 80% rule was not checked: do not fine-tune if prompting already reaches 80% of the "
+            f"target. To check it: orchestrate advise {quote(name)} --measure MODEL --test FILE "
             "--target 0.9"
         )
     for text in found.warnings:
@@ -227,8 +227,8 @@ def _show_latency(found: Sequence[Latency]) -> None:
     out.print(shown)
     first = found[0]
     note(
-        f"predicted for {first.input_tokens:,} tokens in and {first.output_tokens:,} out, one "
-        f"request at a time, without queueing and network time, within a factor of {first.band:g} "
-        f"({SOURCE}). Batching slows answers down. Prompt caching, 4-bit weights and speculative decoding "
-        "speed them up"
+        f"predicted for one request at a time with {first.input_tokens:,} input tokens and "
+        f"{first.output_tokens:,} output tokens, excluding queueing and network time. The true latency is "
+        f"within a factor of {first.band:g} ({SOURCE}). Batching slows answers down. Prompt caching, 4-bit "
+        "weights and speculative decoding speed them up"
     )

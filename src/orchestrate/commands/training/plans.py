@@ -50,7 +50,8 @@ class PlanCheckReport(TypedDict):
     backends: list[str]
     problems: list[Problem]
     served: dict[str, str]
-    """Maps each backend to how it serves a tuned model. Backends where this is unknown are left out."""
+    """How each backend serves a tuned model, as {backend: description}. Omits backends for which this is
+    unknown."""
 
 
 class Quoted(TypedDict):

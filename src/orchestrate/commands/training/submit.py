@@ -115,7 +115,7 @@ class SubmitOptions:
     strict: bool
     watch: bool
     repeated: str | None = None
-    """Id of the ended run that the user asked to repeat, so no confirmation of the duplicate is needed."""
+    """Id of the ended run that the user asked to repeat. A duplicate of this run needs no confirmation."""
     named: str = ""
     """The spec file, as written in printed commands."""
     tell: Callable[[Prepared], None] | None = None

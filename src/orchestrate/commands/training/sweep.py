@@ -286,11 +286,11 @@ def _show(trials: list[Trial], carried: Searching, ranked: list[Trial]) -> None:
 
 def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     first, *others = [trial for trial in ranked if trial.share == ranked[0].share]
-    text = f"the best of {count(len(others) + 1, 'trial')} on the same rows looks better than it really is: "
+    text = f"the best of {count(len(others) + 1, 'trial')} on the same rows has an optimistic score. "
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
-        text += f"{count(len(close), 'other')} within its interval; "
-    return text + f"confirm the result on other rows: orchestrate eval {first.run_id} --test FILE"
+        text += f"{count(len(close), 'other trial')} scored within its interval. "
+    return text + f"To confirm the result on other rows: orchestrate eval {first.run_id} --test FILE"
 
 
 def _overlap(one: Trial, other: Trial) -> bool:

@@ -40,7 +40,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
         out.print(next((m for m in matrices if m.fits(out.width)), _matrix(differing, rows, _LEAST)))
     if plain:
         note(f"applied unchanged on all backends: {', '.join(plain)}")
-    note("~ not exactly as set, (...) the backend's default")
+    note("~: not applied exactly as set; (...): the backend's default")
     _explain(["model"], {name: every[name] for name in without}, all=all)
     _explain(shown, rows, all=all)
     if apart := rates_apart({t.provider: t.multiplied_rate for t in translations}):
@@ -48,7 +48,7 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
     for t in translations:
         _rest(t)
     if hidden := len(names) - len(shown):
-        note(f"{count(hidden, 'setting')} that you did not set are hidden. To show them: --all")
+        note(f"{count(hidden, 'setting')} not shown, because you did not set them. To show all: --all")
     _verdict(translations)
 
 
@@ -150,7 +150,7 @@ def _verdict(translations: Sequence[Translation]) -> None:
     others = [(t, s) for t in translations for s in t.inexact if s.outcome is not Outcome.REFUSED]
     inexact = [f"{s.name} on {t.provider}" for t, s in others]
     if inexact:
-        out.print(Text(f"{len(inexact)} inexact, which --strict rejects: {joined(inexact)}", "yellow"))
+        out.print(Text(f"{len(inexact)} inexact (rejected with --strict): {joined(inexact)}", "yellow"))
     line = f"{len(refused)} refused: {joined(refused)}" if refused else "nothing is refused"
     out.print(Text(line, "red" if refused else "green"))
 

@@ -211,7 +211,10 @@ def _show_merged(made: Merged) -> None:
         note(f"{made.method} of {len(made.parts)} complete models")
     else:
         ranks = ", ".join(map(str, made.ranks))
-        note(f"{made.method}, rank {made.rank} of {ranks}; differs by {made.error:.1%} from the exact sum")
+        note(
+            f"{made.method}, rank {made.rank} (inputs: {ranks}); differs by {made.error:.1%} from the "
+            "exact sum"
+        )
     if made.proof is not None:
         show_proof(made.proof)
     for line in made.notes:

@@ -309,9 +309,9 @@ class RowSource:
 
 
 def source(path: str) -> RowSource:
-    """Prepare an input for reading. An unchanged input is prepared once per process. `-` is standard input.
-    Raises `DataError` when the input cannot be read and `MissingExtra` when its format needs a package that
-    is not installed."""
+    """Prepare an input for reading. Later calls in the same process reuse the result if the input is
+    unchanged. `-` is standard input. Raises `DataError` when the input cannot be read and `MissingExtra` when
+    its format needs a package that is not installed."""
     if "://" in path:
         remember(path)
         return _prepared(path, 0, 0)

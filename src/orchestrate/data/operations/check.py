@@ -271,8 +271,8 @@ def _balance(one: OpenedFile, split: str) -> list[Problem]:
         return []
     name = "undesirable_weight" if bad < good else "desirable_weight"
     message = (
-        f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers. Balance them with {name}: "
-        f"{more / fewer:.3g}"
+        f"{good:,} {DESIRABLE} and {bad:,} {UNDESIRABLE} answers. To balance them, set "
+        f"{name}: {more / fewer:.3g}"
     )
     return [_file_problem("labels-unbalanced", message, one.facts.path)]
 

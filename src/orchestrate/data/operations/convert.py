@@ -114,7 +114,7 @@ def _dropped(opened: OpenedFile, target: RowTarget) -> list[Problem]:
             "extra-fields",
             Severity.WARNING,
             f"unknown message fields are dropped ({extra:,} times)",
-            "keep the original file if you need them again",
+            "keep the original file if you need these fields later",
         )
     if target.name == "alpaca" and data.format == "alpaca":
         joined = "each row's input is added to its instruction"

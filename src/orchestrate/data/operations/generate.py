@@ -271,8 +271,8 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """Log entry with the screening result of one answer. If a run stops before an answer is screened, the
-    next run screens it."""
+    """Log entry with the accepted rows and the rejection counts of one answer. If a run stops before it has
+    screened an answer, the next run screens that answer."""
 
     question: str
     rows: list[msgspec.Raw]

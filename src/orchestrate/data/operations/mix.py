@@ -44,20 +44,20 @@ class MixedFile(Record, frozen=True, kw_only=True):
     path: str
     digest: str
     rows: int
-    """Valid rows in the file."""
+    """Number of valid rows in the file."""
     weight: float
     seed: int
     taken: int
-    """Rows in the mix that come from the file."""
+    """Number of rows in the mix that come from the file."""
     sample: list[int]
-    """Numbers of the file's rows that were sampled for the fractional part of `weight`. The mix contains one
-    more copy of these rows than of the file's other rows."""
+    """Row numbers, in the file, of the rows sampled for the fractional part of `weight`. Each of them occurs
+    once more in the mix than the file's other rows."""
 
     @property
     def description(self) -> str:
         whole, part = divmod(self.weight, 1)
         times = f"{self.rows:,} rows x {whole:g}" if whole != 1 else f"{self.rows:,} rows"
-        drawn = f"{len(self.sample):,} of {self.rows:,} rows drawn with seed {self.seed}"
+        drawn = f"{len(self.sample):,} of {self.rows:,} rows sampled with seed {self.seed}"
         parts = ([times] if whole else []) + ([drawn] if part else [])
         return f"{self.path} ({', and '.join(parts)})"
 

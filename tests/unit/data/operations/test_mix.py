@@ -61,7 +61,7 @@ def test_a_weight_is_a_number_of_times_and_a_seeded_sample(tmp_path: Path) -> No
     assert mixed(tmp_path, *files)[1].facts.digest == mix.facts.digest
     (problem,) = (p for p in sources.facts.problems if p.code == "invalid-json")
     assert (problem.source, problem.row) == (b, 6)
-    assert "10 rows x 2" in str(sources.mixed) and "10 of 20 rows drawn with seed 3" in str(sources.mixed)
+    assert "10 rows x 2" in str(sources.mixed) and "10 of 20 rows sampled with seed 3" in str(sources.mixed)
 
 
 @settings(max_examples=25, deadline=None)
