@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-"""Matches characters that could control a terminal or mislead a reader: 7- and 8-bit control characters
-except tab and line feed, marks that change the text direction, and lone surrogates, which cannot be
-encoded."""
+"""Matches characters that could control a terminal or mislead a reader:
+
+- 7- and 8-bit control characters, except tab and line feed
+- marks that change the text direction
+- lone surrogates, which cannot be encoded
+"""
 
 
 def inert(text: str) -> str:
@@ -73,9 +76,9 @@ def _written(error: UnicodeError, replacements: Mapping[str, str]) -> tuple[str,
 
 
 def money(usd: Decimal | None) -> str:
-    """Format an amount, such as `$1,234.50`. Amounts below a dollar get at least three decimals and two
-    significant digits, such as `$0.0042`. Rounds up, while `limit` rounds down, so an amount above a limit
-    never looks equal to it."""
+    """Format an amount, such as `$1,234.50`. Below a dollar, shows at least three decimals and two
+    significant digits, such as `$0.0042`. Rounds up, whereas `limit` rounds down. As a result, an amount
+    above a limit never looks equal to it."""
     return NOTHING if usd is None else _rounded(usd, ROUND_CEILING)
 
 

@@ -72,9 +72,11 @@ class OpenedParts:
 
 
 class SandboxParts(OpenedParts):
-    """Backends for sandbox runs whose store belongs to another workspace. Uses that workspace's backends if
-    it has sandbox keys. Otherwise uses the sandbox in the home folder, and restarts it with its last options
-    if it isn't running."""
+    """Backends for sandbox runs that are stored in another workspace.
+
+    If that workspace has sandbox keys, uses its backends. Otherwise, uses the sandbox in the home folder. If
+    that sandbox isn't running, starts it again with its last options.
+    """
 
     def __init__(self, outside: OpenedParts, host: str) -> None:
         super().__init__(outside.settings)

@@ -302,7 +302,7 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
     "ORCHESTRATE_STALLED_MINUTES": "Number of minutes without progress after which a run counts as stalled.",
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret for signing the gateway's webhooks.",
-    "ORCHESTRATE_TODAY": "Date to treat as today (such as `2027-01-07`) for prices, shutdown dates and models.",
+    "ORCHESTRATE_TODAY": "Treat this date as today (`2027-01-07`) for prices, shutdown dates and models.",
 }
 """Orchestrate's environment variables, with descriptions. Variables of hosts are in their profiles."""
 

@@ -149,7 +149,7 @@ class JobSpec(SpecPart):
         default=None,
         gt=0,
         le=1,
-        description="Fraction of the steps in the decay phase of warmup_stable_decay",
+        description="Fraction of the steps used for decay, with schedule: warmup_stable_decay",
     )
     schedule_power: Float | None = Field(default=None, gt=0, description="Exponent for schedule: polynomial")
     weight_decay: Float | None = Field(default=None, ge=0, description="Weight decay of the optimizer")
@@ -191,8 +191,9 @@ class JobSpec(SpecPart):
     )
     max_cost_usd: Usd | None = Field(
         default=None,
-        description="Cost limit: reject the submission if the high end of the quote exceeds it. Where the "
-        "host reports the cost so far, a run above it is canceled, or paused on a rented machine",
+        description="Cost limit in US dollars. A run is not submitted if the high end of its quote is above "
+        "the limit. If the host reports the cost so far, a run that exceeds the limit is canceled (paused "
+        "on a rented machine)",
     )
     private: bool | None = Field(default=None, description="Allow only your own machine as a backend")
     tags: dict[str, str] = Field(default_factory=dict, description="Your own labels, to filter runs by")

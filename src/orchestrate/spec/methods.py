@@ -80,15 +80,15 @@ class SFT(SpecPart):
         default=None,
         description=(
             "How to train on earlier assistant turns, if the chat template drops their reasoning. train: "
-            "without their reasoning. split: each in its own row, including its reasoning. untrained: only "
-            "as context"
+            "train on them without reasoning. split: put each in its own row, with its reasoning. "
+            "untrained: use them only as context"
         ),
     )
     ignore_empty_think: bool | None = Field(
         default=None,
         description=(
-            "True to exclude empty reasoning blocks from the loss. A chat template writes these before "
-            "answers without reasoning, and training on them teaches the model to stop reasoning"
+            "True to exclude empty reasoning blocks from the loss. Chat templates insert them before answers "
+            "without reasoning, and a model that is trained on them learns to stop reasoning"
         ),
     )
     train_on: Literal["all", "last"] | tuple[Role, ...] | None = Field(
@@ -176,13 +176,13 @@ class RFT(SpecPart):
         ),
     )
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = Field(
-        default=None, description="Reasoning effort of the sampled answers, on hosts that have it"
+        default=None, description="Reasoning effort of the sampled answers, on hosts that support it"
     )
     compute_multiplier: Float | None = Field(
         default=None,
         gt=0,
         le=10,
-        description="Multiplier of the compute for exploring answers, on hosts that have it",
+        description="Multiplier for the compute spent on exploring answers, on hosts that support it",
     )
     samples_per_prompt: Int | None = Field(
         default=None, ge=1, description="Answers to sample and grade for each prompt"

@@ -65,13 +65,13 @@ def stamp(at: datetime) -> str:
 
 
 def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
-    """Return the current time on a deployment's own clock: `created_at` plus its age. Hourly charges and
-    limits use this time.
+    """Return the current time on a deployment's own clock: `created_at` plus the deployment's age. Hourly
+    charges and limits use this clock, which never runs backward.
 
-    The time elapsed since the age was last recorded is measured with the uptime clock. After a reboot, or on
-    another machine, only the wall clock is available. The returned time never goes backward. If the creation
-    time that the host reports (`made_at`) shows that the wall clock was wrong when the age was last recorded,
-    the host's time is used instead.
+    The age was last recorded at a known uptime of the machine, so the time elapsed since then is taken from
+    the uptime clock. After a reboot or on another machine, it is taken from the wall clock instead. If
+    `made_at`, the creation time that the host reports, shows that the wall clock was wrong at the last
+    recording, the age is computed from `made_at`.
     """
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version
@@ -104,8 +104,8 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """Create an id from a time and a random part. `mark` is a hash that replaces the random part, so the same
-    second and hash always give the same id."""
+    """Create an id from a time and a random part. If `mark` is given (a hash), it replaces the random part,
+    and the same second and hash always give the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:
         age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)
@@ -115,7 +115,8 @@ def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
 
 
 def derived_ref(facts: str) -> str:
-    """Derive a job's ref from 60 bits of the SHA-256 of `facts`. The same facts always give the same ref."""
+    """Derive a job's ref from `facts`: the same text always gives the same ref. The ref encodes 60 bits of
+    the text's SHA-256."""
     return REF_PREFIX + _base32(int(hashlib.sha256(facts.encode()).hexdigest(), 16) % 32**12, 12)
 
 

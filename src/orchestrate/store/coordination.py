@@ -54,7 +54,8 @@ class Notifications:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim(self, run_id: str, channel: str) -> bool:
-        """Claim the right to report a run to a channel. Only one process ever gets this claim."""
+        """Claim the notification of one run to one channel, and return whether this process got the claim.
+        Only one process ever does."""
         table = schema.notifications
         with self._db.writing() as connection:
             done = connection.execute(
@@ -81,8 +82,8 @@ class Notifications:
             connection.execute(done)
 
     def unfinished(self, channel: str, *, older_than_s: float) -> list[str]:
-        """List runs whose notification was claimed by a process that stopped before it finished. Each
-        notification may or may not have been sent."""
+        """List the ids of runs whose notification was claimed but never finished, because the process
+        stopped. The notification may have been sent."""
         table = schema.notifications
         before = stamp(self._db.clock.now() - timedelta(seconds=older_than_s))
         query = select(table.c.run_id).where(
@@ -136,9 +137,8 @@ class Coordination:
         """Claim up to `limit` active runs whose events and metrics are due to be polled, longest overdue
         first.
 
-        Sets the next due time of each run to at least `soonest` from now. Processes that claim at the same
-        time get different runs: on Postgres, each skips rows locked by another, and on SQLite they take
-        turns.
+        A claimed run is not due again for at least `soonest`. Processes that call this at the same time get
+        different runs. On Postgres, each skips the rows that another has locked. On SQLite, they take turns.
         """
         table, now = schema.runs, self._db.clock.now()
         query = (
@@ -158,8 +158,8 @@ class Coordination:
         return runs
 
     def make_due(self, provider: str, job_id: str) -> Run | None:
-        """Mark the run of a job as due for polling now, and return the run. Returns `None` if no run has this
-        job."""
+        """Mark the run with this job as due for polling now, and return the run, or `None` if there is
+        none."""
         table = schema.runs
         query = select(table.c.record).where(table.c.provider == provider, table.c.job_id == job_id)
         with self._db.writing() as connection:
@@ -186,10 +186,12 @@ class Coordination:
             return list(connection.execute(query).scalars())
 
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
-        """Return how long each run has been inactive, keyed by run id. `marks` maps run ids to text that
-        changes whenever a run shows activity. The count restarts when this text changes, or if more than
-        `gap_s` seconds passed since the last check. Measured with this machine's uptime clock, so changes to
-        the wall clock don't affect it."""
+        """Return how long each run has been inactive, as {run id: Silence}.
+
+        `marks` is {run id: text}, where the text changes whenever the run shows activity. A change of the
+        text resets the run's inactivity. So does a gap of more than `gap_s` seconds between two checks. Times
+        are measured with this machine's uptime clock, so changes to the wall clock don't affect them.
+        """
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
         parts = [ids[start : start + 500] for start in range(0, len(ids), 500)]
@@ -269,11 +271,11 @@ class Coordination:
     def take_tokens(
         self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
     ) -> float:
-        """Take tokens from the account's bucket, which all processes of this store share.
+        """Take `count` tokens from the account's bucket, which all processes of this store share.
 
-        The bucket gains `per_minute` tokens and holds at most `burst`. Returns 0 if it had enough tokens.
-        Otherwise takes none and returns the seconds until it has enough. With `credit`, always takes them,
-        for requests that were already sent.
+        The bucket gains `per_minute` tokens per minute and holds at most `burst`. Returns 0 if there were
+        enough tokens. Otherwise, takes none and returns the seconds until there are enough. With `credit`,
+        always takes the tokens and returns 0. Use this for requests that were already sent.
         """
         key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
         now, table = self._db.clock.now(), schema.meta

@@ -191,7 +191,7 @@ def _create_sqlite(path: Path) -> None:
     if log.exists() and not path.exists():  # another process may have made both just now
         raise StoreError(
             f"{path} is missing but its log {log.name} exists: the store was removed or moved without "
-            "the log",
+            "its log",
             fix=f"put the store back, or delete the log and {RECOVER}",
         )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
@@ -447,18 +447,21 @@ class Database:
     def writing(self) -> Generator[Connection]:
         """Open a transaction that commits at the end of the block, or rolls back on an error.
 
-        Raises `StoreError` once a newer version has upgraded the store, because records written by this
-        version would lack fields that the newer one reads. On Postgres, a lock prevents an upgrade between
-        that check and the writes. On SQLite, no lock is needed because there is only one writer.
+        Raises `StoreError` if a newer version has upgraded the store, because that version reads fields that
+        this one does not write. On Postgres, a lock prevents an upgrade while the transaction is open. On
+        SQLite, no lock is needed, because there is only one writer.
         """
         with translated(self.place), self._writer.begin() as connection:
             _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection
 
     def waited(self, table: Table, id: str) -> float:
-        """Return how many seconds ago this machine sent the current attempt of a run or deployment, by the
-        uptime clock. If another machine sent the attempt, or this machine was rebooted since, the time is
-        counted from when this machine first saw the attempt."""
+        """Return the seconds since the current attempt of a run or deployment was sent, measured with the
+        uptime clock.
+
+        If another machine sent the attempt, or this machine was rebooted since then, the time starts when
+        this method is first called for the attempt.
+        """
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:
             attempt = connection.execute(select(table.c.attempt).where(table.c.id == id)).scalar_one()
@@ -503,8 +506,11 @@ class LeaseHeld(OrchestrateError):
 
 @dataclass(frozen=True)
 class Lease:
-    """The exclusive right to a task until the lease expires. Each acquisition increments `fence`, and writes
-    with an older fence are rejected, so a process that slept past its lease cannot corrupt the store."""
+    """The exclusive right to a task, until the lease expires.
+
+    Each acquisition increments `fence`, and writes with an older fence are rejected. Therefore, a process
+    that was suspended until its lease expired cannot corrupt the store.
+    """
 
     name: str
     owner: str
@@ -606,10 +612,11 @@ class Leases:
     def hold(
         self, name: str, ttl_s: float = 30.0, *, wait: Callable[[], object] | None = None
     ) -> Generator[Lease]:
-        """Hold the lease during the block. A thread renews it, so it expires soon after the process dies.
+        """Hold the lease during the block, while a thread keeps renewing it. If the process dies, the lease
+        expires soon after.
 
-        If another process holds the lease, raises `LeaseHeld` immediately. With `wait`, waits for the lease
-        instead and calls `wait` between checks.
+        If another process holds the lease, raises `LeaseHeld` immediately. If `wait` is given, waits for the
+        lease instead, and calls `wait` between checks.
         """
         lease = self.acquire(name, ttl_s)
         while lease is None:

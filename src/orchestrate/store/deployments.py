@@ -50,7 +50,8 @@ def creating(deployment: Deployment, at: datetime) -> Deployment:
 
 
 def outcome_unknown(deployment: Deployment, problem: str, at: datetime) -> Deployment:
-    """Record that the response was lost or did not show the result."""
+    """Record that the outcome is unknown, because the response was lost or did not say whether the request
+    succeeded."""
     if deployment.state is not State.CREATING:
         return _moved(deployment, at, deployment.state, bills=None, problem=problem)
     return _moved(deployment, at, State.OUTCOME_UNKNOWN, bills=True, problem=problem)
@@ -105,11 +106,11 @@ def observed(
     settled: bool,
     patience: timedelta = timedelta(0),
 ) -> Deployment:
-    """Update the deployment from the account's current list of resources. The list must be complete.
+    """Update the deployment from the account's current list of resources, which must be complete.
 
-    `settled` means that no request to create the deployment can still take effect. Until then, absence from
-    the list proves nothing. A deployment that was up must be missing for `patience` before it counts as lost,
-    because a host's list may be out of date.
+    `settled` means that no request to create the deployment can still take effect. Without it, the deployment
+    may still appear, so its absence from the list is not conclusive. Because a list may be out of date, a
+    deployment that was up only counts as lost after it has been missing for `patience`.
     """
     there = [item for item in standing if item.kind == "deployment"]
     if there:
@@ -283,9 +284,11 @@ class Deployments:
             return after
 
     def limit_of_entry(self, model: str, usd: Decimal, but: str | None) -> Limit:
-        """Build the cost limit that covers all deployments of one entry in the gateway's model map. Check the
-        limit in the transaction that deploys. `but` is the id of the deployment that is being changed, whose
-        own cost is not counted."""
+        """Build the cost limit that all deployments of one entry in the gateway's model map share.
+
+        It must be checked in the transaction that creates or changes a deployment. `but` is the id of the
+        deployment that is being changed. Its current cost is not counted.
+        """
         description = {
             "what": f"the remaining deploy.max_cost_usd of gateway.models.{model}",
             "figure": "the maximum cost of this deployment",
@@ -371,15 +374,15 @@ class Deployments:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
     def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
-        """List the backends that have an open deployment, or had one at `since`. Ignores abandoned
-        deployments."""
+        """List the backends that have an open deployment or, if `since` is set, had one after that time.
+        Ignores abandoned deployments."""
         found = self.matching(over=None if since else False, since=since)
         open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
-        """List the (backend, host) pairs to poll: those where a deployment has a limit or an unconfirmed
-        shutdown."""
+        """Return the (backend, host) pairs to poll: those with a deployment that has a limit, or whose
+        creation or shutdown the host has not confirmed yet."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 

@@ -36,7 +36,7 @@ TRANSLATION = "translation"
 
 
 _SAME = tuple({column.name for column in schema.runs.columns} & {*Run.__struct_fields__} - {"id"})
-"""Columns with the same name as their field in `Run`. To add a column, add its name here."""
+"""Names of the columns that are copied from the field of `Run` with the same name."""
 
 
 def _cell(value: Any) -> Any:
@@ -53,8 +53,8 @@ def _cell(value: Any) -> Any:
 
 
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
-    """Return the columns of a run's database row that are derived from its record, as `{column: value}`. The
-    id is not included."""
+    """Return the values of a run's database row that are derived from its record, as `{column: value}`,
+    without the id."""
     from orchestrate.costing import spending
 
     money = spending(run)
@@ -77,8 +77,8 @@ def beside(
 
 
 def recorded_state(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
-    """Return the part of a run's state whose changes are recorded as transitions: phase, status and raw
-    status."""
+    """Return the phase, the status and the raw status of a run. Each change of these values is recorded as a
+    transition."""
     return run.phase, run.status, run.raw_status
 
 
@@ -335,8 +335,8 @@ class History:
                 connection.execute(schema.records.insert(), rows)
 
     def reconciliations(self, *run_ids: str) -> list[Reconciliation]:
-        """List the last reconciliation of each of these runs, or of all runs if none are given, oldest
-        first."""
+        """List the last reconciliation of each of these runs, oldest first. Without arguments, covers all
+        runs."""
         found = self.records("reconciliation", run_ids or None)
         last = {record.run_id: record.data for record in found}
         from orchestrate.costing import Reconciliation

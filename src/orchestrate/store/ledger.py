@@ -37,10 +37,10 @@ _LOCK = schema.APPLICATION_ID + 1
 _LESS = "lower --max-hours or --max-cost, or raise the budget"
 _NO_BUDGET = "use a model with a known price, or run without a budget (budget_usd)"
 _KEPT = "send-"
-"""Prefix of the ids of reservations whose outcome is stored."""
+"""Prefix of the ids of reservations whose outcome is stored. Ids from earlier versions lack it."""
 _AT_ONCE = 500
 LONGEST_ANSWER = timedelta(days=1)
-"""Age at which a request for an answer counts as billed, even if its result is unknown."""
+"""Age at which an answer request counts as billed, even if its result is still unknown."""
 
 
 def one_at_a_time(connection: Connection) -> None:
@@ -56,9 +56,9 @@ class Limit(NamedTuple):
     taken: Callable[[Connection], Decimal]
     """Function that returns how much of the limit is already used, in USD."""
     description: dict[str, str]
-    """Parts of the `OverBudget` message that describe this limit."""
+    """Texts for the `OverBudget` message, as {argument of `require_within`: text}."""
     wanted: Decimal | None = None
-    """Amount to count against this limit. `None` uses the amount that counts against the budget."""
+    """Cost to check against this limit, if it differs from the cost that is checked against the budget."""
 
 
 def reserve(  # noqa: PLR0913  what is held, and each limit that it is held against
@@ -93,9 +93,11 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
 def reserve_run(
     connection: Connection, clock: Clock, run: Run, budget_usd: Decimal | None, limits: Sequence[Limit]
 ) -> None:
-    """Check that a new run's maximum cost fits the budget and the limits. This cost is the high end of the
-    quote, or the cost of the run's machine until its time limit if that is higher. The run's own limit also
-    applies in a sandbox."""
+    """Check that a new run's maximum cost fits the budget and the limits.
+
+    The maximum cost is the high end of the quote or, if higher, the cost of the run's machine until its time
+    limit. In a sandbox, only the limits apply, including the run's own.
+    """
     from orchestrate.costing.expenses import unpriced
 
     quote, name = run.quote, run.provider
@@ -120,8 +122,9 @@ def reserve_more(
     limits: Sequence[Limit],
     figure: str,
 ) -> None:
-    """Check that a run's new maximum cost, `usd`, fits the limits. If it is higher than the amount already
-    reserved, it must also fit the budget. `None` keeps the reserved amount, so the budget isn't checked."""
+    """Check that `usd`, the new maximum cost of a run, fits the limits. If it exceeds the amount that is
+    already reserved, the increase must also fit the budget. If `usd` is `None`, the reservation stays
+    unchanged and the budget isn't checked."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
     taken = spending(run).total_usd
@@ -147,9 +150,12 @@ def reserve_deployment(
     budget_usd: Decimal | None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Check that the further cost of a deployment fits the budget and the limits, minus what is already
-    reserved for it. If the deployment is already billed, any change that does not raise its maximum cost is
-    accepted. `limits` also apply in a sandbox."""
+    """Check that what a deployment may still cost fits the budget and the limits. The amount that is already
+    reserved for the deployment is not counted twice.
+
+    If the deployment is already being billed, a change that does not raise its maximum cost is always
+    accepted. In a sandbox, only `limits` apply.
+    """
     budget_usd = None if after.sandbox else budget_usd
     if budget_usd is None and not limits:
         return
@@ -184,9 +190,11 @@ def _as_billed(deployment: Deployment, at: datetime) -> Spending:
 def gateway_spending(
     connection: Connection, clock: Clock, *, but: str | None = None, **named: str
 ) -> Decimal:
-    """Return what the selected deployments have cost so far, plus what they may still cost, in USD. `named`
-    selects deployments by the values of fields, such as the gateway's key. The deployment with the id `but`
-    only counts if it has ended."""
+    """Return what the selected deployments have cost so far, plus what they may still cost, in USD.
+
+    `named` selects deployments by field values, such as `gateway_key="ci"`. If the deployment with the id
+    `but` is still open, it is left out.
+    """
     table, found = schema.deployments, Decimal(0)
     query = select(table.c.record).where((table.c.id != (but or "")) | table.c.over)
     for field_name, value in named.items():
@@ -241,8 +249,8 @@ class LedgerShare(NamedTuple):
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
-        """Return the cost of a deployment that has ended. For any other deployment, returns zero, because its
-        cost still grows."""
+        """Return the final cost of a deployment that has ended. Returns zero for an open one, whose cost
+        still grows."""
         from orchestrate.costing.expenses import deployment_spending
 
         if deployment is None or not deployment.state.over:
@@ -403,8 +411,8 @@ class Ledger:
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
     def account(self, purpose: str, settings: Settings) -> AnswerAccount:
-        """Return the account that one command uses to reserve and settle its answers against the store's
-        budget."""
+        """Return the account with which a command reserves and settles its answers. They count toward the
+        store's budget."""
         return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
 
 
@@ -468,13 +476,13 @@ class AnswerAccount:
             self._end(connection, id)
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
-        """Settle requests that are recorded in this log but not in the store. The process that sent them may
-        have been killed, or the store may have been restored from an older backup. The caller must hold the
-        log's lock.
+        """Settle requests whose outcome is recorded in this log but not in the store. That happens if the
+        process was killed, or if the store was restored from an older backup. The caller must hold the log's
+        lock.
 
-        A reservation without a request in the log is released only if the log proves that the request was
-        never sent: the log was `found`, is still the same file, and is complete. Otherwise, the full
-        reservation counts as spent. The same applies to any reservation that was not settled within a day.
+        A reservation whose request is not in the log is released if the log proves that the request was never
+        sent. For that, the log must have been `found`, still be the same file, and be complete. Otherwise,
+        the full reservation counts as spent. Reservations that are older than a day also count as spent.
         """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)

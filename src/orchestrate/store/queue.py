@@ -35,9 +35,11 @@ class Queue:
         first: bool = False,
         guard: Callable[[QueueEntry, list[QueueEntry]], None] | None = None,
     ) -> QueueEntry:
-        """Add an entry at the end of the queue, or at the start if `first` is set. `make` receives the
-        position and returns the entry. `guard` receives the new entry and the existing entries, and raises an
-        error if the entry must not be added."""
+        """Add an entry at the end of the queue, or at the start with `first`, and return the entry.
+
+        `make` takes the position and returns the entry. `guard` takes the new entry and the existing entries,
+        and may reject the new one by raising an error.
+        """
         with self._db.writing() as connection:
             _one_at_a_time(connection)  # two that add at once would take one position
             edge = func.min if first else func.max
@@ -104,9 +106,9 @@ def _unclear(name: str, found: list[QueueEntry], *, short: bool) -> UsageError:
     some = ", ".join(f"{entry.id} ({entry.provider}, {entry.state.value})" for entry in found[:_SOME])
     fits = f"{name!r} matches {some}{' and more' if len(found) > _SOME else ''}"
     less = (
-        f": part of an id must have at least {_LEAST} characters"
+        f": the start or end of an id must have at least {_LEAST} characters"
         if short
-        else ": it must match exactly one entry"
+        else ": the name must match exactly one entry"
     )
     return UsageError(f"{fits}{less}", fix="type more characters of the id")
 

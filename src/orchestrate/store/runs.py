@@ -57,8 +57,11 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
 
 
 def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None = None) -> list[Run]:
-    """Find the runs that a name may refer to. Tries one interpretation of the name after another, such as an
-    id or the start of an id. Returns all matches of the first interpretation that matches any run."""
+    """Find the runs that a name may refer to.
+
+    A name may be an id, a ref, a job id, the start of an id, and so on. These interpretations are tried in a
+    fixed order. The first one that matches any run decides the result.
+    """
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
@@ -116,7 +119,7 @@ class _StoredRun(NamedTuple):
 
 
 class Equal(TypedDict, total=False):
-    """Filter by exact values of fields. `None` matches any value."""
+    """Filter for runs whose fields have exactly these values. `None` matches any value."""
 
     provider: str | None
     host: str | None
@@ -126,8 +129,8 @@ class Equal(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Intent(RunRequest):
-    """A run to record before anything is sent. `model` is the backend's name for the model, if it differs
-    from the spec's."""
+    """The values of a new run, which is recorded before anything is sent. Set `model` if the backend's name
+    for the model differs from the spec's."""
 
     spec: JobSpec
     provider: str
@@ -162,10 +165,10 @@ class Runs:
     ) -> Run:
         """Create a run, unless `guard` raises an error in the same transaction.
 
-        Raises `OverBudget` if the run's possible cost exceeds its own limit, one of `limits`, or what remains
-        of `budget_usd` for the entire store. Raises `UnknownPrice` if there is a limit or a budget and that
-        cost is unknown. If several processes create runs at the same time, only those that fit the budget
-        succeed.
+        Raises `OverBudget` if the run's maximum cost exceeds its own limit, one of `limits`, or what remains
+        of `budget_usd`, the budget of the entire store. Raises `UnknownPrice` if there is any limit or
+        budget, but the cost is unknown. Processes that create runs at the same time can't exceed the budget
+        together.
         """
         now, spec = self._db.clock.now(), intent.spec
         run = Run(
@@ -254,10 +257,12 @@ class Runs:
             return after
 
     def begin(self, run_id: str, lease: Lease) -> Run:
-        """Start a new attempt to submit a run, and set its phase to SUBMITTING. If cancellation was already
-        requested, withdraw the run instead. If the user cancels later, the job is canceled on the host.
-        Raises `LeaseLost` if another process has taken over the run, and `ImpossibleTransition` if the run
-        can't be submitted."""
+        """Start a new attempt to submit a run, and set its phase to SUBMITTING.
+
+        If the user has already requested cancellation, withdraws the run instead. A later request cancels the
+        job on the host. Raises `LeaseLost` if another process has taken over the run, and
+        `ImpossibleTransition` if the run can't be submitted.
+        """
         at = self._db.clock.now()
         with self._db.writing() as connection:
             self._leases.require(connection, lease)
@@ -366,8 +371,8 @@ class Runs:
         limits: Sequence[Limit] = (),
         figure: str = "the host's own estimate",
     ) -> Run:
-        """Change a run whose maximum total cost will be `usd`. Raises `OverBudget` if the increase over the
-        reserved amount exceeds what remains of `budget_usd`, or if `usd` exceeds one of `limits`."""
+        """Change a run, and reserve `usd` as its new maximum total cost. Raises `OverBudget` if `usd` exceeds
+        one of `limits`, or if the increase over the reserved amount exceeds what remains of `budget_usd`."""
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
@@ -408,12 +413,15 @@ class Runs:
     # -- finding -------------------------------------------------------------------------------------------
 
     def get(self, name: str, *, sandboxes: bool = True, near: str | None = None) -> Run:
-        """Get a run by id, ref, the host's job id, a unique prefix or suffix of the id, the spec's `suffix`
-        (the newest such run), or `last`.
+        """Get a run by name. The name may be any of the following:
 
-        Without `sandboxes`, the spec's suffix and `last` never match a sandbox run. With `near`, the spec's
-        suffix and `last` only match sandbox runs and runs of that backend. Raises `UsageError` if none or
-        several match.
+        - the run's id, or a unique prefix or suffix of it
+        - the run's ref, or the host's job id
+        - the spec's `suffix`, which refers to the newest run with this suffix
+        - `last`
+
+        Without `sandboxes`, the spec's suffix and `last` never match a sandbox run. With `near`, they only
+        match sandbox runs and runs of that backend. Raises `UsageError` unless exactly one run matches.
         """
         return one(self._db, name.strip(), sandboxes=sandboxes, near=near)
 

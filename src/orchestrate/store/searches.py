@@ -62,14 +62,14 @@ class Searches:
             return [Trial.from_json(row) for row in connection.execute(query).scalars()]
 
     def spent_usd(self, search_id: str, *, but: int | None = None) -> Decimal:
-        """Return what a sweep's runs have cost so far, plus what they may still cost. Excludes the trial with
-        the number `but`."""
+        """Return what a sweep's runs have cost so far, plus what they may still cost, in USD. `but` is the
+        number of a trial to leave out."""
         with self._db.reading() as connection:
             return _spent(connection, search_id, but)
 
     def limit(self, search: Search, trial: Trial, **description: str) -> Limit | None:
-        """Build the cost limit of a sweep, to be checked in the transaction that creates or changes a trial's
-        run. Returns `None` if the sweep has no limit."""
+        """Build the cost limit of a sweep, or return `None` if it has none. The limit must be checked in the
+        transaction that creates or changes the trial's run."""
         if search.max_cost_usd is None:
             return None
         description = {"what": "the sweep's remaining limit", **description}
@@ -80,9 +80,11 @@ class Searches:
         return Limit(search.max_cost_usd, taken, description)
 
     def of_run(self, run: Run) -> tuple[Search, Trial] | None:
-        """Return the sweep and the trial that a run belongs to, or `None`. They are found by the run's
-        idempotency key, even if the process died after creating the run and before recording it in the
-        trial."""
+        """Return the sweep and the trial that a run belongs to, or `None`.
+
+        Both are derived from the run's idempotency key. This also works if the process died after it created
+        the run but before it recorded the run in the trial.
+        """
         for search in self.all():
             if (run.idempotency_key or "").startswith(f"{search.id}-"):
                 found = [

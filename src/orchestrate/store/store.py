@@ -103,8 +103,8 @@ class Timing:
     """Maximum time between storing the phase SUBMITTING and sending the create request. After this time, the
     request is not sent."""
     requests: int = 3
-    """Number of HTTP requests needed to create one job, including the reads that come first. Each request may
-    take as long as the provider's timeout."""
+    """Number of HTTP requests needed to create one job, including the reads before the create request. Each
+    request may take as long as the provider's timeout."""
     margin_s: float = 60.0
     """Maximum delay before a new job appears in the host's list."""
     lease_s: float = 30.0
@@ -112,8 +112,8 @@ class Timing:
     """Maximum total time to wait for a busy host."""
 
     def settle_s(self, provider: Provider) -> float:
-        """Return the settle time in seconds. After this time, a create request can no longer be in flight,
-        and the host's list shows the job if one was created."""
+        """Return the settle time: the seconds after which the result of a create request is certain. By then,
+        the request is no longer in flight, and if it created a job, the host's list shows the job."""
         return self.send_limit_s + self.requests * provider.config.timeout_s + self.margin_s
 
 
@@ -123,8 +123,8 @@ DEFAULT_TIMING = Timing()
 def settle_left_s(
     store: Store, provider: Provider, run: Run, timing: Timing = DEFAULT_TIMING
 ) -> float | None:
-    """Return the remaining settle time in seconds. A job that is still missing after this time was never
-    created. Returns `None` if it is already known whether the host has the job."""
+    """Return the seconds that remain of the settle time. If the host still doesn't list the job after that,
+    the job was never created. Returns `None` if it is already known whether the host has the job."""
     if run.phase not in UNSETTLED:
         return None
     return max(timing.settle_s(provider) - store.runs.waited(run.id), 0.0)

@@ -24,8 +24,8 @@ from orchestrate.types import Allowance, Bill, Job, JobError, JobHandle, JobStat
 UNSENT = frozenset({SubmitPhase.INTENT, SubmitPhase.UPLOADED})
 """Phases in which the host is known not to have a job for this run."""
 PAUSED, _DIED = "paused", "interrupted"
-"""Raw statuses of Orchestrate's own engine: paused, or interrupted because the worker died. An interrupted
-worker is restarted."""
+"""Two raw statuses of Orchestrate's own engine. `interrupted` means that the worker died, and will be
+restarted."""
 UNSETTLED = frozenset({SubmitPhase.SUBMITTING, SubmitPhase.OUTCOME_UNKNOWN})
 """Phases in which it is unknown whether the host has a job."""
 
@@ -151,9 +151,9 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Return why a run on Orchestrate's own engine is paused, for example because it reached a limit or its
-    worker was stopped from outside. Returns `None` if the run isn't paused, if the user paused it, or if it
-    will resume automatically."""
+    """Return why Orchestrate's own engine paused a run, for example because of a limit or because the worker
+    was stopped from outside. Returns `None` if the run isn't paused, if the user paused it, or if it will
+    resume automatically."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 
@@ -200,12 +200,13 @@ def billed(bill: Bill) -> Callable[[Run], Run]:
 
 
 def estimated(usd: Decimal) -> Callable[[Run], Run]:
-    """Return a change that stores the host's cost estimate, which was made before the job was created."""
+    """Return a function that stores the host's cost estimate in a run. The host made this estimate before the
+    job was created."""
     return lambda run: msgspec.structs.replace(run, estimate_usd=usd)
 
 
 def given(run: Run, at: datetime, limits: Allowance, most_usd: Decimal | None) -> Run:
-    """Record the limits that the user set, and `most_usd`, the maximum cost within these limits."""
+    """Record the limits that the user set. `most_usd` is the run's maximum cost within these limits."""
     return _with(run, at, max_cost_usd=limits.max_usd, max_hours=limits.max_hours, allowed_usd=most_usd)
 
 

@@ -14,9 +14,11 @@ ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return how many seconds before the machine's time limit a worker must stop. This leaves time to save a
-    last checkpoint. It also makes up for the time that the machine spent fetching its image and packages,
-    before the worker's clock started."""
+    """Return how many seconds before the machine's time limit a worker must stop.
+
+    In this time, the worker saves a last checkpoint. The worker's clock starts after the machine has fetched
+    its image and packages, so the time also covers that delay.
+    """
     return min(ENDING_S, left_s / 3)
 
 
@@ -53,8 +55,8 @@ class Allowance(Record, frozen=True, kw_only=True):
         return not (self._below(seconds) or self._dear(seconds))
 
     def least(self) -> str:
-        """Return options for `resume` that raise the limits far enough to finish the run, such as
-        `--max-hours 3.5`. Empty if the current limits suffice."""
+        """Return the `resume` options that raise the limits far enough to finish the run, such as
+        `--max-hours 3.5`. Returns an empty string if the current limits suffice."""
         work = _START_S + (self.remaining_s or _START_S)
         seconds = self.used_s + min(work * 3 / 2, work + ENDING_S)
         hours, words = Decimal(str(seconds)) / 3600, list[str]()

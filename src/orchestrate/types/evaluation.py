@@ -119,9 +119,11 @@ class Contender(Record, frozen=True, kw_only=True):
     usd_per_hour: Decimal | None = None
     """Hourly price of the answering deployment, if hours are billed instead of tokens."""
     hours: Decimal | None = None
-    """Hours that the deployment took to produce the answers, at the concurrency of this evaluation."""
+    """Hours that the deployment needed for all answers, with this evaluation's number of concurrent
+    requests."""
     answers_per_hour: Decimal | None = None
-    """Expected traffic of the answering deployment in answers per hour, if it was set."""
+    """Expected number of answers per hour, if the user set it. Used to compute the cost per answer of a
+    deployment that is billed hourly."""
     seconds: float | None = None
     """Median seconds per answer."""
     seconds_p95: float | None = None
@@ -129,8 +131,8 @@ class Contender(Record, frozen=True, kw_only=True):
     asked_at: datetime | None = None
     """Time of the first answer. It may precede the evaluation, because earlier answers are reused."""
     proof: str | None = None
-    """Result of the check that the answering model is the trained one, as in `Proof.badge`. `None` for a
-    model without a run."""
+    """Proof result in words, as in `Proof.badge`: whether the answering model was proven to be the trained
+    one. `None` for a model without a run."""
 
     @property
     def answered_by(self) -> str:
@@ -192,8 +194,8 @@ class Difference(Record, frozen=True, kw_only=True):
     """Two-sided p-value: mid-p McNemar for a right-or-wrong metric, otherwise the test that matches the
     interval."""
     p_corrected: float | None = None
-    """P-value after Holm's correction for multiple comparisons. Comparisons in the first metric on all items
-    form one family. All other comparisons form a second one."""
+    """P-value after Holm's correction for multiple comparisons. The comparisons in the first metric on all
+    items are corrected together, and all other comparisons are corrected together."""
     detectable: float | None = None
     """Smallest difference that this many items detect with 80% power."""
 
@@ -222,8 +224,8 @@ class Confusion(Record, frozen=True, kw_only=True):
 
     contender: str
     labels: tuple[str, ...]
-    """Labels, in the order of `counts`. If some answers are not labels, the last entry stands for all such
-    answers."""
+    """Labels, in the order of the rows and columns of `counts`. If some answers are not valid labels, the
+    last entry represents all of them."""
     counts: tuple[tuple[int, ...], ...]
     """Confusion matrix: the number of items per expected label (rows) and answered label (columns)."""
 
@@ -253,7 +255,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """Digest of the entire file."""
     items: int
     items_digest: str
-    """Digest of the items used, regardless of their order. Equal digests mean equal questions."""
+    """Digest of the evaluated items, independent of their order. Two evaluations with the same digest used
+    the same items."""
     contenders: tuple[Contender, ...]
     metrics: tuple[MetricUsed, ...]
     measures: tuple[Measure, ...]
@@ -262,7 +265,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """Name of the contender with which the others are compared."""
     sampling: Sampling = Sampling()
     cluster: str | None = None
-    """Column that groups related items, and the number of groups."""
+    """Name of the column that groups related items. `clusters` is the number of groups."""
     clusters: int | None = None
     confusions: tuple[Confusion, ...] = ()
     verdicts: tuple[Verdict, ...] = ()

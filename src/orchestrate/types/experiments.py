@@ -60,7 +60,7 @@ class ExperimentPlan(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metrics: tuple[PlannedMetric, ...]
     rule: DecisionRule = DecisionRule()
     key_variables: dict[str, str] = {}
-    """For each arm that is a URL, the name of the environment variable that holds its API key."""
+    """Names of the environment variables with the API keys, as {arm: variable}, for arms that are URLs."""
     usd_per_mtok: dict[str, tuple[Decimal, Decimal]] = {}
     """Prices per million prompt tokens and per million answer tokens, keyed by arm. Used for the metric
     `cost_usd`."""
@@ -106,8 +106,8 @@ class Exposure(Record, frozen=True, kw_only=True):
     phase: int
     arm: Arm
     chance: float
-    """Probability of being assigned the tuned model, given the user's earlier assignment. 1 for users who
-    already have the tuned model."""
+    """Probability that this user is assigned the tuned model, given the user's earlier assignment. It is 1
+    for a user who already has the tuned model."""
     at: datetime
 
 
@@ -131,8 +131,8 @@ class Evidence(Record, frozen=True, kw_only=True):
     users: dict[str, int]
     """Number of users included in the results, by arm."""
     values: dict[str, float | None]
-    """Raw averages by arm over all phases. If the shares changed, `difference` is not the difference between
-    these averages."""
+    """Unadjusted average of each arm over all phases. If the arms' shares of users changed between phases,
+    `difference` is not simply the difference between these averages."""
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -148,8 +148,9 @@ class Evidence(Record, frozen=True, kw_only=True):
     detectable: float | None = None
     """Smallest difference that would have been detected by now with 80% power."""
     counted_ratio_p: float = 1.0
-    """P-value of a test that the counted users are split between the arms as planned. Below 0.001, the metric
-    is not trusted, because outcomes seem to be recorded more often in one arm."""
+    """P-value of a test whether the users counted for this metric are split between the arms as planned. If
+    it is below 0.001, the metric is not trusted, because one arm's outcomes seem to be recorded more
+    often."""
     curve: tuple[EvidencePoint, ...] = ()
 
 

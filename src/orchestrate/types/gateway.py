@@ -60,8 +60,8 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Creation time on the machine's uptime clock, in seconds. Monotonic, so changes to the system clock
     don't affect it."""
     untuned: str = ""
-    """Base model name that the client requested. If this job continues training a tuned model, the name comes
-    from the request that first trained that model."""
+    """Name of the base model, as in the client's request. If this job continues from a tuned model, the name
+    in the request that first trained that model."""
     files: tuple[str, ...] = ()
     """Hashes (sha256) of the training files' contents."""
     file_names: tuple[str, ...] = ()
@@ -75,13 +75,13 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Number of the attempt. Only set in records of earlier versions, which created a new run for each
     attempt."""
     tries: int = 0
-    """Number of times that the backend was temporarily unable to accept the job."""
+    """Number of submission attempts so far that the backend was temporarily unable to accept."""
     again_at: datetime | None = None
     error: JobError | None = None
     """Reason why the job has no run."""
     cancel_asked: bool = False
     ended_as: str | None = None
-    """Terminal status that clients received. It never changes, even if the run's status does."""
+    """Final status of the job, as reported to clients. It never changes, even if the run's status does."""
     ended_at: datetime | None = None
     told: bool = False
     """True if the webhook, if any, was notified of the job's end."""

@@ -27,16 +27,16 @@ class BilledResource(Record, frozen=True, kw_only=True):
     bills: bool | None
     """True if the resource is billed now. `None` if unknown."""
     usd_per_hour: Decimal | None = None
-    """Hourly price while the resource is billed. For a deployment, the price includes all replicas. `None` if
-    no price is known."""
+    """Hourly price while the resource is billed, including all replicas of a deployment. `None` if
+    unknown."""
     rented: bool = False
     """True for a job on a machine that is billed hourly until the job is removed."""
     session: bool = False
     """True if the resource is the machine of a training session. `recover` can't rebuild a session without
     its run directory."""
     job_id: str | None = None
-    """Id of the job. For other resources, the job id that is part of the resource's name. Only the store
-    records who created that job."""
+    """Id of the job, or for another resource, the job id that its name contains. The name doesn't prove who
+    created that job. Only the store knows that."""
     created_at: datetime | None = None
     owner: str | None = None
     """The creator, if known to be someone other than the key's owner."""
@@ -193,14 +193,15 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Time at which the host stopped listing the deployment, although this store did not end it."""
     ended_at: datetime | None = None
     billed_s: float = 0.0
-    """Billed seconds up to `billing_since`, or in total if the deployment is not being billed."""
+    """Billed seconds before `billing_since`, which is the start of the current billing period. If the
+    deployment is not being billed now, the total."""
     billed_by_month: dict[str, float] = {}
     """Billed seconds by month, such as `2026-11` in UTC. Seconds counted by earlier versions are not
     included."""
     billing_since: datetime | None = None
     age: Age | None = None
-    """Age at the last reading. Each time above, except `updated_at`, is `created_at` plus the deployment's
-    age at that moment."""
+    """Age when it was last recorded. All times above, except `updated_at`, are on the deployment's own clock:
+    `created_at` plus the age at that time."""
 
     @property
     def handle(self) -> JobHandle:
@@ -212,8 +213,8 @@ class Deployment(Record, frozen=True, kw_only=True):
 
 
 class DeploymentOffer(Record, frozen=True, kw_only=True):
-    """The terms on which `deploy` would deploy: the price, and the limits that would apply, including limits
-    that an earlier call set."""
+    """What `deploy` would do: the price, and the limits that would apply. Limits from an earlier call stay in
+    effect."""
 
     run_id: str
     provider: str

@@ -45,8 +45,8 @@ class SubmitPhase(StrEnum):
 
 
 class Feature(StrEnum):
-    """A feature that a backend may offer. Each backend lists the features that it has. For each feature that
-    it lacks, it gives a reason to show to the user."""
+    """A feature that a backend may support. Each backend lists the features it supports, and has a reason to
+    show to the user for each one that it doesn't support."""
 
     SFT = "sft"
     DPO = "dpo"
@@ -85,8 +85,8 @@ class RemoteDataset(Record, frozen=True, kw_only=True):
 
 
 SESSION = "session"
-"""Kind of a job whose steps a training loop runs one by one. The loop is the caller's own, or a built-in
-recipe."""
+"""Job kind of training sessions. In a session, a training loop runs each step: the caller's own loop, or a
+built-in recipe."""
 OWN_LOOP = "(your own loop)"
 """Placeholder for the training data in the spec of a session that the caller's own loop drives."""
 
@@ -290,7 +290,7 @@ class RunRequest:
     quote: Quote | None = None
     max_cost_usd: Decimal | None = None
     allowed_usd: Decimal | None = None
-    """Maximum cost, if a rented machine stops at this cost. A budget reserves this amount."""
+    """Cost at which the run's rented machine stops, if it has such a limit. A budget reserves this amount."""
     idempotency_key: str | None = None
     made_by: str | None = None
 
@@ -343,8 +343,8 @@ class Run(Record, frozen=True, kw_only=True):
     max_hours: float | None = None
     """Hour limit for all of the run's workers together, if the user changed it after submission."""
     allowed_usd: Decimal | None = None
-    """Maximum cost, if the rented machine stops at this cost or the user raised it. A budget reserves this
-    amount."""
+    """Maximum cost, set if a rented machine stops at this cost or if the user raised the cost limit. A budget
+    reserves this amount."""
     tags: dict[str, str] = {}
     idempotency_key: str | None = None
     """The caller's own key. A submission with the same key returns this run."""

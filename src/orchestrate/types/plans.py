@@ -113,7 +113,8 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
     longest: int
     """Number of tokens in the longest of these rows."""
     advice: tuple[str, ...] = ()
-    """Changes to apply one after another if the plan does not fit, each with the resulting memory."""
+    """Changes to apply if the plan does not fit, one after another. Each entry states the memory after the
+    change."""
     notes: tuple[str, ...] = ()
     """Assumptions, and reasons why the estimate may be less accurate than usual."""
 
@@ -131,8 +132,8 @@ class Translation(Record, frozen=True, kw_only=True):
     memory: MemoryPlan | None = None
     """Memory plan, for a backend that trains on the user's hardware."""
     overrides: dict[str, Any] | None = None
-    """Fields to set under this backend's `overrides:` so that the backend accepts the spec. `None` if it
-    already accepts the spec, or if no fields could make it acceptable."""
+    """Fields that make the spec acceptable for the backend if you set them under its `overrides:`. `None` if
+    the spec is already acceptable, or if no fields could make it so."""
 
     def __str__(self) -> str:
         counts = Counter(setting.outcome.value for setting in self.settings)
@@ -241,8 +242,8 @@ class Quote(Record, frozen=True, kw_only=True):
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
     job_recovery: bool = False
-    """True if the quote is based on the host's report on a job, because the job's spec and data are lost.
-    Nobody confirmed this price."""
+    """True if the job's spec and data are lost, so that the quote is based on the host's report on the job.
+    The user never confirmed this price."""
     open_end: str | None = None
     """Costs that the price does not include. The job may cost more than `high_usd`, and no limit can be
     enforced."""
@@ -264,8 +265,8 @@ class Quote(Record, frozen=True, kw_only=True):
     batch_size: int | None = None
     """Rows per step. `None` if the host chooses."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Basis of the token count: all rows, a sample, or none. The range from `low_usd` to `high_usd` includes
-    the uncertainty of a sample. Without a token count, there is no price."""
+    """Source of the token count: all rows, a sample, or none. With a sample, its uncertainty widens the range
+    from `low_usd` to `high_usd`. With none, there is no price."""
 
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]

@@ -14,8 +14,8 @@ class QueueState(StrEnum):
     WAITING = "waiting"
     """The entry starts as soon as its backend has a free slot and the runs it depends on have succeeded."""
     HELD = "held"
-    """The entry does not start automatically, for the reason in its note. `orchestrate queue resume` sets it
-    to WAITING again."""
+    """The entry doesn't start automatically. Its note says why. `orchestrate queue resume` sets it to WAITING
+    again."""
     SUBMITTING = "submitting"
     """A server is submitting the entry. If that server stopped in the meantime, the next one finishes the
     submission."""
@@ -45,8 +45,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     after: tuple[str, ...] = ()
     """Entries and runs that must succeed first."""
     agreed_usd: Decimal | None = None
-    """High end of the displayed quote, or the limit if that is higher. The run is not submitted at a higher
-    price. `None` if there was no price."""
+    """Price that the user confirmed: the high end of the displayed quote or, if higher, the limit. The run is
+    not submitted if its price has risen above this. `None` if there was no price."""
     max_cost_usd: Decimal | None = None
     run_id: str | None = None
     note: str | None = None
@@ -63,7 +63,8 @@ class TrialState(StrEnum):
 
 
 class Trial(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One trial of a search: values for the settings that vary, tried on a share of the training rows."""
+    """One trial of a search: a value for each setting that varies, and the share of the training rows to
+    train on."""
 
     number: int
     """Number of the trial, unique within the search."""

@@ -60,8 +60,8 @@ class Review(Record, frozen=True, kw_only=True):
     items: int
     tasks: int
     same: tuple[tuple[str, str, str], ...] = ()
-    """Items for which two contenders gave the same answer, as `[(contender, contender, item)]`. They count as
-    ties and are not shown to raters."""
+    """Items for which two contenders gave the same answer, as `[(contender, contender, item)]`. Raters don't
+    see these items. Each counts as a tie."""
     seed: int = 0
     """Seed that determines, separately for each rater, the order of the items and the side on which each
     answer is shown."""

@@ -25,8 +25,8 @@ class Export(Record, frozen=True, kw_only=True):
 
 
 class AdapterCost(Record, frozen=True, kw_only=True):
-    """The additional cost of an adapter compared with its base model, measured on the serving machine when a
-    server starts or an evaluation ends."""
+    """The time that an adapter costs in addition to its base model. It is measured on the serving machine
+    when a server starts, or at the end of an evaluation."""
 
     model: str
     load_s: float
@@ -40,9 +40,9 @@ class AdapterCost(Record, frozen=True, kw_only=True):
         more = 1000 * (self.token_s - self.base_token_s)
         share = self.token_s / self.base_token_s - 1
         return (
-            f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms once. A token "
-            f"takes {1000 * self.token_s:.1f} ms, which is {more:+.1f} ms ({share:+.0%}) compared with the "
-            "base model alone"
+            f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms once. Each token "
+            f"takes {1000 * self.token_s:.1f} ms ({more:+.1f} ms or {share:+.0%}, compared with the base "
+            "model alone)"
         )
 
 
@@ -61,7 +61,7 @@ class Merged(Record, frozen=True, kw_only=True):
     rank: int | None
     """Rank of the adapter. `None` for complete models."""
     error: float | None
-    """Relative distance of the merged adapter from the weighted sum of its parts, over all adapted
+    """Relative error of the merged adapter: its distance from the weighted sum of its parts, over all adapted
     matrices."""
     notes: tuple[str, ...] = ()
     proof: Proof | None = None

@@ -75,8 +75,12 @@ def charts(
 
 
 def aligned(curves: Sequence[PlottedCurve], most: int) -> tuple[list[float], list[list[float | None]]]:
-    """Align curves on common positions. With more than `most` positions, the axis is divided into `most`
-    equal parts, and values are averaged in each part."""
+    """Align curves on common positions. Returns the positions, and for each curve a value or `None` at each
+    position.
+
+    If there are more than `most` positions, the axis is divided into `most` equal parts, and each curve's
+    values are averaged in each part.
+    """
     own = sorted({place for curve in curves for place in curve.places})
     if len(own) <= most:
         at = [dict(zip(curve.places, curve.values, strict=True)) for curve in curves]

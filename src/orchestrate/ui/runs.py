@@ -189,8 +189,8 @@ async def _changes(
 
 
 async def repeated(request: Request, site: Site, look: Any) -> AsyncIterator[str]:
-    """Call `look` repeatedly and yield each result that is not `None`, until the page or the server is
-    closed."""
+    """Call `look` once a second until the client disconnects or the server closes. Yields an empty event
+    first, and then each result that is not `None`."""
     yield stream_event()
     while not site.closing.is_set() and not await request.is_disconnected():
         if (event := await run_in_threadpool(look)) is not None:
@@ -203,8 +203,12 @@ def stream_event(**values: Any) -> str:
 
 
 def spark(points: Sequence[MetricPoint]) -> tuple[str, str]:
-    """Compute a sparkline for a table row: the points of a line in an 80 by 16 box, and the last value. Plots
-    the reward, the training loss or the validation loss, whichever is available first in this order."""
+    """Compute a sparkline for a table row. Returns the points of a line in an 80 by 16 box, and the last
+    value as text.
+
+    Plots the first of these metrics that the run has: reward, training loss, validation loss. Returns empty
+    strings if it has none of them.
+    """
     for name in ("train_reward", "train_loss", "valid_loss"):
         values = [p.values[name] for p in points if name in p.values]
         finite = [v for v in values if v == v and abs(v) != float("inf")]

@@ -75,12 +75,12 @@ def serving(
     names: Collection[str] = (),
     read_only: bool = False,
 ) -> Generator[str]:
-    """Serve the pages during a `with` block and yield their link.
+    """Serve the pages until the `with` block ends, and yield their link.
 
     Anyone with the link can see the pages and, unless `read_only` is set, spend money. With a `watcher`, the
-    hosts are polled continuously. For read-only pages, `host` may be an address of this machine that others
-    can reach, and `names` are the host names that others use. Raises `SetupError` if the port is unavailable,
-    and `UsageError` if pages that can spend money would be served to other machines.
+    hosts are polled continuously. Only read-only pages can be served to other machines: `host` is then an
+    address that others can reach, and `names` are the host names that they use. Raises `UsageError` if other
+    pages would be served to other machines, and `SetupError` if the port is unavailable.
     """
     if not is_loopback(host) and not read_only:
         raise UsageError(

@@ -66,8 +66,8 @@ class SiteWork:
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_AT_ONCE, "ui-work"))
 
     def begin(self, run_id: str, verb: str, act: Callable[[], str]) -> None:
-        """Start an action, and wait a few seconds for it to finish. Errors within that time are raised, and
-        later ones are noted on the page. Raises `UsageError` if the same action is already in progress."""
+        """Start an action, and wait a few seconds for it to finish. An error within this time is raised. A
+        later error is shown on the page. Raises `UsageError` if the same action is already in progress."""
         key = (run_id, verb)
         with self._lock:
             if (known := self._notes.get(key)) and known.going:

@@ -55,9 +55,9 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """The amount that the user confirms by submitting the next form. It includes the possible cost of
-        earlier attempts that got no answer. An outdated form has a lower amount, so it can't confirm another
-        attempt."""
+        """The amount that the user confirms with the next form, including what earlier attempts without an
+        answer may have cost. A form from before such an attempt has a lower amount, so it can't confirm
+        another one."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property

@@ -123,7 +123,7 @@ def test_a_store_whose_log_was_left_behind_is_refused(path: Path) -> None:
     store = Store.open(url(path))
     make(store)
     path.unlink()
-    with pytest.raises(StoreError, match="exists: the store was removed or moved without the log"):
+    with pytest.raises(StoreError, match="exists: the store was removed or moved without its log"):
         Store.open(url(path))
     assert not path.exists()
     store.close()

@@ -36,13 +36,13 @@ def unstorable(id: str) -> bool:
 
 
 class NoSuchPlace(LookupError):
-    """Raised if a list is requested from an `after` id that is not in the list."""
+    """Raised if a page is requested that starts after an id that is not in the list."""
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A file or a part of a file, with the function that stores its content. The content cannot be deleted
-    while it is being added."""
+    """A file or an upload part to add, with the function that stores its content. The content can't be
+    deleted while it is being added."""
 
     kind: str
     entry: Object
@@ -158,8 +158,8 @@ class GatewayObjects:
             return [(row.project, msgspec.json.decode(row.record)) for row in connection.execute(query)]
 
     def unless_needed(self, sha256: str, drop: Callable[[], None]) -> None:
-        """Delete content by calling `drop`, unless a file, a part or an open job uses the content. Nothing
-        can start to use it while `drop` runs."""
+        """Call `drop` to delete stored content, unless a file, an upload part or an open job still uses it.
+        No new use of the content can begin while `drop` runs."""
         objects, jobs = schema.gateway_objects, schema.gateway_jobs
         holding = select(objects.c.id).where(
             objects.c.kind.in_((FILE, PART)), objects.c.record.contains(sha256, autoescape=True)
@@ -201,7 +201,7 @@ def require_uncancelled(connection: Connection, key: str) -> None:
     creates the run."""
     query = select(schema.meta.c.value).where(schema.meta.c.key == _name(key))
     if connection.execute(query).scalar() is not None:
-        raise KeyCancelled(f"the submit with the idempotency key {key} was canceled. Nothing was sent")
+        raise KeyCancelled(f"the submission with the idempotency key {key} was canceled. Nothing was sent")
 
 
 def _name(key: str) -> str:
@@ -216,8 +216,8 @@ def _name(key: str) -> str:
 # of them is a retry. The retry may arrive first, if the original request was delayed.
 
 WINDOW = timedelta(hours=1)
-"""How long an identical request may count as a retry instead of a new request. Clients wait 10 minutes for a
-response and send a request at most three times."""
+"""Maximum time between a request and its retry. After that, an identical request counts as a new one. Clients
+wait 10 minutes for a response and send a request at most three times."""
 
 
 class OtherRequest(UsageError):
@@ -320,9 +320,11 @@ class GatewayJobs:
         connection.execute(fewer.values(fewest_retries=retries))
 
     def limit(self, key: GatewayKey, but: str | None) -> Limit | None:
-        """Build the cost limit of a key, to be checked in the transaction that deploys for this key. Returns
-        `None` if the key has no limit. `but` is the id of the deployment that is being changed, whose own
-        cost is not counted."""
+        """Build the cost limit of a key, or return `None` if the key has none.
+
+        It must be checked in the transaction that creates or changes a deployment for this key. `but` is the
+        id of the deployment that is being changed. Its current cost is not counted.
+        """
         if key.budget_usd is None:
             return None
         description = {
@@ -479,9 +481,11 @@ class GatewayKeys:
         self._db = db
 
     def add(self, key: GatewayKey, *, by: str, again: bool = False) -> str:
-        """Create a key and return it. It can't be shown again. `by` is the creator's name in the log. With
-        `again`, the new key replaces the key with the same name for the same kind of server. Raises
-        `UsageError` if the name is taken."""
+        """Create a key and return its value, which can't be shown again.
+
+        `by` is the creator's name in the log. With `again`, the new key may replace a key of the same name,
+        if both are for the same kind of server. Raises `UsageError` if the name is taken or invalid.
+        """
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
             raise UsageError("a key's name must have 1 to 64 characters")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
