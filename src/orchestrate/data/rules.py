@@ -103,7 +103,7 @@ EVERY_KIND: Mapping[Kind, str | None] = dict.fromkeys(KINDS.values())
 @dataclass(frozen=True)
 class HostRules:
     kinds: Mapping[Kind, str | None]
-    """Reason why the host rejects a kind of row, keyed by kind. `None` for kinds that it accepts."""
+    """Maps each kind of row to the reason why the host rejects it, or to `None` if the host accepts it."""
     traits: Mapping[Trait, Rule]
     least_rows: int = 1
     most_rows: int | None = None
@@ -184,8 +184,8 @@ def accepted(data: Facts, host: RowTarget) -> int:
 
 
 def losses(data: Facts, host: RowTarget) -> list[Problem]:
-    """List one problem for each feature of the rows that the target's format can't represent, and one if the
-    target rejects this kind of row altogether."""
+    """List what would be lost in the target's format: one problem for each feature of the rows that it can't
+    represent. If the target doesn't accept this kind of row, a problem says so."""
     found = [_problem(host, data, rule, rows) for rule, rows in _judged(data, host.rules)]
     return found + _kinds(data, host, None)
 

@@ -195,8 +195,8 @@ _HELD = ("name", "description", "parameters")
 
 
 def not_for_bedrock(example: Example) -> bool:
-    """Return whether Bedrock's format can't represent a row: it has an image at a URL that Bedrock can't
-    read, an image with a `detail` setting, or a function with unsupported fields."""
+    """Return whether Bedrock's format can't represent a row. It doesn't support images at URLs that Bedrock
+    can't read, images with a `detail` setting, and functions with fields other than `_HELD`."""
     return _unheld(example, "s3://")
 
 

@@ -54,8 +54,8 @@ class Candidate:
     likelihood: Likelihoods | None = None
     """Function that computes likelihoods. `None` if log-probabilities are unavailable."""
     adapter_cost: Callable[[str], AdapterCost | None] | None = None
-    """Function that measures an adapter's loading time and how much the adapter slows down each token (see
-    `local.Generator.adapter_cost`). `None` unless the contender is an adapter on this machine."""
+    """Function that measures the costs of an adapter: its loading time, and by how much it slows down each
+    token (see `local.Generator.adapter_cost`). `None` unless the contender is an adapter on this machine."""
 
     def questions(self, items: Sequence[Item], samples: int) -> list[Question]:
         """Return one question per item and sample: all samples of the first item, then all samples of the
@@ -122,7 +122,7 @@ def by_chat(
     calling thread's last answer. Raises `UsageError` if `sampling` requests batches."""
     if sampling.batch is not None:
         raise UsageError(
-            f"{contender.name} answers one question per request. Only models on this machine support batches",
+            f"{contender.name} does not support batches. Only models on this machine do",
             fix="omit --batch, or use --on here",
         )
 
@@ -236,8 +236,8 @@ def _json(value: Any) -> bytes:
 
 
 def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
-    """Return the candidate with the expected number of answers per hour filled in, if it is billed hourly.
-    Other candidates are returned unchanged."""
+    """Set the expected number of answers per hour for a candidate that is billed hourly. Returns any other
+    candidate unchanged."""
     if candidate.contender.usd_per_hour is None or answers_per_hour is None:
         return candidate
     contender = replace(candidate.contender, answers_per_hour=answers_per_hour)
@@ -245,8 +245,8 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """Return the contender with the precision that its answers report. If they report none, the contender is
-    returned unchanged."""
+    """Set a contender's precision to the one that its answers report. Returns the contender unchanged if they
+    report none."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 
@@ -268,8 +268,9 @@ def aliased(written: str) -> tuple[str, str | None]:
 
 
 def called(written: str, names: Sequence[str]) -> list[str]:
-    """Return the contenders with this name. If there are none, returns all whose name starts with it or,
-    failing that, all whose name is a URL that ends with this model name."""
+    """Return the contenders that `written` refers to: those with exactly this name. If there are none, those
+    whose name starts with it. If there are none of these either, those whose name is a URL that ends with
+    this model name."""
     return (
         [name for name in names if name == written]
         or [name for name in names if name.startswith(written)]

@@ -206,9 +206,9 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Split the contenders into models that get a verdict and models that only serve as references. Returns
-    two lists of names. Base models and rivals are in neither list. If any of the other models is tuned, only
-    tuned models get a verdict. Otherwise, all of them do."""
+    """Return the names of the models that get a verdict, and of the models that only serve as references.
+    Base models and rivals are in neither list. If any of the other models is tuned, only the tuned ones get a
+    verdict. Otherwise, all of them do."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]

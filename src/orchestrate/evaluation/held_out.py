@@ -45,7 +45,7 @@ class HeldOut:
     """Number of items that duplicate an earlier item. Each is in the same cluster as the item it
     duplicates."""
     unread: tuple[str, ...] = ()
-    """Columns that are not part of the questions, although their text differs in most rows."""
+    """Columns that no question contains, although in most rows they have text of their own."""
 
     @property
     def expects(self) -> bool:

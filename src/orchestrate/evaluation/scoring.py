@@ -29,9 +29,9 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """Differences between contenders and their rivals in the first metric, as `{contender: difference}`. Only
-    includes contenders whose rival left some items unanswered, and only counts the items that the rival
-    answered."""
+    """Differences between contenders and their rivals in the first metric, as `{contender: difference}`,
+    computed only from items that the rival answered. Contains only contenders whose rival left some items
+    unanswered."""
     beside: tuple[Difference, ...] = ()
 
 

@@ -60,11 +60,10 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Return a bound on the distance between the true mean and the measured `value` if all `count` values are
-    identical. The bound is the highest plausible probability of an event that never occurred in `count`
-    trials, times the largest possible deviation. If `within` is not given, that deviation is unknown. In this
-    case, returns 0 if `count` identical values can be significant at 5%, and the absolute `value`
-    otherwise."""
+    """Return how far the true mean may be from the measured `value` if all `count` values are identical. If
+    the range of values (`within`) is known, this is the largest possible deviation times the highest
+    plausible probability of an event that never occurred in `count` trials. If the range is unknown, returns
+    0 if `count` identical values can be significant at 5%, and the absolute `value` otherwise."""
     if count < 2:
         return UNKNOWN
     if within is None:

@@ -31,8 +31,8 @@ class Demand:
 
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
-    """Check that the target and margin make sense for the metric. Raises `UsageError` if they are impossible,
-    or if neither higher nor lower values of the metric are better."""
+    """Check that the target and margin make sense for the metric. Raises `UsageError` if one of them is
+    impossible, or if one is set for a metric whose values are better neither when higher nor when lower."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(
@@ -201,8 +201,9 @@ def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, fl
 
 
 def rows_to_decide(score: Score, goal: float) -> int | None:
-    """Estimate how many rows are needed to reach a verdict with 80% power, if the true value equals the
-    measured one. The result is larger than the current number, or `None` if it exceeds `MOST_ROWS`."""
+    """Estimate how many rows are needed to reach a verdict with 80% power, assuming that the measured value
+    is the true one. The result is always larger than the current number of rows. Returns `None` if more than
+    `MOST_ROWS` rows are needed."""
     apart = abs(score.value - goal)
     if apart <= 0 or score.n == 0:
         return None

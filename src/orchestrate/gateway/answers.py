@@ -70,10 +70,10 @@ class Engines:
         self._held.clear()
 
     async def answering(self, run: Run, step: int | None) -> Answering:
-        """Return the engine that serves a model, after loading the model if necessary. Engines identify
-        models by `name_of`, not by the client's name, because clients may use several names for one model and
-        may reuse a name for another model later. Raises `HostError` 404 if the step has no checkpoint, and
-        503 if all engines are in use. Errors of `RunHandle.download` propagate."""
+        """Return the engine that serves a model. Loads the model first if necessary. Engines identify models
+        by `name_of`, because clients may use several names for one model and may later reuse a name for
+        another model. Raises `HostError` 404 if the step has no checkpoint, and 503 if all engines are in
+        use. Errors of `RunHandle.download` propagate."""
         name = name_of(run, step)
         tuned = await run_in_threadpool(self._tuned, name, run, step)
         held = await run_in_threadpool(self._ready, tuned)
@@ -173,7 +173,8 @@ class OnDemand:
         return host
 
     def look_again(self, run: Run) -> None:
-        """Clear the cached result that a run's deployment is up. Call this after a request to it fails."""
+        """Forget that a run's deployment is up, so that the next request checks it again. Call this after a
+        request to the deployment fails."""
         self._up.discard(run.id)
 
     def _deploy(
@@ -190,9 +191,9 @@ class OnDemand:
         allowed = self._models.deploys(key, asked, job)
         if allowed is None:
             reason.fix = (
-                f"on the gateway's machine, run  orchestrate deploy {run.id}  and confirm the "
-                "hourly price\nor configure the model's name in [gateway.models]: set `deploy` with limits "
-                'to deploy it automatically, or on = "here" to answer on this machine free of charge'
+                f"to deploy it, run this on the gateway's machine: orchestrate deploy {run.id}\n"
+                "to deploy it automatically within limits, set `deploy` for the model's name in "
+                '[gateway.models]\nto serve it on the gateway\'s machine for free, set on = "here" there'
             )
             refusal = refusal_of(reason)
             refusal.code, refusal.param = "model_not_deployed", "model"

@@ -32,8 +32,8 @@ from orchestrate.types import GatewayJob, JobStatus
 _DRAFT_LIFE_S = 86_400
 """Seconds after which drafts are deleted. Killed processes leave drafts behind."""
 _UNKNOWN_LIFE_S = 7 * 86_400
-"""Seconds for which content without a record is retained, because a store restored from an older backup may
-lack recent records."""
+"""Seconds for which content without a record is kept. The record may be missing only because the store was
+restored from an older backup."""
 _ENDING = ".jsonl"
 
 
@@ -59,7 +59,7 @@ class Contents:
 
     @contextmanager
     def draft(self, sources: Sequence[IO[bytes]], most: int) -> Generator[UploadedContent]:
-        """Write the sources, in order, to a temporary file. It is deleted at the end of the block unless
+        """Write the sources, in order, to a temporary file. The file is deleted when the block exits, unless
         `keep` was called. Raises `HostError` 413 if the sources exceed `most` bytes, and 503 if they cannot
         be written to disk."""
         path = private_folder(self.folder) / f".{secrets.token_hex(8)}"

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PROJECT = "default"
 _FRESH_S = 2.0
 _SHARE = 20.0
-"""Cached data stays fresh for at least this multiple of the time it took to read."""
+"""Minimum time for which cached data stays fresh, as a multiple of the time that reading it took."""
 Found = tuple[GatewayJob, Run]
 
 

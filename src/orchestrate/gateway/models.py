@@ -61,8 +61,8 @@ class _List:
     changes: int
     """The number of changes to jobs when the list was created."""
     until_s: float
-    """When the list expires, on the uptime clock in seconds. It expires because another gateway on this store
-    may have changed something."""
+    """When the list expires, on the uptime clock in seconds. Until then, changes that another gateway made in
+    the same store may be missing."""
 
 
 class ModelRoutes:

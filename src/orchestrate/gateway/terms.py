@@ -65,11 +65,15 @@ class MappedModel(BaseModel):
     @model_validator(mode="after")
     def _names_one(self) -> MappedModel:
         if self.run is None and not (self.backend and self.model):
-            raise ValueError("set either run, or both backend and model")
+            raise ValueError("set either `run`, or both `backend` and `model`")
         if self.run is not None and (self.backend or self.model or self.settings or self.base_learning_rate):
-            raise ValueError("run cannot be combined with backend, model or settings")
+            raise ValueError(
+                "`run` cannot be combined with `backend`, `model`, `settings` or `base_learning_rate`"
+            )
         if self.deploy is not None and self.on == "here":
-            raise ValueError("deploy is for models served by their host: remove either on or deploy")
+            raise ValueError(
+                "`deploy` only applies to models served by their host: remove either `on` or `deploy`"
+            )
         return self
 
 
@@ -121,7 +125,7 @@ def read(values: Mapping[str, Any], home: Path, where: str, **more: Any) -> Gate
         raise ConfigError(f"{where}: {place}: {first['msg']}") from error
     if DEFAULT in table.models and table.models[DEFAULT].run is not None:
         raise ConfigError(
-            f"{where}: gateway.models.{DEFAULT}: an entry that sets run needs a name other than {DEFAULT}"
+            f"{where}: gateway.models.{DEFAULT}: an entry that sets `run` needs a name other than {DEFAULT}"
         )
     files = Path(table.files).expanduser() if table.files else home / "gateway"
     return GatewaySettings(

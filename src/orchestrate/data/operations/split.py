@@ -79,8 +79,8 @@ class SplitReport(Record, frozen=True, kw_only=True):
     """Number of rows and messages with fields that no training format uses. These fields are not written."""
     seed: int = 0
     pooled: int = 0
-    """Number of groups whose answers are too rare to appear in every split. With `stratify`, these groups
-    form one stratum."""
+    """Number of groups whose answers are too rare to appear in every split. They are split together, as one
+    stratum. 0 without `stratify`."""
     ungrouped: int = 0
     """Number of rows without a value in the `group_by` column. Each forms its own group."""
 
@@ -103,8 +103,8 @@ class Division:
     that are too rare for this are pooled into one stratum. Rows near the boundary between two splits may move
     when rows are added."""
     fill: bool = False
-    """True to choose a seed that fills every split and comes close to the shares, for small files. Rows may
-    then move when rows are added."""
+    """True to search for a seed with which no split is empty and the split sizes are close to the requested
+    shares. Meant for small files. Rows may change splits when rows are added."""
     group_by: str | None = None
     """Column that groups rows: rows with equal values stay in the same split. Write nested columns as
     `metadata.customer`."""
@@ -363,14 +363,14 @@ def _least(rows: Sequence[_SplitRow], groups: Sequence[int]) -> dict[int, _Split
 
 
 _SEEDS = 1000
-"""Number of seeds to try. With shares of 80/10/10, about one seed in 21 puts three groups into three
-different splits."""
+"""Maximum number of seeds to try. With shares of 80/10/10 and three groups, about one seed in 21 puts each
+group into a different split."""
 _FEW = 2000
-"""Minimum number of groups for which no other seeds are tried. With this many groups, a 10% split typically
-deviates from its share by less than 1% of the rows."""
+"""Minimum number of groups for using the requested seed without trying others. With this many groups, a 10%
+split typically deviates from its share by less than 1% of the rows."""
 _FEWEST = 100
-"""Minimum number of groups for stopping at the first seed that fits. With fewer groups, all seeds are
-compared, because a single row is a large share of a split."""
+"""Minimum number of groups for stopping the search at the first seed that fits. With fewer groups, all seeds
+are compared and the best one is used, because a single row is a large share of a split."""
 _NEAR = 0.01
 """Largest deviation from the requested shares, as a fraction of the rows, for a seed to be accepted."""
 _STILL_NEAR = 0.03

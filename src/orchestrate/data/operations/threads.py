@@ -131,7 +131,7 @@ _PRIVATE = named("private isprivate internal isinternal internalnote isinternaln
 _PUBLIC = named("public ispublic jsdpublic customervisible visibletocustomer")
 _KINDS = named("type kind messagetype commenttype parttype notetype eventtype visibility")
 _NOTES = named("note internal private internalnote privatenote internalcomment privatecomment staff")
-"""Values in these columns that mark an internal note."""
+"""Values of a `_KINDS` column that mark a message as an internal note."""
 _WORDS = {"true": True, "yes": True, "y": True, "t": True, "1": True, "1.0": True} | {
     "false": False, "no": False, "n": False, "f": False, "0": False, "0.0": False,
 }  # fmt: skip
@@ -205,8 +205,8 @@ class Columns:
 
 
 class ThreadsReport(Record, frozen=True, kw_only=True):
-    """The result of converting threads to conversations. `shown` lists the ids of some example threads for
-    each kind of finding."""
+    """The result of converting threads to conversations. `shown` maps each kind of finding to the ids of some
+    example threads."""
 
     path: str
     messages: int

@@ -34,7 +34,8 @@ _START = (
     "from orchestrate.data.passes import serve; serve(sys.argv[1])"
 )
 FORKS = sys.platform == "linux"
-"""True if workers are forked. On other systems, each worker is started and prepared separately."""
+"""True on Linux, where workers are forked. On other systems, each worker is a new process that loads the
+shared data itself."""
 
 
 class WorkerDied(OrchestrateError):

@@ -49,8 +49,8 @@ def numpy() -> Any:
 
 
 def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Return the index of every element that equals an earlier one, in order, and the index of the first
-    occurrence of each."""
+    """Find repeated elements. Returns two sequences: the index of every element that equals an earlier one,
+    in order, and for each of them the index at which its value first occurs."""
     if len(hashes) <= FEW:
         return _repeats_plainly(hashes)
     try:
@@ -93,8 +93,8 @@ def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
 
 
 def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) -> Matches:
-    """Find rows of `rows` that are also in `of`. With `prompts`, instead finds rows whose prompt occurs in
-    `of` but that don't occur there themselves."""
+    """Find rows of `rows` that also occur in `of`. With `prompts`, finds rows whose prompt occurs in `of`,
+    except those that occur there in full."""
     mine, theirs = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
     at = _first_of(mine, theirs)
     identical = _first_of(rows.hashes, of.hashes) if prompts else {}
@@ -131,8 +131,8 @@ FORM_SHARE, FORM_ROWS = 0.1, 20
 """Minimum fraction and minimum number of sampled rows that must share a phrase for it to count as part of
 the file's form."""
 SYSTEM_SHARE = 4
-"""Ratio of a row's own phrases to the phrases that are used from its system prompt. Limits how much the
-system prompt contributes to the row's similarity."""
+"""Limit on how much a system prompt contributes to the similarity of rows. For every `SYSTEM_SHARE` phrases
+in the rest of a row, one phrase of its system prompt is used."""
 
 
 @dataclass

@@ -64,7 +64,7 @@ PIECE = 256 << 10
 """Number of bytes that a task processes at a time: large enough for batched calls, small enough for a core's
 cache."""
 SIZED = 16
-"""Interval, in rows, at which the JSON size is measured: only every `SIZED`th row is measured."""
+"""Sampling interval for measuring the JSON size: one in every `SIZED` rows is measured."""
 FIRST_ROWS = 20
 """Maximum number of row numbers stored for each trait."""
 LONGEST_LABEL = 60
@@ -73,7 +73,7 @@ MOST_LABELS = 200
 """Maximum number of distinct short answers for them to count as labels."""
 
 DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
-"""Names of unpaired rows' labels, as in KTO."""
+"""Labels of unpaired rows, as named in KTO."""
 
 
 @dataclass(frozen=True)
@@ -439,11 +439,11 @@ PLACES = 2000
 LEAST_BYTES = 8 << 20
 """Size, in bytes, below which a file is counted completely, because sampling would not be faster."""
 _QUANTILE = 2.576
-"""Quantile of the normal distribution for `COVERAGE`. The sample is stratified, so its error is smaller than
-this estimate for random positions."""
+"""Quantile of the normal distribution that corresponds to `COVERAGE`. The estimate assumes random positions.
+Because the sample is stratified, the actual error is smaller."""
 _UNMET = math.log(2 / (1 - COVERAGE / 100))
-"""Bound on the text that the sample missed entirely: at confidence `COVERAGE`, at most a fraction `_UNMET` /
-(number of positions) of the file. The normal approximation does not cover this part."""
+"""Bound on how much text is unlike all sampled rows: with confidence `COVERAGE`, at most a fraction `_UNMET`
+/ (number of positions) of the file. The normal approximation does not account for such text."""
 _DENSEST = 1.0
 """Maximum number of tokens per byte in unsampled text. A token is rarely shorter than a byte."""
 _BLOCK = 16 << 10

@@ -352,7 +352,7 @@ CODES: dict[str, Code] = {
         "generated rows were not reviewed",
         "orchestrate data review FILE, then export the rows with --export OUT",
     ),
-    "few-rows": Code(_I, "few rows for this goal", goals.volume_summary()),
+    "few-rows": Code(_I, "the file may have too few rows for this goal", goals.volume_summary()),
     "rl-ends-with-answer": Code(
         _E, "the prompt ends with an assistant message", "end the prompt with a user message"
     ),

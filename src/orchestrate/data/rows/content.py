@@ -44,7 +44,7 @@ _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""First UTF-8 bytes of the characters that UTF-8 continuation bytes turn into when they are decoded as
+"""First byte, in UTF-8, of each character that results from decoding a continuation byte (0x80 to 0xBF) as
 Windows-1252 or Latin-1."""
 
 
@@ -101,7 +101,8 @@ def is_about_encodings(text: str) -> bool:
 _log = logging.getLogger(__name__)
 
 _DIGEST = 32
-"""Length in bytes of the sha256 at the start of a cache file. It is the hash of the rest of the file."""
+"""Length in bytes of the checksum at the start of a cache file. The checksum is the sha256 of the rest of the
+file."""
 
 
 def automaton(expressions: Sequence[bytes], flags: Sequence[int], folder: Path | None) -> Any:
@@ -376,13 +377,13 @@ def candidates(block: bytes, starts: list[int], folder: Path | None = None) -> s
 _own = threading.local()
 
 _FEW_BYTES = 1 << 20
-"""Number of bytes that a thread searches without the automaton. Building the automaton takes as long as
-searching about twice as many bytes without it."""
+"""Number of bytes that each thread searches before it uses the automaton. Building the automaton takes as
+long as searching about twice as many bytes without it."""
 
 
 def sifted(block: bytes, starts: list[int], folder: Path | None = None) -> set[tuple[int, int]]:
-    """Find candidate pairs as `candidates` does. Until the automaton is loaded, each thread searches its
-    first `_FEW_BYTES` without hyperscan."""
+    """Find candidate pairs as `candidates` does. Each thread searches its first `_FEW_BYTES` bytes without
+    hyperscan, unless the automaton is already loaded or cached."""
     seen = getattr(_own, "seen", 0) + len(block)
     if _loaded or seen > _FEW_BYTES or _kept(folder):
         return candidates(block, starts, folder)

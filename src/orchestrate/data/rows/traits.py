@@ -1,7 +1,7 @@
 """Find the traits and problems of a canonical row, in one pass over its messages.
 
-Traits are facts that only some backends reject (see `orchestrate.data.rules`). Problems apply to all
-backends.
+A trait is a property that only some backends reject (see `orchestrate.data.rules`). A problem applies to
+every backend.
 """
 
 from __future__ import annotations
@@ -94,15 +94,15 @@ def _schema(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
         properties: Any = held.get("properties", {})
         required: Any = held.get("required", [])
         if not isinstance(properties, dict):
-            yield "bad-tools", "properties is not an object"
+            yield "bad-tools", "`properties` is not an object"
             continue
         named = cast("dict[str, Any]", properties)
         if any(not isinstance(value, dict | bool) for value in named.values()):
             yield "bad-tools", "a property is not a schema"
         if not isinstance(required, list) or not all(isinstance(r, str) for r in cast("list[Any]", required)):
-            yield "bad-tools", "required is not a list of names"
+            yield "bad-tools", "`required` is not a list of names"
         elif absent := [r for r in cast("list[str]", required) if r not in named]:
-            yield "odd-tool", f"required lists {absent[0][:40]!r}, which is not in properties"
+            yield "odd-tool", f"`required` lists {absent[0][:40]!r}, which is not in `properties`"
         pending += [*named.values(), held.get("items")]
 
 
@@ -128,7 +128,7 @@ class Trait(IntFlag):
     """The first message is not a system, developer or user message."""
     NOT_ALTERNATING = 4096
     SEVERAL_ANSWERS = 8192
-    """An unpaired answer, or one side of a preference pair, has no message or several."""
+    """An unpaired answer, or one side of a preference pair, does not consist of exactly one message."""
     PARALLEL_TOOL_CALLS = 16384
     NAMES = 32768
     MULTI_TURN = 65536
@@ -258,7 +258,7 @@ def _answered(
 
 def _untrained(prompt: Sequence[ChatMessage], place: str) -> list[Problem]:
     """Return problems for weights on messages that cannot be trained on."""
-    said = "the weight is ignored: training uses only the answer to the prompt, not earlier answers"
+    said = "the weight has no effect: only the answer to the prompt is trained on, not earlier answers"
     marked = [i for i, m in enumerate(prompt) if m.role == "assistant" and (m.weight == 1 or m.loss_spans)]
     return [problem("extra-fields", said, field=f"{place}[{i}].weight") for i in marked]
 
@@ -437,8 +437,8 @@ def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]
     for begin, end in spans:
         if not at < begin < end <= len(text):
             message = (
-                f"the span {begin} to {end} is empty, out of order, touches the previous span, or lies "
-                f"outside the text ({len(text)} characters)"
+                f"the span {begin} to {end} is invalid: spans must be non-empty, in order, not adjacent, and "
+                f"within the text ({len(text)} characters)"
             )
             return [problem("bad-weight", message, field=field)]
         at = end
@@ -488,7 +488,7 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
         if not isinstance(arguments, dict):
             found.append(problem("bad-arguments", field=f"{field}.function.arguments"))
         if call.function.name not in declared:
-            message = f"the tool {call.function.name!r} is missing from tools"
+            message = f"the tool {call.function.name!r} is missing from `tools`"
             found.append(problem("undeclared-tool", message, field=f"{field}.function.name"))
     return found
 

@@ -39,9 +39,9 @@ class Loss:
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
-    """Return a message's loss settings. `item` is the message as given in the row, and `text` is its text.
-    Only assistant messages can be trained on. Selecting any other message is reported as a problem, and
-    excluding one has no effect."""
+    """Read a message's loss settings. `item` is the message as given in the row, and `text` is its text. Only
+    assistant messages can be trained on. A setting that selects any other message is reported as a problem.
+    One that excludes it has no effect."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")

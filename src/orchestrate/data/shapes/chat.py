@@ -386,17 +386,17 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
         found.append(problem("legacy-functions", field="functions"))
     elif row.get("functions") and tools != row["functions"]:
         found.append(
-            problem("lost-meaning", "functions is ignored because tools is present", field="functions")
+            problem("lost-meaning", "`functions` is ignored because `tools` is present", field="functions")
         )
     if isinstance(tools, str):
         try:
             tools = rows.decode(tools) if tools.strip() else None
         except (msgspec.DecodeError, RecursionError):
-            return None, [problem("bad-tools", "tools is a string that is not valid JSON", field="tools")]
+            return None, [problem("bad-tools", "`tools` is a string that is not valid JSON", field="tools")]
     if tools is None:
         return None, found
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", tools)):
-        return None, [*found, problem("bad-tools", "tools is not a list of objects", field="tools")]
+        return None, [*found, problem("bad-tools", "`tools` is not a list of objects", field="tools")]
     seen: set[str] = set()
     wrapped = [_with_object(_wrapped(tool), seen) for tool in cast("list[dict[str, Any]]", tools)]
     read = cast("list[dict[str, Any]]", _json_types(wrapped, seen))

@@ -439,7 +439,9 @@ def _recorded(question_name: str, answered: tuple[str, ...], row: Row) -> Read:
         return None, [problem("bad-message", message, field=place)]
     if (system := as_row(given).get("system")) is not None:
         if (said := text_of(system)) is None:
-            inputs.found.append(problem("bad-content", "system is not text", field=f"{question_name}.system"))
+            inputs.found.append(
+                problem("bad-content", "`system` is not text", field=f"{question_name}.system")
+            )
         prompt = [{"role": "system", "content": said}, *prompt] if said else prompt
     messages = answer if answer[: len(prompt)] == prompt else [*prompt, *answer]
     tools = as_row(given).get("tools") or as_row(as_row(row.get("extra")).get("invocation_params")).get(
@@ -548,7 +550,7 @@ def _blocks(request: Row, response: Row) -> Read:
     if system := request.get("system"):
         said = text_of(system)
         if said is None:
-            found.append(problem("bad-content", "system is not text", field="request.system"))
+            found.append(problem("bad-content", "`system` is not text", field="request.system"))
         else:
             messages = [{"role": "system", "content": said}, *messages]
     answer: Row = {"role": "assistant", "content": response["content"]}

@@ -112,14 +112,14 @@ def _alpaca(row: Row) -> Read:
     turns: list[tuple[str, str]] = []
     history: Any = row.get("history") or []
     if not isinstance(history, list):
-        return None, [problem("bad-message", "history is not a list", field="history")]
+        return None, [problem("bad-message", "`history` is not a list", field="history")]
     for pair in cast("list[Any]", history):
         said = cast("list[Any]", pair) if isinstance(pair, list) else []
         if len(said) == 2:
             turns += [("user", str(said[0])), ("assistant", str(said[1]))]
         else:
             return None, [
-                problem("bad-message", "history must contain pairs of question and answer", field="history")
+                problem("bad-message", "`history` must contain [question, answer] pairs", field="history")
             ]
     question, wrong = preferences.instructed(row)
     if wrong is not None:

@@ -65,7 +65,7 @@ def with_system(row: dict[str, Any], messages: list[ChatMessage], found: list[Pr
     name = names[0]
     if any(row[other] != row[name] for other in names):
         found.append(
-            problem("lost-meaning", f"{names[1]} is ignored because {name} is present", field=names[1])
+            problem("lost-meaning", f"`{names[1]}` is ignored because `{name}` is present", field=names[1])
         )
     system = text_of(row[name])
     if system is None:
@@ -100,7 +100,7 @@ class _Turns:
         who, said = turn.get("from"), turn.get("value")
         before = len(self.messages)
         if not isinstance(said, str):
-            self.found.append(problem("bad-content", "value is not text", field=f"{place}.value"))
+            self.found.append(problem("bad-content", "`value` is not text", field=f"{place}.value"))
         elif who == "function_call":
             self._call("", *written_calls(said, self._made, f"{place}.value"))
         elif who in _ANSWERS:
@@ -183,7 +183,7 @@ def instructed(row: dict[str, Any]) -> tuple[str, Problem | None]:
     """Return Alpaca's `instruction`, followed by `input` if there is one."""
     given = row.get("input") or ""
     if not isinstance(given, str):
-        return "", problem("bad-content", "input is not text", field="input")
+        return "", problem("bad-content", "`input` is not text", field="input")
     return f"{row['instruction']}\n\n{given}" if given else row["instruction"], None
 
 
@@ -191,7 +191,7 @@ def questioned(row: dict[str, Any]) -> tuple[str, Problem | None]:
     """Return the `question`, preceded by its `context` if there is one, as in SQuAD."""
     context = row.get("context") or ""
     if not isinstance(context, str):
-        return "", problem("bad-content", "context is not text", field="context")
+        return "", problem("bad-content", "`context` is not text", field="context")
     return f"{context}\n\n{row['question']}" if context else row["question"], None
 
 
@@ -289,15 +289,16 @@ teach the bad answers."""
 
 
 def is_trl(row: Row) -> bool:
-    """Return whether a row is a prompt with a completion and a label in TRL's unpaired format. If its `label`
-    is a class, such as a word, and not a verdict, the row belongs to a different task."""
+    """Return whether a row is a prompt with a completion and a label, as in TRL's unpaired format. Returns
+    `False` if the label is a class (such as a word) rather than a verdict, because the row then belongs to a
+    different task."""
     labels = (row.get("label"), row.get("kto_tag"))
     return {"prompt", "completion"} <= row.keys() and any(map(_may_label, labels))
 
 
 def is_chat(row: Row) -> bool:
-    """Return whether a row is a labeled conversation that ends with an answer. Without an answer, the row is
-    a prompt, and its label is the reference for a grader."""
+    """Return whether a row is a labeled conversation that ends with an answer. A labeled conversation without
+    an answer is a prompt, and its label is the reference for a grader."""
     messages = cast("list[Any]", row["messages"]) if isinstance(row.get("messages"), list) else []
     last = cast("Row", messages[-1]) if messages and isinstance(messages[-1], dict) else {}
     return last.get("role") == "assistant" and _is_tagged(row)
@@ -405,8 +406,8 @@ _SYSTEM = frozenset({"system", "instructions", "system_prompt"})
 
 
 def prompt_of(row: Row) -> RLExample | list[Problem]:
-    """Read a row's prompt, or return the problems that make it unreadable. The list is empty if the row
-    contains no prompt in a known format."""
+    """Read a row's prompt. If the prompt is invalid, returns the problems instead. The list is empty if the
+    row has no prompt in a known format, or if the prompt doesn't end with a user or tool message."""
     held = next((found for name in _WRAPPED if (found := as_row(parsed(row.get(name))))), None)
     source = held or logged_request(row) or row
     for read in (_columns, _turns):
@@ -424,7 +425,7 @@ def prompt_of(row: Row) -> RLExample | list[Problem]:
 
 
 _Found = tuple[list[Any], Row, list[Problem]]
-"""Messages, the value that contains them, and problems."""
+"""The messages, the object that contains them, and the problems found."""
 
 
 def _columns(source: Row) -> _Found | None:

@@ -227,7 +227,7 @@ def held_out(value: Any) -> str | None:
 
 
 _KEPT = {"is_test": "test", "is_eval": "test", "is_validation": "validation"}
-"""Columns that hold a row out if they are true."""
+"""Boolean columns that mark a row as held out, as `{column: split}`."""
 
 
 def kept_for(name: str, value: Any) -> str | None:
@@ -258,7 +258,7 @@ class UnreadColumn:
     """Hashes of some of the values. If there is only one, every row has the same value."""
 
     held_out: Counter[str] = field(default_factory=Counter[str])
-    """Number of rows that the column assigns to test and to validation, if it is in `SPLITS`."""
+    """Number of rows that the column assigns to each held-out split (`test` or `validation`)."""
 
     def note(self, name: str, value: Any, seen: str) -> None:
         """Record a value of the column. `seen` is all text of the row that training uses."""
@@ -285,8 +285,8 @@ def note(columns: dict[str, UnreadColumn], unread: Mapping[str, Any], seen: str)
 
 
 def with_own_text(columns: dict[str, UnreadColumn], rows: int) -> dict[str, UnreadColumn]:
-    """Return the unused columns that contain additional text. In most rows, this text appears in none of the
-    used columns."""
+    """Return the unused columns that, in most rows, contain text that appears in no used column. Columns with
+    the same value in every row are left out."""
     own = {name: c for name, c in columns.items() if 2 * c.own > rows and (len(c.values) > 1 or rows == 1)}
     return dict(sorted(own.items()))
 

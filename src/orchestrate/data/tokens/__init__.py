@@ -32,8 +32,7 @@ texts are repeated, all others are looked up too."""
 _MOST_PASSES = 15
 """Maximum number of consecutive calls without a lookup."""
 _PAYS = 1 / 20
-"""Minimum share of characters in repeated texts. With fewer repetitions, lookups take more time than they
-save."""
+"""Minimum share of characters that must be in repeated texts for lookups to save time."""
 
 Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
 """Token ids and the (start, end) position of each token in the text."""
@@ -146,7 +145,7 @@ class PieceEncoder:
 FIRST_ROWS = 5
 """Maximum number of rows listed in a warning."""
 COVERAGE = 99
-"""Confidence level of a sample's interval, in percent: how often the interval must contain the true count."""
+"""Confidence level, in percent, of the interval around a token count that is estimated from a sample."""
 
 
 class Remark(msgspec.Struct, frozen=True):

@@ -337,7 +337,7 @@ _BLOCKS = {
 """Markers that open and close a block. The closing marker is empty if the block extends to the next one, or
 to the end."""
 _INCLUDED = {"functools[": "[", "<function=": "<function="}
-"""Part of an opening marker that belongs to the call, keyed by the marker. The closing marker of such a block
+"""Maps an opening marker to the part of it that belongs to the call. The closing marker of such a block
 belongs to the call too."""
 CODE_MARK = "<|python_tag|>"
 _INTERPRETERS = ("code_interpreter", "ipython", "python")
@@ -384,9 +384,9 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
-    """Return the leading part of an unfinished text that is final because no later text can make it part of
-    a call or of one of the `marks`. Returns an empty string if tools were `offered` and the text starts like
-    JSON, because the entire text may be a call."""
+    """Return the start of an unfinished text that can no longer change, because later text can't make it part
+    of a tool call or of one of the `marks`. Returns an empty string if tools were `offered` and the text
+    starts like JSON, because the entire text may be a call."""
     if offered and text.lstrip().startswith(("{", "[")):
         return ""
     if opening := _OPENINGS.search(text):

@@ -139,8 +139,9 @@ def render(
 
 
 def carries(text: str, token: tuple[int, int], spans: list[tuple[int, int]], at: int, said: str) -> bool:
-    """Return whether a token contributes to the loss. It does if it overlaps a span, or if it ends the turn
-    directly after a span. `spans` are positions in `said`, which starts at position `at` of `text`."""
+    """Return whether a token contributes to the loss. `spans` are positions in the message text `said`, which
+    starts at position `at` of `text`. A token within the message contributes if it overlaps a span. A token
+    after the message contributes if the last span extends to the end of the message."""
     begin, end = token
     if begin >= at + len(said):
         return spans[-1][1] == len(said)

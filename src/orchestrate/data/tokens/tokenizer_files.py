@@ -74,8 +74,8 @@ REBUILT: Mapping[str, Json] = {
         },
     },
 }
-"""Tokenizer classes that read only the vocabulary and merges from the file, mapped to the components that
-each class adds. If a file already contains these components, it is used unchanged."""
+"""Components that transformers' tokenizer classes add, keyed by class name. These classes read only the
+vocabulary and merges from the file. A file that already contains the same components is used unchanged."""
 
 
 @dataclass(frozen=True)

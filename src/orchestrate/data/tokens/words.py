@@ -20,7 +20,7 @@ Tools = Sequence[Mapping[str, Any]] | None
 KEPT = re.compile(r"(</?[\w:]{0,32}think[\w:]{0,32}>|</?tool_(?:call|response)>)")
 """Markers in a message's own text that some templates look for."""
 _WORD = "zq{}qz{}zq"
-"""Placeholder for a text of a message: letters and digits, which no template changes."""
+"""Placeholder for a message's text. It contains only letters and digits, which no template changes."""
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
@@ -183,8 +183,8 @@ def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
 
 
 def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools, said: Sequence[str]) -> Iterator[str]:
-    """Yield a description of each kind of content that the template does not render. `said` contains one part
-    of `text` for each assistant message."""
+    """Yield a description of each kind of content that the template does not render. `said` contains, for
+    each assistant message, the part of `text` that comes from this message."""
     answers = [of for of in messages if of.role == "assistant"]
     for of, mine in zip(answers, said, strict=True):
         nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)

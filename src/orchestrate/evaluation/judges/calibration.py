@@ -334,7 +334,7 @@ class JudgedRow(Record, frozen=True, kw_only=True):
     """The judge's rating of one row, stored as one line of the log."""
 
     row: int
-    """Line number, starting at 1. Empty lines are not counted."""
+    """Row number in the input file, starting at 1. Empty lines are not counted."""
     verdict: str
     """`kept`, `rejected` or `not judged`."""
     score: float | None = None
@@ -372,8 +372,8 @@ class JudgeReport(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """A row of the input file. `asked` is what the judge rates. If the row cannot be judged, `asked` is
-    `None` and `problem` is the reason."""
+    """A row of the input file. `asked` is the item and the answer that the judge rates. For a row that cannot
+    be judged, `asked` is `None` and `problem` gives the reason."""
 
     line: bytes
     asked: tuple[Item, Answer] | None = None
@@ -419,8 +419,8 @@ def part(
     keep: float,
     calibration: Calibration | None,
 ) -> JudgeReport:
-    """Judge all rows, then write each row to the file of kept, rejected or unjudged rows. If a request fails,
-    its error propagates and nothing is written."""
+    """Judge all rows, then write each row to the file for kept, rejected or unjudged rows. If a request
+    fails, its error propagates and nothing is written."""
     names = outputs(path, output)
     judged = judged_rows(rows, metric, keep)
     places = {"kept": output, "rejected": names["rejected"], "not judged": names["not-judged"]}

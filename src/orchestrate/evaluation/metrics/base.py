@@ -20,9 +20,9 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 
 @dataclass(frozen=True)
 class Context:
-    """Resources that metrics may use. To query a model, a metric gets it from `respondent` and sends its
-    questions through `asking`, which stores answers and prices and enforces the evaluation's budget. Model
-    names have the same format as in `orchestrate.providers.chat`."""
+    """Resources that metrics may use. A metric gets the models that it queries from `respondent`, and sends
+    its questions through `asking`. `asking` stores the answers and their prices, and enforces the
+    evaluation's budget. Model names have the same format as in `orchestrate.providers.chat`."""
 
     items: Sequence[Item]
     asking: Asking
@@ -35,8 +35,8 @@ class Context:
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None
-    """Function that returns a judge's agreement with human raters, or `None` if unknown. The function may
-    query the judge."""
+    """Function that returns a judge's agreement with human raters, or `None` if it is unknown. Measuring the
+    agreement may send questions to the judge."""
     allow_code: bool = False
     """True if graders may run code."""
 
@@ -54,9 +54,9 @@ Totals = Sequence[float]
 class Metric(Protocol):
     """Scores answers one by one, and combines the scores into one number.
 
-    `used` is stored with the evaluation. For a judge, its `detail` contains the prompt, model and
-    calibration, and its `unfit` the reason why the judge cannot decide a verdict. `metrics.registry` creates
-    metrics by name."""
+    `used` describes the metric and is stored with the evaluation. For a judge, `used.detail` contains the
+    prompt, model and calibration, and `used.unfit` is the reason why the judge cannot decide a verdict.
+    `metrics.registry` creates metrics by name."""
 
     @property
     def used(self) -> MetricUsed: ...

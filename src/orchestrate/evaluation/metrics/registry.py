@@ -243,12 +243,12 @@ def split(written: Sequence[str]) -> list[str]:
 
 
 def needs(written: Sequence[str], what: str) -> bool:
-    """Return whether a metric needs this property of the answers (see `BuiltInMetric.needs`)."""
+    """Return whether any of the metrics needs this property of the answers (see `BuiltInMetric.needs`)."""
     return any(METRICS[name].needs == what for name in split(written) if name in METRICS)
 
 
 def check(written: Sequence[str]) -> None:
-    """Check a metric name before any file is opened or any question sent. Raises `UsageError` for an unknown
+    """Check metric names before any file is opened or any question sent. Raises `UsageError` for an unknown
     name."""
     for one in split(written):
         name, colon, _ = one.partition(":")
@@ -261,12 +261,12 @@ def check(written: Sequence[str]) -> None:
 
 
 def better(written: str) -> Literal["higher", "lower", "neither"]:
-    """Return whether higher or lower values of a metric are better."""
+    """Return which values of a metric are better: `higher`, `lower` or `neither`."""
     return METRICS[written].better if written in METRICS else "higher"
 
 
 def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
-    """Create a metric by name. Raises `UsageError` for a name that is unknown or doesn't fit the rows, and
+    """Create metrics by name. Raises `UsageError` for a name that is unknown or doesn't fit the rows, and
     `MissingExtra` if a package is missing."""
     check(written)
     wanted = [name for one in split(written) for name in ([one] if one != "auto" else [auto(context)])]

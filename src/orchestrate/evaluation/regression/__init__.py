@@ -417,7 +417,7 @@ def judged(
         worse = (
             "the tuned model is worse, but it is unclear by how much"
             if high < 0
-            else "it is unclear whether the tuned model is worse by more than that"
+            else "it is unclear whether the tuned model is worse by more than the margin"
         )
         more = f". A decision needs about {round_up(rows):,} items" if rows else ""
         decision, reason = "inconclusive", f"{change} against {allowed} allowed: {worse}{more}"

@@ -23,7 +23,8 @@ from orchestrate.types import Evaluation, Record, decoding
 
 
 class ReviewTask(Record, frozen=True, kw_only=True):
-    """A task for raters: a single answer or a pair. The order of `contenders` and `answers` is arbitrary."""
+    """A task for raters: a single answer or a pair. The order of `contenders` is arbitrary, and `answers` has
+    the same order."""
 
     id: str
     """Task id. Raters can see it, so it does not reveal the contenders."""

@@ -37,8 +37,8 @@ class FromReview(Record, frozen=True, kw_only=True):
     format: Literal["dpo", "kto", "sft"]
     rows: int
     left_out: dict[str, int]
-    """Number of rated tasks that yield no row, by reason. Counts pairs of tasks if DPO pairs are built from
-    answers that were rated individually."""
+    """Number of rated tasks that yield no row, by reason. If DPO pairs are built from individually rated
+    answers, pairs of tasks are counted instead."""
 
 
 def from_review(

@@ -114,7 +114,7 @@ class PromptsRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompts: list[list[ChatMessage]]
     model: str = ""
     base: bool = False
-    """True to query the model's base instead of the model."""
+    """True to query the base model instead of the tuned one."""
     max_tokens: int
     temperature: float
     seed: int
@@ -211,8 +211,8 @@ class Engine(AdaptedModel):
     # -- models --------------------------------------------------------------------------------------------
 
     def turn(self, loading: Loading) -> bool:
-        """Replace the adapters on the base model. Returns False if the base model must be reloaded, because a
-        different base is requested or an adapter changes more than its own layers."""
+        """Replace the adapters on the base model. Returns False if the base model must be reloaded instead:
+        for a different base, device or precision, or if an adapter changes more than its own layers."""
         other, mine = loading.in_precision(), self.loading
         if (fetch(other.base).path, pick_device(other.device)) != (self.folder.path, self.device):
             return False
@@ -346,9 +346,9 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, request: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build one row and one output parser per requested answer. Usually returns only the first row and
-        stores the others in its `copies`, so that the prompt is prefilled once. If rows must be processed
-        individually, returns all of them. Raises `RequestRefused` for an invalid request."""
+        """Build one row and one output parser for each requested answer. Usually returns only the first row,
+        with the others in its `copies`, so that the prompt is prefilled once. Returns all rows if they must
+        be processed individually. Raises `RequestRefused` for an invalid request."""
         model = self._model(request.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")

@@ -58,15 +58,16 @@ class AnswerForm(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CallFormat:
-    """The chat template's text around a tool call: `before` the name, `between` the name and the arguments,
-    and `behind` the arguments. The arguments are either one JSON object or written separately, each as
-    `opens`, the argument's name, `names`, its value and `closes`."""
+    """Text that the chat template puts around a tool call: `before` the name, `between` the name and the
+    arguments, and `behind` the arguments. Some templates write all arguments as one JSON object, others write
+    each argument separately (see `apart`)."""
 
     before: str
     between: str
     behind: str
     apart: tuple[str, str, str] | None = None
-    """The strings `opens`, `names` and `closes`. `None` if the arguments are one JSON object."""
+    """For arguments that are written separately: the text before an argument's name, between its name and its
+    value, and after its value. `None` if the arguments are one JSON object."""
 
 
 class Forms:
@@ -284,7 +285,7 @@ def _choices(schema: Mapping[str, Any], closes: str) -> list[str] | None:
     words = [schema["const"]] if "const" in schema else list(schema["enum"])
     if not words or not all(isinstance(word, str) and closes.strip() not in word for word in words):
         raise UsageError(
-            "enum must be a non-empty list of strings that do not contain the text that ends an argument"
+            "enum must be a non-empty list of strings, none of which contains the end marker of an argument"
         )
     if "enum" in schema and any(word not in schema["enum"] for word in words):
         raise UsageError("const is not one of the enum values")

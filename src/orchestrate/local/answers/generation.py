@@ -145,10 +145,15 @@ class Generator:
         schema: Mapping[str, Any] | None = None,
     ) -> list[Reply | DataError]:
         """Generate replies like `generate`, but return a `DataError` in place of each reply that fails.
-        Batching changes 16-bit rounding, which can change replies at temperature 0. If it may have changed a
-        reply, `rounding` says what to do: `left` does nothing, `told` checks the reply and notes a change,
-        and `mended` regenerates the reply individually. `schema` constrains each reply to JSON with this
-        schema, or to a call of one of `tools`."""
+        `schema` constrains each reply to JSON with this schema, or to a call of one of `tools`.
+
+        Batching changes 16-bit rounding, which can change replies at temperature 0. `rounding` says what to
+        do with a reply that may have changed:
+
+        - `left`: keep it.
+        - `told`: check it, and add a note if it changed.
+        - `mended`: generate it again individually.
+        """
         if not prompts:
             return []
         question = self._question(prompts, base, max_tokens, temperature, seed, tools, stream=False)
@@ -185,10 +190,14 @@ class Generator:
         return reply
 
     def likelihoods(self, rows: Sequence[Mapping[str, Any]], *, base: bool = False) -> list[Likelihood]:
-        """Compute the likelihood of each row. A row contains a `text` (with an optional `context` before it),
-        `messages` and their `answer` (with optional `tools`), or a canonical `example`, of which only the
-        trained part is scored. If the row sets `alone`, the example is scored without its prompt. Tokens
-        beyond the model's context are not scored."""
+        """Compute the likelihood of each row. Tokens beyond the model's context are not scored. A row
+        contains one of:
+
+        - `text`, with an optional `context` before it.
+        - `messages` and their `answer`, with optional `tools`.
+        - `example`, a canonical row. Only its trained part is scored. Set `alone` to score it without its
+          prompt.
+        """
         if not rows:
             return []
         with self._worker.holding(self._load) as worker:

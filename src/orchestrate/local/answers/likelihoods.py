@@ -27,9 +27,12 @@ def likelihoods(
     rows: Sequence[dict[str, Any]],
     most_tokens: int | None = None,
 ) -> list[Likelihood]:
-    """Compute the likelihood of each row. A row contains a `text` (with an optional `context` before it),
-    `messages` and their `answer`, or a canonical `example`, of which only the trained part is scored. If the
-    row sets `alone`, the example is scored without its prompt. Rows are truncated to `most_tokens`."""
+    """Compute the likelihood of each row, truncated to `most_tokens`. A row contains one of:
+
+    - `text`, with an optional `context` before it.
+    - `messages` and their `answer`.
+    - `example`, a canonical row. Only its trained part is scored. Set `alone` to score it without its prompt.
+    """
     encoded = [_encoded(template, row, most_tokens) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]))
 

@@ -27,7 +27,7 @@ def table_in(provenance: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def trained_in_four_bit(provenance: Mapping[str, Any]) -> bool | None:
-    """Return True if an adapter was trained on a 4-bit base, or `None` if its provenance record does not
+    """Return whether an adapter was trained on a 4-bit base, or `None` if its provenance record does not
     say."""
     adapter = table_in(provenance, "adapter")
     return adapter.get("type") == "qlora" if adapter else None
@@ -35,8 +35,8 @@ def trained_in_four_bit(provenance: Mapping[str, Any]) -> bool | None:
 
 def four_bit_of(asked: bool | None, tuned: Sequence[Path | None]) -> bool | None:
     """Return whether to load the base of these tuned models in 4-bit. If `asked` is set, returns it.
-    Otherwise, returns True if every provenance record says that its model was trained on a 4-bit base, `None`
-    if no record has this information, and False in all other cases."""
+    Otherwise, the provenance records decide: True if every model was trained on a 4-bit base, `None` if no
+    record says, and False in all other cases."""
     if asked is not None:
         return asked
     known = [trained_in_four_bit(read_provenance(one)) for one in tuned]

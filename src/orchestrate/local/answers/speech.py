@@ -45,9 +45,9 @@ class EngineModel:
 
 @dataclass
 class Speech:
-    """The text of one answer. If `chat` is set, the text is parsed according to the template's answer format.
-    Otherwise it is plain text. If `stream` is set, each piece is sent as soon as it is final. Otherwise the
-    entire answer is sent at the end."""
+    """The text of one answer. If `chat` is set, it is parsed in the template's answer format. Otherwise, it
+    is plain text. If `stream` is set, each piece is sent as soon as it is final. Otherwise, the entire answer
+    is sent at the end."""
 
     row: DecodingRow
     model: EngineModel

@@ -89,11 +89,11 @@ def test_all_problems_of_a_row_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "code", "message"),
     [
-        ({"type": "object", "properties": []}, "bad-tools", "properties is not an object"),
+        ({"type": "object", "properties": []}, "bad-tools", "`properties` is not an object"),
         ({"type": "object", "properties": {"a": "string"}}, "bad-tools", "a property is not a schema"),
-        ({"type": "object", "required": "a"}, "bad-tools", "required is not a list of names"),
+        ({"type": "object", "required": "a"}, "bad-tools", "`required` is not a list of names"),
         ({"type": "object", "properties": {"a": {"items": {"type": "decimal"}}}}, "odd-tool", "'decimal'"),
-        ({"type": "object", "properties": {}, "required": ["a"]}, "odd-tool", "required lists 'a'"),
+        ({"type": "object", "properties": {}, "required": ["a"]}, "odd-tool", "`required` lists 'a'"),
         ({"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": True}}, None, ""),
     ],
 )  # fmt: skip

@@ -36,9 +36,9 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 
 class Spoken(msgspec.Struct, frozen=True, kw_only=True):
-    """Event with everything that a choice gained since its previous event: text, reasoning, tool calls and
-    tokens. `reason` is the finish reason, set only in the choice's last event. An answer that is not streamed
-    has one event per choice."""
+    """Event with everything new in a choice since its previous event: text, reasoning, tool calls and tokens.
+    `reason` is the finish reason, set only in the choice's last event. An answer that is not streamed has one
+    event per choice."""
 
     choice: int
     content: str = ""
