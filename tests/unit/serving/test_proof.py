@@ -132,9 +132,9 @@ def other_scale(folder: Path, known: Known) -> None:
         (
             another,
             "answers",
-            "a different one under this name",
+            "a different adapter under this name",
         ),
-        (other_scale, "distance", "another scale"),
+        (other_scale, "distance", "LoRA scale"),
     ],
 )
 def test_what_goes_wrong_in_the_field_is_caught_in_its_stage(
