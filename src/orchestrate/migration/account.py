@@ -88,8 +88,9 @@ class PlannedMove(Record, frozen=True, kw_only=True):
 
 
 def write(path: Path, planned: Sequence[PlannedMove], margin: float, moved_usd: Decimal = Decimal(0)) -> None:
-    """Write the migration plan to a file, with the reasons as comments. `moved_usd` is what migrating these
-    runs has cost so far. Raises `UsageError` if the file exists, because you may have edited it."""
+    """Write the migration plan to a file, with the reasons as comments. `moved_usd` is the cost so far of
+    migrating these runs, in US dollars. Raises `UsageError` if the file exists, because you may have edited
+    it."""
     if path.exists():
         raise UsageError(
             f"{path} already exists and may have been edited",

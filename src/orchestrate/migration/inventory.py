@@ -77,7 +77,7 @@ class Inventory(Record, frozen=True, kw_only=True):
     """Total cost of the runs with a known cost."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """Pairs of (last day, number of models with this last day), earliest day first."""
+    """Number of models per last day of availability, as `[(day, count)]`, earliest day first."""
     data_here: int
     data_gone: int
 

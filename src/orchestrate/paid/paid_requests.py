@@ -60,7 +60,7 @@ to its model."""
 
 
 class AskingStopped(OrchestrateError):
-    """Raised if not all questions for a respondent were sent, because other requests failed."""
+    """Raised if some questions for a respondent were not sent because other requests failed."""
 
 
 class Question(Record, frozen=True, kw_only=True):

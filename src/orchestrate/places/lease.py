@@ -116,7 +116,7 @@ class RunLease:
 
     @property
     def holds(self) -> bool:
-        """True if this attempt is the newest one or started the newest one."""
+        """True if this attempt is the newest attempt or started the newest attempt."""
         names = self.stored.run_storage.names(f"{self.stored.folder}/attempts")
         data = self.stored.read(f"attempts/{_name(self.number)}")
         mine = data is not None and Attempt.from_json(data).token == self._mine.token

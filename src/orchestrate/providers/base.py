@@ -454,8 +454,8 @@ class Chats(Provider):
         temperature: float = 0.0,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
-        """Generate one reply per conversation, with the tuned model or, if `base` is true, with its base
-        model. `tools` are the tools that the model may call."""
+        """Generate one reply per conversation with the tuned model, or with its base model if `base` is True.
+        `tools` are the tools that the model may call."""
 
     def chat(
         self, job: JobHandle, *, base: bool = False, max_tokens: int = 256, temperature: float = 0.0
@@ -675,7 +675,7 @@ def joined(
 def stored(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
 ) -> Storage:
-    """Combine several lists of stored items. Handles errors like `joined`."""
+    """Combine several lists of stored items. Handles errors in the same way as `joined`."""
     items, failed, untold = _read_lists(provider, parts, unseen)
     return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
 

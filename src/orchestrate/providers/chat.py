@@ -28,8 +28,8 @@ from orchestrate.types import Message, Reply
 UNSUPPORTED_CODES = frozenset({"unsupported_value", "unsupported_parameter"})
 """OpenAI's error codes for a request field (named in `param`) that the model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-"""Maps each of the two names of the output token limit to the other one. Older servers use `max_tokens`, and
-reasoning models use `max_completion_tokens`."""
+"""Maps each of the two request fields for the output token limit to the other. Older servers use
+`max_tokens`, and reasoning models use `max_completion_tokens`."""
 FREE = "temperature"
 """Option that is omitted if the model rejects it. The model then uses its default value."""
 
@@ -198,7 +198,7 @@ class Chat:
     threads: int = 4
     """Maximum number of concurrent requests to the host."""
     calls: bool = True
-    """If true, answers are searched for tool calls even if the request offered no tools."""
+    """True to look for tool calls in answers even if the request offered no tools."""
     rejected: RejectedOptions = field(default_factory=RejectedOptions, repr=False, compare=False)
 
     @property

@@ -85,8 +85,8 @@ class TrainedOnly:
 
 
 def decoder_of(inner: Any) -> Any:
-    """Return the decoder of a transformers model, which is the language model without its output layer. The
-    model may also have vision or audio parts."""
+    """Return the decoder of a transformers model: the language model without its output layer. `inner` may
+    also have vision or audio parts."""
     found = inner.get_decoder()
     while found is inner or found.get_output_embeddings() is not None:
         deeper = getattr(found, "model", None)

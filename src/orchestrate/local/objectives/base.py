@@ -402,8 +402,8 @@ class Objective:
         return loss, correct, None
 
     def longest(self, rows: EncodedRows, examples: Sequence[int]) -> int:
-        """Return the length of the longest example in tokens, which is the lowest possible token limit of a
-        micro-batch."""
+        """Return the length of the longest example in tokens. A micro-batch's token limit can't be lower than
+        this."""
         return max(int(rows.lengths[i]) for i in examples)
 
     def to_lower(self, values: dict[str, float]) -> float:

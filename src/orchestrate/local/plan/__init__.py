@@ -29,7 +29,7 @@ LLAMA_LIKE = frozenset(
         "ministral",
     )
 )
-"""Model families (`model_type`) for which the memory plan's assumption holds: layers consist of attention, a
+"""Model families (`model_type`) that meet the memory plan's assumption: each layer consists of attention, a
 gated feed-forward network and two norms."""
 OTHER_LAYER = 1.4
 """Activation memory of other families' layers, relative to Llama. Gemma 3 was measured at 1.2 to 1.4."""

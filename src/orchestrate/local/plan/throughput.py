@@ -1,8 +1,8 @@
 """Estimate how fast this machine trains, based on finished runs, on `orchestrate local bench`, or on its
 hardware. Torch-free. Each token takes about 4 operations per frozen weight (2 in the forward pass, 2 for the
 gradient of the activations) and 6 per trained weight. The operations of attention and the adapter are few
-enough to be covered by the error band. Therefore, one number, the operations per second in a training step,
-can be measured with one model and used for others of similar size."""
+enough to be covered by the error band. Therefore, the operations per second of a training step can be
+measured with one model and used for others of similar size."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ class Sharded:
     def gradients(
         self, objective: Objective, rows: EncodedRows, batch: Sequence[int], most: tuple[int, int], seed: int
     ) -> Sums:
-        """Compute the gradient of a step on all processes. `most` holds the maximum number of tokens and the
-        maximum number of rows in a pass."""
+        """Compute the gradient of a step on all processes. `most` is (maximum number of tokens, maximum
+        number of rows) in a pass."""
         if self.rank:
             torch.manual_seed(seed + self.rank)
         # FSDP averages gradients over the processes. This division turns the mean into a sum.

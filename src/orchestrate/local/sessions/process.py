@@ -1,7 +1,7 @@
 """The process that holds the models of training sessions. Requests are JSON lines on standard input, and
-answers are JSON lines on standard output. Each answer has the `id` of its request.
+responses are JSON lines on standard output. Each response has the `id` of its request.
 
-    {"op": "open", "id", "base", ...}                     load the base, see `Opening`; must come first
+{"op": "open", "id", "base", ...}                     load the base, see `Opening`; must come first
     {"op": "create", "id", "model", "shape"}              see `AdapterShape`
     {"op": "forward", "id", "model", "data", "loss", "config", "backward"}
     {"op": "step", "id", "model", "adam"}

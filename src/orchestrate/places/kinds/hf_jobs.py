@@ -84,7 +84,8 @@ class HfMachines(Record, frozen=True, kw_only=True):
 
 
 class HfJobs(AwayPlace):
-    """Runs workers on Hugging Face Jobs. `api` creates a client to use instead of the default one."""
+    """Runs workers on Hugging Face Jobs. `api` is a function that creates the client, in place of the default
+    client."""
 
     by_hand = frozenset({"CANCELED"})
 

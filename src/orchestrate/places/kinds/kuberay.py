@@ -94,8 +94,8 @@ _REFUSALS: Mapping[int, type[ProviderError]] = {
 
 
 class KubeRay(AwayPlace):
-    """Runs workers on KubeRay. `api` creates a `kubernetes.client.CustomObjectsApi` to use instead of the one
-    from the kubeconfig."""
+    """Runs workers on KubeRay. `api` is a function that returns the `kubernetes.client.CustomObjectsApi` to
+    use. By default, the client is created from the kubeconfig."""
 
     def __init__(self, name: str, options: Mapping[str, Any], api: Callable[[], Any] | None = None) -> None:
         super().__init__(name, options)

@@ -137,8 +137,8 @@ class RayJobs(AwayPlace):
     # -- jobs ----------------------------------------------------------------------------------------------
 
     def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
-        """Submit the attempt. The cluster rejects an id that was already used, so of two submissions of the
-        same attempt only one is accepted."""
+        """Submit the attempt. The cluster rejects an id that was already used, so an attempt can't be
+        submitted twice."""
         ref = manifest.job.ref
         earlier = self.find(ref)
         id = ref if not earlier else f"{ref}-{len(earlier) + 1}"

@@ -140,8 +140,8 @@ CLOUDS = (
 
 
 class Sky(AwayPlace):
-    """Runs workers through SkyPilot. `bridge` replaces the default one. `settle_s` is the number of seconds
-    that a submission waits for its job."""
+    """Runs workers through SkyPilot. `bridge` is the connection to SkyPilot. By default, it is created from
+    the options. `settle_s` is the number of seconds that a submission waits for its job."""
 
     by_hand = frozenset({"CANCELLED"})
 

@@ -389,8 +389,8 @@ def _short(text: str, limit: int = 600) -> str:
 
 
 class Wire:
-    """Sends one backend's requests. Its methods take each request as a closure over an SDK client that was
-    created with `max_retries=0`."""
+    """Sends one backend's requests. Each method takes the request as a function that calls an SDK client. The
+    client must have been created with `max_retries=0`."""
 
     def __init__(
         self,

@@ -138,9 +138,9 @@ def _eva(inner: Any, config: Any, init: AdapterInit) -> dict[str, Tensor]:
 
 
 def eva_batches(rows: EncodedRows, least: int, seed: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """Build right-padded batches of rows, in the order of the first epoch. Each batch has at least `least`
-    trained tokens. Labels follow peft's convention. Raises `RunFailed` if all rows together have fewer than
-    `least` trained tokens."""
+    """Build right-padded batches of rows, in the order of the first epoch. Each batch contains `least` or
+    more trained tokens. Labels follow peft's convention. Raises `RunFailed` if all rows together have fewer
+    than `least` trained tokens."""
     parts: list[list[int]] = []
     part: list[int] = []
     trained = width = 0
@@ -265,8 +265,8 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
 
 
 def names_of(inner: Any, messages: list[str] | None = None) -> ModuleNames:
-    """Collect the module names of a transformers model, which may be on the meta device. Messages about
-    linear layers that are not adapted by default are appended to `messages`."""
+    """Collect the module names of a transformers model. The model may be on the meta device. Appends a
+    message to `messages` for linear layers that are not adapted by default."""
     messages = [] if messages is None else messages
     prefix, head = _prefix(inner), inner.get_output_embeddings()
     every = list(inner.named_modules())

@@ -60,7 +60,8 @@ class SamplingSettings:
     """Number of most likely tokens whose log-probabilities are returned, besides the log-probability of the
     sampled token. `None` returns no log-probabilities at all."""
     generator: torch.Generator | None = None
-    """Random number generator of the row. `None` uses the process's global generator, which rows share."""
+    """Random number generator of the row. `None` uses the process's global generator, which other rows may
+    use too."""
     held: Holds | None = None
     """Constraint that the answer must satisfy, such as a JSON schema."""
 
@@ -248,8 +249,8 @@ def window(model: Any) -> int | None:
 
 
 def takes(model: Any) -> tuple[str, bool]:
-    """Return the name of the model's cache argument, and whether the model can compute logits for the last
-    position only."""
+    """Return (name of the cache argument, True if the model can compute logits for the last position
+    only)."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(signature(inner.forward).parameters)
     for kind in type(inner).__mro__:  # one that only hands arguments on names neither

@@ -2,9 +2,9 @@
 while others continue. Each row has its own adapter and random numbers.
 
 By default, each prompt is prefilled alone and without padding, so that other requests cannot change its first
-token. Callers with many prompts pass a `PromptReader`, which prefills several prompts in one pass. Its cache
-is padded on the left and appended to the cache of the rows in progress. If the architecture's caches can't be
-concatenated, rows are processed one after another. Imports torch."""
+token. Callers with many prompts pass a `PromptReader`, which prefills several prompts in one pass. The
+resulting cache is padded on the left and appended to the cache of the rows in progress. If the architecture's
+caches can't be concatenated, rows are processed one after another. Imports torch."""
 
 # The type annotations of torch, transformers and peft are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -127,8 +127,9 @@ def _matrices(layer: Any) -> dict[str, Matrices]:
 BASE = "__base__"
 """The adapter name of rows without an adapter."""
 KINDS = ("GrowingLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "DummyLayer")
-"""Supported classes of cache layers: one column per position, one state per row, both, and layers that reuse
-an earlier layer's cache. Listed by name because some releases of transformers lack some of them."""
+"""Names of the supported cache layer classes: one column per position, one state per row, both, and layers
+that reuse an earlier layer's cache. Names are used because some releases of transformers lack some of these
+classes."""
 AS_IT_IS = ""
 """Adapter name that uses whichever adapter the caller has already activated."""
 ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")

@@ -89,7 +89,7 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int]]:
 Ids = npt.NDArray[np.integer[Any]]
 Piece = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """A segment of a packed sequence, as (positions of the shared prefix, positions of the segment's own tokens).
-Each own token attends to the prefix and to the own tokens up to itself."""
+Each of the segment's own tokens attends to the prefix, to the segment's earlier tokens and to itself."""
 
 
 AT_ONCE = 32_768
@@ -98,8 +98,8 @@ AT_ONCE = 32_768
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Segments of a packed sequence whose attention is computed in one batch. In each segment, the queries
-    are its own tokens, and the keys are the shared prefix and its own tokens."""
+    """Segments of a packed sequence whose attention is computed in one batch. A segment's queries are its own
+    tokens. Its keys are the shared prefix and its own tokens."""
 
     first: int
     last: int
