@@ -169,7 +169,7 @@ def test_a_machine_that_is_not_here_can_be_planned_for(cli: Cli, tmp_path: Path)
     assert (small["rows"], small["fits"], large["fits"]) == (1, False, True)
     assert large["rows"] > 1
     shown = cli(*plan, "--gpu-memory", "24")
-    assert "does not fit in its 24" in shown.out
+    assert "does not fit in the available 24" in shown.out
     assert "gradient_checkpointing=true" in " ".join(shown.err.split())
     (tmp_path / "orchestrate.toml").write_text("[local]\ngpu_memory_gib = 24\n")
     assert json.loads(cli(*plan, "--json").out)[0]["memory"] == small

@@ -35,7 +35,7 @@ STEPS: list[tuple[str, str]] = [
     ("orchestrate check --set private=true", "local: ready"),
     ("orchestrate plan --set adapter=full -p local", "gradients"),
     ("orchestrate plan --set adapter=lora -p local", "optimi"),
-    ("orchestrate plan --set adapter=qlora --gpu-memory 80GB -p local", "fits in its"),
+    ("orchestrate plan --set adapter=qlora --gpu-memory 80GB -p local", "fits in the available"),
     ("orchestrate data score train.jsonl", "duplicate"),
     ("orchestrate data select train.jsonl --keep 0.5 --by length -o best.jsonl", "300 rows"),
     ("orchestrate data check few.jsonl", "ready"),

@@ -103,7 +103,7 @@ class OutcomesTaken(Record, frozen=True, kw_only=True):
     unknown_users: int = 0
     """Number of outcomes from users who were never assigned a model."""
     after_end: int = 0
-    """Number of outcomes that were ignored because the experiment had ended."""
+    """Number of outcomes ignored because the experiment had ended."""
 
 
 def of_user(user: str | int) -> str:
@@ -174,7 +174,7 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
 
 
 _FRESH_S = 1.0
-"""Maximum number of seconds until this process notices a new phase that another process started."""
+"""Maximum delay, in seconds, before this process notices a phase that another process started."""
 _REMEMBERED = 200_000
 """Maximum number of users in the cache of assignments. The cache avoids reading the store for each
 request."""
@@ -372,8 +372,9 @@ class Experiment:
         self._kept.record(self.id, found)
 
     def count(self, what: str, more: int = 1) -> None:
-        """Add `more` to the count of an event that is not a metric. The report shows these counts. `what` is
-        the event's name, 1 to 64 characters. Raises `UsageError` for any other length."""
+        """Count an event that is not a metric, such as a failover. `what` is the event's name, and `more` is
+        how often it occurred. The report shows the totals. Raises `UsageError` unless the name has 1 to 64
+        characters."""
         if not 0 < len(what) <= _LONGEST or "\0" in what:
             raise UsageError(f"event names must be 1 to {_LONGEST} characters long, without NUL")
         self._kept.count(self.id, what, more)

@@ -329,10 +329,10 @@ class Orchestrator(Workspace):
         `sandbox` selects only sandbox runs (`True`) or only real runs (`False`). By default, sandbox runs are
         listed only if the current API keys belong to a sandbox. `search` matches words in a run's id, name,
         note or tags. `model` matches part of the model's name. `tag` is `NAME` or `NAME=VALUE`. `archived`
-        selects only archived runs (`True`) or only the rest (`False`). `sort` is created, name, backend,
-        model, status, cost, updated, loss, spec.NAME or tag.NAME. A leading `-` sorts in descending order.
-        `after` is the id of the last run of the previous page. Raises `UsageError` for an unknown status or
-        sort key.
+        selects only archived runs (`True`) or only runs that are not archived (`False`). `sort` is created,
+        name, backend, model, status, cost, updated, loss, spec.NAME or tag.NAME. A leading `-` sorts in
+        descending order. `after` is the id of the last run of the previous page. Raises `UsageError` for an
+        unknown status or sort key.
         """
         from orchestrate.store.run_lists import RunQuery
 

@@ -58,7 +58,8 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     title: str | None = None
     hub: str | None = None
-    """Id on the Hugging Face Hub. Backends that load the weights themselves train from this repository."""
+    """Repository id on the Hugging Face Hub. Backends that load the weights themselves load them from
+    there."""
     folder: str | None = None
     """Folder below `orchestrate/bundled`, for a bundled model."""
     params_b: float | None = None

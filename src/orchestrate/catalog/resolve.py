@@ -173,7 +173,7 @@ def _raw(name: str, known: Profile) -> ModelOnHost:
         provider=provider,
         id=name,
         warnings=(
-            f"{name} is not in the catalog: the name is sent to {provider} unchanged, and the limits are "
+            f"{name} is not in the catalog. Its name is sent to {provider} unchanged, and its limits are "
             "unknown",
         ),
     )

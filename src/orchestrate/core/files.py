@@ -165,8 +165,8 @@ def whole_folder(path: Path, *, replace: bool = True) -> Generator[Path]:
 
 _ASIDE = ".before"
 _replacing: set[str] = set()
-"""Folders that this process has temporarily renamed. A process id alone does not identify them, because ids
-repeat after a container restarts."""
+"""Folders that this process has temporarily renamed. The process id in their names is not enough to identify
+them, because process ids repeat after a container restarts."""
 _LONG_S = 60.0
 """Seconds after which a renamed folder no longer counts as being replaced. No replacement takes this long, so
 the process id in the folder's name must have been reused by an unrelated process."""

@@ -141,8 +141,8 @@ def bill_run(
     book: RateBook | None = None,
     now: datetime | None = None,
 ) -> Bill | None:
-    """Compute the bill of a tracked run. Uses the hourly rate of the machine, and any price set with
-    `--rate`, from the run's quote."""
+    """Compute the bill of a tracked run. Uses the machine's hourly rate and any `--rate` prices as stored in
+    the run's quote."""
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
 

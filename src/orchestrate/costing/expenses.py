@@ -62,7 +62,7 @@ def spending(run: Run) -> Spending:
 
 
 def of_trial(run: Run | None, trial: Trial) -> Decimal:
-    """Return the cost of a sweep's trial in US dollars, or its maximum cost until the bill is known.
+    """Return the cost of a sweep's trial in US dollars. Until the bill is known, returns the maximum cost.
     Simulated costs of sandbox runs count like real costs."""
     orphan = run is None and trial.run_id is not None
     if run is None or run.phase is SubmitPhase.REFUSED:

@@ -144,9 +144,7 @@ def measure(work: PlannedJob) -> JobSize:
         )
     if train.pictures:
         images = text.count(train.images, "image")
-        notes.append(
-            f"includes {train.pictures:,} tokens for {images}, counted by the rules of {work.profile.title}"
-        )
+        notes.append(f"includes {train.pictures:,} tokens for {images}, by {work.profile.title}'s rules")
     uncounted = train.uncounted + validation.uncounted
     return JobSize(
         rows=data.train.rows,
@@ -247,7 +245,7 @@ class _FileSize:
     least: Decimal = Decimal(0)
     most: Decimal = Decimal(0)
     lost: int = 0
-    """Number of tokens that truncation removes."""
+    """Number of tokens removed by truncation."""
     left_out: int = 0
     """Number of dropped rows."""
     sequences: int = 0

@@ -229,7 +229,8 @@ twice as long."""
 
 
 class ServingUnit(Record, frozen=True, kw_only=True):
-    """The smallest unit that can be added: a replica, or the smallest rentable machine that holds one."""
+    """The smallest amount of serving capacity that can be added: one replica, or the smallest rentable
+    machine that fits one."""
 
     usd: Decimal
     """Cost per month in US dollars."""

@@ -72,8 +72,8 @@ def write_rows(
     and only if the source file still contains the rows of `data`. Returns the number of rows written and a
     list of what was lost.
 
-    `as_chat` turns prompt/completion rows into conversations if the target accepts only those. Raises the
-    same errors as `convert`, and `DataError` if the rows have changed.
+    `as_chat` turns prompt/completion rows into conversations if the target accepts only conversations. Raises
+    the same errors as `convert`, and `DataError` if the rows have changed.
     """
     target = target_for(data, target)
     chat = as_chat and data.kind == "completion" and target.rules.kinds["completion"] is not None

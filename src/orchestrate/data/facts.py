@@ -53,11 +53,11 @@ class TokenCount:
     error_band: float = 0.0
     """Relative half-width of the count's uncertainty. 0 for an exact count."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Counting method. With `SAMPLED`, `tokens` and `trained_tokens` are estimates, and `error_band` includes
-    the sampling error."""
+    """How the tokens were counted. If `SAMPLED`, `tokens` and `trained_tokens` are estimates, and
+    `error_band` includes the sampling error."""
     weights: Sequence[float] = ()
-    """Number of sequences in the file represented by each entry of `lengths`. Empty unless the lengths were
-    sampled."""
+    """For each entry of `lengths`, the number of sequences in the file that it stands for. Empty unless the
+    lengths were sampled."""
     lengths: Sequence[int] = ()
     """Number of tokens in each sequence, in row order: one sequence per row, two per preference pair (the
     prompt with each answer). If the counter splits rows, the additional sequences come last."""

@@ -185,7 +185,7 @@ def _show_calendar(found: list[Due]) -> None:
         note("to import an account's past jobs: orchestrate import PROVIDER")
     elif any(due.command for due in found):
         note(
-            "to record a run's answers (runs without prompts of their own need --prompts): "
+            "runs without prompts of their own need --prompts. To record a run's answers: "
             "orchestrate record RUN [--prompts FILE]"
         )
 

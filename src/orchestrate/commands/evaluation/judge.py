@@ -352,8 +352,8 @@ def compare(
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> Iterator[Output[Comparison] | Output[ReportFile]]:
-    """Compare runs side by side and recommend one, with the reasons and how certain they are. If the runs
-    can't be compared, the report says why."""
+    """Compare runs side by side and recommend one, with reasons and their certainty. If the runs can't be
+    compared, the report says why."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     with orchestrator(context) as ft:

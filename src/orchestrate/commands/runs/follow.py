@@ -134,9 +134,9 @@ def sync(context: typer.Context, *, stalls: StallOptions) -> Output[SyncReport]:
 def follow(
     ft: Orchestrator, handles: list[RunHandle], *, here: bool | None = None, cancel_stalled: bool = False
 ) -> None:
-    """Display the runs live until all have ended. The hosts are polled by a thread of this process if `here`
-    is true, and by the background watcher if it is false. By default, the background watcher is only used on
-    a terminal, and never on Windows. Raises the backend's error if a backend cannot be reached."""
+    """Display the runs live until all have ended. If `here` is `True`, a thread of this process polls the
+    hosts. If it is `False`, the background watcher does. The default is `False` on a terminal, except on
+    Windows, and `True` everywhere else. Raises the backend's error if a backend cannot be reached."""
     if here is None:
         here = not sys.stderr.isatty() or sys.platform == "win32"
     elif sys.platform == "win32" and not here:
@@ -370,8 +370,8 @@ def _reachable(ft: Orchestrator) -> list[RunHandle]:
 
 
 def require_reachable(ft: Orchestrator, run: Run) -> None:
-    """Raise `UsageError` if the run is on a different host than the configured one, and `SetupError` if the
-    key is missing."""
+    """Check that the configured host is the one that the run was submitted to. Raises `UsageError` if it is
+    not, and `SetupError` if the API key is missing."""
     backend = ft.ready(run.provider)
     if backend.host != run.host:
         raise UsageError(

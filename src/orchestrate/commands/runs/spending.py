@@ -63,7 +63,7 @@ class SpendingSelection:
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="Ignore this deployment, or another item whose cost is unknown; repeatable.",
+            help="Don't report this deployment as idle, or this item's cost as unknown; repeatable.",
         ),
     ] = None
 
@@ -94,7 +94,7 @@ class ExitCodeOptions:
         typer.Option(
             "--fail-if-idle",
             help="Exit with code 1 if a billed deployment has no known use, or if a rented machine doesn't "
-            "belong to a run in this store. Exit with code 4 if none was found but an account could not "
+            "belong to a run in this store. Exit with code 4 if neither was found but an account could not "
             "be fully checked.",
         ),
     ] = False

@@ -454,8 +454,8 @@ def warn_lost(requests: int, usd: Decimal | None) -> None:
 
 
 def require_go_ahead(question: str, *, yes: bool) -> None:
-    """Ask for confirmation on a terminal. Scripts proceed without it. Raises `UsageError` if the user
-    declines."""
+    """Ask for confirmation on a terminal, and proceed without asking elsewhere. Raises `UsageError` if the
+    user declines."""
     if sys.stdin.isatty() and not confirm(question, yes=yes):
         raise UsageError("nothing was done because you did not confirm")
 

@@ -143,7 +143,8 @@ class SpecOptions:
 
     @property
     def named(self) -> str:
-        """The spec file with a leading space, for printed commands. Empty for the default file."""
+        """The spec file as it is appended to printed commands, with a leading space. Empty for the default
+        file."""
         return f" {shlex.quote(str(self.spec))}" if self.spec else ""
 
     def read(self, provider: str, *, max_cost: str | None = None) -> JobSpec:
@@ -327,8 +328,8 @@ RateOpt = Annotated[
 def require_used(
     ft: Orchestrator, flags: list[str] | None, *prepared: Prepared, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if a `--rate` flag affects none of the quotes. If `serving` is set, rates for
-    serving are always accepted."""
+    """Raise `UsageError` if a `--rate` flag affects none of the quotes. If `serving` is set, accepts serving
+    rates even if no quote uses them."""
     from orchestrate.runs.preparing import pricing
 
     pricing.require_used(ft, prepared, of_flags(flags), serving=serving)

@@ -42,7 +42,7 @@ _SHOWN = 40
 
 GpuHoursOpt = Annotated[
     float | None,
-    typer.Option(min=0, help="GPU hours to assume for an RFT job, because hosts do not publish them."),
+    typer.Option(min=0, help="GPU hours to assume for an RFT job. Hosts don't publish the duration."),
 ]
 
 

@@ -159,14 +159,14 @@ def show_memory(plan: MemoryPlan, *, of: str = "") -> None:
     """Print the total memory, its components, and what to change if it does not fit."""
     whose = Text.assemble((of, "bold"), ": ") if of else Text()
     device = "GPU" if plan.device == "cuda" else "CPU"
-    whole = f"{size(plan.total_bytes)} of memory on the {device}"
-    at = f" with {count(plan.rows, 'row')} of {count(plan.longest, 'token')} at once"
+    whole = f"{size(plan.total_bytes)} of {device} memory"
+    at = f" for a batch of {count(plan.rows, 'row')} with up to {count(plan.longest, 'token')} each"
     if plan.available_bytes is None:
         verdict = ("", "")
     elif plan.fits:
-        verdict = (f": fits in its {size(plan.available_bytes)}", "green")
+        verdict = (f": fits in the available {size(plan.available_bytes)}", "green")
     else:
-        verdict = (f": does not fit in its {size(plan.available_bytes)}", "red")
+        verdict = (f": does not fit in the available {size(plan.available_bytes)}", "red")
     out.print(Text.assemble(whose, (whole, "bold"), at, verdict))
     parts = [f"{name} {size(part)}" for name, part in plan.parts.items() if part >= 2**20]
     out.print(Text("  " + " + ".join(parts) + f"; the peak is at {plan.peak}", "dim"))

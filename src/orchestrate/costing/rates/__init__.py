@@ -157,7 +157,7 @@ def parse(text: str, name: str) -> list[Rate]:
 def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
         raise ConfigError(
-            f"{name}: a rate file must have provider and rates, and may have sources and undated (a list "
+            f"{name}: a rate file needs provider and rates. It can also have sources, and undated (a list "
             "of the sources without a date)"
         )
     values = cast("dict[str, Any]", document)
@@ -312,8 +312,8 @@ def clashes(rates: Iterable[Rate]) -> list[str]:
 
 
 def prices_of(book: RateBook, model: str, on: date) -> tuple[Model, list[Rate]]:
-    """Return a model, with the rates that apply to it on this day on each backend that can fine-tune it.
-    Raises `UsageError` for an unknown model."""
+    """Return a model and its rates on this day, for every backend that can fine-tune it. Raises `UsageError`
+    for an unknown model."""
     entry, found = find(model), list[Rate]()
     for r in current(book, on):
         host = entry.on(r.provider)

@@ -45,7 +45,7 @@ _CHECK_INTERVAL = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
 _FREE_BYTES = 512 << 20
 _FREE_SHARE = 20
-"""Inverse of the share of the disk to keep free: 1/`_FREE_SHARE` of the disk, but at most `_FREE_BYTES`."""
+"""Divisor for the free disk space to keep: 1/`_FREE_SHARE` of the disk, but at most `_FREE_BYTES`."""
 
 
 class Spool:

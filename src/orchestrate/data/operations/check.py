@@ -22,7 +22,7 @@ from orchestrate.text import count
 from orchestrate.types import Problem, Record, Severity, TokensFrom
 
 MOST_UNBALANCED = 4
-"""Minimum ratio of one label's row count to the other's at which `check` reports an imbalance."""
+"""Ratio between the row counts of the two labels at and above which `check` reports an imbalance."""
 SPLITS = ("train", "validation", "test")
 
 

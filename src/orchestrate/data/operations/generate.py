@@ -356,7 +356,7 @@ class GenerateReport(Record, frozen=True, kw_only=True):
     hosts: tuple[str, ...]
     """Backends that accept every row."""
     lost_requests: int = 0
-    """Number of unanswered requests that may have been billed."""
+    """Number of requests that got no response but may have been billed."""
     lost_usd: Decimal | None = Decimal(0)
     """Maximum cost of the `lost_requests`, which is included in `usd`. `None` when the price is unknown."""
     last_error: str | None = None

@@ -61,7 +61,7 @@ def review_routes(
     path: str, review_of: Callable[[Request], RowReview], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
     """Build the routes of the review page and its actions. `review_of` returns the review for a request, and
-    `back` returns the URL of the page to go back to."""
+    `back` returns the URL of the page's back link."""
     lock = threading.Lock()
 
     def answer(body: RowDecision, request: Request) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """`orchestrate data score` and `data select`: score each row by several signals, and select the best rows by
 one of them.
 
-Four signals need only the rows. Commands that use a model or a judge add the model's losses or the judge's
-scores. All scores are stored next to the file (`FILE.scores.jsonl`) and tied to its rows by their digest.
+Four signals need only the rows. The others are added by options that run a model (its losses) or a judge (its
+scores). All scores are stored next to the file (`FILE.scores.jsonl`) and tied to its rows by their digest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OUTLIER = 3.5
 """Number of robust standard deviations from the median above which a length counts as an outlier (Iglewicz
 and Hoaglin, 1993)."""
 SAME_ANSWER = 0.5
-"""Minimum fraction of shared words for two answers to agree."""
+"""Minimum fraction of shared words for two answers to count as the same."""
 FOLDS = 5
 STRENGTH = 1.0
 """Inverse regularization strength (scikit-learn's `C`) of the model that finds label errors, chosen with
@@ -304,8 +304,8 @@ def _figures(text: str) -> Counter[str]:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Return whether two answers agree. Short answers are compared as labels, longer answers by the words and
-    numbers they share."""
+    """Return whether two answers count as the same. Short answers are compared as labels, longer
+    answers by the words and numbers they share."""
     a, b = (_WORD.findall(text.casefold()) for text in (one, other))
     if a == b:
         return one.strip() == other.strip() or bool(a)
