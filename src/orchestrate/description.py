@@ -25,7 +25,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class SettingRule(Table, frozen=True, kw_only=True):
-    """How one setting of a spec is translated. Exactly one of `field`, `always` and `refused` must be set."""
+    """Rule for translating one setting of a spec for the host. Exactly one of `field`, `always` and `refused`
+    must be set."""
 
     field: str | None = None
     """Field of the create request, as a dotted name. `{method}` is replaced by the host's name for the
@@ -194,7 +195,7 @@ class Described(Table, frozen=True, kw_only=True):
     """Allowed paths of the base URL. The sandbox serves all of them."""
     key_header: str | None = None
     account: str = "key"
-    """How to tell which account owns a job: by the key's fingerprint (`key`) or by the base URL
+    """Identifier of the account that owns a job: the key's fingerprint (`key`) or the base URL
     (`address`)."""
     ref: str = "suffix"
     """Job field that stores Orchestrate's tag, which is used to find the job again: `suffix` or

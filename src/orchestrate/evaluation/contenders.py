@@ -101,7 +101,7 @@ def _question(item: Item) -> bytes:
 
 
 def with_shots(candidate: Candidate, shots: tuple[Message, ...], count: int) -> Candidate:
-    """Return a candidate that queries the same model with the examples at the start of each prompt."""
+    """Return a candidate that queries the same model, but with the few-shot examples in each prompt."""
     name = f"{candidate.contender.name}, {count} {'shot' if count == 1 else 'shots'}"
     contender = replace(candidate.contender, name=name, shots=count)
     respondent = dataclasses.replace(candidate.respondent, name=name)

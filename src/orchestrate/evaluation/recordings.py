@@ -48,9 +48,9 @@ class Covering:
 
 
 def covering(items: Sequence[Item], most: int | None) -> Covering:
-    """Select all distinct prompts or, if there are more than `most`, a representative selection of `most`
-    prompts. The same file always gives the same selection. Raises `MissingExtra` if there are too many
-    prompts and rensa is not installed."""
+    """Select the distinct prompts. If there are more than `most`, selects a representative sample of `most`
+    prompts. The same file always gives the same selection. Raises `MissingExtra` if a sample is needed and
+    rensa is not installed."""
     first: dict[tuple[Any, ...], Item] = {}
     for item in items:
         first.setdefault((item.prompt, str(item.tools)), item)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Range = tuple[float, float]
 """Smallest and largest possible value."""
 UNKNOWN = 1e9
-"""Bound of intervals whose width is unknown."""
+"""Absolute value of both bounds of an interval whose width is unknown."""
 
 
 def mean(

@@ -125,8 +125,9 @@ _OURS = frozenset(
     {"model", "messages", "stream", "max_tokens", "max_completion_tokens", "return_token_ids"}
     | {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-"""Fields that are converted or dropped instead of forwarded unchanged. `user`, `metadata`, `store`,
-`service_tier`, `safety_identifier` and `prompt_cache_key` don't affect answers."""
+"""Request fields that are converted or dropped. All others are forwarded unchanged. `user`, `metadata`,
+`store`, `service_tier`, `safety_identifier` and `prompt_cache_key` are dropped, because they don't affect
+answers."""
 
 
 _COMES_UP_S = 10

@@ -378,8 +378,8 @@ class Jobs:
         key = call.key
         if key.concurrent is not None and use.open >= key.concurrent:
             message = (
-                f"the key {key.name} already has {count(use.open, 'open job')}. Its limit is "
-                f"{key.concurrent} at a time"
+                f"the key {key.name} already has {count(use.open, 'open job')}, and its limit is "
+                f"{key.concurrent}"
             )
             headers = {"retry-after": _A_JOB_LATER_S}
             raise HostError(429, message, code="too_many_jobs", type="rate_limit_error", headers=headers)

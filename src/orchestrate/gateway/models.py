@@ -199,8 +199,8 @@ class ModelRoutes:
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 
     def deploys(self, key: GatewayKey, asked: str, job: GatewayJob) -> tuple[str, terms.DeployLimits] | None:
-        """Return the name and the limits of the configuration entry that lets this key's requests deploy the
-        tuned model, or `None` if no entry does."""
+        """Find the configuration entry that allows this key's requests to deploy the tuned model. Returns the
+        entry's name and limits, or `None` if no entry allows it."""
         found = terms.of_tuned(asked, job.base, job.backend, self._terms.models)
         limits = found[1].deploy if found else None
         if found is None or limits is None or (limits.keys and key.name not in limits.keys):

@@ -151,9 +151,10 @@ def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, Ma
 
 
 def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) -> MappedModel | None:
-    """Return the model to train for a requested name, or `None` if the name is not mapped. Names are looked
-    up in this order: the key's own names, the configuration, the name without its date, the default. A model
-    that is private in the configuration stays private even if a key maps the name elsewhere."""
+    """Return the model to train for a requested name, or `None` if the name is not mapped. Looks up the name,
+    with or without its date, in the key's own names and then in the configuration. If neither has it, uses
+    the key's default or else the configuration's. A model that is private in the configuration stays private
+    even if a key maps the name elsewhere."""
     own = {name: parse_target(told) for name, told in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)

@@ -158,8 +158,8 @@ def cpu_name() -> str:
 
 def cpu_multiplies_bf16() -> bool:
     """Return whether the CPU has bf16 instructions (AVX512-BF16, AMX or Arm's bf16 extension), according to
-    the Linux kernel. On other CPUs, torch multiplies bf16 numbers one at a time. This was measured to be 70
-    times slower than fp32 with AVX2."""
+    the Linux kernel. On other CPUs, torch multiplies bf16 numbers one at a time, which was 70 times slower
+    than fp32 in a measurement with AVX2."""
     known = {*_cpuinfo("flags").split(), *_cpuinfo("Features").split()}
     return not known.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 

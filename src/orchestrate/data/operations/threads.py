@@ -31,8 +31,8 @@ from orchestrate.types import Record
 
 
 def is_mbox(path: str) -> bool:
-    """Return whether a file starts like an mbox. Returns `False` for an unreadable file, because reading it
-    later reports the reason."""
+    """Return whether a file starts like an mbox. Returns `False` for an unreadable file, because a later
+    attempt to read it raises the error."""
     file = Path(path)
     try:
         if not file.is_file():

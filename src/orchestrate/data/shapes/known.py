@@ -163,7 +163,8 @@ _NOTES = frozenset(
 
 
 def reference(fields: Row) -> Row:
-    """Return the fields of an RL row that a grader may compare answers against."""
+    """Return the fields of an RL row without its metadata columns. Graders may compare answers with these
+    fields."""
     return {name: value for name, value in fields.items() if name.lower() not in _NOTES}
 
 

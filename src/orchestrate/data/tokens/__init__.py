@@ -27,8 +27,8 @@ MOST_CHARACTERS = 1 << 19
 _ENTRY = 100
 """Memory overhead of a cached text, in characters."""
 _PROBED = 8
-"""Sampling interval of lookups. At first, only one in this many texts is looked up. If enough of these
-texts are repeated, all others are looked up too."""
+"""Sampling interval of cache lookups. At first, only one in this many texts is looked up. If enough of the
+sampled texts are repeated, all others are looked up too."""
 _MOST_PASSES = 15
 """Maximum number of consecutive calls without a lookup."""
 _PAYS = 1 / 20
@@ -39,8 +39,8 @@ Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
 
 
 _Kept: TypeAlias = "tuple[array[int], array[int], array[int]] | tuple[()]"
-"""Ids, starts and ends of a piece that was seen twice. Empty for a piece seen once, because storing takes
-time."""
+"""Token ids, start offsets and end offsets of a piece of text. Empty for a piece that was seen only once,
+because storing every piece would take too much time."""
 
 
 class Recent(Generic[V]):
@@ -157,7 +157,8 @@ class Remark(msgspec.Struct, frozen=True):
     fail."""
     count: int
     first: tuple[int, ...]
-    """The first affected rows, as indices among the counted rows (from 0) or as row numbers in the file."""
+    """The first affected rows. `Counter.count` gives indices among the counted rows (from 0), and
+    `Lengths.extend` converts them to row numbers."""
     fix: str | None = None
 
 
@@ -176,8 +177,8 @@ class Lengths:
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
-        """Append the lengths of `other`. `number` converts row numbers in `other` to row numbers in this
-        object."""
+        """Append the lengths of `other`. `number` converts row numbers in its remarks to the row numbers used
+        here."""
         self.tokens.extend(other.tokens)
         self.further.extend(other.further)
         self.trained.extend(other.trained)

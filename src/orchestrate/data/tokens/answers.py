@@ -1,9 +1,9 @@
 """Parse a model's output into its reasoning, its answer and its tool calls.
 
 The answer format is learned from the model's chat template: an answer with known reasoning and text is
-rendered, and the text around them is the model's markup. The known markers of the model families are used
-instead if the template is not available (on a host) or hides the markup (some templates drop the reasoning of
-earlier turns). Everything that is neither reasoning nor a tool call is the answer.
+rendered, and the text around them is the model's markup. If the template is not available (on a host), or if
+it hides the markup (some templates drop the reasoning of earlier turns), the known markers of the model
+families are used. Everything that is neither reasoning nor a tool call is the answer.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class AnswerShape:
     ends: frozenset[str] = frozenset()
     """Special tokens that end an answer."""
     others: frozenset[str] = frozenset()
-    """Tokens that begin another speaker's turn. They mark the end of an answer if its own end token can also
+    """Tokens that begin another speaker's turn. They end an answer if the model's own end token can also
     occur within an answer."""
     special: frozenset[str] = frozenset()
     """All special tokens of the tokenizer. If one is not part of the answer format, it is removed from the

@@ -90,8 +90,8 @@ class Rendered:
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """Describe effects of the template that the conversation's author may not expect. Set `has_end` if
-        the model has an end token. Training then appends it to an unfinished last answer (see `unended`), so
-        its missing end is not reported."""
+        the model has an end token. Training then appends this token to an unfinished last answer (see
+        `unended`), so that answer's missing end is not reported."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns

@@ -156,8 +156,8 @@ def spelt(core: str) -> tuple[str, ...]:
 def aligned(
     text: str, pieces: Sequence[str], owners: Sequence[tuple[int, int]], messages: Messages
 ) -> list[int] | None:
-    """Return where each piece begins in `text`, or `None` if the text contains anything except the pieces and
-    the messages' texts."""
+    """Find where each piece begins in `text`. Returns `None` if `text` contains anything other than the
+    pieces and the messages' texts."""
     words = [[value.strip() for value in values(m)] for m in messages]
     starts, at = [0], 0
     for piece, (i, k) in zip(pieces, owners, strict=False):
@@ -175,7 +175,7 @@ def aligned(
 
 
 def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
-    """Yield the texts of messages that the rendered text does not contain, including names and arguments of
+    """Yield every message text that is missing from the rendered text, including names and arguments of
     calls."""
     for of in messages:
         yield from (word for word in _own_words(of) if not _has(text, [word]))

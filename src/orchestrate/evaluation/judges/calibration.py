@@ -83,7 +83,9 @@ def read(path: Path, rubric: Rubric) -> list[RatedAnswer]:
     if not found:
         raise DataError(f"{path} has no rated answers", fix="orchestrate review RUN --export rated.jsonl")
     if len({len(one.answers) for one in found}) > 1:
-        raise DataError(f"{path} mixes single answers and pairs", fix="calibrate with only one kind")
+        raise DataError(
+            f"{path} mixes single answers and pairs", fix="use a file with only single answers or only pairs"
+        )
     return found
 
 

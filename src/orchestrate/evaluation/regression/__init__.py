@@ -420,7 +420,7 @@ def judged(
             else "it is unclear whether the tuned model is worse by more than the margin"
         )
         more = f". A decision needs about {round_up(rows):,} items" if rows else ""
-        decision, reason = "inconclusive", f"{change} against {allowed} allowed: {worse}{more}"
+        decision, reason = "inconclusive", f"{change}, with a margin of {allowed}: {worse}{more}"
     return ProbeResult(
         probe=probe,
         title=title,

@@ -64,9 +64,9 @@ def tasks_of(
     seed: int = 0,
 ) -> Tasks:
     """Build review tasks for all items, or for a random sample of `items` items. If `kind` is `pairs`, raters
-    compare all contenders with each other or, if `against` is given, each contender only with `against`. If a
-    contender has several answers to an item, the first one is shown. Raises `UsageError` if there is nothing
-    to rate."""
+    compare every contender with every other one. If `against` is also given, they compare each contender only
+    with `against`. If a contender has several answers to an item, the first one is shown. Raises `UsageError`
+    if there is nothing to rate."""
     if kind == "pairs" and len(contenders) < 2:
         raise UsageError(
             "reviewing pairs requires two contenders, but the evaluation has one",
@@ -184,8 +184,8 @@ def _joined(one: ScoredItem, other: ScoredItem) -> ScoredItem:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> ReviewSource:
-    """Choose the evaluations to review: the newest one that contains every run or, if there is none, the
-    newest one of each run. `evaluations` are sorted from oldest to newest. If `wanted` is set, only
+    """Choose the evaluations to review. This is the newest one that contains every run. If there is none, it
+    is the newest one of each run. `evaluations` are sorted from oldest to newest. If `wanted` is set, only
     evaluations whose id starts with it are considered, and one of them must contain every run. Raises
     `UsageError` if no evaluation fits."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]

@@ -300,8 +300,8 @@ class WritingSession:
         return {who: sum(who in texts for texts in current.texts.values()) for who in self.writers}
 
     def order(self, who: str, current: WrittenSoFar) -> list[RowToWrite]:
-        """Return the rows to show to a person, in file order: the assigned rows of a writer or, for the
-        person who settles disagreements, all rows whose two texts differ."""
+        """Return the rows to show to a person, in file order. A writer gets the assigned rows. The person who
+        settles disagreements gets all rows whose two texts differ."""
         tasks = set(current.differing()) if who == self.settler else None
         return [
             row

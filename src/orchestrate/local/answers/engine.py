@@ -95,8 +95,8 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return a copy that loads the base as in training (in 4-bit or not), if no precision is set and the
-        training precision is known."""
+        """Return a copy in which `four_bit` is set as in training. If it is already set, or if it is unknown
+        how the models were trained, the copy is unchanged."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False

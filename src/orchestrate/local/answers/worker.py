@@ -115,10 +115,10 @@ class Worker:
 
     @contextmanager
     def holding(self, load: Mapping[str, Any]) -> Generator[Self]:
-        """Reserve the worker for one caller. Starts the process and loads the model that `load` describes, if
-        necessary. If the context exits before the complete answer has arrived, the process is ended, because
-        the next caller would otherwise receive the rest of that answer. Raises `UsageError` if the current
-        thread already holds the worker, for example because an earlier stream was not read to its end."""
+        """Reserve the worker for one caller. If necessary, starts the process and loads the model that `load`
+        describes. If the context exits before the complete answer has arrived, ends the process, because the
+        next caller would otherwise receive the rest of that answer. Raises `UsageError` if the current thread
+        already holds the worker, for example because an earlier stream was not read to its end."""
         if self._whose == threading.get_ident():
             raise UsageError(
                 "another stream of the same process is still open",

@@ -38,8 +38,8 @@ from orchestrate.local.job import option
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""If at least this fraction of the rows can be packed, rows are not sorted by length. The few longer rows are
-padded separately."""
+"""Minimum share of packable rows at which rows are not sorted by length. The few longer rows are padded
+separately."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "u
 BF16_CAPABILITY = 8.0
 """Minimum compute capability of GPUs with bf16 support (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
-"""Minimum compute capability at which fp16 is reliably faster than fp32 (Volta, 2017). The P100 (6.0) is the
-one exception below it."""
+"""Minimum compute capability at which fp16 is reliably faster than fp32 (Volta, 2017). The only older GPU
+with fast fp16 is the P100 (6.0)."""
 COMPILE_TOKENS = 20_000_000
 """Minimum number of tokens in a run for `torch.compile` to pay off. In shorter runs, compiling takes longer
 than it saves."""

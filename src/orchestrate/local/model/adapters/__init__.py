@@ -49,7 +49,7 @@ class ModuleNames(Record, frozen=True):
     tensor."""
 
     def asked(self, targets: str | Sequence[str]) -> list[str]:
-        """Return the names of the modules in the language model that an adapter's `targets` select."""
+        """Return the names of the language model's modules that an adapter's `targets` select."""
         if targets == ALL_LINEAR:
             return list(self.linear)
         inside = [n for n in self.modules if n.startswith(self.language) or n == self.head]
@@ -239,8 +239,8 @@ subtracts the initial adapter from the base model each time it loads the adapter
 
 
 def is_removable(folder: Path) -> bool:
-    """Return whether removing the adapter restores the base model exactly, because the adapter consists only
-    of its own LoRA layers. Returns False for unknown settings and unreadable files."""
+    """Return whether removing the adapter restores the base model exactly. This is the case if the adapter
+    consists only of its own LoRA layers. Returns False for unknown settings and unreadable files."""
     if (found := _read(folder)) is None:
         return False
     config, names = found
