@@ -230,7 +230,7 @@ def test_a_users_price_holds_from_its_day_to_its_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("provider: x", "must have provider and rates"),
+        ("provider: x", "needs provider and rates"),
         (
             HEAD + "start: 2026-01-01, " + TAIL,
             "exactly one of",
