@@ -407,7 +407,7 @@ def test_an_undecided_training_gives_a_total_from_its_low_to_its_high_end() -> N
     assert found.expected_usd is None
     assert (found.paid.least_usd, found.paid.counted_usd) == (Decimal("8019.40"), Decimal("8075.40"))
     assert (known.paid.least_usd, known.paid.counted_usd) == (known.expected_usd, known.expected_usd)
-    assert any("training cost, $60.00: by model" in text for text in found.assumptions)
+    assert any("training cost ($60.00), because by model" in text for text in found.assumptions)
     assert cheapest([found, known]) is not None and cheapest([found, known]).place == known.place
     assert "together would cost $8,025.40, t2 $8,019.40 to $8,075.40" in (
         ownership_verdict([known, replace(found, provider="t2")])
