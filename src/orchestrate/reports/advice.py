@@ -204,8 +204,8 @@ CONSISTENT = 0.95
 LABELS = 50
 """Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""Answers count as knowledge only if less than this share of their words also occurs in the prompt. They must
-also rarely repeat."""
+"""Threshold for `copied_share`. Answers count as knowledge if their share is below it and they rarely
+repeat."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500
@@ -254,7 +254,7 @@ class AdviceVote(Record, frozen=True, kw_only=True):
     points: int
     reason: str
     turns: str
-    """Change that would invalidate this vote, such as `fewer than 50 good rows`."""
+    """Condition that would make this vote invalid, such as `fewer than 50 good rows`."""
 
 
 class AdvisedWay(Record, frozen=True, kw_only=True):
@@ -299,8 +299,8 @@ class EightyPercent(Record, frozen=True, kw_only=True):
             None: "undecided, because the confidence interval contains that value. Measure more rows",
         }[self.applies]
         return (
-            f"80% rule: the base model scores {self.best.value:.3f} {how}, and 80% of the target "
-            f"of {self.target:g}{assumed} is {self.mark:.3g}. This is {result}"
+            f"80% rule: the base model scores {self.best.value:.3f} {how}. 80% of the target "
+            f"of {self.target:g}{assumed} is {self.mark:.3g}. Result: {result}"
         )
 
 
@@ -388,8 +388,8 @@ def _excluded(facts: DataTraits, needs: Needs) -> dict[Way, str]:
     if facts.rows < MIN_ROWS:
         out |= dict.fromkeys(
             _TUNING,
-            f"{facts.rows} rows, but hosts require at least {MIN_ROWS}, because a model learns nothing from "
-            "fewer",
+            f"{facts.rows} rows, but hosts require at least {MIN_ROWS}, because a model cannot learn from "
+            "fewer rows",
         )
     if needs.private:
         out[Way.TUNE_HOSTED] = "the data must not leave your machines"
@@ -432,7 +432,7 @@ def _by_few_shot(needs: Needs) -> Iterable[AdviceVote]:
     at = f"with examples in the prompt, the base model scores {text.score(rule.few_shot)}"
     if rule.few_shot.low >= rule.mark:
         reason = (
-            f"{at}, at least {rule.mark:.3g}, which is {NEAR_TARGET:.0%} of the target of {rule.target:g}"
+            f"{at}. This reaches {rule.mark:.3g}, which is {NEAR_TARGET:.0%} of the target of {rule.target:g}"
         )
         yield AdviceVote(
             ways=(Way.FEW_SHOT,), points=3, reason=reason, turns="examples that don't help on harder rows"
@@ -460,7 +460,7 @@ def _by_score(needs: Needs) -> Iterable[AdviceVote]:
         yield AdviceVote(ways=_TUNING, points=-2, reason=at, turns="")
     elif score.low >= near:
         of = f"{score.value / target:.0%} of the target of {target:g}{assumed}"
-        share = f"{at}, {of}, {NEAR_TARGET:.0%} or more"
+        share = f"{at}, which is {of}. The {NEAR_TARGET:.0%} rule applies"
         left = f"{max(0.0, target - score.value):.3f} left to gain"
         yield AdviceVote(
             ways=(Way.PROMPT, Way.FEW_SHOT),
@@ -502,7 +502,7 @@ def _by_answers(facts: DataTraits) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=2,
-            reason=f"{facts.distinct_answers} distinct answers, at most {LABELS}: a classification task",
+            reason=f"{facts.distinct_answers} distinct answers (at most {LABELS}), as in classification",
             turns="free-form answers",
         )
     if facts.knowing:
@@ -524,9 +524,8 @@ def _by_prompt(facts: DataTraits) -> Iterable[AdviceVote]:
         yield AdviceVote(
             ways=_TUNING,
             points=1,
-            reason=f"nearly every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions "
-            "(long "
-            f"means at least {LONG_INSTRUCTIONS})",
+            reason=f"nearly every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions, "
+            f"which is long (at least {LONG_INSTRUCTIONS})",
             turns=f"instructions shorter than {LONG_INSTRUCTIONS} tokens, or cheap prompt caching",
         )
         yield AdviceVote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")
@@ -596,8 +595,8 @@ def _too_slow(needs: Needs, small: Sequence[Latency]) -> Iterable[str]:
     fits = int((limit - best.first_token_ms) / best.token_ms) + 1
     shorter = f"at most {fits} answer tokens fit" if fits > 0 else "the prompt alone takes longer"
     yield (
-        f"{best.model} is predicted to take {best.answer_ms:,.0f} ms for an answer on {best.gpus} "
-        f"{best.device}, of which {best.first_token_ms:,.0f} ms to its first token. The limit "
+        f"on {best.gpus} {best.device}, {best.model} is predicted to take {best.answer_ms:,.0f} ms per "
+        f"answer, including {best.first_token_ms:,.0f} ms to the first token. The limit "
         f"is {limit} ms: {shorter}. Stream the answer, shorten it, or use a smaller model"
     )
 
@@ -640,7 +639,9 @@ def _by_own_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
         return
     month = text.money(best.monthly_usd)
     once = text.span(price.low_usd if price.expected_usd is None else price.expected_usd, price.counted_usd)
-    reason = f"serving costs {month} per month on {best.place}, whether tuned or not. Tuning adds {once} once"
+    reason = (
+        f"serving costs {month} per month on {best.place}, with or without tuning. Tuning adds {once} once"
+    )
     yield AdviceVote(ways=(Way.TUNE_OWN,), points=0, reason=reason, turns="")
 
 

@@ -40,7 +40,7 @@ class Scale(msgspec.Struct, frozen=True):
     low: float
     high: float
     first: float
-    """Position of `low`, in pixels."""
+    """Pixel position of the value `low`."""
     last: float
     log: bool = False
 

@@ -1,4 +1,4 @@
-"""Compare runs side by side, and check whether they are comparable."""
+"""Compare runs side by side, and check which of their results are comparable."""
 
 from __future__ import annotations
 
@@ -125,12 +125,16 @@ def compare(  # noqa: PLR0913  each is another part of the report
 ) -> Comparison:
     """Compare runs side by side.
 
-    Mappings are keyed by run id. If a run has no entry, the report omits that part for the run. `between`
-    holds the paired differences between runs, `answers` the changed items of each run's newest evaluation and
-    its comparison with an earlier one, `regressions` each run's regression test, `people` the results of
-    human reviews, and `silent` the reasons why models can't be queried. With `translations`, the report shows
-    the settings sent to each backend in addition to those that you requested. Raises `UsageError` if there
-    are no runs.
+    All mappings are keyed by run id. If a run has no entry, the report omits that part for the run.
+
+    - `translations`: the settings sent to each backend, shown in addition to those that you requested.
+    - `between`: paired differences between runs.
+    - `answers`: the changed items in each run's newest evaluation, and its comparisons with earlier ones.
+    - `regressions`: each run's regression test.
+    - `people`: results of human reviews, as sentences.
+    - `silent`: reasons why models can't be queried.
+
+    Raises `UsageError` if there are no runs.
     """
     if not runs:
         raise UsageError("name the runs to compare", fix="to list them: orchestrate runs")

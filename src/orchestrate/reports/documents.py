@@ -119,7 +119,7 @@ _KEPT = ("contender", "score (95%)", "n")
 
 
 def listed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
-    """Return a table for cells of any length. Omits empty columns."""
+    """Build a text table from rows, with cells of any length. Columns without values are left out."""
     shown = [at for at in range(len(head)) if not rows or any(row[at] != NOTHING for row in rows)]
     table = TextTable(*(head[at] for at in shown), fold=_FOLDED, keep=_KEPT)
     for row in rows:

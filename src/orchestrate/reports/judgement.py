@@ -303,9 +303,9 @@ metric."""
 
 
 def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> ComparisonSummary:
-    """Recommend one of the runs that succeeded. Excludes runs whose verdict is not to ship, and runs that are
-    not proven better than the model they are compared with. Recommends the best remaining run or, if several
-    are not proven different from it, the cheapest of them."""
+    """Recommend one of the runs that succeeded. A run is excluded if its verdict is not to ship, or if it
+    isn't proven better than its reference model. Recommends the best remaining run. If others are not proven
+    different from the best one, recommends the cheapest of these runs."""
     done = [c for c in runs if ended(c)]
     if not done:
         return ComparisonSummary(sentence="No run has succeeded yet, so there is no recommendation.")
@@ -313,7 +313,7 @@ def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> C
         tried = text.joined([c.name for c in done if c.run.sandbox])
         return ComparisonSummary(
             sentence=f"No recommendation: {tried} ran in a sandbox, so a comparison with the other runs "
-            "says nothing."
+            "would be meaningless."
         )
     if len(done) == 1:
         return _alone(done[0])

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _QUOTE_COLUMNS = ("backend", "model", "expected", "low to high", "tokens billed", "time", "price", "notes")
 _SHORT = {"tokens billed": "tokens", "price": "price age"}
-"""Column titles that differ in the terminal, keyed by column. There, the price column shows only the price's
-age."""
+"""Shorter column titles for the terminal, as {column: title}. In the terminal, the price column shows only
+how old the price is."""
 _OWN_COLUMNS = (
     "trained and served",
     "model",
@@ -301,7 +301,7 @@ def ownership_verdict(totals: Sequence[Ownership]) -> str:
     since, most = best.break_even_requests_per_day, best.most_requests_per_day
     if paid.counted_usd < best.base_usd:
         steps = since is not None and since > best.requests_per_day
-        always = f". It always pays off at {since:,} or more requests per day" if steps else ""
+        always = f". Tuning always pays off at {since:,} or more requests per day" if steps else ""
         return f"{sentence}, {text.money(best.base_usd - paid.counted_usd)} more{always}."
     less = f"{text.money(paid.counted_usd - best.base_usd)} less. Tuning does not save money at this traffic"
     if since is None:

@@ -71,7 +71,8 @@ class Compared(Record, frozen=True, kw_only=True):
     """Seconds from the run's creation to its end."""
     trained_tokens: int | None
     billed_tokens: int | None
-    """Tokens in the bill, or else in the quote. `None` if the host does not bill by tokens."""
+    """Number of tokens on the bill, or in the quote if there is no bill. `None` if the host does not bill by
+    tokens."""
     tokens_per_second: float | None
     train_loss: float | None
     """Last reported training loss."""

@@ -27,7 +27,8 @@ DECIDING = frozenset(
     {RUN, MODEL, STATUS, VERDICT, FORGOT, QUOTED, BILLED, WOULD_BILL, COST_PER_ANSWER, SERVING}
     | {CREATION_TO_END, TRAIN_LOSS, VALID_LOSS, REWARD, PROOF}
 )
-"""Facts that help to choose a run, besides the scores. The other facts describe how the runs were made."""
+"""Names of the rows that help to choose a run, in addition to the scores. The other rows describe how the
+runs were made."""
 _RIVAL, _TUNED, _DIFFERENCE = "compared with", "tuned", "difference"
 SCORE_HEAD = ("metric", "contender", "score (95%)", "n", "against", "difference (95%)", "gained", "lost", "p")
 CONTENDER_HEAD = (
@@ -58,7 +59,8 @@ def interval(metric: MetricUsed, score: Score, *, signed: bool = False) -> str:
 
 
 def probability(difference: Difference) -> str:
-    """Format the p-value: the one corrected for multiple tests, or else the uncorrected one."""
+    """Format the p-value that is corrected for multiple tests or, if there is none, the uncorrected
+    p-value."""
     p = difference.p_corrected if difference.p_corrected is not None else difference.p_value
     return text.NOTHING if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
@@ -218,7 +220,7 @@ def _measured(comparison: ComparedRuns) -> Facts:
 
 
 def deciding(comparison: ComparedRuns) -> set[str]:
-    """Return the names of the facts that help to choose a run, including the scores."""
+    """Return the names of the table rows that help to choose a run, including the score rows."""
     scores = (f"{name}, {of}" for name in metrics(comparison) for of in (_RIVAL, _TUNED, _DIFFERENCE))
     return {*DECIDING, *scores}
 

@@ -20,8 +20,8 @@ def is_private(run: Run) -> bool:
 
 
 def is_near(settings: Settings, address: str, *names: str) -> bool:
-    """Return whether an address is on this machine, or the user declared its host or one of `names` as their
-    own."""
+    """Return True if the address is on this machine, or if its host or one of `names` is declared as the
+    user's own."""
     host = _host(address)
     return is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names})
 
@@ -31,8 +31,8 @@ def _host(address: str) -> str:
 
 
 def require_near(settings: Settings, run: str, what: str, address: str, *names: str) -> None:
-    """Raise `UsageError` unless the address is on this machine, or the user declared its host or one of
-    `names` as their own."""
+    """Raise `UsageError` unless the address is on this machine or declared as the user's own (see
+    `is_near`)."""
     if is_near(settings, address, *names):
         return
     host = _host(address)

@@ -102,8 +102,8 @@ def most_usd(entry: QueueEntry) -> Decimal | None:
 
 
 def about(entry: QueueEntry) -> str:
-    """Describe an entry in one line: the entries that it waits for or, if it waits for none, its run, and
-    then its note."""
+    """Describe an entry in one line: the entries that it waits for, or its run if it waits for none, followed
+    by its note."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)
@@ -196,7 +196,7 @@ def _named(ft: Workspace, name: str) -> str:
 
 
 class QueueStep(NamedTuple):
-    """A change that one pass over the waiting entries made to a queue entry."""
+    """A change to a queue entry, made during one pass over the waiting entries."""
 
     entry: QueueEntry
     told: str
@@ -351,16 +351,16 @@ def _at_work(ft: Workspace, provider: str, host: str) -> list[Run]:
 
 
 def crowded(ft: Workspace, run: Run) -> str | None:
-    """Return a note that a resumed run delays the queue entries for its backend. Returns `None` if no entry
-    is waiting, or if the backend has enough slots for all open runs."""
+    """Return a note for the user if a resumed run delays the queue entries of its backend. Returns `None` if
+    no entry is waiting, or if there are enough slots for all open runs."""
     if at_rest(run) or not any(one.provider == run.provider for one in ft.store.queue.matching(_GOING)):
         return None
     going, places = len(_at_work(ft, run.provider, run.host)), slots(ft, run.provider)
     if going <= places:
         return None
     return (
-        f"{count(going, 'run is', 'runs are')} open on {run.provider} now, but its queue has only "
-        f"{count(places, 'slot')}. Waiting entries start when a slot is free"
+        f"{count(going, 'run is', 'runs are')} open on {run.provider} now, but its queue allows only "
+        f"{places}. Waiting entries start when a slot is free"
     )
 
 

@@ -143,7 +143,7 @@ def _require_paused(run: Run, had: Allowance, wanted: Allowance) -> None:
     """Raise `UsageError` if the limits would change while a worker still uses the old ones."""
     if run.status is not JobStatus.PAUSED and wanted != had:
         raise UsageError(
-            f"run {run.id} is {run.status.value}, and its worker uses the limits it started with",
+            f"run {run.id} is {run.status.value}, and a running worker keeps the limits it was started with",
             fix=f"orchestrate pause {run.id}, then run the same command again",
         )
 

@@ -47,7 +47,7 @@ def ending_question(run: Run) -> str:
     so_far = cost_so_far(run)
     cost = f", {money(so_far)} so far" if so_far else ""
     now = f"{run.model} on {run.provider}, {stage(run)}{cost}"
-    return f"{_play(run)}Cancel {run.id} ({now})? You can't resume it."
+    return f"{_play(run)}Cancel {run.id} ({now})? A canceled run can't be resumed."
 
 
 def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
@@ -112,8 +112,9 @@ class TrackedRun:
         timeout_s: float | None = None,
         live: bool = True,
     ) -> Run:
-        """Wait until the run ends, successfully or not, or until it pauses and needs `resume`, for example
-        because it reached its limit. Call `check()` afterwards to raise an error if the run did not succeed.
+        """Wait until the run ends, whether or not it succeeds. Also returns if the run pauses and needs
+        `resume`, for example because it reached its limit. Call `check()` afterwards to raise an error if the
+        run did not succeed.
 
         Interrupting the wait does not affect the run. A local worker that was killed is restarted. `poll_s`
         defaults to 1 s for this machine and the sandbox, and grows from 2 to 30 s for hosts. Retries if a
@@ -352,8 +353,8 @@ class TrackedRun:
         at: str | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> Reply:
-        """Return one answer from the tuned model. If `base` is set, return one from the model that it was
-        tuned from. A string is sent as a user message.
+        """Return one response of the tuned model or, if `base` is set, of its base model. A string is sent as
+        a user message.
 
         `tools` lists the tools that the model may call, in the format of the Chat Completions API. Set `at`
         to chat through another host on which the run's adapter is deployed. `tell` is called with the text as

@@ -132,7 +132,7 @@ def test_a_paused_run_takes_no_room_and_one_that_is_gone_on_with_says_that_it_go
     stands(JobStatus.PAUSED, "paused")
     assert [moved.entry.id for moved in server.turn()] == [second.id] and server.turn() == []
     told = queueing.crowded(shop.ft, stands(JobStatus.RUNNING, "running"))
-    assert told is not None and "2 runs are open on openai now, but its queue has only 1 slot" in told
+    assert told is not None and "2 runs are open on openai now, but its queue allows only 1." in told
     assert server.turn() == [] and state(shop, third).state is QueueState.WAITING
     assert queueing.crowded(shop.ft, stands(JobStatus.PAUSED, "paused")) is None
 

@@ -200,7 +200,7 @@ def test_a_lost_answer_to_its_start_makes_no_second_machine(world: World, tmp_pa
             assert handle.resume(max_hours=3).max_hours == 3
         assert [live for _, live in world.jobs()] == [False, True]
         assert len([event for event in handle.events() if event.type == "limits"]) == 1
-        with pytest.raises(UsageError, match="its worker uses the limits it started with"):
+        with pytest.raises(UsageError, match="a running worker keeps the limits it was started with"):
             handle.resume(max_hours=4)
 
 

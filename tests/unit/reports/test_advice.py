@@ -315,7 +315,7 @@ def test_privacy_leaves_prompting_to_local_models() -> None:
 def test_private_serving_costs_the_same_untuned() -> None:
     own = total("10", "100", unit="usd_per_hour")
     found = advise(facts(), Needs(private=True), [own])
-    assert any(", whether tuned or not. Tuning adds" in text for text in found.best.reasons)
+    assert any(", with or without tuning. Tuning adds" in text for text in found.best.reasons)
     assert points(found, Way.PROMPT) == points(advise(facts(), Needs(private=True)), Way.PROMPT)
 
 

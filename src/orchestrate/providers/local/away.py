@@ -390,7 +390,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         if not run.exists():
             stored = self.place.run_storage.run(job.job_id)
             if stored.read("order.json") is None:
-                reason = f"{job.job_id} is neither in {run.path} nor in {self.place.storage_url}"
+                reason = f"{job.job_id} was found neither in {run.path} nor in {self.place.storage_url}"
                 raise _Unstored(self.name, reason)
             RunDir.make(self._runs, manifest.read_manifest(stored).job)
         return super()._run(job)

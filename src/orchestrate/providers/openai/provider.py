@@ -304,7 +304,7 @@ class OpenAIProvider(
     def billing(self) -> Billing:
         """Report the training jobs. Tuned models and files are omitted, because OpenAI stores them for free.
         Deployments on Azure are omitted too, because only its portal lists them."""
-        unseen = "deployments on Azure, which are billed hourly and not listed by its data API"
+        unseen = "deployments on Azure: they are billed hourly, but Azure's data API does not list them"
         return base.of_jobs(self, *([unseen] if _is_azure(self.config) else []))
 
     def base_models(self) -> Sequence[HostModel]:

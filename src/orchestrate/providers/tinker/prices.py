@@ -45,7 +45,7 @@ def quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
     if isinstance(work.spec.method, RFT):
         most = most_new_tokens(work.translation.body)
         least, likely = (f"{share * most:.0f}" for share in ANSWER_SHARE[:2])
-        notes.append(f"assumes answers of {likely} tokens ({least} to {most})")
+        notes.append(f"assumes {likely} tokens per answer ({least} to {most})")
     if not lines:
         notes.append("a server on this machine costs nothing")
     return summed(

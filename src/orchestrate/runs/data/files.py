@@ -80,7 +80,7 @@ def rows_of_run(ft: Workspace, run: str, first: int, count: int) -> PreviewRepor
     rows = [row for row in handle.rendered() if row.row >= first][:count]
     if not rows:
         raise DataError(
-            f"{handle.record.provider} returned no rows of run {handle.id} from row {first} on",
+            f"{handle.record.provider} returned no rows of run {handle.id}, starting at row {first}",
             fix="some rows may only be available after the job has ended",
         )
     return PreviewReport(path=f"run {handle.id}", model=handle.record.model, rows=tuple(rows))
@@ -109,8 +109,9 @@ def check_options(
     columns: Mapping[str, str] | None = None,
     workers: int | None = None,
 ) -> tuple[CheckOptions, list[str]]:
-    """Build the options for checking these files, given as a mapping from split to path. Also returns one
-    sentence for each skipped check. Raises `UsageError` for an unknown backend, method or model."""
+    """Return `(options, notes)`: the options for checking the files, and one sentence for each check that
+    will be skipped. `files` maps each split to a path. Raises `UsageError` for an unknown backend, method or
+    model."""
     from orchestrate.data.operations.check import CheckOptions
     from orchestrate.data.rules import METHOD_KINDS
     from orchestrate.providers import registry

@@ -123,7 +123,7 @@ def generate(
     with locked(lock_of(generating.log_of(output)), keep=False) as held:
         if not held:
             raise UsageError(
-                f"another command is writing {output}",
+                f"another command is writing to {output}",
                 fix="wait for that command to finish, or choose another file with -o",
             )
         return generating.generate(

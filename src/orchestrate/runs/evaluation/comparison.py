@@ -74,8 +74,9 @@ def _repeated_answers(found: Sequence[Evaluation], run_id: str) -> list[Pairing]
 
 def paired_with_earlier(earlier: Sequence[Evaluation], newest: Evaluation, name: str) -> Pairing | None:
     """Pair a contender's results in the newest evaluation with its results in the most recent earlier one on
-    the same items. Skips evaluations in which the contender has the same stored answers or another precision.
-    Returns `None` if no earlier evaluation remains."""
+    the same items. An earlier evaluation is skipped if it contains the same stored answers from the
+    contender, or if the contender ran in another precision. Returns `None` if no earlier evaluation
+    remains."""
     mine = newest.contender(name)
     for one in reversed(earlier):
         theirs = next((c for c in one.contenders if c.name == name), None)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 PLACES = ("auto", "host", "here")
-"""Allowed values of `on`, the place where contenders run. `on` may also be the name of a host on which a
+"""Fixed values of `on`, which selects where contenders run. `on` may also be the name of a host on which a
 run's adapter was deployed."""
 EMBEDDED_AT_ONCE = 64
 SANDBOX_THREADS = 32
@@ -49,8 +49,8 @@ SANDBOX_THREADS = 32
 
 BasePrecision = Literal["16-bit", "nf4", "both"]
 BASE_PRECISIONS: Mapping[str, tuple[bool, ...]] = {"16-bit": (False,), "nf4": (True,), "both": (False, True)}
-"""Precisions supported for a base model on this machine, as {name: flags}. Each flag stands for one model to
-load: True for 4 bits, False for 16 bits."""
+"""Precisions in which a base model can run on this machine, as {name: flags}. There is one flag for each
+model to load: True loads it in 4 bits, False in 16 bits."""
 
 
 def other_host(on: str) -> str | None:
@@ -125,7 +125,7 @@ class Contenders:
             why = "does not serve checkpoints" if checkpoint else "has no running endpoint for this model"
             raise UsageError(
                 f"{provider.name} {why}",
-                fix="answer on this machine with --on here, or deploy it (billed hourly): "
+                fix="use --on here to run the model on this machine, or deploy it (billed hourly): "
                 f"orchestrate deploy {run.id}",
             )
         name = f"{run.id}@{checkpoint}" if checkpoint else run.id
@@ -147,7 +147,7 @@ class Contenders:
         if base and base_precision != "16-bit" and (elsewhere or on_host):
             host = self._on if elsewhere else run.provider
             raise UsageError(
-                f"you can't choose the precision of a base model that {host} serves",
+                f"the precision of a base model that {host} serves cannot be chosen",
                 fix="use --on here, or leave out --base-precision",
             )
         if elsewhere:
@@ -361,7 +361,7 @@ class Contenders:
                 raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
             at = artifact.folder
             generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
-        served_by = f"the adapter on this machine, on base model {Path(generator.model).name}"
+        served_by = f"the adapter on this machine, with base model {Path(generator.model).name}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
         found = [
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)

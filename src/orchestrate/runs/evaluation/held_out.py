@@ -268,8 +268,8 @@ class PreparedEvaluation:
         return replace(found, asked=(*found.asked, *asked))
 
     def run(self, progress: Progress | None = None) -> Evaluation:
-        """Query and score the contenders, and combine the verdicts with the other results that are stored for
-        the runs. Raises the same errors as `measure`."""
+        """Query and score the contenders. The verdicts also take into account other stored results of the
+        runs, such as regression tests. Raises the same errors as `measure`."""
         [found] = verdicts.joined(self._ft, [self.measure(progress)])
         return found
 
@@ -312,7 +312,7 @@ class PreparedEvaluation:
             try:
                 measured = one.adapter_cost(name)
             except OrchestrateError as error:
-                notes.append(f"{name}: could not measure how much time its adapter adds: {error.message}")
+                notes.append(f"{name}: could not measure the latency that its adapter adds: {error.message}")
             else:
                 costs += [] if measured is None else [measured]
         return replace(found, adapter_costs=tuple(costs), notes=(*found.notes, *notes))

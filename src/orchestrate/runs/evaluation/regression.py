@@ -140,7 +140,7 @@ class PreparedRegression:
         used = made.used
         if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
             raise UsageError(
-                f"{written}: {used.name} does not score answers one by one, which a test set requires"
+                f"{written}: a test set needs a metric that scores each answer, and {used.name} does not"
             )
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
         return RegressionProbe(Path(path).stem, title, found.items, made, self._margin)

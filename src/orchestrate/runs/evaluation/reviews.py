@@ -45,11 +45,12 @@ if TYPE_CHECKING:
 class ReviewOrder:
     """Options for a review.
 
-    `evaluation` is the id of an evaluation. That evaluation need not contain a run. By default, the review
-    uses the latest evaluation that contains all of the runs. If there is none, it uses the latest evaluation
-    of each run and only the items that all runs answered. `items` is the number of items to sample. `seed`
-    determines the sampled items, their order, and the side on which each answer is shown. The default seed is
-    random, so raters cannot predict the sides. `new` starts a new review even if an identical one exists.
+    `evaluation` is the id of an evaluation, which need not contain a run. By default, the review uses the
+    latest evaluation that contains all of the runs. If there is no such evaluation, the review uses each
+    run's latest evaluation, and only the items that all runs answered. `items` is the number of items to
+    sample. `seed` determines the sampled items, their order, and the side on which each answer is shown. The
+    default seed is random, so raters cannot predict the sides. `new` starts a new review even if an identical
+    one exists.
     """
 
     single: bool = False

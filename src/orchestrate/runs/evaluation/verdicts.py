@@ -34,9 +34,9 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Test of whether two checkpoint names of a run refer to the same model. A name is a checkpoint's id or
-    step, or `None` for the run's final model. The last step's checkpoint is the same as the final model,
-    unless the run keeps its best weights."""
+    """Comparison of checkpoint names of a run: two names may refer to the same model. A name is a
+    checkpoint's id or step, or `None` for the run's final model. The last step's checkpoint is the same as
+    the final model, unless the run keeps its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -141,7 +141,7 @@ def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
     what = "this checkpoint" if contender.checkpoint else "the run's own weights"
     why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"
     if lost:
-        why = f"the run's other weights show forgetting, and {why}"
+        why = f"other weights of this run show forgetting, but {why}"
     return VerdictReason("not enough evidence" if lost else "ship", why)
 
 

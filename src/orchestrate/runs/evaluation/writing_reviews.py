@@ -87,7 +87,7 @@ def reopened(
         return session
     if session.settler in names:
         raise UsageError(
-            f"{session.settler} can't both write rows and settle disagreements.", fix="--settler NAME"
+            f"{session.settler} cannot both write rows and settle disagreements.", fix="--settler NAME"
         )
     session.assigned = written_rows.reassign(session.assigned, session.current(), names)
     _keep(folder, session.assigned)
@@ -133,7 +133,7 @@ def _guide(path: Path | None) -> Rubric:
     try:
         return Rubric(name=path.stem, guide=path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Can't read the guidelines in {path}: {error}") from error
+        raise UsageError(f"Could not read the guidelines in {path}: {error}") from error
 
 
 def export(ft: Workspace, review: Review, output: Path) -> FromReview:

@@ -182,7 +182,9 @@ class Deployer:
         if deployment is None or deployment.state.over:
             return None
         if deployment.state is DeploymentState.INTENT:  # we hold the lease, so nobody else is creating it
-            self._apply(deployment, lambda d, at: deployments.never_made(d, "started but never sent", at))
+            self._apply(
+                deployment, lambda d, at: deployments.never_made(d, "the create request was never sent", at)
+            )
             return None
         if deployment.state in deployments.UNSETTLED:
             deployment = self.poll(deployment)
@@ -323,7 +325,7 @@ class Deployer:
         )
 
     def settles_in(self, deployment: Deployment) -> float:
-        """Return how many seconds remain until the outcome of the create request can be determined."""
+        """Return the number of seconds until it is certain whether the create request took effect."""
         return self.timing.settle_s(self.provider) - self.store.deployments.waited(deployment.id)
 
     def require_account(self, deployment: Deployment) -> None:
@@ -368,9 +370,9 @@ class Deployer:
             return False
 
     def adopt(self, run: Run, items: Iterable[BilledResource]) -> Deployment:
-        """Start tracking a deployment that is missing from this store but that the host lists under the name
-        of a run's job. If the deployment was abandoned here, it is tracked again, and its cost since then
-        counts toward the budget."""
+        """Start tracking a deployment that the host lists under the name of the run's job, but that is
+        missing from this store. If this store had abandoned the deployment, its cost since then counts toward
+        the budget."""
         deployment = self.store.deployments.of_run(run.id, self.provider.config.name)
         if deployment is None or deployment.state is not DeploymentState.ABANDONED:
             deployment = self._intent(run)

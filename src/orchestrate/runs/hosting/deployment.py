@@ -98,8 +98,8 @@ class DeploymentHandle:
 
     @property
     def settles_in_s(self) -> float:
-        """Seconds until a create request with a lost response can no longer take effect, so the deployment
-        either exists or never will."""
+        """If the response to the create request was lost: seconds until it is certain whether the request
+        took effect. After that, the deployment either exists or never will."""
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:

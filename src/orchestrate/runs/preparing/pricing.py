@@ -108,7 +108,7 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if the user set a rate that affects none of these quotes. The `rates` must already
+    """Raise `UsageError` if one of the user's `rates` affects none of these quotes. All of them must already
     be in the rate book. If `serving` is set, rates for serving are not checked."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
@@ -131,11 +131,11 @@ def use(
     compare_with: str | None = None,
     saved_tokens: int = 0,
 ) -> ServingUse:
-    """Build the expected use of the model, from which serving costs are computed. `traffic` is text such as
-    "20k req/day, 900 in, 150 out". `compare_with` is the base model to compare with. Prompting that model
-    takes `saved_tokens` more tokens per request. By default, a model is chosen that stays available for the
-    entire period. Raises `UsageError` if the traffic can't be parsed or the price of the base model is
-    unknown."""
+    """Describe the expected use of the tuned model, for computing serving costs. `traffic` is text such as
+    "20k req/day, 900 in, 150 out". `compare_with` is the base model whose prompting cost is compared. By
+    default, a model is chosen that stays available for the entire period. `saved_tokens` is how many more
+    prompt tokens per request the base model needs. Raises `UsageError` if the traffic can't be parsed or the
+    price of the base model is unknown."""
     asked = Traffic.parse(traffic)
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)

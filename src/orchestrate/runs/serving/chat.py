@@ -47,7 +47,7 @@ class Talk:
     def ask(
         self, conversation: Sequence[Message], tell: Callable[[str], object] | None = None, **options: Any
     ) -> Reply:
-        """Request the next answer. `tell` receives the text as it streams."""
+        """Request the model's next message and return it. `tell` is called with the text as it streams."""
         if self._here is None or tell is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]

@@ -39,7 +39,8 @@ ENGINES = ("auto", "transformers", "llama.cpp", "vllm")
 
 
 def subject(ft: Workspace, name: str) -> TrackedRun | Path:
-    """Find a run by its id, or a folder with weights by its path. Raises `UsageError`."""
+    """Find a run by its id, or a folder with weights by its path. Raises `UsageError` if `name` is
+    neither."""
     folder = Path(name).expanduser()
     if folder.is_dir() and list(folder.glob("*.safetensors")):
         return folder.resolve()
@@ -170,7 +171,7 @@ def serve(
             fix="use --engine transformers, or pass flags with --engine-arg FLAG",
         )
     if not tuned:
-        raise UsageError(f"Orchestrate starts {engine} only for tuned models: choose a run")
+        raise UsageError(f"Orchestrate cannot start {engine} without a tuned model: choose a run")
     make = _vllm if engine == "vllm" else _llama_cpp
     command = make(ft, tuned, terms, choice)
     with engines.started(command) as url:

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 GRACE = timedelta(minutes=10)
-"""How long after a run's end its machine may still be up without being reported. A worker reports the end of
-its run before it releases the machine."""
+"""Time after a run's end during which a machine that is still up is not reported. A worker reports the end of
+its run first, and releases the machine afterwards."""
 IN_USE = timedelta(hours=1)
-"""How long a deployment counts as in use after the latest request from this store or, if there was none,
-after its creation."""
+"""Time for which a deployment counts as in use after its latest request from this store. If there was no
+request, the time starts at the deployment's creation."""
 
 
 class Breakdown(Record, frozen=True, kw_only=True):
@@ -232,7 +232,7 @@ class _AccountAnswer:
     """Base URL or backend type. Item ids are unique within it."""
     items: tuple[BilledResource, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Reasons why sessions no longer use their machines, as {id of the session's run: reason}."""
+    """Sessions that no longer use their machines, as {run id: reason}."""
 
 
 @dataclass(frozen=True)
@@ -432,8 +432,9 @@ def _owned(
 
 
 def unaccounted(run: Run | None, now: datetime) -> str | None:
-    """Return why the run of a job with an Orchestrate ref doesn't account for the job: the run is not in this
-    store, was abandoned, or ended more than `GRACE` ago. Returns `None` if it does."""
+    """Return why a job with an Orchestrate ref is not accounted for by its run. Either the run is not in this
+    store, or it was abandoned, or it ended more than `GRACE` ago. Returns `None` if the job is accounted
+    for."""
     if run is None:
         return "no run in this store has this ref"
     if run.abandoned is not None:

@@ -1,10 +1,10 @@
 """The account of a run, and whether the current key belongs to it.
 
 A host only lists the jobs of one account, so a missing job may be in another account. Each run therefore
-stores the account that it was sent to, and a job that is missing from a different account proves nothing. If
-a host does not report account ids, a fingerprint of the key identifies the account. A new key for the same
-account has a different fingerprint. If the new key can access a job or file of the account by its id, both
-keys are recorded as keys of the same account.
+stores the account that it was sent to. If another account doesn't list the run's job, the job may still
+exist. If a host does not report account ids, a fingerprint of the key identifies the account. A new key for
+the same account has a different fingerprint. If the new key can access a job or file of the account by its
+id, both keys are recorded as keys of the same account.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def alone(
     lease_s: float = 30.0,
     still_wanted: Callable[[], object] = lambda: None,
 ) -> Generator[None]:
-    """Wait until no other process uploads any of these files, and prevent other uploads of them until the
-    `with` block ends. Calls `still_wanted` while waiting, which may raise an error to stop."""
+    """Lock these files for uploading until the `with` block ends. Waits while another process uploads any of
+    them, and calls `still_wanted` meanwhile. `still_wanted` may raise an error to stop the wait."""
     with ExitStack() as leases, work(f"waiting for another upload of this data to {provider.name}"):
 
         def wait() -> None:

@@ -78,7 +78,7 @@ def seeded(choices: Mapping[str, tuple[Any, ...]], seeds: int) -> Space:
 
 
 def one_seed(search: Search) -> list[str]:
-    """Return a warning if the comparison has only one seed."""
+    """Return a warning in a list if the comparison has only one seed, otherwise an empty list."""
     if "seed" in search.choices:
         return []
     return [

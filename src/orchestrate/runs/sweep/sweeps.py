@@ -36,7 +36,7 @@ EVAL = "eval:"
 _MOST_PRICED = 32
 """Maximum number of combinations that are priced before a sweep starts."""
 _MOST_UNASKED = 1000
-"""Maximum size of a grid search for which the user did not limit the number of trials."""
+"""Maximum number of combinations in a grid, unless the user limits the number of trials."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from orchestrate.types import Run
 
 
 def unsent(store: Store) -> list[Run]:
-    """List runs that were never sent but still reserve part of the budget, although no process is working on
-    them."""
+    """List runs that were never sent and that no process is working on, but that still reserve part of the
+    budget."""
     return [
         run
         for run in store.runs.matching(active=True)
@@ -30,8 +30,8 @@ def unsent(store: Store) -> list[Run]:
 
 
 def answers(store: Store) -> list[Decimal]:
-    """List the leftover budget reservations for answers, in US dollars. A reservation is left over if no
-    running command is waiting for its answer."""
+    """List the leftover budget reservations for answers, as amounts in US dollars. A reservation is left over
+    if the command that was waiting for the answer is no longer running."""
     return [usd for _, holds in _left(store) for usd in holds.values()]
 
 

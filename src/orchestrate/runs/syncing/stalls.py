@@ -54,8 +54,8 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float | None = None
     """Median duration of the phase in seconds."""
     silent_s: float | None = None
-    """Median over the runs of each run's longest gap between two updates, in seconds. Gaps are scaled up if
-    the current run has more tokens than the earlier run."""
+    """Longest gap between two updates of a run, in seconds, as the median over earlier runs. If the current
+    run has more tokens than an earlier run, the earlier run's gap is scaled up."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,7 +190,7 @@ def _text(provider: Provider, run: Run, silent_s: float, limit: float, usual: Us
     if usual.silent_s is not None and usual.phase_s is not None:
         known = (
             f"usual: {duration(usual.silent_s)} between updates and {duration(usual.phase_s)} in this phase, "
-            f"the medians of {count(usual.runs, 'earlier run')}"
+            f"as medians of {count(usual.runs, 'earlier run')}"
         )
     cost = cost_so_far(run)
     billed = f" Cost so far: about {money(cost)}." if cost else ""

@@ -145,7 +145,9 @@ class SyncReport(msgspec.Struct, kw_only=True):
             parts.append(f"{stall.run} {'canceled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
-            parts.append(f"resolved: {count(self.settled, 'pending answer')} left by ended commands")
+            parts.append(
+                f"resolved: {count(self.settled, 'budget reservation')} left behind by ended commands"
+            )
         if self.ending:
             parts.append(f"shutdown requested but still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
@@ -190,7 +192,7 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
     """Record that the host has paused the run's job."""
     message = (
         f"{provider.profile.title} paused job {run.job_id}. The run's share of the budget stays reserved "
-        f"until it ends. Next: orchestrate resume {run.id}, cancel or abandon"
+        f"until it ends. To continue it: orchestrate resume {run.id}"
     )
     if run.dormant:
         how = f'ft.session(resume="{run.id}")' if run.own_loop else f"orchestrate resume {run.id}"
