@@ -300,7 +300,7 @@ VARIABLES: Mapping[str, str] = {
     "ORCHESTRATE_NOTIFY_SECRET": "Secret for signing these webhooks.",
     "ORCHESTRATE_NOTIFY_COMMAND": "Command to run when a run ends.",
     "ORCHESTRATE_NOTIFY_DESKTOP": "`1` shows a desktop notification when a run ends.",
-    "ORCHESTRATE_STALLED_MINUTES": "Number of minutes without progress after which a run counts as stalled.",
+    "ORCHESTRATE_STALLED_MINUTES": "Minutes without progress after which a run counts as stalled.",
     "ORCHESTRATE_GATEWAY_WEBHOOK_SECRET": "Secret for signing the gateway's webhooks.",
     "ORCHESTRATE_TODAY": "Treat this date as today (`2027-01-07`) for prices, shutdown dates and models.",
 }

@@ -338,7 +338,7 @@ def test_killed_in_between_the_same_again_goes_on(point: str, ray: World, tmp_pa
 
 DYING = """
 import os, signal, sys
-from orchestrate.places import order
+from orchestrate.places import manifest
 from orchestrate.places.kinds.ray import RayJobs
 
 def dying(real, first):
@@ -351,7 +351,7 @@ point = sys.argv.pop(1)
 if point == "after the start":
     RayJobs.submit = dying(RayJobs.submit, False)
 else:
-    order.allow = dying(order.allow, point == "before the order")
+    manifest.allow = dying(manifest.allow, point == "before the order")
 from orchestrate.cli import main
 main()
 """

@@ -310,7 +310,7 @@ store = S3(folder)
 os.environ.update(store.env)
 depot = tests.RunStorage("s3://runs/cut")
 (folder / "train.jsonl").write_text("{}")
-order = tests.place_order(depot, tests.job_at(folder), tests.WorkerLimits(silence_s=60))
+order = tests.write_manifest(depot, tests.job_at(folder), tests.WorkerLimits(silence_s=60))
 worker = subprocess.Popen(
     [sys.executable, "-c", tests.CUT, str(folder), *tests.engine(hold_at=5)],
     env={**os.environ, **tests.environment(depot, order)},

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 def work(given: dict[str, Any]) -> None:
     """Run one worker's process, which doesn't have our code yet, so this function is sent as it is."""
-    exec(given["fetch"])  # noqa: S102  as `order.BOOT`
+    exec(given["fetch"])  # noqa: S102  as `manifest.BOOT`
     from orchestrate.local.run import importing
 
     with importing():
