@@ -198,7 +198,7 @@ def test_the_account_is_what_the_host_tells(host: Host, make: Callable[[str], Pr
     host.on("GET", path, answer)
     provider = make(name)
     account = host_account(provider)
-    assert (account.id, account.told) == (wanted, True)
+    assert (account.id, account.reported) == (wanted, True)
     assert (host_account(provider), len(host.sent)) == (account, 1), "it is asked once"
 
 
@@ -209,7 +209,7 @@ def test_a_host_that_does_not_tell_leaves_the_key_without_giving_it_away(
     if name == "openai":
         host.on("GET", TOLD[name][0], {"object": "list", "data": [], "has_more": False})
     account = host_account(make(name))
-    assert (account.id[:4], account.told) == ("key ", False)
+    assert (account.id[:4], account.reported) == ("key ", False)
     assert "sandbox-lists" not in account.id
     assert host_account(make(name)) == account
 

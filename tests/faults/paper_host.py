@@ -133,8 +133,8 @@ class BoundHost(NamesAccount, HoldsFiles, Measures, KeepsCheckpoints):
 
     def account(self) -> Account:
         if self.key:
-            return Account(id=f"key {self.key}", told=False)
-        return Account(id=self.owner, told=True) if self.owner else key_account(self.config, self.host)
+            return Account(id=f"key {self.key}", reported=False)
+        return Account(id=self.owner, reported=True) if self.owner else key_account(self.config, self.host)
 
     def holds(self, remote: RemoteDataset) -> bool:
         self._permit()

@@ -460,7 +460,7 @@ class AwayPlace(Place):
                 return duration(found.used_s)
         return None
 
-    def tell(self, run: RunDir) -> None:
+    def forward_action(self, run: RunDir) -> None:
         """Forward this run's pause or cancel request to its worker.
 
         On a pause request, a worker that still reports gets time to save a checkpoint. A worker that has not

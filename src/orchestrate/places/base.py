@@ -198,7 +198,7 @@ class Place(ABC):
     def look(self, run: RunDir) -> None:  # noqa: B027  it lies here already
         """Fetch everything that the worker has reported since the last call."""
 
-    def tell(self, run: RunDir) -> None:  # noqa: B027
+    def forward_action(self, run: RunDir) -> None:  # noqa: B027
         """Send the worker the pause or cancel request from this run directory."""
 
     def settle(self, run: RunDir) -> None:  # noqa: B027

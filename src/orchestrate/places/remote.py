@@ -80,7 +80,7 @@ class RemoteProcess:
         self._process.communicate()  # closes its line
 
 
-class Errand:
+class TrainingAttempt:
     """One attempt at training a run. `engine` is the command that trains in a run directory. `end` terminates
     this process and can be called from any thread."""
 
@@ -277,9 +277,9 @@ def main() -> int:
     run_storage = RunStorage(os.environ["ORCHESTRATE_DEPOT"])
     seconds = float(os.environ.get("ORCHESTRATE_REPORT_S", REPORT_S))
     with room() as folder:
-        errand = Errand(run_storage, os.environ["ORCHESTRATE_REF"], Path(folder), report_s=seconds)
-        signal.signal(signal.SIGTERM, lambda _signal, _frame: errand.preempted.set())
-        code = errand.work()
+        attempt = TrainingAttempt(run_storage, os.environ["ORCHESTRATE_REF"], Path(folder), report_s=seconds)
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: attempt.preempted.set())
+        code = attempt.work()
     if code:
         # Exit without joining the threads, because they may be blocked on storage that does not respond.
         sys.stdout.flush()

@@ -604,12 +604,12 @@ def key_account(config: HostConfig, host: str) -> Account:
     host. Raises `MissingKey` if the key is not set, and `KeyElsewhere` if the key may not be sent to this
     host."""
     if config.api_key is None and config.key_variable is None:
-        return Account(id=host, told=True)
+        return Account(id=host, reported=True)
     beside = "\0".join(
         ["orchestrate account", *map(str, (config.organization, config.project, config.account_id))]
     )
     mark = hmac.new(config.require_key().reveal().encode(), beside.encode(), hashlib.sha256).hexdigest()
-    return Account(id=f"key {mark[:16]}", told=False)
+    return Account(id=f"key {mark[:16]}", reported=False)
 
 
 def billing_of(provider: Provider) -> Billing:
@@ -668,8 +668,8 @@ def joined(
 ) -> Billing:
     """Combine several lists of billed items. If one of the lists cannot be read, the result contains the
     others. Raises `ProviderError` if none can be read."""
-    items, failed, untold = _read_lists(provider, parts, unseen)
-    return Billing(items=items, partial=bool(failed), unseen=(*failed, *untold))
+    items, failed, unlisted = _read_lists(provider, parts, unseen)
+    return Billing(items=items, partial=bool(failed), unseen=(*failed, *unlisted))
 
 
 def stored(

@@ -69,7 +69,7 @@ def named_account(**parts: str | None) -> Account | None:
     """Build an account from its parts: `named_account(organization="o", project="p")` is `organization o,
     project p`. Returns `None` if all parts are unknown."""
     words = [f"{name} {value}" for name, value in parts.items() if value]
-    return Account(id=", ".join(words), told=True) if words else None
+    return Account(id=", ".join(words), reported=True) if words else None
 
 
 class HostedProvider(NamesAccount, ListsBilled, RecoversJobs, HoldsFiles, HandsOutFiles):

@@ -231,6 +231,6 @@ class SandboxSettings:
     credit_usd: float = 1000.0
     """The account's credit limit at Together. Jobs with a higher estimated price are not allowed to
     proceed."""
-    tells_account: bool = True
+    reports_account: bool = True
     """True if OpenAI and Together report which account a key belongs to. Fireworks' resource names always
     contain the account."""

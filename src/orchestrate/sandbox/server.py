@@ -158,8 +158,10 @@ def serve(  # noqa: PLR0913  each is a setting of its own
         for host, sock in zip(hosts.values(), sockets, strict=True):
             host.base_url = urls[host.name] = f"http://127.0.0.1:{sock.getsockname()[1]}"
             front = fronts[host.name] = Front(host, key)
-            front.app = edge(host.routes(), max_body=_MOST_BODY, tell=host.error, lifespan=host.life)
-            front.control = edge(control_routes(host, front, clock), max_body=_MOST_BODY, tell=host.error)
+            front.app = edge(host.routes(), max_body=_MOST_BODY, format_error=host.error, lifespan=host.life)
+            front.control = edge(
+                control_routes(host, front, clock), max_body=_MOST_BODY, format_error=host.error
+            )
         env = {name: value for host in hosts.values() for name, value in host.env(key).items()}
         options = StartOptions(
             speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also)

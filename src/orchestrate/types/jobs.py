@@ -278,7 +278,7 @@ class Account(Record, frozen=True, kw_only=True):
     id: str
     """The account's id: `organization o, project p` if the host reports it, otherwise the key's fingerprint,
     such as `key 0123456789abcdef`."""
-    told: bool
+    reported: bool
     """True if the host reported the id. A different reported id means a different account. A different
     fingerprint may be a new key of the same account."""
 

@@ -185,9 +185,9 @@ def provider_of(world: World, name: str, key: str, **more: str) -> Provider:
 @pytest.fixture(params=[True, False], ids=["told", "by the key"])
 def tells(request: pytest.FixtureRequest, hosts: Any) -> Iterator[bool]:
     settings = hosts.fronts["openai"].host.settings
-    settings.tells_account = request.param
+    settings.reports_account = request.param
     yield request.param
-    settings.tells_account = True
+    settings.reports_account = True
 
 
 @pytest.mark.parametrize("name", HOSTED)

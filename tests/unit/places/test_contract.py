@@ -33,7 +33,7 @@ from orchestrate.local.plan import throughput
 from orchestrate.local.run import RunDir
 from orchestrate.places.base import PRICE, Hourly, Resources
 from orchestrate.places.manifest import read_manifest
-from orchestrate.places.remote import Errand
+from orchestrate.places.remote import TrainingAttempt
 from orchestrate.places.storage import RunStorage
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.preparing.prepared import _kept_private
@@ -84,7 +84,7 @@ def work(tmp_path: Path, name: str, *, die_at: int = 0, hold_at: int = 0) -> int
     folder = tmp_path / name
     folder.mkdir()
     engine = [sys.executable, ENGINE, str(die_at), str(hold_at)]
-    errand = Errand(
+    errand = TrainingAttempt(
         RunStorage(f"file://{tmp_path}/depot"),
         REF,
         folder,

@@ -225,7 +225,7 @@ def test_a_cluster_that_is_too_small_is_told_at_once() -> None:
 def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> None:
     """As the same does at a run of one process; what a machine had to do with is tried again."""
     from orchestrate.local.run.parallel import SHORT, Met
-    from orchestrate.places.kinds._ray.member import acquired, tell
+    from orchestrate.places.kinds._ray.member import acquired, record_error
 
     mine, full = RunLease(stored), OSError(errno.ENOSPC, "No space left on device")
     for error, status, told in (
@@ -237,7 +237,7 @@ def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> N
     ):
         stored.write("status.json", JobState(status="running", updated_at=now()).to_json())
         assert acquired(stored, mine.token) is not None
-        tell(stored, Met(1, 2), error)
+        record_error(stored, Met(1, 2), error)
         state = JobState.from_json(stored.read("status.json") or b"")
         assert state.status == status and told in (state.error.message if state.error else "")
         assert (acquired(stored, mine.token) is None) is (status == "failed")

@@ -165,7 +165,11 @@ class CompatibleProvider(SdkProvider, Serves):
     def _query_account(self) -> Account | None:
         """Return the account by the address if each customer has their own. None of these hosts reports the
         owner of a key."""
-        return Account(id=f"resource {self.host}", told=True) if self.described.account == "address" else None
+        return (
+            Account(id=f"resource {self.host}", reported=True)
+            if self.described.account == "address"
+            else None
+        )
 
     # -- submitting ----------------------------------------------------------------------------------------
 

@@ -290,9 +290,9 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
         if row in rows.refused:
             continue
         if one.useless:
-            rows.refuse(row, f"{one.told}; {one.fix}")
+            rows.refuse(row, f"{one.message}; {one.fix}")
         else:
-            rows.map(row, row, given[one.field], one.told, exact=False)
+            rows.map(row, row, given[one.field], one.message, exact=False)
     if unseen is not None and isinstance(spec.adapter, LoRA):
         for field in named(spec.adapter):
             rows.annotate(f"adapter.{field}", f"names not checked: {unseen}")

@@ -325,7 +325,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
     # -- account -------------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        return Account(id=self.place.account() or f"runs in {self.place.storage_url}", told=True)
+        return Account(id=self.place.account() or f"runs in {self.place.storage_url}", reported=True)
 
     # -- acting --------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ def _names(name: str, spec: JobSpec, translation: Translation) -> Iterator[Probl
         field = f"adapter.{one.field}"
         yield Problem(
             code="unknown-target",
-            message=one.told,
+            message=one.message,
             severity=Severity.ERROR if field in refused else Severity.WARNING,
             field=field,
             providers=(name,),

@@ -133,7 +133,7 @@ class LocalProvider(
     def account(self) -> Account:
         """Return an account that represents this backend's home folder. A marker in the folder identifies the
         account, because folders on two machines may have the same path."""
-        return Account(id=f"home {machine.mark(self.home)}", told=True)
+        return Account(id=f"home {machine.mark(self.home)}", reported=True)
 
     def holds(self, remote: RemoteDataset) -> bool:
         return Path(remote.train_id).is_relative_to(self.home) and Path(remote.train_id).exists()
@@ -236,7 +236,7 @@ class LocalProvider(
     def _ask(self, job: JobHandle, what: str, state: str) -> None:
         run = self._run(job)
         run.ask(what)
-        self.place.tell(run)
+        self.place.forward_action(run)
         self._settle(run, state)
 
     def resume(self, job: JobHandle) -> None:

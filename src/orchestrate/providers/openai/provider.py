@@ -281,7 +281,7 @@ class OpenAIProvider(
         no call that returns them, and a project's jobs belong to that project alone. An Azure resource is
         identified by its address."""
         if _is_azure(self.config):
-            return Account(id=f"resource {self.host}", told=True)
+            return Account(id=f"resource {self.host}", reported=True)
         jobs = self.client.fine_tuning.jobs.with_raw_response
         try:
             headers = self._wire.read(lambda: jobs.list(limit=1)).headers

@@ -321,7 +321,7 @@ class OpenAIHost(Host):
         self.files = SandboxFiles(self)
 
     def headers(self) -> dict[str, str]:
-        if not self.settings.tells_account:
+        if not self.settings.reports_account:
             return {}
         return {"openai-organization": organization(), "openai-project": f"proj-{here()}"}
 

@@ -441,7 +441,7 @@ class TogetherHost(Host):
         return json_answer(bases)
 
     def whoami(self, request: Request) -> Response:
-        if not self.settings.tells_account:
+        if not self.settings.reports_account:
             raise HostError(
                 404, "this sandbox does not report which account a key belongs to", code="not_found"
             )

@@ -131,7 +131,7 @@ class Driver:
                     return self._say("paused", JobError(code="limit", message=message))
             if self.action:
                 return self._say("paused" if self.action == "pause" else "cancelled")
-            if clock - self.heard > self.start_s:
+            if clock - self.last_report > self.start_s:
                 message = (
                     f"no workers started within {duration(self.start_s)} because the cluster lacks "
                     "free resources"
@@ -176,7 +176,7 @@ class Driver:
                 if lease.attempts(self.stored) > self.lease.number:
                     self.begun.set()
                 if (newest := self.stored.read("pulse.json")) != pulse:
-                    pulse, self.heard = newest, self.watchdog.clock()
+                    pulse, self.last_report = newest, self.watchdog.clock()
                 self._read_action()
                 if self._settled():
                     self.settled.set()
@@ -184,7 +184,7 @@ class Driver:
 
     def _read_action(self) -> None:
         """Read the requested action while no first worker can."""
-        if self.begun.is_set() and self.watchdog.clock() - self.heard < GRACE_S:
+        if self.begun.is_set() and self.watchdog.clock() - self.last_report < GRACE_S:
             return
         action = (self.stored.read("control") or b"").decode("ascii", "replace").strip()
         if action in ("pause", "cancel"):

@@ -32,7 +32,7 @@ from orchestrate.local.space import disk_is_full
 from orchestrate.places import storage
 from orchestrate.places.lease import RunLease, Signs, Superseded, boot_time
 from orchestrate.places.manifest import read_manifest, room, unpack
-from orchestrate.places.remote import REPORT_S, SILENT, Errand, TrainingProcess
+from orchestrate.places.remote import REPORT_S, SILENT, TrainingAttempt, TrainingProcess
 from orchestrate.places.storage import Pulse, RunStorage, StoredRun, restore
 from orchestrate.types import JobError
 
@@ -66,7 +66,7 @@ class MemberProcess:
         self._thread.join()
 
 
-class First(Errand):
+class First(TrainingAttempt):
     """The first of several workers, which owns the run."""
 
     def __init__(
@@ -161,11 +161,11 @@ def _help(stored: StoredRun, folder: Path, met: Met) -> None:
     try:
         _assist(stored, folder, met)
     except BaseException as error:
-        tell(stored, met, error)
+        record_error(stored, met, error)
         raise
 
 
-def tell(stored: StoredRun, met: Met, error: BaseException) -> None:
+def record_error(stored: StoredRun, met: Met, error: BaseException) -> None:
     """Record errors that would recur however often the workers are restarted, on the first worker. Ray
     reports all other errors to the job."""
     code, status, fix = type(error).__name__, "failed", getattr(error, "fix", None)
@@ -193,17 +193,17 @@ def _assist(stored: StoredRun, folder: Path, met: Met) -> None:
 def _guard(stored: StoredRun, under: str, number: int, report_s: float, silence_s: float) -> None:
     """End this worker when the job that started it has ended or other workers have replaced it, independently
     of Ray."""
-    signs, heard = None, boot_time()
+    signs, last_contact = None, boot_time()
     while True:
         try:
             signs = signs or Signs(stored, under, number, boot_time)
             if not signs.newest or signs.silent_s > silence_s:
                 os._exit(1)
-            heard = boot_time()
+            last_contact = boot_time()
         except Superseded:
             os._exit(1)
         except (HostUnavailable, OSError):  # the next look may go through
             pass
-        if boot_time() - heard > silence_s:
+        if boot_time() - last_contact > silence_s:
             os._exit(SILENT)
         time.sleep(report_s)

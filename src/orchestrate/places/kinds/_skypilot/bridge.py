@@ -108,13 +108,13 @@ def jobs(name: str) -> list[dict[str, Any]]:
         if "ClusterNotUpError" not in _kinds(error):
             raise
         records = []
-    found = [_told(one, asked) for one in records]
+    found = [_job(one, asked) for one in records]
     there = {one["name"] for one in found}
     waiting = [one for one in asked.values() if one["name"] not in there and one["status"] != "SUCCEEDED"]
     return found + [{**one, "status": f"REQUEST_{one['status']}"} for one in waiting]
 
 
-def _told(record: Any, asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _job(record: Any, asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
     one: Any = record.model_dump() if hasattr(record, "model_dump") else record
     status = str(getattr(one["status"], "value", one["status"]))
     name = str(one["job_name"])
