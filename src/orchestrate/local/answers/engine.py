@@ -388,7 +388,7 @@ class Engine(AdaptedModel):
                 stream=request.stream,
                 stop=request.stop,
                 tools=request.tools,
-                tells_tokens=request.logprobs is not None or request.tells_ids,
+                with_tokens=request.logprobs is not None or request.tells_ids,
             )
             for n, row in enumerate(rows)
         ]
@@ -427,8 +427,8 @@ class Engine(AdaptedModel):
         rows, speeches = self.rows(request, prompt)
         for speech in speeches:
             self._speeches[id(speech.row)] = speech
-        told = {"prompt_ids": prompt} if request.tells_ids else {}
-        send({"id": request.id, "prompt_tokens": len(prompt), **told})
+        extra = {"prompt_ids": prompt} if request.tells_ids else {}
+        send({"id": request.id, "prompt_tokens": len(prompt), **extra})
         self.batching.waiting += rows
 
     @torch.inference_mode()
@@ -507,11 +507,11 @@ class Engine(AdaptedModel):
         if found.sampler.room(prompt, 1):
             return prompt
         most = found.sampler.context
-        told = (
+        message = (
             f"the prompt has {len(prompt)} tokens, which leaves no room for an answer in the context of "
             f"{most} tokens"
         )
-        return {"refused": told, "fix": "shorten the prompt or drop the row"}
+        return {"refused": message, "fix": "shorten the prompt or drop the row"}
 
     def _reply(
         self, found: EngineModel, prompt: list[int], ids: list[int], asked: PromptsRequest, notes: list[str]

@@ -331,9 +331,9 @@ def _cut(text: str, key: str, value: str) -> tuple[str, str, str]:
     return before, between, behind
 
 
-def _reason(told: str) -> str:
+def _reason(message: str) -> str:
     """Strip the position in the generated grammar from an error message."""
-    first = re.split(r"\n\s*\d+ \|", told)[0]
+    first = re.split(r"\n\s*\d+ \|", message)[0]
     return re.sub(r"^at \d+\(\d+\): ", "", " ".join(first.split()))[:400]
 
 

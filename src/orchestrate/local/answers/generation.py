@@ -160,7 +160,7 @@ class Generator:
         with self._worker.holding(self._load) as worker:
             form = None if schema is None else {"schema": schema, "calls": tools or None}
             worker.send("prompts", {**question, "batch": batch, "rounding": rounding, "form": form})
-            return [_reply(told) for told in worker.receive()["replies"]]
+            return [_reply(answer) for answer in worker.receive()["replies"]]
 
     def stream(
         self,
@@ -241,5 +241,9 @@ class Generator:
         }
 
 
-def _reply(told: dict[str, Any]) -> Reply | DataError:
-    return DataError(told["refused"], fix=told["fix"]) if "refused" in told else decoding.convert(told, Reply)
+def _reply(answer: dict[str, Any]) -> Reply | DataError:
+    return (
+        DataError(answer["refused"], fix=answer["fix"])
+        if "refused" in answer
+        else decoding.convert(answer, Reply)
+    )

@@ -54,21 +54,21 @@ def _of_part(
     """Score rows in one pass. The last row is the longest."""
     longest = len(part[-1][0])
     ids = torch.zeros((len(part), longest), dtype=torch.long)
-    told = torch.zeros((len(part), longest), dtype=torch.bool)
+    counted = torch.zeros((len(part), longest), dtype=torch.bool)
     there = torch.zeros((len(part), longest), dtype=torch.long)
     for row, (tokens, scored) in enumerate(part):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        told[row, : len(tokens)] = torch.tensor(scored)
+        counted[row, : len(tokens)] = torch.tensor(scored)
         there[row, : len(tokens)] = 1
-    ids, told = ids.to(device), told.to(device)
+    ids, counted = ids.to(device), counted.to(device)
     with torch.inference_mode():
         logits = model(input_ids=ids, attention_mask=there.to(device)).logits[:, :-1].float()
     nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    nats = nats * told[:, 1:]
-    likeliest = (logits.argmax(dim=-1) == ids[:, 1:]) | ~told[:, 1:]
-    counts = told[:, 1:].sum(dim=1)
+    nats = nats * counted[:, 1:]
+    likeliest = (logits.argmax(dim=-1) == ids[:, 1:]) | ~counted[:, 1:]
+    counts = counted[:, 1:].sum(dim=1)
     means = nats.sum(dim=1, keepdim=True) / counts.clamp(min=1)[:, None]
-    spreads = ((((nats - means) * told[:, 1:]) ** 2).sum(dim=1) / counts.clamp(min=1)).sqrt()
+    spreads = ((((nats - means) * counted[:, 1:]) ** 2).sum(dim=1) / counts.clamp(min=1)).sqrt()
     return [
         Likelihood(float(nats[n].sum()), int(counts[n]), bool(likeliest[n].all()), float(spreads[n]))
         for n in range(len(part))

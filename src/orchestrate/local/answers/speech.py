@@ -58,15 +58,15 @@ class Speech:
     tools: Sequence[dict[str, Any]] | None = None
     calls: bool | None = None
     """True to parse tool calls. `None` parses them only if tools were offered."""
-    tells_tokens: bool = False
+    with_tokens: bool = False
     _tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    _told: tuple[str, str] = ("", "")
+    _sent: tuple[str, str] = ("", "")
     """The content and reasoning sent so far."""
 
     def take(self, drawn: DrawnToken | None = None) -> dict[str, Any] | None:
         """Return the message to send after a token, or `None` if there is nothing to send. Ends the row at a
         stop sequence."""
-        if self.tells_tokens and drawn is not None:
+        if self.with_tokens and drawn is not None:
             self._tokens.append(token_of(self.model.template.tokenizer, drawn))
         ids, stopped = self.model.sampler.said(self.row.ids)
         if not self.row.ended and not self._looks(len(self.row.ids)):
@@ -108,12 +108,12 @@ class Speech:
         return self._more(content, (said.reasoning or "").rstrip("\ufffd"))
 
     def _more(self, content: str, reasoning: str) -> dict[str, Any] | None:
-        told, thought = self._told
-        new = content[len(told) :] if content.startswith(told) else ""
+        sent, thought = self._sent
+        new = content[len(sent) :] if content.startswith(sent) else ""
         new_thought = reasoning[len(thought) :] if reasoning.startswith(thought) else ""
         if not new and not new_thought:
             return None
-        self._told = told + new, thought + new_thought
+        self._sent = sent + new, thought + new_thought
         tokens, self._tokens = self._tokens, []
         return {"choice": self.choice, "content": new, "reasoning": new_thought, "tokens": tokens}
 
@@ -132,7 +132,7 @@ class Speech:
             "choice": self.choice,
             "tool_calls": calls,
             "reason": "tool_calls" if calls and reason == "stop" else reason,
-            "ids": self.row.ids if self.tells_tokens else [],
+            "ids": self.row.ids if self.with_tokens else [],
             "completion_tokens": len(self.row.ids),
         }
 

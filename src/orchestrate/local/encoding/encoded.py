@@ -252,10 +252,12 @@ def encode_file(
             elif not any(e.dropped for e in new):
                 report.dropped += 1
         if not written.rows:
-            told = f"{path.name}: no row contains a token to train on"
+            message = f"{path.name}: no row contains a token to train on"
             if report.too_long:
-                told += f". {report.too_long} of {report.rows} rows are longer than {rules.max_length} tokens"
-            raise DataError(told, fix="orchestrate check SPEC")
+                message += (
+                    f". {report.too_long} of {report.rows} rows are longer than {rules.max_length} tokens"
+                )
+            raise DataError(message, fix="orchestrate check SPEC")
     rows = EncodedRows.open(folder, pairs=pairs, labelled=labelled)
     if rows is None:
         raise OSError(f"could not read {folder} after writing it")

@@ -465,9 +465,9 @@ def balance(loaded: Loaded, batch: TrainingBatch) -> Tensor:
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     assert loaded.routed  # noqa: S101  looked at as the model was loaded
-    told: Any = loaded.routed
+    router_logits: Any = loaded.routed
     used = loaded.inner.config.get_text_config().num_experts_per_tok
-    found: Any = load_balancing_loss_func(told, told[0].shape[-1], used, batch.real)
+    found: Any = load_balancing_loss_func(router_logits, router_logits[0].shape[-1], used, batch.real)
     return found
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Silent(RunDir):
     """A run directory that discards all reports, because only the first process writes them."""
 
-    def add_event(self, message: str, **told: Any) -> None:
-        del message, told
+    def add_event(self, message: str, **details: Any) -> None:
+        del message, details
 
     def write_state(self, state: JobState) -> None:
         del state

@@ -285,8 +285,10 @@ class Loop(CheckpointedLoop):
                 values.update(load.to_dict())
         last = step == self.progress.total_steps or self.early_stopped
         if last and self.best is not None:
-            told, metrics = self.result
-            values.update({"result_step": float(told), **{f"result_{k}": v for k, v in metrics.items()}})
+            result_step, metrics = self.result
+            values.update(
+                {"result_step": float(result_step), **{f"result_{k}": v for k, v in metrics.items()}}
+            )
         self.dir.add_metrics(step, values, epoch=step / self.per_epoch)
         word, due = self.asked(), time.monotonic() - self._saved_at > self.hyper.recovery_seconds
         if self.sharded is not None:

@@ -128,7 +128,7 @@ class WorkerGroup(Peers):
                 fix=f"{option('processes')}: {there}",
             )
         self.run = run
-        self._ended, self._telling = threading.Event(), threading.Lock()
+        self._ended, self._reporting = threading.Event(), threading.Lock()
         self._meeting = run.path / f"meeting-{os.getpid()}"
         self._meeting.unlink(missing_ok=True)
         self.others = [self._started(rank, threads) for rank in range(1, processes)]
@@ -154,7 +154,7 @@ class WorkerGroup(Peers):
             code = other.poll()
             if code is None or self._ended.is_set():
                 continue
-            with self._telling:
+            with self._reporting:
                 if code == SHORT:
                     message = f"helper process {rank} of {self.processes - 1} ran out of memory"
                     self._fail(f"{message} ({LESS})")

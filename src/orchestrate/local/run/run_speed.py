@@ -21,8 +21,8 @@ def of(session: Session, seconds: float) -> MeasuredPace | None:
     speed of others: one that used several processes, sampled answers, or trained a model of unknown size."""
     method = session.job.method
     parameters = memory_fit.active_parameters(str(session.folder.path), None)
-    told_little = session.group is not None or isinstance(method, Reinforcement)
-    if told_little or parameters is None or session.loop.progress.seconds <= 0:
+    unrepresentative = session.group is not None or isinstance(method, Reinforcement)
+    if unrepresentative or parameters is None or session.loop.progress.seconds <= 0:
         return None
     kind = throughput.kind_of(
         parameters=parameters,
@@ -41,13 +41,13 @@ def of(session: Session, seconds: float) -> MeasuredPace | None:
             read += 2 * p.seen_tokens + valid * sum(step <= p.step for step in loop.eval_steps)
     trained = p.seconds + (session.read_seconds or 0.0)
     home = None if session.job.paces is None else Path(session.job.paces).parent
-    told = None if home is None else throughput.estimate(home, kind)
+    estimate = None if home is None else throughput.estimate(home, kind)
     return MeasuredPace(
         kind=kind,
         at=now(),
         tokens=loop.work.done(p.step, p.seen_tokens) + READ_SHARE * read,
         seconds=trained,
         besides_seconds=max(0.0, seconds - trained),
-        told=None if told is None else told.tokens_per_second,
-        told_by="" if told is None else told.told_by,
+        told=None if estimate is None else estimate.tokens_per_second,
+        told_by="" if estimate is None else estimate.told_by,
     )

@@ -132,12 +132,12 @@ class SessionsApi:
         parse(wire.CreateSessionBody, body)
         id = self.new_id()
         self.service.callers[id] = Caller(id, owner, self.service.now())
-        told = f"orchestrate sessions: {self.service.names[0]} on this machine; {self._notice}"
+        message = f"orchestrate sessions: {self.service.names[0]} on this machine; {self._notice}"
         if self.service.tied:
-            told += (
+            message += (
                 ". The model's input and output embeddings share one table, so train_unembed has no effect"
             )
-        return {"session_id": id, "info_message": told, "type": "create_session"}
+        return {"session_id": id, "info_message": message, "type": "create_session"}
 
     def new_id(self) -> str:
         """Generate the id of a new session."""
@@ -185,7 +185,7 @@ class SessionsApi:
         if new:
             self.service.models[id] = SessionModel(id, owner, base, lora)
             self.service.ask(
-                promise, "create", {"model": id, "shape": lora}, lambda told: _of(id, "create_model")
+                promise, "create", {"model": id, "shape": lora}, lambda _: _of(id, "create_model")
             )
         return {"request_id": promise.id, "model_id": id}
 
@@ -317,12 +317,12 @@ class SessionsApi:
             raise HostError(400, f"{asked.path} was saved for sampling, so it has no optimizer state")
         fields = {"model": model.id, "folder": str(folder), "optimizer": asked.optimizer}
         done = {**_of(model.id, "load_weights"), "path": asked.path}
-        self.service.ask(promise, "load", fields, lambda told: done)
+        self.service.ask(promise, "load", fields, lambda _: done)
 
     def _weights_info(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
         _, saved = self.service.found(str(body.get("tinker_path") or body.get("path")), owner)
-        told = {name: saved.lora[name] for name in ("train_unembed", "train_mlp", "train_attn")}
-        return {"base_model": saved.base, "is_lora": True, "lora_rank": saved.lora["rank"], **told}
+        trained_parts = {name: saved.lora[name] for name in ("train_unembed", "train_mlp", "train_attn")}
+        return {"base_model": saved.base, "is_lora": True, "lora_rank": saved.lora["rank"], **trained_parts}
 
     def _checkpoints(self, request: Request, run: str | None) -> dict[str, Any]:
         shown = [_checkpoint(folder, saved) for folder, saved in self.service.saved(_owner(request))]

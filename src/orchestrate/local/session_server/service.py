@@ -162,8 +162,8 @@ class SessionService:
         """Wait until the base model is loaded. Loading errors propagate."""
         child = ModelProcess("sessions", self._opening, name=TRAINS)
         child.open(self._opening)
-        self._child, told = child, child.opened
-        self.folder, self.context, self.tied = told["folder"], told["context"], told["tied"]
+        self._child, opened = child, child.opened
+        self.folder, self.context, self.tied = opened["folder"], opened["context"], opened["tied"]
 
     def _clear(self) -> None:
         """Delete unnamed samplers of earlier servers, including killed ones."""
@@ -202,10 +202,10 @@ class SessionService:
         with suppress(RuntimeError):  # the loop has ended before the process
             self._loop.call_soon_threadsafe(call, *given)
 
-    def _lost(self, child: ModelProcess, told: str) -> None:
+    def _lost(self, child: ModelProcess, error: str) -> None:
         """Handle a lost process. All unsaved weights are lost with it, and the next request starts a new
         process."""
-        del told
+        del error
         if child is not self._child:
             return
         self._child = None
@@ -269,8 +269,8 @@ class SessionService:
         def take(answer: dict[str, Any]) -> None:
             if "error" in answer:
                 kind, fix = str(answer.get("kind")), answer.get("fix")
-                told = f"{answer['error']}; {fix}" if fix else str(answer["error"])
-                promise.fail(told, "user" if kind == "UsageError" else "server")
+                message = f"{answer['error']}; {fix}" if fix else str(answer["error"])
+                promise.fail(message, "user" if kind == "UsageError" else "server")
                 return
             try:
                 promise.keep(write(answer))

@@ -318,11 +318,11 @@ class SessionEngine(AdaptedModel):
             if name not in inputs:
                 raise UsageError(f"the loss {loss} needs {name} in each row's loss_fn_inputs")
             if inputs[name].shape != targets.shape:
-                told = (
+                message = (
                     f"{name} has the shape {list(inputs[name].shape)}, but target_tokens has the "
                     f"shape {list(targets.shape)}"
                 )
-                raise UsageError(told)
+                raise UsageError(message)
         return ids, {
             n: v.to(self.device, torch.long if n == "target_tokens" else torch.float32)
             for n, v in inputs.items()
@@ -424,8 +424,8 @@ class SessionEngine(AdaptedModel):
             if optimizer:
                 moments = state_tensors(trained.optimizer, trained.parameters)
                 save_file({n: t.detach().cpu().contiguous() for n, t in moments.items()}, draft / OPTIMIZER)
-            told = {"shape": trained.shape, "steps": trained.steps}
-            (draft / STATE).write_bytes(msgspec.json.encode(told))
+            saved = {"shape": trained.shape, "steps": trained.steps}
+            (draft / STATE).write_bytes(msgspec.json.encode(saved))
             if note is not None:
                 (draft / NOTE).write_text(note, encoding="utf-8")
 
@@ -434,8 +434,8 @@ class SessionEngine(AdaptedModel):
         weights. Raises `UsageError` if the folder was not saved by a session, or lacks the optimizer state
         that `optimizer` requests."""
         try:
-            told = msgspec.json.decode((folder / STATE).read_bytes(), type=dict[str, Any])
-            shape, steps = decoding.convert(told["shape"], AdapterShape), int(told["steps"])
+            saved = msgspec.json.decode((folder / STATE).read_bytes(), type=dict[str, Any])
+            shape, steps = decoding.convert(saved["shape"], AdapterShape), int(saved["steps"])
             moments = load_file(folder / OPTIMIZER) if optimizer else {}
         except FileNotFoundError as error:
             raise UsageError(
@@ -484,8 +484,8 @@ class SessionEngine(AdaptedModel):
 
     @property
     def _ends(self) -> tuple[int, ...]:
-        told = self.inner.generation_config.eos_token_id
-        found = told if isinstance(told, list) else [told]
+        end_ids = self.inner.generation_config.eos_token_id
+        found = end_ids if isinstance(end_ids, list) else [end_ids]
         return tuple(id for id in (*found, self.tokenizer.eos_token_id) if id is not None)
 
     def _snapshot(self, folder: str) -> str:
@@ -558,22 +558,22 @@ class SessionEngine(AdaptedModel):
             row.ended = row.ended or self._says(asked.question, row.ids)
             if all(one.ended for one in asked.rows):
                 self._over(asked)
-                answers = [self._told(asked, n) for n in range(len(asked.rows))]
+                answers = [self._sample_result(asked, n) for n in range(len(asked.rows))]
                 send({"id": row.key, "answers": answers, **asked.prompt})
 
-    def give_up(self, told: str, send: Callable[[dict[str, Any]], None]) -> None:
+    def give_up(self, error: str, send: Callable[[dict[str, Any]], None]) -> None:
         """Fail all answers in progress with this error. Models stay loaded."""
         for asked in {id(one): one for one in self._asked.values()}.values():
-            self._failed(asked, told, send)
+            self._failed(asked, error, send)
         self.batching.changing()
         self.batching = Batching(self.model, most_rows=self.batching.most_rows)
         self.batching.use(self.model)
 
-    def _failed(self, asked: PendingSample, told: str, send: Callable[[dict[str, Any]], None]) -> None:
+    def _failed(self, asked: PendingSample, error: str, send: Callable[[dict[str, Any]], None]) -> None:
         for one in asked.rows:
             one.ended = True
         self._over(asked)
-        send({"id": asked.question.id, "error": told, "kind": "RunFailed"})
+        send({"id": asked.question.id, "error": error, "kind": "RunFailed"})
 
     def _over(self, asked: PendingSample) -> None:
         for row in asked.rows:
@@ -586,7 +586,7 @@ class SessionEngine(AdaptedModel):
         last = self.tokenizer.decode(ids[-(8 + 4 * max(map(len, question.stop))) :])
         return any(text in last for text in question.stop)
 
-    def _told(self, asked: PendingSample, place: int) -> dict[str, Any]:
+    def _sample_result(self, asked: PendingSample, place: int) -> dict[str, Any]:
         row, drawn, question = asked.rows[place], asked.drawn[place], asked.question
         ended = row.ids[-1] in row.stops or self._says(question, row.ids)
         found: dict[str, Any] = {

@@ -64,7 +64,7 @@ class Misnamed:
     """The setting's name, as in the spec under `adapter`."""
     useless: bool
     """True if the setting would have no effect or cannot be applied."""
-    told: str
+    message: str
     fix: str
 
 
@@ -91,7 +91,7 @@ def misnamed(names: ModuleNames, adapter: AdapterSettings) -> list[Misnamed]:
         for field, patterns in _patterns(adapter):
             fitting = fitting_keys(patterns, left)
             unfit = [key for key in patterns if key not in fitting]
-            found.append(_told(field, unfit, len(unfit) == len(patterns), left))
+            found.append(_misnamed(field, unfit, len(unfit) == len(patterns), left))
     return [one for one in found if one is not None]
 
 
@@ -160,29 +160,29 @@ def _unfit(
     if asked is None or asked == ALL_LINEAR:
         return None
     if isinstance(asked, str):
-        return None if any(matches(asked, name) for name in there) else _told(field, [asked], True, known)
+        return None if any(matches(asked, name) for name in there) else _misnamed(field, [asked], True, known)
     unfit = [one for one in asked if not any(matches([one], name) for name in there)]
-    return _told(field, unfit, len(unfit) == len(asked), known)
+    return _misnamed(field, unfit, len(unfit) == len(asked), known)
 
 
 def _parameters(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
     unfit = [target for target in asked if not any(matches([target], name) for name in names.parameters)]
-    found = _told("target_parameters", unfit, True, names.experts)
+    found = _misnamed("target_parameters", unfit, True, names.experts)
     if found is None or names.experts:
         return found
-    told, fix = (
-        f"{found.told}: the model has no experts",
+    message, fix = (
+        f"{found.message}: the model has no experts",
         "remove this setting. To adapt linear layers, use adapter.targets",
     )
-    return replace(found, told=told, fix=fix)
+    return replace(found, message=message, fix=fix)
 
 
 def _saved(names: ModuleNames, asked: Sequence[str]) -> Misnamed | None:
     unfit = [wanted for wanted in asked if not any(name.endswith(wanted) for name in names.modules)]
-    return _told("modules_to_save", unfit, True, names.modules)
+    return _misnamed("modules_to_save", unfit, True, names.modules)
 
 
-def _told(field: str, unfit: Sequence[str], useless: bool, known: Sequence[str]) -> Misnamed | None:
+def _misnamed(field: str, unfit: Sequence[str], useless: bool, known: Sequence[str]) -> Misnamed | None:
     """Describe names that match nothing. `known` are the full names from which suggestions are made."""
     if not unfit:
         return None
@@ -190,8 +190,8 @@ def _told(field: str, unfit: Sequence[str], useless: bool, known: Sequence[str])
     close = difflib.get_close_matches(unfit[0].rpartition(".")[2], shown, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     choice = f"{ALL_LINEAR}, or some of" if field == "targets" else "some of"
-    told = f"adapter.{field}: {_MESSAGES[field].format(', '.join(unfit))}"
-    return Misnamed(field, useless, told, f"{guess}{choice} {', '.join(shown)}")
+    message = f"adapter.{field}: {_MESSAGES[field].format(', '.join(unfit))}"
+    return Misnamed(field, useless, message, f"{guess}{choice} {', '.join(shown)}")
 
 
 def _leaves(names: Sequence[str]) -> list[str]:

@@ -244,8 +244,8 @@ def targets_of(inner: Any, adapter: AdapterSettings, config_of: Callable[[Sequen
             messages.append(f"{outside} modules outside the language model: training uses only text")
     for one in misnamed(names, adapter):
         if one.useless and one.field in _NEEDED:
-            raise RunFailed(f"the adapter does not fit the model: {one.told}", fix=one.fix)
-        messages.append(one.told)
+            raise RunFailed(f"the adapter does not fit the model: {one.message}", fix=one.fix)
+        messages.append(one.message)
     chosen = narrowed(names.asked(asked), adapter)
     chosen = _without(
         messages, chosen, _taken_for_experts(inner, config_of(chosen)), "peft would treat them as experts"

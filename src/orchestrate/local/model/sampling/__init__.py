@@ -123,7 +123,7 @@ def draw(logits: Tensor, rows: Sequence[tuple[SamplingSettings, Counter[int]]]) 
 
 def _one(logits: Tensor, settings: SamplingSettings, counts: Counter[int]) -> DrawnToken:
     """Sample one token. `logits`: [vocabulary]."""
-    told = None if settings.tops is None else torch.log_softmax(logits, dim=-1)
+    logprobs = None if settings.tops is None else torch.log_softmax(logits, dim=-1)
     changed = _changed(logits, settings, counts)
     if settings.held is not None:
         try:
@@ -133,13 +133,13 @@ def _one(logits: Tensor, settings: SamplingSettings, counts: Counter[int]) -> Dr
     id = _chosen(changed, settings)
     if settings.held is not None:
         settings.held.take(id)
-    if told is None:
+    if logprobs is None:
         return DrawnToken(id)
     tops: tuple[tuple[int, float], ...] = ()
     if settings.tops:
-        values, ids = told.topk(min(settings.tops, len(told)))
+        values, ids = logprobs.topk(min(settings.tops, len(logprobs)))
         tops = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return DrawnToken(id, told[id].item(), tops)
+    return DrawnToken(id, logprobs[id].item(), tops)
 
 
 def _changed(logits: Tensor, settings: SamplingSettings, counts: Counter[int]) -> Tensor:
