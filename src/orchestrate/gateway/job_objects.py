@@ -274,8 +274,8 @@ def events(
         found.append((at, "info", made, "message", {}, "model"))
         found.append((at, "info", "The job has successfully completed", "message", {}, "done"))
     elif status == "failed":
-        told_error = _error(job, run)["message"]
-        found.append((_ended_at(job, run), "error", told_error, "message", {}, "failed"))
+        error_message = _error(job, run)["message"]
+        found.append((_ended_at(job, run), "error", error_message, "message", {}, "failed"))
     elif status == "cancelled":
         found.append((_ended_at(job, run), "info", "The job has been cancelled", "message", {}, "cancelled"))
         if run is not None and run.status is JobStatus.SUCCEEDED:

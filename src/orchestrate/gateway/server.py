@@ -129,7 +129,7 @@ def app(
         door=lambda inner: _Door(ft, inner, clients, ServerLoad(most_requests, 0)),
         names=names,
         max_body=MAX_FILE + (1 << 20),
-        tell=calls.answer,
+        format_error=calls.answer,
         refusal=calls.refusal_of,
     )
 

@@ -91,9 +91,9 @@ def combine(
         kind = "full" if models else "adapter"
         _write_provenance(draft, kind, base, dress["base_hash"], merging)
         merged = TunedModel(folder.name, draft, base.base, kind)
-        told_how = [f"orchestrate serve {shlex.quote(str(folder))}"]
+        commands = [f"orchestrate serve {shlex.quote(str(folder))}"]
         form = "merged" if models else "peft"
-        write_whole(draft / "README.md", card(merged, form, told_how, notes).encode())
+        write_whole(draft / "README.md", card(merged, form, commands, notes).encode())
     return replace(made, files=files_of(folder))
 
 

@@ -81,7 +81,7 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
         door=lambda inner: Keyed(inner, admit, open=OPEN),
         names=terms.names,
         max_body=MOST_BODY,
-        tell=error_answer,
+        format_error=error_answer,
         lifespan=api.life,
     )
     try:

@@ -78,16 +78,16 @@ def _routes_of(session: ReviewSession | WritingSession) -> list[Route]:
 
 def review_routes(
     path: str,
-    desk_of: Callable[[Request], ReviewSession],
+    session_of: Callable[[Request], ReviewSession],
     rater_of: Callable[[Request], str],
     back: Callable[[Request], str] | None = None,
 ) -> list[Route]:
-    """Build the routes of the review page and its actions. `desk_of` finds the review session for a request.
-    `rater_of` returns the rater, or `ANYONE` if the page should ask for a name. `back` returns the page from
-    which the review was opened."""
+    """Build the routes of the review page and its actions. `session_of` finds the review session for a
+    request. `rater_of` returns the rater, or `ANYONE` if the page should ask for a name. `back` returns the
+    page from which the review was opened."""
 
     def answer(draft: ReviewAction, request: Request) -> dict[str, Any]:
-        return desk_of(request).act(draft, rater_of(request))
+        return session_of(request).act(draft, rater_of(request))
 
     return [
         web.page(path, __package__ or "", "review.html", back=back),

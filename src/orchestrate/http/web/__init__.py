@@ -413,7 +413,7 @@ def holder(scope: Mapping[str, Any]) -> str:
 # The outer layer of every API server: access control, and rejections in the API's format.
 
 
-Tell = Callable[[HostError], Response]
+ErrorFormatter = Callable[[HostError], Response]
 """A function that converts an error to a response in the format of an API."""
 Admit = Callable[[Scope], Awaitable[object]]
 """A function that checks a request's key. Raises `HostError` 401."""
@@ -423,7 +423,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _log = logging.getLogger(__name__)
 
 
-def told(error: HostError) -> Response:
+def openai_error_response(error: HostError) -> Response:
     """Convert an error to a response in the format of OpenAI's API."""
     return JSONResponse(error_body(error), error.status, headers=error.headers)
 
@@ -435,18 +435,18 @@ def edge(
     names: Collection[str] = (),
     origins: Collection[str] = (),
     max_body: int,
-    tell: Tell = told,
+    format_error: ErrorFormatter = openai_error_response,
     refusal: Callable[[OrchestrateError], HostError] | None = None,
     lifespan: Any = None,
 ) -> RequestGuard:
     """Build an app from `routes` and wrap it in a `RequestGuard`. `door` adds middleware between the guard
-    and the app. `tell` formats API errors as responses, and `refusal` converts Orchestrate errors to API
-    errors. The other arguments are passed to `RequestGuard` and Starlette."""
+    and the app. `format_error` formats API errors as responses, and `refusal` converts Orchestrate errors to
+    API errors. The other arguments are passed to `RequestGuard` and Starlette."""
 
     def refused(request: Request, error: Exception) -> Response:
         del request
         assert isinstance(error, HostError)  # noqa: S101  registered for this class only
-        return tell(error)
+        return format_error(error)
 
     def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, OrchestrateError) and refusal is not None  # noqa: S101  likewise
@@ -458,12 +458,12 @@ def edge(
         if status not in (404, 405):
             words = str(getattr(error, "detail", error))
         headers: Mapping[str, str] = getattr(error, "headers", None) or {}
-        return tell(HostError(status, words, code="not_found", headers=headers))
+        return format_error(HostError(status, words, code="not_found", headers=headers))
 
     def broken(request: Request, error: Exception) -> Response:
         _log.error("%s %s", request.method, request.url.path, exc_info=error)
         words = f"the server failed: {type(error).__name__}. See the server's log"
-        return tell(HostError(500, words, type="server_error"))
+        return format_error(HostError(500, words, type="server_error"))
 
     handlers: dict[Any, Any] = {HostError: refused, HTTPException: missing, Exception: broken}
     if refusal is not None:
@@ -474,7 +474,7 @@ def edge(
         names=names,
         origins=origins,
         max_body=max_body,
-        refuse=lambda status, text: tell(HostError(status, text)),
+        refuse=lambda status, text: format_error(HostError(status, text)),
     )
 
 
@@ -489,7 +489,7 @@ class Keyed:
             try:
                 await self._admit(scope)
             except HostError as error:
-                await told(error)(scope, receive, send)
+                await openai_error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -177,13 +177,13 @@ def said(ft: Workspace, session: ReviewSession) -> list[str]:
 
 
 def review_routes(
-    path: str, desk_of: Callable[[Request], ReviewSession], back: Callable[[Request], str] | None = None
+    path: str, session_of: Callable[[Request], ReviewSession], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """Build the routes that serve the review page on Orchestrate's own server. `desk_of` returns the review
-    session for a request. The page asks for the rater's name."""
+    """Build the routes that serve the review page on Orchestrate's own server. `session_of` returns the
+    review session for a request. The page asks for the rater's name."""
     from orchestrate.evaluation.review import server
 
-    return server.review_routes(path, desk_of, lambda _: server.ANYONE, back)
+    return server.review_routes(path, session_of, lambda _: server.ANYONE, back)
 
 
 def of_run(ft: Workspace, run_id: str) -> list[ReviewSession]:

@@ -324,8 +324,8 @@ def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: 
     errors as `export`."""
     stage = target.parent / "base"
     dress = {"task": "dress", "base": tuned.base, "tuned": str(tuned.folder), "target": str(stage)}
-    [told] = work([dress], module="worker")
-    for file in Path(told["folder"]).iterdir():
+    [result] = work([dress], module="worker")
+    for file in Path(result["folder"]).iterdir():
         if not (stage / file.name).exists():
             (stage / file.name).symlink_to(file)
     scripts, outtype = scripts_in(options.llama_cpp), "f32" if options.dtype == "fp32" else "f16"

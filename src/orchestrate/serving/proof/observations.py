@@ -69,11 +69,11 @@ def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
     answer differs. The value is `None` for a token that the endpoint reports merged with the next one."""
     if heard.logprobs is None:
         return ()
-    if heard.ids is not None:
-        pairs = enumerate(zip(heard.ids, known.ids, strict=False))
+    if observed.ids is not None:
+        pairs = enumerate(zip(observed.ids, known.ids, strict=False))
         same = next((n for n, (a, b) in pairs if a != b), None)
-        return heard.logprobs[: min(len(heard.ids), len(known.ids)) if same is None else same]
-    return _by_bytes(heard.pieces or (), heard.logprobs, known)
+        return observed.logprobs[: min(len(observed.ids), len(known.ids)) if same is None else same]
+    return _by_bytes(observed.pieces or (), observed.logprobs, known)
 
 
 def _by_bytes(pieces: Sequence[bytes], logprobs: Sequence[float], known: Said) -> Sequence[float | None]:

@@ -179,11 +179,11 @@ class UrlPlace:
         return self._observed[base]
 
     def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]] | None:
-        heard = self.answers(canaries, base=base)
-        if heard is None or all(h.logprobs is None for h in heard):
+        observed = self.answers(canaries, base=base)
+        if observed is None or all(h.logprobs is None for h in observed):
             return None
         known = [c.base if base else c.tuned for c in canaries]
-        return [along(h, said) for h, said in zip(heard, known, strict=True)]
+        return [along(h, said) for h, said in zip(observed, known, strict=True)]
 
     def _answer(self, name: str, canary: Canary) -> ObservedAnswer:
         body: dict[str, Any] = {

@@ -148,7 +148,7 @@ class Answering:
                     return
             usage = self._count(form.model, heads, ends)
             self._load.whole.add(time.monotonic() - begun)
-            if form.tells_usage:
+            if form.includes_usage:
                 yield form.closing(usage)
 
 

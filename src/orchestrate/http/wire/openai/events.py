@@ -51,13 +51,13 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerEncoder(ABC):
-    """Base class for encoders, each of which converts events to one API's format. If `tells_usage` is set,
+    """Base class for encoders, each of which converts events to one API's format. If `includes_usage` is set,
     the last chunk of a stream contains the token usage."""
 
     def __init__(self, asked: ChatRequest | CompletionRequest, prefix: str) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.model
-        self.tells_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        self._tells_ids = bool(asked.return_token_ids)
+        self.includes_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        self._includes_ids = bool(asked.return_token_ids)
 
     @abstractmethod
     def whole(
@@ -85,7 +85,7 @@ class ChatForm(AnswerEncoder):
     ) -> dict[str, Any]:
         shown = [self._choice(end, number) for number, end in enumerate(choices)]
         body = chat.completion(self.id, self.created, self.model, shown, usage)
-        return {**body, "prompt_token_ids": prompt_ids[0]} if self._tells_ids else body
+        return {**body, "prompt_token_ids": prompt_ids[0]} if self._includes_ids else body
 
     def _choice(self, end: Spoken, number: int) -> dict[str, Any]:
         more: dict[str, Any] = {"refusal": None}
@@ -98,7 +98,7 @@ class ChatForm(AnswerEncoder):
             {"content": [one.shown() for one in end.tokens], "refusal": None} if self._logprobs else None
         )
         made = chat.choice(number, chat.message(content, **more), end.reason or "stop", logprobs)
-        return {**made, "token_ids": end.ids} if self._tells_ids else made
+        return {**made, "token_ids": end.ids} if self._includes_ids else made
 
     def _calls(self, end: Spoken, number: int, *, streamed: bool) -> list[dict[str, Any]]:
         """Build the tool calls. Ids are unique to this answer, because clients send them back together with
@@ -152,7 +152,7 @@ class TextForm(AnswerEncoder):
     ) -> dict[str, Any]:
         shown: list[dict[str, Any]] = []
         for number, end in enumerate(choices):
-            more = {"token_ids": end.ids, "prompt_token_ids": prompt_ids[0]} if self._tells_ids else {}
+            more = {"token_ids": end.ids, "prompt_token_ids": prompt_ids[0]} if self._includes_ids else {}
             shown.append({**self._choice(number, end), **more})
         return {**self._body(shown), "usage": usage}
 
