@@ -171,7 +171,7 @@ def evaluate(
     first = terms.metrics[0].used
     rivals = set(terms.rivals.values())
     write_items(items_file, scored.answered)
-    unanswered = asking.purse.lost()
+    unanswered = asking.budget.lost()
     return Evaluation(
         id=id,
         created_at=datetime.now(UTC),

@@ -179,17 +179,17 @@ class Requests:
         self,
         respondent: Respondent,
         log: AnswerLog,
-        purse: RequestBudget,
+        budget: RequestBudget,
         stopped: threading.Event | None = None,
     ) -> None:
         """Set up the requests. Once `stopped` is set, nothing more is sent, but requests in progress are
         still received."""
-        self._respondent, self._log, self._purse = respondent, log, purse
+        self._respondent, self._log, self._budget = respondent, log, budget
         self._stopped = stopped or threading.Event()
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
         """Reservations in the ledger for questions in progress, as `{question digest: reservation id}`."""
-        self._account = None if respondent.sandbox else purse.account
+        self._account = None if respondent.sandbox else budget.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
             if respondent.unpriced:
@@ -260,14 +260,14 @@ class Requests:
     def _reserve(self, batch: Batch) -> None:
         worst = self._respondent.worst_usd(batch)
         digests, hold = [q.digest for q in batch], ""
-        self._purse.reserve(self._respondent.name, worst)
+        self._budget.reserve(self._respondent.name, worst)
         try:
             if self._account is not None and worst:
                 hold = self._account.hold(self._backend, worst, self._log.path)
                 self._holds[digests[0]] = hold
             self._log.append(Sent(digests, worst, hold))
         except BaseException:
-            self._purse.withdraw(worst)
+            self._budget.withdraw(worst)
             if self._account is not None and hold:
                 self._account.release(hold)  # nothing was sent
             raise
@@ -316,7 +316,7 @@ class Requests:
 
     def _settle(self, held_usd: Decimal, questions: Iterable[str]) -> None:
         costs = self._log.costs(questions, priced=self._respondent.price is not None)
-        self._purse.settle(held_usd, self._respondent.key, costs)
+        self._budget.settle(held_usd, self._respondent.key, costs)
 
 
 def _did_nothing(error: OrchestrateError) -> bool:
@@ -334,7 +334,7 @@ class Asking:
     """The requests of one command. `folder` contains one log per respondent."""
 
     folder: Path
-    purse: RequestBudget = field(default_factory=RequestBudget)
+    budget: RequestBudget = field(default_factory=RequestBudget)
     progress: Progress | None = None
     fresh: bool = False
     """True to ignore stored answers. Each question is then sent again, but only once per command."""
@@ -343,7 +343,7 @@ class Asking:
     as refused."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set to stop sending requests. Requests in progress are still received."""
-    telling: threading.Lock = field(default_factory=threading.Lock)
+    reporting: threading.Lock = field(default_factory=threading.Lock)
     _renewed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def kept(self, respondent: Respondent, questions: Sequence[Question]) -> dict[str, Answer]:
@@ -372,11 +372,11 @@ class Asking:
         the limit, `UsageError` if another command is querying the same model, and the errors of
         `respondent.ask`. All answers received so far are stored.
         """
-        require_price(respondent.name, self.purse.limit_usd, respondent.price)
+        require_price(respondent.name, self.budget.limit_usd, respondent.price)
         with self._opened(respondent) as log:
             wanted = {q.digest: q for q in questions}
             self._renew(respondent, log, wanted)
-            requests = Requests(respondent, log, self.purse, self.stopped)
+            requests = Requests(respondent, log, self.budget, self.stopped)
             requests.count(wanted)
             self._touch(respondent, wanted)
             missing = [q for digest, q in wanted.items() if digest not in log.answers]
@@ -400,10 +400,10 @@ class Asking:
                     if own
                     else f"to continue from here, raise the budget (budget_usd) and {same}",
                 )
-                tell_lost(over, self.purse.lost())
+                add_lost_cost(over, self.budget.lost())
                 raise over from error
             except OrchestrateError as error:
-                tell_lost(error, self.purse.lost())
+                add_lost_cost(error, self.budget.lost())
                 if isinstance(error, ProviderError) and not error.did_nothing and error.fix is None:
                     error.fix = (
                         "run the same command again to continue from here. To skip such "
@@ -415,7 +415,7 @@ class Asking:
 
     def lost(self, respondent: Respondent, questions: Sequence[Question]) -> Unaccounted:
         """Return the number of requests for these questions that got no answer, and their maximum cost."""
-        return self.purse.lost(respondent.key, [q.digest for q in questions])
+        return self.budget.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
         """Query each respondent as in `ask`. Respondents on different hosts are queried in parallel, and
@@ -424,7 +424,7 @@ class Asking:
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)
-        if len(places) < 2 or self.purse.limit_usd is not None:
+        if len(places) < 2 or self.budget.limit_usd is not None:
             return [self.ask(*one) for one in asked]
         answers: list[list[Answer]] = [[] for _ in asked]
 
@@ -451,15 +451,15 @@ class Asking:
 
     def _touch(self, respondent: Respondent, wanted: Iterable[str]) -> None:
         """Count the requests of earlier attempts of this command, and record those of this one."""
-        purse, priced = self.purse, respondent.price is not None
-        if purse.scope is None or self.fresh:
+        budget, priced = self.budget, respondent.price is not None
+        if budget.scope is None or self.fresh:
             return
-        name = hashlib.sha256(purse.scope.encode()).hexdigest()[:32]
+        name = hashlib.sha256(budget.scope.encode()).hexdigest()[:32]
         journal: Journal[Touched] = Journal(self.folder / f"{name}.scope", Touched)
-        for entry in journal.entries if not purse.job_recovery else ():
+        for entry in journal.entries if not budget.job_recovery else ():
             log = AnswerLog(self.folder / f"{entry.key}.jsonl")
-            purse.settle(Decimal(0), entry.key, log.costs(entry.questions, priced=entry.priced))
-        purse.job_recovery = True
+            budget.settle(Decimal(0), entry.key, log.costs(entry.questions, priced=entry.priced))
+        budget.job_recovery = True
         known = {q for entry in journal.entries if entry.key == respondent.key for q in entry.questions}
         if new := [digest for digest in wanted if digest not in known]:
             journal.append(Touched(respondent.key, new, priced))
@@ -538,8 +538,8 @@ class _Round:
     def _report(self, count: int) -> None:
         self._done += count
         if self._asking.progress is not None:
-            with self._asking.telling:
-                spent = self._asking.purse.spent_usd
+            with self._asking.reporting:
+                spent = self._asking.budget.spent_usd
                 self._asking.progress(self._respondent.name, self._done, self._total, spent)
 
     def state(self) -> str:
@@ -563,7 +563,7 @@ def require_price(name: str, limit_usd: Decimal | None, price: Price | None) -> 
     require_within(name, Decimal(0), limit_usd, unknown=unknown, unknown_fix=_UNPRICED)
 
 
-def tell_lost(error: OrchestrateError, lost: Unaccounted) -> None:
+def add_lost_cost(error: OrchestrateError, lost: Unaccounted) -> None:
     """Add the possible cost of unanswered requests to the error that ends a command."""
     if lost:
         error.message = f"{error.message}; {lost}"

@@ -149,7 +149,7 @@ def _answered(site: Site, handle: RunHandle, talked: Talked, form: Form) -> Talk
             if unpriced or (billed and (agreed is None or lost + worst > agreed)):
                 price = worst if billed else None
                 return Talked(talked.messages, talked.message, talked.on, price, lost, unpriced, play)
-            asking.purse.limit_usd = lost + worst if billed else None
+            asking.budget.limit_usd = lost + worst if billed else None
         answer = _asked(asking, respondent, question)
     used(site.ft, handle.id)
     if answer.error is not None:

@@ -245,7 +245,7 @@ def test_places_are_asked_at_the_same_time(tmp_path: Path) -> None:
     asked = [(model, questions(3)) for model in two_places(seen, threading.Barrier(2))]
     answers = asking.ask_each(asked)
     assert [[a.text for a in one] for one in answers] == [["Q0", "Q1", "Q2"]] * 4
-    assert len(seen) == 12 and len(told) == 12 and asking.purse.spent_usd == Decimal("0.36")
+    assert len(seen) == 12 and len(told) == 12 and asking.budget.spent_usd == Decimal("0.36")
     assert [done for name, done in told if name == "one at a"] == [1, 2, 3]
 
 
@@ -255,7 +255,7 @@ def test_with_a_limit_each_knows_what_the_others_cost(tmp_path: Path) -> None:
     asking = Asking(tmp_path, RequestBudget(Decimal("1.12")))
     with pytest.raises(OverBudget, match="three at b"):
         asking.ask_each(asked)
-    assert asking.purse.spent_usd == Decimal("0.12") and len(seen) == 4
+    assert asking.budget.spent_usd == Decimal("0.12") and len(seen) == 4
     assert [[a.text for a in one] for one in Asking(tmp_path).ask_each(asked)] == [["Q0", "Q1"]] * 4
     assert len(seen) == 8
 
@@ -437,11 +437,11 @@ def test_the_limit_of_a_repeated_command_knows_what_all_its_models_cost_before(t
     asking.ask(first, questions(2))
     asking.ask(second, questions(1))
     spent = Decimal("0.03") + Decimal("1.018") + Decimal("0.03")
-    assert asking.purse.spent_usd == spent and len(sent) == 2
+    assert asking.budget.spent_usd == spent and len(sent) == 2
     again = Asking(tmp_path, RequestBudget(Decimal(2), scope="both"))
     with pytest.raises(OverBudget):
         again.ask(first, questions(2))
-    assert again.purse.spent_usd == spent and len(sent) == 2
+    assert again.budget.spent_usd == spent and len(sent) == 2
     other = Asking(tmp_path, RequestBudget(Decimal(2), scope="another"))
     other.ask(first, questions(2))
-    assert other.purse.spent_usd == Decimal("0.03") and len(sent) == 3
+    assert other.budget.spent_usd == Decimal("0.03") and len(sent) == 3

@@ -71,9 +71,9 @@ from orchestrate.paid.paid_requests import (
     Question,
     Requests,
     Respondent,
+    add_lost_cost,
     one_at_a_time,
     require_price,
-    tell_lost,
 )
 from orchestrate.types import Message, Record, Reply, Severity
 
@@ -548,7 +548,7 @@ class _GenerationRun:
         except AskingStopped:
             return "rows"
         except OrchestrateError as error:
-            tell_lost(error, self._budget.lost())
+            add_lost_cost(error, self._budget.lost())
             raise
         return self._ended
 

@@ -559,6 +559,6 @@ def regression(
         base=base,
         results=tuple(results),
         advice=tuple(advice(spec)) if forgotten else (),
-        notes=(*notes, *([str(missing)] if (missing := asking.purse.lost()) else ())),
-        usd=asking.purse.spent_usd if priced else None,
+        notes=(*notes, *([str(missing)] if (missing := asking.budget.lost()) else ())),
+        usd=asking.budget.spent_usd if priced else None,
     )

@@ -122,8 +122,8 @@ class PreparedJudging:
         is too low, and `OverBudget` if the next answer could exceed the cost limit or the budget."""
         metric, found = self._metric(progress)
         report = rows.part(self._path, self._rows, metric, self._output, keep=self._keep, calibration=found)
-        spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
-        lost = self._asking.purse.lost()
+        spent = self._asking.budget.spent_usd if self._respondent.price is not None else None
+        lost = self._asking.budget.lost()
         return msgspec.structs.replace(report, usd=spent, lost_requests=lost.requests, lost_usd=lost.usd)
 
     def scores(
@@ -133,7 +133,7 @@ class PreparedJudging:
         all answers."""
         metric, _ = self._metric(progress)
         judged = rows.judged_rows(self._rows, metric, self._keep)
-        spent = self._asking.purse.spent_usd if self._respondent.price is not None else None
+        spent = self._asking.budget.spent_usd if self._respondent.price is not None else None
         return list(zip(self._rows, judged, strict=True)), spent
 
     def _metric(self, progress: Progress | None) -> tuple[ScoreJudge, Calibration | None]:
