@@ -194,7 +194,7 @@ def _up(usd: Decimal) -> str:
     return f"{cents / 100:.2f}"
 
 
-Tell = Callable[[str], object]
+MessageCallback = Callable[[str], object]
 MOVED = "plan-moved"
 """Record kind for the runs that a plan has migrated. The records are keyed by a hash of the plan's path."""
 
@@ -214,7 +214,10 @@ class Carried(Record, frozen=True, kw_only=True):
 
 
 def proposed(
-    ft: Workspace, order: MigrationOrder, tell: Tell, priced: Callable[[Prepared], object] = lambda _: None
+    ft: Workspace,
+    order: MigrationOrder,
+    on_message: MessageCallback,
+    priced: Callable[[Prepared], object] = lambda _: None,
 ) -> list[PlannedMove]:
     """Propose a migration for every successful run whose model has an announced shutdown date, earliest
     shutdown first. If several runs have the same settings and data, only the newest is migrated. `priced` is
@@ -225,16 +228,16 @@ def proposed(
     found: list[PlannedMove] = []
     seen: dict[tuple[str, str, str], str] = {}
     for run in _leaving(ft):
-        told = (
+        description = (
             f"{run.tuned_model or run.id}: {run.model} on {run.provider}, created {run.created_at:%Y-%m-%d}"
         )
         key = (run.provider, run.dataset_digest, _settings(run))
         if run.dataset_digest and (same := seen.get(key)) is not None:
-            found.append(PlannedMove(run_id=run.id, told=told, skipped=f"the same as {same}"))
+            found.append(PlannedMove(run_id=run.id, told=description, skipped=f"the same as {same}"))
             continue
         seen[key] = run.id
-        found.append(_planned(ft, run, order, told, priced))
-        tell(f"{len(found):,} runs checked")
+        found.append(_planned(ft, run, order, description, priced))
+        on_message(f"{len(found):,} runs checked")
     return found
 
 
@@ -249,7 +252,7 @@ def _settings(run: Run) -> str:
 
 
 def _planned(
-    ft: Workspace, run: Run, order: MigrationOrder, told: str, priced: Callable[[Prepared], object]
+    ft: Workspace, run: Run, order: MigrationOrder, description: str, priced: Callable[[Prepared], object]
 ) -> PlannedMove:
     """Plan the migration of a run. A run without held-out rows can be migrated, but not compared."""
     try:
@@ -258,10 +261,10 @@ def _planned(
         except UsageError:
             prepared = PreparedMigration(ft, run.id, replace(order, proof=False))
     except OrchestrateError as error:
-        return PlannedMove(run_id=run.id, told=told, skipped=error.message)
+        return PlannedMove(run_id=run.id, told=description, skipped=error.message)
     if prepared.prepared is not None:
         priced(prepared.prepared)
-    return PlannedMove(run_id=run.id, told=told, proposal=prepared.proposal)
+    return PlannedMove(run_id=run.id, told=description, proposal=prepared.proposal)
 
 
 def _leaving(ft: Workspace) -> list[Run]:
@@ -351,7 +354,7 @@ class PreparedPlan:
             fix="skip some of its runs, choose cheaper backends, or raise budget_usd",
         )
 
-    def run(self, folder: Path, tell: Tell) -> list[Carried]:
+    def run(self, folder: Path, on_message: MessageCallback) -> list[Carried]:
         """Submit the remaining runs, wait for them, compare the models, and write one report per run to
         `folder`. A failed entry doesn't stop the others. Local models are trained one at a time."""
         self.require_budget()
@@ -363,12 +366,14 @@ class PreparedPlan:
             try:
                 handle = step.known or self._submit(step)
                 made[step.entry.run] = handle
-                tell(f"{step.entry.run}: run {handle.id} on {step.entry.to}, {handle.status.value}")
+                on_message(f"{step.entry.run}: run {handle.id} on {step.entry.to}, {handle.status.value}")
                 if step in here:
                     handle.wait()
             except OrchestrateError as error:
                 problems[step.entry.run] = error.message
-        return [self._carried(step, made.get(step.entry.run), problems, folder, tell) for step in self.steps]
+        return [
+            self._carried(step, made.get(step.entry.run), problems, folder, on_message) for step in self.steps
+        ]
 
     def _moved(self) -> list[Run]:
         left = [self._ft.record(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
@@ -396,7 +401,12 @@ class PreparedPlan:
         return step.migration.submit(step.entry.to, max_cost_usd=limit, again=self._again)
 
     def _carried(
-        self, step: _Step, handle: TrackedRun | None, problems: dict[str, str], folder: Path, tell: Tell
+        self,
+        step: _Step,
+        handle: TrackedRun | None,
+        problems: dict[str, str],
+        folder: Path,
+        on_message: MessageCallback,
     ) -> Carried:
         found = Carried(run_id=step.migration.old.id, provider=step.entry.to)
         if handle is None:
@@ -409,7 +419,7 @@ class PreparedPlan:
         folder.mkdir(parents=True, exist_ok=True)
         report = parity.report(result).save(folder / f"{found.run_id}.html")
         moved = next(m for m in result.moved if m.run_id == handle.id)
-        tell(f"{found.run_id}: {moved.parts[0].parity if moved.parts else moved.problem}")
+        on_message(f"{found.run_id}: {moved.parts[0].parity if moved.parts else moved.problem}")
         return _with(
             found,
             new_run=handle.id,

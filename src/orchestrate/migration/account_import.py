@@ -85,7 +85,7 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """Error messages, keyed by run id or file. Run the same command again to retry."""
 
 
-Tell = Callable[[str, int, int], object]
+StepCallback = Callable[[str, int, int], object]
 """Progress callback. Called with the current step, the number of items done, and the total (0 if unknown)."""
 
 
@@ -93,11 +93,16 @@ class Importer:
     """Imports one account into one store."""
 
     def __init__(
-        self, store: Store, provider: Provider, folder: Path, rates: RateBook, tell: Tell | None = None
+        self,
+        store: Store,
+        provider: Provider,
+        folder: Path,
+        rates: RateBook,
+        on_step: StepCallback | None = None,
     ) -> None:
         """Set up the import. `folder` stores the files, named by their content."""
         self._store, self._provider, self._folder, self._rates = store, provider, folder, rates
-        self._tell: Tell = tell or _silent
+        self._on_step: StepCallback = on_step or _silent
 
     def run(
         self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
@@ -117,7 +122,7 @@ class Importer:
         account = accounts.account_of(self._store, self._provider)
         report = ImportReport(provider=self._provider.config.name, account=account)
         for number, job in enumerate(self._listed(since), 1):
-            self._tell("jobs listed", number, 0)
+            self._on_step("jobs listed", number, 0)
             report.jobs.add(job.handle.job_id)
             if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) and not every:
                 report.left_out += 1
@@ -195,7 +200,7 @@ class Importer:
                 for number, (run, (job, problem)) in enumerate(
                     zip(open_runs, pool.map(self._answer, open_runs), strict=True), 1
                 ):
-                    self._tell("fetching jobs", number, len(open_runs))
+                    self._on_step("fetching jobs", number, len(open_runs))
                     reported[run.id] = (
                         job,
                         reported_settings(self._provider, job) if job is not None else ReportedSettings(),
@@ -216,7 +221,7 @@ class Importer:
 
         with ThreadPoolExecutor(max_workers=THREADS) as pool:
             for number, (run, problem) in enumerate(pool.map(one, open_runs), 1):
-                self._tell("runs completed", number, len(open_runs))
+                self._on_step("runs completed", number, len(open_runs))
                 if problem is not None:
                     report.problems[run.id] = problem
 
@@ -284,7 +289,7 @@ class Importer:
             self._store.history.add_record(self._place, FILES, found)
             report.files += found.gone is None
             report.files_gone += found.gone is not None
-            self._tell("files fetched", number, len(waiting))
+            self._on_step("files fetched", number, len(waiting))
 
     def _there(self, file: HostFile) -> bool:
         """Return whether nothing must be fetched, because the file is on this disk or no longer exists. A
@@ -382,13 +387,13 @@ def take(
     every: bool = False,
     details: bool = True,
     files: bool = True,
-    tell: Callable[[str, int, int], object] | None = None,
+    on_step: Callable[[str, int, int], object] | None = None,
     today: date | None = None,
 ) -> AccountImport:
     """Import a host's past jobs as runs. Models with a shutdown date before `today` count as shut down.
     Raises `MissingKey` if the host's API key is missing, and `ProviderError` if its list cannot be read."""
     provider = ft.ready(name)
-    importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, tell)
+    importer = Importer(ft.store, provider, ft.settings.home / "imported", ft.rates, on_step)
     report: ImportReport = importer.run(since=since, every=every, details=details, files=files)
     there = ft.store.runs.matching(provider=name, host=provider.host)
     # Keep only this account's runs, because another key may belong to another account. If a new key has a

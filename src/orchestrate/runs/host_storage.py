@@ -121,7 +121,7 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
     return found
 
 
-def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
+def delete(ws: Workspace, run: Run, on_deleted: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
     """Delete the files and models that `stored` lists from the host, and record each deletion as it happens.
     Call it again to complete an interrupted deletion. If a job or deployment on the host uses any of them,
     raises `UsageError` and deletes nothing. Also raises `MissingKey` if the API key is missing,
@@ -144,7 +144,7 @@ def delete(ws: Workspace, run: Run, tell: Callable[[Stored], object] = lambda _:
         else:
             continue
         store.history.add_record(run.id, DELETED, one)
-        tell(one)
+        on_deleted(one)
         done.append(one)
     return done
 

@@ -30,10 +30,10 @@ def follow(
     runs: Sequence[TrackedRun],
     to: Exporter,
     *,
-    tell: Callable[[Logged], object] = lambda _: None,
+    on_values: Callable[[Logged], object] = lambda _: None,
     poll_s: float | None = None,
 ) -> list[Logged]:
-    """Log each run until it ends, and call `tell` whenever new values were logged. If a host does not
+    """Log each run until it ends, and call `on_values` whenever new values were logged. If a host does not
     respond, the request is retried. If the tracker does not respond, an error is raised. Returns one `Logged`
     record per run with the total number of values logged."""
     from orchestrate.runs.watching.polling import PollingPace
@@ -47,7 +47,7 @@ def follow(
             [found] = log(ft, [run], to)
             if found.values:
                 pace.changed()
-                tell(found)
+                on_values(found)
             before = given[run.id].values if run.id in given else 0
             given[run.id] = Logged.from_dict(found.to_dict() | {"values": before + found.values})
             if run.status.terminal:

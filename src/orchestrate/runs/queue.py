@@ -199,7 +199,7 @@ class QueueStep(NamedTuple):
     """A change to a queue entry, made during one pass over the waiting entries."""
 
     entry: QueueEntry
-    told: str
+    message: str
 
 
 @dataclass
@@ -215,7 +215,7 @@ class QueueServer:
     """Changes made to entries by the last pass over the queue."""
     _again: dict[str, float] = field(default_factory=dict[str, float])
     _tries: dict[str, int] = field(default_factory=dict[str, int])
-    _told: dict[str, str] = field(default_factory=dict[str, str])
+    _reported: dict[str, str] = field(default_factory=dict[str, str])
 
     def waiting(self) -> list[QueueEntry]:
         """List the entries that will start without further action."""
@@ -257,8 +257,8 @@ class QueueServer:
     def _report_elsewhere(self) -> None:
         """Add a problem for each entry that cannot start from this machine, once per reason."""
         found = {entry.id: why for entry in self._going() if (why := elsewhere(self.ft, entry))}
-        self.problems += [f"{id}: {why}" for id, why in found.items() if self._told.get(id) != why]
-        self._told = found
+        self.problems += [f"{id}: {why}" for id, why in found.items() if self._reported.get(id) != why]
+        self._reported = found
 
     def _check(self, entry: QueueEntry) -> QueueStep | None:
         if known := _sent(self.ft, entry):

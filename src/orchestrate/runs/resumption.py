@@ -133,9 +133,9 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
         )
     _require_paused(run, had, wanted)
     keep = partial(_keep, ws, run, had, wanted)
-    tell = partial(provider.allow, run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
+    allow = partial(provider.allow, run.handle, max_hours=wanted.max_hours, max_usd=wanted.max_usd)
     # Even if this is interrupted in between, no worker may spend more than the budget has reserved.
-    for step in (tell, keep) if exceeds(had.most_usd, wanted.most_usd) else (keep, tell):
+    for step in (allow, keep) if exceeds(had.most_usd, wanted.most_usd) else (keep, allow):
         step()
 
 

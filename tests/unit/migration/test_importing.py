@@ -126,7 +126,7 @@ def test_an_interrupted_import_goes_on(ft: Orchestrator, sandbox: Sandbox) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        account_import.take(ft, "openai", tell=stop)
+        account_import.take(ft, "openai", on_step=stop)
     assert len(ft.store.runs.matching()) == 2, "all jobs are runs before anything else is fetched"
     sandbox.clear_requests()
     taken = account_import.take(ft, "openai")
@@ -147,7 +147,7 @@ def test_two_at_once_do_not_write_into_one_file(ft: Orchestrator, sandbox: Sandb
             account_import.take(ft, "openai")
         refused.append(caught.value.message)
 
-    account_import.take(ft, "openai", tell=second)
+    account_import.take(ft, "openai", on_step=second)
     assert refused and set(refused) == {"another command is importing from openai"}
     assert account_import.take(ft, "openai").files == 0
 
@@ -249,7 +249,7 @@ def full_import(arguments: list[str]) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(arguments[0]), resource.RLIM_INFINITY))
 
     with Orchestrator(config.load(env=dict(os.environ), cwd=Path.cwd())) as ft:
-        account_import.take(ft, "openai", tell=tell)
+        account_import.take(ft, "openai", on_step=tell)
 
 
 @pytest.mark.slow
@@ -351,7 +351,7 @@ def killed_import(arguments: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with Orchestrator(config.load(env=dict(os.environ), cwd=Path.cwd())) as ft:
-        account_import.take(ft, "openai", tell=tell)
+        account_import.take(ft, "openai", on_step=tell)
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,12 @@ def take(
         for name in ft.backends(providers):
             with work(f"importing from {name}") as report:
 
-                def tell(what: str, done: int, of: int, report: ProgressCallback = report) -> None:
+                def report_step(what: str, done: int, of: int, report: ProgressCallback = report) -> None:
                     report(done, of, what)
 
                 taken.append(
                     account_import.take(
-                        ft, name, since=at, every=every, details=details, files=files, tell=tell
+                        ft, name, since=at, every=every, details=details, files=files, on_step=report_step
                     )
                 )
     return Output(taken, _show_all, 4 if any(one.problems for one in taken) else 0)

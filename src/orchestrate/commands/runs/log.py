@@ -51,7 +51,10 @@ def log(
         with logging.opened(to, at, project) as tracker:
             if watch:
                 logged = logging.follow(
-                    ft, found, tracker, tell=lambda one: note(f"{one.run_id}  {count(one.values, 'value')}")
+                    ft,
+                    found,
+                    tracker,
+                    on_values=lambda one: note(f"{one.run_id}  {count(one.values, 'value')}"),
                 )
             else:
                 logged = logging.log(ft, found, tracker)

@@ -136,12 +136,12 @@ class RecipientOptions:
         invalid."""
         if not (self.notify or any(vars(channels).values())):
             return None
-        told = channels.over(given)
-        if told.notify == Notify():
+        settings = channels.over(given)
+        if settings.notify == Notify():
             raise UsageError(
                 "--notify needs a channel, but none is set", fix="ORCHESTRATE_NOTIFY_URL, or --notify-url"
             )
-        return told
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def spending(
     *,
     what: SpendingSelection,
     fail: ExitCodeOptions,
-    tell: RecipientOptions,
+    recipient_options: RecipientOptions,
     channels: NotifyOptions,
     end: OrphanOptions,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
@@ -183,7 +183,7 @@ def spending(
             yield _orphans_ended(ft, sandbox=what.sandbox, yes=end.yes)
             return
         fail.require(what, ft.settings)
-        recipients = tell.settings(ft.settings, channels)
+        recipients = recipient_options.settings(ft.settings, channels)
         report = what.ask(ft)
         code = fail.code(report)
         yield Output(report, _show, code)
@@ -203,8 +203,8 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
     if report.orphans:
         _list_orphans(report, err if prints_json() else out)
         if not confirm(f"Shut down {count(len(report.orphans), 'resource')}?", yes=yes):
-            told = "nothing was shut down because you did not confirm"
-            raise UsageError(told, fix="add --yes if none of them belongs to another store")
+            reason = "nothing was shut down because you did not confirm"
+            raise UsageError(reason, fix="add --yes if none of them belongs to another store")
         report = ft.end_orphans(report, _note_ended)
     return Output(report, _show_ended, HostUnavailable.exit_code if report.failed or report.gaps else 0)
 
@@ -344,17 +344,17 @@ def shown(report: SpendingReport) -> list[RenderableType]:
 
 def notes(report: SpendingReport) -> list[Text]:
     """Return the warnings and remarks to show below the tables."""
-    told: list[Text] = []
+    lines: list[Text] = []
     if report.uncounted and report.budget_usd is not None:
-        told.append(
+        lines.append(
             _warning(
                 f"cannot check the budget because the cost of {joined(list(report.uncounted))} is "
                 "unknown. To exclude an item, pass --ignore ID. To give up on a run: "
                 "orchestrate abandon RUN"
             )
         )
-    told += [_warning(_orphan(found)) for found in report.idle if found.unaccounted]
-    told += [
+    lines += [_warning(_orphan(found)) for found in report.idle if found.unaccounted]
+    lines += [
         _warning(
             f"{run} is stalled and may still be billed. See its events: orchestrate events {run}. "
             f"To end it: orchestrate cancel {run}"
@@ -362,7 +362,7 @@ def notes(report: SpendingReport) -> list[Text]:
         for run in report.stalled
     ]
     if given_up := report.total.abandoned:
-        told.append(
+        lines.append(
             Text(
                 f"abandoned: {joined(list(given_up))}. Their last known costs still count, but their "
                 "hosts are no longer checked",
@@ -372,22 +372,22 @@ def notes(report: SpendingReport) -> list[Text]:
     unused: dict[str, list[str]] = {}
     for one in report.accounts:
         if one.expected and not one.asked:
-            told.append(_warning(f"{one.backend} could not be checked: {_gap(one)}"))
+            lines.append(_warning(f"{one.backend} could not be checked: {_gap(one)}"))
         elif not one.asked:
             unused.setdefault("no key" if one.keyless else one.reason or "", []).append(one.backend)
         if one.elsewhere:
-            told.append(_warning(f"{one.backend}: {_other(one)}"))
+            lines.append(_warning(f"{one.backend}: {_other(one)}"))
         for line in one.unseen:
             text = f"{one.backend}: {line}"
-            told.append(_warning(text) if one.partial else Text(hide(text), style="dim"))
+            lines.append(_warning(text) if one.partial else Text(hide(text), style="dim"))
     for reason, names in unused.items():
-        told.append(
+        lines.append(
             Text(
                 hide(f"not checked, no runs in this store: {joined(names)} ({reason})"),
                 style="dim",
             )
         )
-    return told
+    return lines
 
 
 def _orphan(found: Found) -> str:

@@ -133,17 +133,17 @@ def _show(record: RunShown, deployed: str | None, so_far_usd: float | None) -> N
     for name, value in facts.items():
         if value is not None:
             taken = width + 2
-            told = fitted(value, taken, " " * taken, on=out) if isinstance(value, str) else value
-            out.print(Text.assemble((f"{name:<{width}}  ", "bold"), told), soft_wrap=True)
+            text = fitted(value, taken, " " * taken, on=out) if isinstance(value, str) else value
+            out.print(Text.assemble((f"{name:<{width}}  ", "bold"), text), soft_wrap=True)
 
 
 def _limits(run: Run) -> str | None:
     words = [] if run.max_cost_usd is None else [limit(run.max_cost_usd)]
     words += [] if run.max_hours is None else [f"{run.max_hours:g} hours"]
-    told = [" and ".join(words)] if words else []
+    parts = [" and ".join(words)] if words else []
     if run.allowed_usd is not None and run.allowed_usd != run.max_cost_usd:
-        told.append(f"the run stops at {limit(run.allowed_usd)} in total")
-    return "; ".join(told) or None
+        parts.append(f"the run stops at {limit(run.allowed_usd)} in total")
+    return "; ".join(parts) or None
 
 
 def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
@@ -293,8 +293,8 @@ def resume(
             require_go_ahead(resuming_question(handle.record, limit_usd), yes=yes)
         after = handle.resume(max_cost_usd=limit_usd, max_hours=max_hours)
         yield Output(after, _show_status)
-        if told := crowded(ft, after):
-            note(told)
+        if message := crowded(ft, after):
+            note(message)
 
 
 @command
@@ -394,8 +394,8 @@ def _bill(run: Run) -> str | None:
         from orchestrate.costing import spending
 
         held = spending(run).committed_usd
-        told = f"cost unknown; {money(held)} of the budget stays reserved" if held else "bill unknown"
-        return told if run.status.terminal and run.job_id is not None and not run.abandoned else None
+        text = f"cost unknown; {money(held)} of the budget stays reserved" if held else "bill unknown"
+        return text if run.status.terminal and run.job_id is not None and not run.abandoned else None
     final = "" if run.bill.final else "an estimate: "
     over = exceeds(run.bill.usd, run.max_cost_usd)
     return f"{final}{money(run.bill.usd)} ({run.bill.origin})" + (", above its limit" if over else "")

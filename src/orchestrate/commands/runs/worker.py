@@ -63,7 +63,7 @@ def worker(
         watched = "all backends" if provider == "all" else provider
         runs = [r for r in ft.active_runs() if only is None or r.record.provider in only]
         note(f"watching {count(len(runs), 'active run')} and any new ones on {watched}")
-        note(f"notifying {ft.settings.notify.told}. Ctrl-C stops watching. Runs continue")
+        note(f"notifying {ft.settings.notify.description}. Ctrl-C stops watching. Runs continue")
 
         def shown(reports: list[SyncReport]) -> None:
             for problem in watcher.problems:

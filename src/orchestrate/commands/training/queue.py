@@ -190,7 +190,7 @@ def run(
                 warn(problem)
             for moved in server.moved:
                 steps.append(moved)
-                note(f"{moved.entry.id}: {moved.told}")
+                note(f"{moved.entry.id}: {moved.message}")
             if until_empty and not server.waiting():
                 stop.set()
 

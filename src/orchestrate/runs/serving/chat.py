@@ -45,17 +45,17 @@ class Talk:
             self._own.close()
 
     def ask(
-        self, conversation: Sequence[Message], tell: Callable[[str], object] | None = None, **options: Any
+        self, conversation: Sequence[Message], on_text: Callable[[str], object] | None = None, **options: Any
     ) -> Reply:
         """Request the model's next message and return it. `tell` is called with the text as it streams."""
         if self._here is None or tell is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]
-            return self._handle.chat(conversation, at=self._at, tell=tell, **options)
+            return self._handle.chat(conversation, at=self._at, tell=on_text, **options)
         pieces = self._here.stream(conversation, **options)
         while True:
             try:
-                tell(next(pieces))
+                on_text(next(pieces))
             except StopIteration as end:
                 return end.value
 

@@ -169,7 +169,7 @@ def export(
     options: WeightOptions | None = None,
     accept_licence: Sequence[str] = (),
     prove: bool = True,
-    tell: Callable[[str], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
 ) -> Export:
     """Write the tuned model to `folder` in one of the formats in `forms.FORMS`. Then load the result and
     verify that it matches the trained model, if this machine can. Raises `LicenceAsks` if the base model's
@@ -179,7 +179,7 @@ def export(
     agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):
         made = forms.export(tuned, form, folder, options)
-    tell(f"written to {made.folder}")
+    on_message(f"written to {made.folder}")
     if not prove:
         return made
     try:

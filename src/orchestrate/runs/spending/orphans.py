@@ -59,14 +59,14 @@ class Orphans:
         found = tuple(one for item in items if (one := self._orphan(item)) is not None)
         return OrphanReport(at=report.at, orphans=found, gaps=tuple(report.gaps))
 
-    def end(self, report: OrphanReport, tell: Callable[[Orphan], object] | None = None) -> OrphanReport:
+    def end(self, report: OrphanReport, on_result: Callable[[Orphan], object] | None = None) -> OrphanReport:
         """Shut down each resource independently, so one failure does not affect the others. Idempotent and
         safe to call concurrently."""
         ended: list[Orphan] = []
         for one in report.orphans:
             ended.append(self._ended(one))
-            if tell is not None:
-                tell(ended[-1])
+            if on_result is not None:
+                on_result(ended[-1])
         return OrphanReport(at=report.at, orphans=tuple(ended), gaps=report.gaps)
 
     def _ended(self, one: Orphan) -> Orphan:
@@ -124,5 +124,5 @@ def _bare(name: str) -> str:
     return name.rpartition("/")[2].lower()
 
 
-def _with(one: Orphan, outcome: Literal["asked to end", "kept", "failed"], told: str | None) -> Orphan:
-    return Orphan(item=one.item, run=one.run, reason=one.reason, outcome=outcome, told=told)
+def _with(one: Orphan, outcome: Literal["asked to end", "kept", "failed"], detail: str | None) -> Orphan:
+    return Orphan(item=one.item, run=one.run, reason=one.reason, outcome=outcome, told=detail)

@@ -46,7 +46,7 @@ _GONE_S = 60.0
 """Seconds without a response after which a sandbox counts as shut down."""
 _UNTOLD_S = 3600.0
 """Seconds that an otherwise idle watcher keeps running to deliver pending notifications."""
-_TELL_AGAIN = (2.0, 60.0)
+_NOTIFY_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
 _LOOKED_AT = (2.0, 30.0)
 _NEAR = (0.5, 2.0)
@@ -76,7 +76,7 @@ class _Account:
 
 
 @dataclass(frozen=True)
-class _Untold:
+class _UndeliveredStall:
     """A stall of which one channel has not been notified."""
 
     send: Callable[[Mapping[str, Any]], object]
@@ -110,11 +110,11 @@ class Watcher:
     _open: list[str] = field(default_factory=list[str])
     """Backends with runs or deployments in the last turn."""
     _known_channels: set[str] = field(default_factory=set[str])
-    _untold_since: float | None = None
-    _untold: list[str] = field(default_factory=list[str])
-    _tell_pace: PollingPace = field(default_factory=lambda: _pace(_TELL_AGAIN))
-    _tell_due: float = 0.0
-    _stalls: list[_Untold] = field(default_factory=list["_Untold"])
+    _undelivered_since: float | None = None
+    _undelivered: list[str] = field(default_factory=list[str])
+    _notify_pace: PollingPace = field(default_factory=lambda: _pace(_NOTIFY_AGAIN))
+    _notify_due: float = 0.0
+    _stalls: list[_UndeliveredStall] = field(default_factory=list["_UndeliveredStall"])
     _woken: threading.Event = field(default_factory=threading.Event)
 
     def turn(self) -> list[SyncReport]:
@@ -130,7 +130,7 @@ class Watcher:
         for name in self._open:
             reports += self._check(name)
         self._stalls += [
-            _Untold(send, message(stall), self._now())
+            _UndeliveredStall(send, message(stall), self._now())
             for report in reports
             for stall in report.stalled
             for channel in self.channels
@@ -220,15 +220,15 @@ class Watcher:
 
     def _notify(self) -> None:
         """Retry failed notifications at growing intervals."""
-        if self._now() >= self._tell_due:
-            self._untold = notify(self.store, self.channels)
-            if not self._untold:
-                self._untold_since, self._tell_pace, self._tell_due = None, _pace(_TELL_AGAIN), 0.0
+        if self._now() >= self._notify_due:
+            self._undelivered = notify(self.store, self.channels)
+            if not self._undelivered:
+                self._undelivered_since, self._notify_pace, self._notify_due = None, _pace(_NOTIFY_AGAIN), 0.0
             else:
-                if self._untold_since is None:
-                    self._untold_since = self._now()
-                self._tell_due = self._now() + self._tell_pace.wait_s()
-        self.problems += self._untold
+                if self._undelivered_since is None:
+                    self._undelivered_since = self._now()
+                self._notify_due = self._now() + self._notify_pace.wait_s()
+        self.problems += self._undelivered
 
     def _notify_stalls(self) -> None:
         """Retry stall notifications that were not delivered, for an hour."""
@@ -238,8 +238,8 @@ class Watcher:
                 one.send(one.message)
             except NotDelivered as error:
                 self.problems.append(f"{one.message['run']}: {error.message}")
-                if self._now() - one.since < _UNTOLD_S:
-                    self._stalls.append(replace(one, due=self._now() + _TELL_AGAIN[1]))
+                if self._now() - one.since < _UNDELIVERED_S:
+                    self._stalls.append(replace(one, due=self._now() + _NOTIFY_AGAIN[1]))
             except Exception as error:  # noqa: BLE001  a watcher does not die of a channel
                 self.problems.append(f"{one.message['run']}: a channel failed with {type(error).__name__}")
 
