@@ -105,10 +105,10 @@ def serve(
     terms: ABTerms,
     *,
     accept_licence: Sequence[str] = (),
-    tell: Callable[[ExperimentReport], None] = lambda _: None,
+    on_report: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
     """Serve an experiment's proxy, and the local runs that it forwards to, until the `with` block ends. If
-    `terms.auto` is set, the rule is applied automatically, and `tell` is called with a report after each
+    `terms.auto` is set, the rule is applied automatically, and `on_report` is called with a report after each
     action. Raises `UsageError` if other machines can reach the address and there are no keys. Errors while
     looking up the models propagate."""
     keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
@@ -128,13 +128,13 @@ def serve(
         serving_it = web.serving(app, host=terms.host, port=terms.port, grace_s=terms.grace_s, lifespan=True)
         url = ending.enter_context(serving_it)
         if terms.auto:
-            ending.enter_context(_deciding(experiment, terms.every_s, tell))
+            ending.enter_context(_deciding(experiment, terms.every_s, on_report))
         yield ABUp(url, experiment)
 
 
 @contextmanager
 def _deciding(
-    experiment: Experiment, every_s: float, tell: Callable[[ExperimentReport], None]
+    experiment: Experiment, every_s: float, on_report: Callable[[ExperimentReport], None]
 ) -> Generator[None]:
     """Evaluate the rule periodically in a thread."""
     ended = threading.Event()
@@ -147,7 +147,7 @@ def _deciding(
                 _log.warning("could not evaluate the rule of %s: %s", experiment.plan.name, error)
                 continue
             if report.applied:
-                tell(report)
+                on_report(report)
 
     thread = threading.Thread(target=look, name="ab-rule", daemon=True)
     thread.start()

@@ -262,8 +262,8 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
         yield "window_h must be above 0 and at most one year"
     if not 0 <= metric.margin < math.inf:
         yield "margin must be 0 or above"
-    if metric.absent is not None and (told := wrong_value(metric, metric.absent)):
-        yield f"absent: {told}"
+    if metric.absent is not None and (problem := wrong_value(metric, metric.absent)):
+        yield f"absent: {problem}"
 
 
 def recorded_sometimes(plan: ExperimentPlan) -> list[str]:

@@ -159,10 +159,10 @@ def _read(entries: tuple[description.Entry, ...]) -> _Catalog:
         models=models,
         sources=sources,
         by_name=_index(models),
-        host_names=frozenset([*defaults, *(kind for kind, told in described.items() if not told.hub)]),
+        host_names=frozenset([*defaults, *(kind for kind, host in described.items() if not host.hub)]),
         described={
-            kind: {name: _described_host(told, model) for name, model in told.models.items()}
-            for kind, told in described.items()
+            kind: {name: _described_host(host, model) for name, model in host.models.items()}
+            for kind, host in described.items()
         },
         comparison=raw["comparison"],
         starters=tuple(raw["starters"]),

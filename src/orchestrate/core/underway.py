@@ -1,8 +1,8 @@
 """Report the progress of long operations to a listener. By default, there is no listener, because a library
 should not print.
 
-with heard_by(listener), work("uploading train.jsonl", BYTES) as told:
-    told(done, total)
+with listening(listener), work("uploading train.jsonl", BYTES) as progress:
+    progress(done, total)
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def work(what: str, unit: str = "") -> Generator[ProgressCallback]:
     with a verb, as in `reading train.jsonl`. Without a `unit`, progress is counted in items."""
     listener = _listener.get()
     if listener is None:
-        yield _unheard
+        yield _ignored
         return
     with listener(what, unit) as report:
         yield report
 
 
-def _unheard(done: float, total: float | None = None, detail: str = "", /) -> None:
+def _ignored(done: float, total: float | None = None, detail: str = "", /) -> None:
     del done, total, detail

@@ -346,14 +346,14 @@ def own(
         others = [*rented(resolved, use, prices), *adapters(resolved, profile.kind, use, prices)]
     base_usd = base_monthly(prices, resolved, use.traffic)
 
-    def told(way: ServingWay | str) -> ServingWay | str:
+    def with_note(way: ServingWay | str) -> ServingWay | str:
         if isinstance(way, str) or not (why := token_cost_note(way, base_usd, profile.title, use.traffic)):
             return way
         return msgspec.structs.replace(way, assumptions=(*way.assumptions, why))
 
-    elsewhere = [period.served(told(way), name) for name, way in others]
+    elsewhere = [period.served(with_note(way), name) for name, way in others]
     elsewhere.sort(key=lambda way: (way.monthly_usd is None, way.monthly_usd or Decimal(0)))
-    return msgspec.structs.replace(period.total(told(serving)), elsewhere=tuple(elsewhere))
+    return msgspec.structs.replace(period.total(with_note(serving)), elsewhere=tuple(elsewhere))
 
 
 def served_as(profile: Profile, resolved: ModelOnHost, prices: Prices, *, portable: bool) -> str | None:

@@ -556,49 +556,49 @@ BAND = {"bytes": 1.0, "tokens": 0.2}
 from the file size (up to one token per 2 bytes), `tokens` if the host reports it."""
 
 
-def spec_of(model: str, told: JobRecovery | None) -> dict[str, Any]:
+def spec_of(model: str, reported: JobRecovery | None) -> dict[str, Any]:
     """Build the known part of a recovered job's spec. The path of its data is `unknown`."""
     spec: dict[str, Any] = {"model": model, "train": "unknown"}
-    if told is not None and told.method != "sft":
-        spec["method"] = {"type": told.method} | (
-            {"grader": {"type": "unknown"}} if told.method == "rft" else {}
+    if reported is not None and reported.method != "sft":
+        spec["method"] = {"type": reported.method} | (
+            {"grader": {"type": "unknown"}} if reported.method == "rft" else {}
         )
-    if told is not None and told.adapter == "full":
+    if reported is not None and reported.adapter == "full":
         spec["adapter"] = {"type": "full"}
     return spec
 
 
-def quote_recalled(job: PricedJob, told: JobRecovery) -> Quote:
+def quote_recalled(job: PricedJob, reported: JobRecovery) -> Quote:
     """Quote a job from what its host reports about it. If there is no price, `unavailable` states why."""
-    if told.usd_per_hour is not None or told.most_seconds is not None:
-        return _by_the_hour(job, told)
-    if told.train_tokens is None and told.train_bytes is None:
+    if reported.usd_per_hour is not None or reported.most_seconds is not None:
+        return _by_the_hour(job, reported)
+    if reported.train_tokens is None and reported.train_bytes is None:
         return _none(job, "the host reports neither the token count nor the size of the data")
-    if not told.packing and told.rows is None:
+    if not reported.packing and reported.rows is None:
         return _none(
             job, "the host bills each row at the maximum length but does not report the number of rows"
         )
     return msgspec.structs.replace(
-        quote_sized_job(job, lambda: size_of(job.profile, told)), job_recovery=True
+        quote_sized_job(job, lambda: size_of(job.profile, reported)), job_recovery=True
     )
 
 
-def _by_the_hour(job: PricedJob, told: JobRecovery) -> Quote:
+def _by_the_hour(job: PricedJob, reported: JobRecovery) -> Quote:
     """Quote a job up to the end of its machine, because the duration of its work is unknown."""
-    if told.usd_per_hour is None:
+    if reported.usd_per_hour is None:
         return _none(job, "the hourly price of the job's machine is unknown")
-    if told.most_seconds is None:
+    if reported.most_seconds is None:
         return _none(job, "the maximum running time of the job's machine is unknown")
-    hours = Decimal(str(told.most_seconds)) / 3600
+    hours = Decimal(str(reported.most_seconds)) / 3600
     hourly = HourlyRate(
         component="rental",
-        usd_per_hour=told.usd_per_hour,
+        usd_per_hour=reported.usd_per_hour,
         label="its machine",
-        source=told.price_source or "the host",
+        source=reported.price_source or "the host",
         as_of=f"{job.prices.on:%Y-%m-%d}",
         confidence=Confidence.QUOTED,
-        low_usd_per_hour=told.usd_per_hour,
-        high_usd_per_hour=told.usd_per_hour,
+        low_usd_per_hour=reported.usd_per_hour,
+        high_usd_per_hour=reported.usd_per_hour,
     )
     line = hourly.line(Decimal(0), "0.01", high=hours)
     return Quote(
@@ -606,8 +606,8 @@ def _by_the_hour(job: PricedJob, told: JobRecovery) -> Quote:
         model=job.resolved.name,
         lines=(line,),
         assumptions=(
-            f"the job's machine runs for at most {duration(told.most_seconds)}, at "
-            f"{rate(told.usd_per_hour)} "
+            f"the job's machine runs for at most {duration(reported.most_seconds)}, at "
+            f"{rate(reported.usd_per_hour)} "
             "per hour",
         ),
         expected_usd=None,
@@ -618,30 +618,30 @@ def _by_the_hour(job: PricedJob, told: JobRecovery) -> Quote:
     )
 
 
-def quote_assumed(job: PricedJob, told: JobRecovery) -> Quote:
+def quote_assumed(job: PricedJob, reported: JobRecovery) -> Quote:
     """Quote a job from an assumed number of rows and tokens. Use this for data that does not exist yet."""
-    rows, tokens = told.rows or 0, told.train_tokens or 0
+    rows, tokens = reported.rows or 0, reported.train_tokens or 0
     note = f"{rows:,} rows with {tokens:,} tokens in total, +/- {BAND['tokens']:.0%}"
-    size = msgspec.structs.replace(size_of(job.profile, told), notes=(note,))
+    size = msgspec.structs.replace(size_of(job.profile, reported), notes=(note,))
     return quote_sized_job(job, lambda: size)
 
 
-def size_of(profile: Profile, told: JobRecovery) -> JobSize:
-    counted = told.train_tokens is not None
-    tokens = _tokens(told.train_bytes) if told.train_tokens is None else told.train_tokens
-    epochs = low = high = told.epochs
+def size_of(profile: Profile, reported: JobRecovery) -> JobSize:
+    counted = reported.train_tokens is not None
+    tokens = _tokens(reported.train_bytes) if reported.train_tokens is None else reported.train_tokens
+    epochs = low = high = reported.epochs
     if epochs is None or low is None or high is None:
         fewest = profile.rules.least_rows if profile.rules is not None else 1
-        epochs = profile.default_epochs or profile.auto_epochs(told.rows or 0)
-        low, high = 1, profile.default_epochs or profile.auto_epochs(told.rows or fewest)
+        epochs = profile.default_epochs or profile.auto_epochs(reported.rows or 0)
+        low, high = 1, profile.default_epochs or profile.auto_epochs(reported.rows or fewest)
     note = f"{tokens:,} tokens, counted by the host"
     if not counted:
-        note = f"{told.train_bytes:,} bytes, estimated as {tokens:,} tokens and at most twice that number"
-    evaluated = _tokens(told.validation_bytes)
+        note = f"{reported.train_bytes:,} bytes, estimated as {tokens:,} tokens and at most twice that number"
+    evaluated = _tokens(reported.validation_bytes)
     band = Decimal(str(BAND["tokens" if counted else "bytes"]))
     return JobSize(
-        rows=told.rows or 0,
-        sequences=(told.rows or 0) * (2 if told.method == "dpo" else 1),
+        rows=reported.rows or 0,
+        sequences=(reported.rows or 0) * (2 if reported.method == "dpo" else 1),
         longest=0,
         train_tokens=tokens,
         train_least=tokens * (1 - band),
@@ -655,11 +655,11 @@ def size_of(profile: Profile, told: JobRecovery) -> JobSize:
         passes=Decimal(epochs),
         epochs_low=low,
         epochs_high=max(high, epochs),
-        evals=told.evals,
-        packing=told.packing,
-        max_length=told.max_length,
-        reasoning=told.average_turns > 2,  # not told; it only makes such a job dearer
-        average_turns=told.average_turns,
+        evals=reported.evals,
+        packing=reported.packing,
+        max_length=reported.max_length,
+        reasoning=reported.average_turns > 2,  # not reported, and only makes such a job more expensive
+        average_turns=reported.average_turns,
         band=float(band),
         notes=(note,),
     )

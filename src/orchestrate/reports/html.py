@@ -77,8 +77,8 @@ def evaluation(one: Evaluation, flips: Sequence[Flips], *, charted: bool = True)
         "<h3>Models evaluated</h3>" + table(CONTENDER_HEAD, contender_rows(one)),
     ]
     if sliced := score_rows(one, sliced=True):
-        told = "P-values are corrected for the number of slices (Holm) to limit false positives."
-        parts.append(f"<h3>Slices</h3><p>{told}</p>" + table(SCORE_HEAD, sliced))
+        note = "P-values are corrected for the number of slices (Holm) to limit false positives."
+        parts.append(f"<h3>Slices</h3><p>{note}</p>" + table(SCORE_HEAD, sliced))
     parts += [_confusion(one, i) for i in range(len(one.confusions))]
     if one.all_notes:
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in one.all_notes) + "</ul>")

@@ -373,10 +373,10 @@ def reject_unknown(
 def options(values: Any, known: Profile | None, path: Path | None, name: str) -> dict[str, Any]:
     """Return the options table of a host. Raises `ConfigError` for an option that the backend does not
     declare. Backends without a declaration accept any option."""
-    told = table(values, path, name)
+    given = table(values, path, name)
     if known is not None and known.options is not None:
-        reject_unknown(told, OPTIONS | known.options, str(path), f"{name}.", _ABOVE)
-    return told
+        reject_unknown(given, OPTIONS | known.options, str(path), f"{name}.", _ABOVE)
+    return given
 
 
 def table(value: Any, path: Path | None, name: str) -> dict[str, Any]:

@@ -334,9 +334,11 @@ class JobSpec(SpecPart):
         return renaming_of(self.columns)
 
     @property
-    def train_told(self) -> str:
+    def train_description(self) -> str:
         """A one-line description of the training data, such as `a.jsonl x 2 + b.jsonl x 0.5 (seed 0)`."""
-        return self.train if isinstance(self.train, str) else " + ".join(file.told for file in self.train)
+        return (
+            self.train if isinstance(self.train, str) else " + ".join(file.description for file in self.train)
+        )
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> JobSpec:

@@ -341,7 +341,7 @@ class TrainFile(SpecPart):
     seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the sample")
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """A one-line description of the file, such as `b.jsonl x 0.5 (seed 0)`."""
         times = "" if self.weight == 1 else f" x {self.weight:g}"
         return self.path + times + ("" if self.weight % 1 == 0 else f" (seed {self.seed})")

@@ -278,8 +278,8 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
             _collect_lines(node, (), lines, path)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        told = f"  line {line}: the character {chr(error.character)!r} is not allowed"
-        raise SpecError(f"{path} is not valid YAML:", errors=[told]) from error
+        problem = f"  line {line}: the character {chr(error.character)!r} is not allowed"
+        raise SpecError(f"{path} is not valid YAML:", errors=[problem]) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

@@ -145,7 +145,7 @@ def _of_rows(site: Site) -> list[Route]:
 
 
 def _of_answers(site: Site) -> list[Route]:
-    desks: dict[str, reviews.ReviewSession] = {}
+    sessions: dict[str, reviews.ReviewSession] = {}
 
     def begin(request: Request, _: Form) -> str:
         session = reviews.opened(site.ft, [site.ft.run(request.path_params["run"]).id])
@@ -153,11 +153,11 @@ def _of_answers(site: Site) -> list[Route]:
 
     def session_of(request: Request) -> reviews.ReviewSession:
         name = request.path_params["review"]
-        if name not in desks:
+        if name not in sessions:
             if not name.startswith("rev-"):
                 raise HTTPException(404, f"no review {name} is open")
-            desks[name] = reviews.opened(site.ft, [name])
-        return desks[name]
+            sessions[name] = reviews.opened(site.ft, [name])
+        return sessions[name]
 
     def back(request: Request) -> str:
         runs = session_of(request).review.run_ids

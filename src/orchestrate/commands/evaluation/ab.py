@@ -107,7 +107,7 @@ def serve(
         timeout_s=options.timeout_s,
     )
 
-    def tell(report: ExperimentReport) -> None:
+    def print_report(report: ExperimentReport) -> None:
         note(experiments.standing(report))
 
     with orchestrator(context) as ft:
@@ -115,7 +115,7 @@ def serve(
         licences = tuple(accept_licence or ())
         with (
             ended_by_signal() as ended,
-            experiments.serve(ft, experiment, terms, accept_licence=licences, tell=tell) as up,
+            experiments.serve(ft, experiment, terms, accept_licence=licences, on_report=print_report) as up,
         ):
             name, phase = experiment.plan.name, experiment.phases()[-1]
             url = f"{up.url}/v1"

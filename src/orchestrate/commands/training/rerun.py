@@ -61,8 +61,10 @@ def rerun(
         names = ft.backends(provider or record.provider)
         spec = spec_of(record, names, changes)
         repeated = record.id if record.status.terminal else None
-        tell = partial(_print_repeat, record, changes)
-        return carry_out(ft, spec, names, SubmitOptions(spending, strict, watch, repeated, tell=tell))
+        on_prepared = partial(_print_repeat, record, changes)
+        return carry_out(
+            ft, spec, names, SubmitOptions(spending, strict, watch, repeated, on_prepared=on_prepared)
+        )
 
 
 def _print_repeat(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:

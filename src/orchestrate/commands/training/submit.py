@@ -102,7 +102,7 @@ def submit(
     with orchestrator(context, made_by=spending.by, rates=rate) as ft:
         names = ft.backends(provider)
         how = SubmitOptions(
-            spending, strict, watch, named=spec_options.named, tell=partial(require_used, ft, rate)
+            spending, strict, watch, named=spec_options.named, on_prepared=partial(require_used, ft, rate)
         )
         return carry_out(ft, spec, names, how)
 
@@ -118,7 +118,7 @@ class SubmitOptions:
     """Id of the ended run that the user asked to repeat. A duplicate of this run needs no confirmation."""
     named: str = ""
     """The spec file, as written in printed commands."""
-    tell: Callable[[Prepared], None] | None = None
+    on_prepared: Callable[[Prepared], None] | None = None
     """Called before any confirmation, to print notes or raise errors."""
 
 
@@ -130,8 +130,8 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: SubmitOpti
 
         watching.channels_of(ft.settings)
     prepared = ft.prepare(spec, names)
-    if how.tell is not None:
-        how.tell(prepared)
+    if how.on_prepared is not None:
+        how.on_prepared(prepared)
     earlier = ft.earlier(prepared, names, idempotency_key=how.spending.key)
     new = [found for found in earlier if found.known is None]
     caps = require_agreement(ft, prepared, new, how)

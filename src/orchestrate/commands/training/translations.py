@@ -32,8 +32,8 @@ def show_translations(translations: Sequence[Translation], *, all: bool = False)
     shown = [name for name in names if all or _matters([of.get(name) for of in rows.values()])]
     plain = [] if all else [name for name in shown if _plain([of.get(name) for of in rows.values()])]
     for t in translations:
-        told = ("refused", "red") if t.provider in without else t.model
-        out.print(Text.assemble((t.provider, "bold"), "  ", told))
+        model = ("refused", "red") if t.provider in without else t.model
+        out.print(Text.assemble((t.provider, "bold"), "  ", model))
     out.print()
     if differing := [name for name in shown if name not in plain]:
         matrices = (_matrix(differing, rows, length) for length in _LENGTHS)
@@ -114,9 +114,9 @@ def _explain(shown: Sequence[str], rows: Mapping[str, Mapping[str, Setting]], *,
 
 
 def _reason(setting: Setting, *, all: bool) -> str:
-    told = setting.outcome in (Outcome.MAPPED, Outcome.REFUSED) or not setting.exact
+    notable = setting.outcome in (Outcome.MAPPED, Outcome.REFUSED) or not setting.exact
     unsure = setting.authority not in (None, Authority.SDK)
-    if not (told or all or unsure):
+    if not (notable or all or unsure):
         return ""
     parts = list(_parts(setting, all=all or unsure))
     return "; ".join(parts)

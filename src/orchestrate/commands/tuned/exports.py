@@ -110,7 +110,7 @@ def export(
             ),
             accept_licence=accepted,
             prove=prove,
-            tell=note,
+            on_message=note,
         )
         if how.upload:
             note(f"uploaded to {serving.upload(made, how.repo)}")

@@ -120,12 +120,12 @@ def _built_in(entries: tuple[description.Entry, ...]) -> RateBook:
     rates = [
         rate for name in names for rate in parse(folder.joinpath(name).read_text(encoding="utf-8"), name)
     ]
-    for kind, told in description.readable(entries).items():
+    for kind, host in description.readable(entries).items():
         document = {
             "provider": kind,
-            "sources": told.sources,
-            "undated": told.undated,
-            "rates": [*told.rates],
+            "sources": host.sources,
+            "undated": host.undated,
+            "rates": [*host.rates],
         }
         rates += _rates(document, f"{kind}.yaml")
     return RateBook((tuple(rates),))

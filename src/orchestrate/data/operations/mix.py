@@ -142,7 +142,7 @@ def open_mix(
     first = opened[0]
     facts = replace(
         first.facts,
-        path=" + ".join(file.told for file in files),
+        path=" + ".join(file.description for file in files),
         rows=union.rows,
         problems=(*(p for one in opened for p in one.facts.problems), _mix_note(made, path)),
     )

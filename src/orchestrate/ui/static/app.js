@@ -24,10 +24,10 @@ function connect() {
   source.onopen = () => live("live");
   source.onerror = () => live("not connected: start orchestrate ui again", true);
   source.onmessage = (event) => {
-    const told = JSON.parse(event.data);
-    if (told.since) since = told.since;
-    if (told.html) put(told.html, holder);
-    if (told.points) document.dispatchEvent(new CustomEvent("points"));
+    const update = JSON.parse(event.data);
+    if (update.since) since = update.since;
+    if (update.html) put(update.html, holder);
+    if (update.points) document.dispatchEvent(new CustomEvent("points"));
   };
 }
 
