@@ -4,7 +4,7 @@
 const BOX = document.querySelector("[data-curves]");
 const MANY = 12;  // more curves than that have no legend: faint, the nearest one named
 const pointer = uPlot.sync("curves");
-let shown = {}, drawn = [];
+let current = {}, drawn = [];
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const palette = () => ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5"].map(colour);
@@ -99,7 +99,7 @@ function crowd(chart, lines, box, of) {
       plot.light(named);
     },
     light(plot, index) {
-      const to = above.getContext("2d"), label = shown.runs?.[index];
+      const to = above.getContext("2d"), label = current.runs?.[index];
       to.clearRect(0, 0, above.width, above.height);
       near.textContent = label ?? "";
       to.save();
@@ -117,7 +117,7 @@ function crowd(chart, lines, box, of) {
         const apart = Math.abs(plot.valToPos(held[i][idx], "y") - top);
         if (apart < least) { least = apart; best = i; }
       }
-      return best < 0 ? -1 : shown.runs.indexOf(chart.series[best].run);
+      return best < 0 ? -1 : current.runs.indexOf(chart.series[best].run);
     },
   };
 }
@@ -168,7 +168,7 @@ function plotted(chart, box, of) {
 function draw() {
   for (const plot of drawn) plot.destroy();
   BOX.replaceChildren();
-  const of = colors(), charts = shown.charts ?? [];
+  const of = colors(), charts = current.charts ?? [];
   const places = charts.map((chart) => {  // all of them first: a chart is as wide as its place among the others
     const figure = document.createElement("figure"), head = document.createElement("figcaption");
     const box = document.createElement("div"), near = document.createElement("small");
@@ -202,7 +202,7 @@ async function load() {
   const answer = await fetch(`${BOX.dataset.curves}${mark}axis=${axis}`);
   if (!answer.ok) return;
   const charts = await answer.json();
-  shown = { charts, runs: [...new Set(charts.flatMap((chart) => chart.series.map((s) => s.run)))] };
+  current = { charts, runs: [...new Set(charts.flatMap((chart) => chart.series.map((s) => s.run)))] };
   const zoomed = drawn.some((plot) => plot.scales.x.min > plot.data[0][0] || plot.scales.x.max < plot.data[0].at(-1));
   const few = charts.every((chart) => chart.series.length <= MANY);
   if (zoomed && few) for (const [i, plot] of drawn.entries()) plot.setData([charts[i]?.places ?? [], ...(charts[i]?.series ?? []).map((s) => s.values)], false);
