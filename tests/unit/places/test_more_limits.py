@@ -34,7 +34,7 @@ from orchestrate.errors import (
 from orchestrate.local.run import JobState, now
 from orchestrate.places.lease import RunLease
 from orchestrate.places.manifest import read_manifest
-from orchestrate.places.remote import Errand
+from orchestrate.places.remote import TrainingAttempt
 from orchestrate.places.storage import StoredRun
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.sweep import space, sweeps
@@ -97,7 +97,7 @@ def work(ft: Orchestrator, handle: RunHandle, folder: Path, *, hold_at: int = 0)
     found = ft.provider(handle.record.provider)
     assert isinstance(found, AwayProvider)
     ref = handle.record.ref
-    errand = Errand(
+    errand = TrainingAttempt(
         found.place.run_storage, ref, folder, engine=command, report_s=0.05, end=lambda code: None
     )
     return errand.work()

@@ -19,7 +19,7 @@ from tests.unit.places.kube import Cluster
 from tests.unit.places.rayhead import Head
 from tests.unit.places.worlds import SkyState
 
-from orchestrate.places.remote import Errand
+from orchestrate.places.remote import TrainingAttempt
 from orchestrate.places.storage import RunStorage
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ class Desk:
         there.mkdir()
         engine = [sys.executable, ENGINE, "0", "0"]
         depot = RunStorage(f"file://{self.folder}/depot")
-        away = Errand(depot, ref, there, engine=engine, report_s=0.05, end=lambda code: None)
+        away = TrainingAttempt(depot, ref, there, engine=engine, report_s=0.05, end=lambda code: None)
         assert away.work() == 0
 
     def run(self, line: str) -> Done:

@@ -29,7 +29,7 @@ from orchestrate.places import storage as mirror
 from orchestrate.places.base import WorkerLimits
 from orchestrate.places.lease import Watchdog
 from orchestrate.places.manifest import environment, write_manifest
-from orchestrate.places.remote import SILENT, Errand
+from orchestrate.places.remote import SILENT, TrainingAttempt
 from orchestrate.places.storage import RunStorage
 from orchestrate.types import ArtifactFile
 
@@ -59,10 +59,10 @@ def job_at(folder: Path) -> LocalJob:
     )
 
 
-def errand(url: str, folder: Path, **more: object) -> Errand:
+def errand(url: str, folder: Path, **more: object) -> TrainingAttempt:
     values = {"engine": engine(), "report_s": 0.05, "grace_s": 5.0, "end": lambda code: None} | more
     folder.mkdir(exist_ok=True)
-    return Errand(RunStorage(url), "orc-a", folder, **values)  # pyright: ignore[reportArgumentType]
+    return TrainingAttempt(RunStorage(url), "orc-a", folder, **values)  # pyright: ignore[reportArgumentType]
 
 
 def wait(ready: Callable[[], bool]) -> None:
@@ -72,7 +72,7 @@ def wait(ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def meanwhile(away: Errand, happens: Callable[[], object]) -> None:
+def meanwhile(away: TrainingAttempt, happens: Callable[[], object]) -> None:
     """Once its engine holds before step 5."""
     threading.Thread(target=lambda: (wait(lambda: away.run.state().step == 4), happens())).start()
 
@@ -256,7 +256,7 @@ import os, sys
 from contextlib import suppress
 from pathlib import Path
 from orchestrate.places.storage import RunStorage
-from orchestrate.places.remote import Errand
+from orchestrate.places.remote import TrainingAttempt
 folder, *engine = sys.argv[1:]
 note = 'echo $$ > "$4/engine.new"; mv "$4/engine.new" "$4/engine.pid"; exec "$0" "$@"'
 depot = RunStorage(os.environ["ORCHESTRATE_DEPOT"])
@@ -265,7 +265,7 @@ def clock():
         return float(Path(folder, "clock").read_text())
     return 0.0
 engine = ["/bin/sh", "-c", note, *engine]
-errand = Errand(depot, "orc-a", Path(folder), engine=engine, report_s=0.2, clock=clock)
+errand = TrainingAttempt(depot, "orc-a", Path(folder), engine=engine, report_s=0.2, clock=clock)
 os._exit(errand.work())
 """
 
