@@ -155,7 +155,7 @@ def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) ->
     with or without its date, in the key's own names and then in the configuration. If neither has it, uses
     the key's default or else the configuration's. A model that is private in the configuration stays private
     even if a key maps the name elsewhere."""
-    own = {name: parse_target(told) for name, told in key.map.items()}
+    own = {name: parse_target(value) for name, value in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)
     found = of_key or of_all or own.get(DEFAULT) or models.get(DEFAULT)

@@ -676,8 +676,8 @@ def stored(
     provider: Provider, parts: Mapping[str, Callable[[], Iterable[StoredItem]]], *unseen: str
 ) -> Storage:
     """Combine several lists of stored items. Handles errors in the same way as `joined`."""
-    items, failed, untold = _read_lists(provider, parts, unseen)
-    return Storage(items=items, partial=bool(failed), unseen=(*failed, *untold))
+    items, failed, unlisted = _read_lists(provider, parts, unseen)
+    return Storage(items=items, partial=bool(failed), unseen=(*failed, *unlisted))
 
 
 def _read_lists(

@@ -161,7 +161,7 @@ class Rows:
     def train(self, rule: str) -> None:
         """Add the row for the training data. `rule` explains how the data is sent. If there are several
         files, the row also says that they are mixed by weight."""
-        self.keep("train", None, self.spec.train_told, rule=self._mixing(rule))
+        self.keep("train", None, self.spec.train_description, rule=self._mixing(rule))
 
     def _mixing(self, rule: str) -> str:
         return rule if isinstance(self.spec.train, str) else f"mixed into one file by weight: {rule}"

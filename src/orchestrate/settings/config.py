@@ -71,7 +71,7 @@ class Notify:
     desktop: bool = False
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The notification channels in words, such as `by command and webhook`."""
         ways = {"command": self.command, "webhook": self.url, "desktop": self.desktop}
         used = [name for name, way in ways.items() if way]

@@ -266,8 +266,8 @@ def of_several(one: Throughput, processes: int) -> Throughput:
         return one
     speed = one.tokens_per_second * (1 + MORE_PROCESSES * (processes - 1))
     more = f"assuming that each additional process adds {MORE_PROCESSES:.0%} of the speed of one"
-    told = f"{one.source}; {processes} processes, {more}"
-    return msgspec.structs.replace(one, tokens_per_second=speed, factor=one.factor * 1.2, source=told)
+    source = f"{one.source}; {processes} processes, {more}"
+    return msgspec.structs.replace(one, tokens_per_second=speed, factor=one.factor * 1.2, source=source)
 
 
 def bench_file(home: Path) -> Path:

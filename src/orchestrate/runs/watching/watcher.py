@@ -44,7 +44,7 @@ _TURN_S = 1.0
 processes."""
 _GONE_S = 60.0
 """Seconds without a response after which a sandbox counts as shut down."""
-_UNTOLD_S = 3600.0
+_UNDELIVERED_S = 3600.0
 """Seconds that an otherwise idle watcher keeps running to deliver pending notifications."""
 _NOTIFY_AGAIN = (2.0, 60.0)
 _FAR = (10.0, 120.0)
@@ -166,7 +166,7 @@ class Watcher:
         - No queue entry is waiting.
         - The end of every run has been reported. Reports that could not be delivered for an hour don't count.
         """
-        if self._untold_since is not None and self._now() - self._untold_since < _UNTOLD_S:
+        if self._undelivered_since is not None and self._now() - self._undelivered_since < _UNDELIVERED_S:
             return False
         if self.feed is not None and self.feed.waiting():
             return False

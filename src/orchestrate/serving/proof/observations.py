@@ -64,10 +64,10 @@ class TunedEndpoint(Protocol):
         ...
 
 
-def along(heard: ObservedAnswer, known: Said) -> Sequence[float | None]:
+def along(observed: ObservedAnswer, known: Said) -> Sequence[float | None]:
     """Return the log-probabilities of the known answer's tokens, up to the first token at which the observed
     answer differs. The value is `None` for a token that the endpoint reports merged with the next one."""
-    if heard.logprobs is None:
+    if observed.logprobs is None:
         return ()
     if observed.ids is not None:
         pairs = enumerate(zip(observed.ids, known.ids, strict=False))

@@ -79,7 +79,7 @@ class Driver:
         self.watchdog = Watchdog(read_manifest(stored).limits, self.lease.earlier_s)
         self.fitted, self.superseded = threading.Event(), threading.Event()
         self.begun, self.settled = threading.Event(), threading.Event()
-        self.heard = self.watchdog.clock()
+        self.last_report = self.watchdog.clock()
         """Time at which a worker last reported, in seconds on the watchdog's clock."""
         self.action = ""
         """Requested action, `pause` or `cancel`, if no worker can carry it out."""
