@@ -48,7 +48,7 @@ class Talk:
         self, conversation: Sequence[Message], on_text: Callable[[str], object] | None = None, **options: Any
     ) -> Reply:
         """Request the model's next message and return it. `tell` is called with the text as it streams."""
-        if self._here is None or tell is None:
+        if self._here is None or on_text is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]
             return self._handle.chat(conversation, at=self._at, tell=on_text, **options)
