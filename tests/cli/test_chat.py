@@ -9,7 +9,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 from orchestrate import JobSpec, Orchestrator
-from orchestrate.runs.serving.chat import Talk, system_message
+from orchestrate.runs.chat import Talk, system_message
 from orchestrate.sandbox import running
 from orchestrate.settings import config
 from orchestrate.types import JobStatus, Message

@@ -30,7 +30,7 @@ from orchestrate import JobSpec, settings
 from orchestrate.cli import app
 from orchestrate.commands import EXAMPLES
 from orchestrate.errors import ProjectNotTrusted
-from orchestrate.places.kinds._skypilot.client import Bridge
+from orchestrate.places.kinds._skypilot import Bridge
 from orchestrate.profile import built_in
 from orchestrate.settings import config, trust
 from orchestrate.store.runs import Intent

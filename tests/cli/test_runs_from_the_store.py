@@ -200,7 +200,7 @@ HEAVY = (
     "orchestrate.costing",
     "orchestrate.data",
     "orchestrate.spec",
-    "orchestrate.runs.serving.tuned",
+    "orchestrate.runs.tuned",
     "httpx",
     "keyring",
 )

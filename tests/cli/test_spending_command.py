@@ -20,7 +20,7 @@ from tests.scripted_host import scripted_host
 
 from orchestrate.commands.runs.spending import headline
 from orchestrate.commands.setup.schema import of
-from orchestrate.runs.spending.accounts import AccountStatus, Found, SpendingReport, Sum
+from orchestrate.runs.spending import AccountStatus, Found, SpendingReport, Sum
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox

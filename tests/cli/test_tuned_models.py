@@ -14,7 +14,7 @@ from tests.cli.serving import served
 from tests.paths import BUNDLED
 
 from orchestrate import Orchestrator
-from orchestrate.runs.serving import tuned
+from orchestrate.runs import tuned
 from orchestrate.settings import config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

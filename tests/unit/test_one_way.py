@@ -39,7 +39,7 @@ CHILDREN = {
     "local/sessions/process.py": "in the child: a training session",
     "local/weights/__init__.py": "conversion and merges",
     "places/parent_watch.py": "in the child: ends with its parent",
-    "places/kinds/_skypilot/client.py": "SkyPilot, in its own environment",
+    "places/kinds/_skypilot/__init__.py": "SkyPilot, in its own environment",
     "runs/watching/channels.py": "ends the group of the user's own command",
     "serving/server/engine.py": "likewise: the error of its end",
     "serving/server/grammars.py": "a schema, compiled within bounds",
@@ -77,7 +77,7 @@ ANSWERS = {
     "gateway/answers.py": "passes on what clients ask",
     "runs/data/generation.py": "questions of `paid`: data/operations/generate.py",
     "runs/evaluation/contenders.py": "questions of `paid`: evaluation/evaluate.py",
-    "runs/serving/tuned.py": "a proof: a few questions to what was just deployed",
+    "runs/tuned.py": "a proof: a few questions to what was just deployed",
     "runs/tracked.py": "one question that a person types",
     "serving/proof/host.py": "a proof: a few questions to what was just deployed",
 }

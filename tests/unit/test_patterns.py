@@ -37,7 +37,7 @@ OWN = {
     "orchestrate.local.plan.memory": "target modules that the user names",
     "orchestrate.local.plan": "target modules that the user names",
     "orchestrate.core": "a field's name",
-    "orchestrate.places.kinds._skypilot.client": "names of variables, of a file of its own",
+    "orchestrate.places.kinds._skypilot": "names of variables, of a file of its own",
     "orchestrate.providers.calls": "an escaped ref",
     "orchestrate.providers.compatible": "a pattern of the user's description of a host",
     "orchestrate.sandbox.fireworks": "an escaped pattern",

@@ -22,8 +22,8 @@ from orchestrate.profile import this_machine
 from orchestrate.providers.base import Chats, Serves, capability
 from orchestrate.providers.chat import at_chat, model_at
 from orchestrate.reports import experiments as pages
+from orchestrate.runs import serving
 from orchestrate.runs.hosting.deployment import used
-from orchestrate.runs.serving import subjects as serving
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.serving.server import keys
 from orchestrate.serving.tuned import served_base

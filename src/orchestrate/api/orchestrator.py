@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.reports.advice import Advice, Needs
     from orchestrate.runs.preparing.earlier import Earlier
     from orchestrate.runs.preparing.prepared import Prepared
-    from orchestrate.runs.spending.accounts import SpendingReport
+    from orchestrate.runs.spending import SpendingReport
     from orchestrate.runs.spending.orphans import Orphan, OrphanReport
     from orchestrate.runs.sweep.suggestions import Suggestion
     from orchestrate.runs.syncing.sweep import SyncReport
@@ -370,13 +370,13 @@ class Orchestrator(Workspace):
     ) -> SpendingReport:
         """Report the spent, committed and remaining budget, and query every configured account for resources
         that are still billed, no matter who created them. `by` groups by one or more of
-        `orchestrate.runs.spending.accounts.BY`, or by `tag:NAME`. `month` is written as `2026-11`. `sandbox`
+        `orchestrate.runs.spending.BY`, or by `tag:NAME`. `month` is written as `2026-11`. `sandbox`
         reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` lists
         deployments that should stay up and don't count as idle, by name, id or last part of the id. Accounts
         that could not be queried are listed in the report. Raises `UsageError` for an invalid month or an
         unknown grouping."""
         from orchestrate.providers import registry
-        from orchestrate.runs.spending.accounts import Spender
+        from orchestrate.runs.spending import Spender
 
         names = registry.names(self.settings)  # the report says of a broken one that it was not asked
         spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
@@ -477,7 +477,7 @@ class Orchestrator(Workspace):
         Raises `UsageError` if the judge was never calibrated against human ratings, `DataError` if its
         agreement with the human ratings is too low, and `OverBudget` if the next request could exceed the
         cost limit or the budget."""
-        from orchestrate.runs.data import files as data
+        from orchestrate.runs import data
         from orchestrate.runs.evaluation import judges
 
         target = data.beside(str(file), "judged.jsonl") if output is None else Path(output)

@@ -92,15 +92,15 @@ class RunHandle(TrackedRun):
         return evaluate_runs(self._ws, [self], EvaluationOrder(test=test, metrics=metrics, **order))
 
     def export(self, form: str, folder: str | Path, **options: Any) -> Export:
-        """Export the tuned model. See `orchestrate.runs.serving.tuned.export`."""
-        from orchestrate.runs.serving import tuned
+        """Export the tuned model. See `orchestrate.runs.tuned.export`."""
+        from orchestrate.runs import tuned
 
         return tuned.export(self._ws, self, form, Path(folder), **options)
 
     def verify(self, at: str | None = None, **asking: Any) -> Proof:
         """Verify that a served model is the one that was trained. See
-        `orchestrate.runs.serving.tuned.verify`. `asking` contains the fields of
-        `orchestrate.runs.serving.tuned.EndpointNames`."""
-        from orchestrate.runs.serving import tuned
+        `orchestrate.runs.tuned.verify`. `asking` contains the fields of
+        `orchestrate.runs.tuned.EndpointNames`."""
+        from orchestrate.runs import tuned
 
         return tuned.verify(self._ws, self, at, tuned.EndpointNames(**asking))

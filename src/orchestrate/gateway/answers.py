@@ -23,9 +23,9 @@ from orchestrate.http.wire.openai import chat, error_body, responses
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest
 from orchestrate.providers.base import Chats, Deploys, capability
 from orchestrate.providers.calls import CutShort, plain
+from orchestrate.runs import tuned as models
 from orchestrate.runs.hosting import deployments as hosting
 from orchestrate.runs.hosting.deployment import READY, used
-from orchestrate.runs.serving import tuned as models
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.serving.server.answers import Answering
 from orchestrate.serving.server.conversation import chat_options, completion_options

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrate.errors import DataError, OrchestrateError, Unsupported, UsageError
-from orchestrate.runs.data import files
+from orchestrate.runs import data as files
 from orchestrate.runs.evaluation import reviews
 from orchestrate.types import Problem, Severity
 from orchestrate.ui.site import Copy, Form, Site, first
@@ -31,7 +31,7 @@ from orchestrate.ui.site import Copy, Form, Site, first
 if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.data.operations.inspect import InspectReport
-    from orchestrate.runs.data.files import PreviewReport, RowReview
+    from orchestrate.runs.data import PreviewReport, RowReview
 
 
 _AT_ONCE = 3
@@ -59,7 +59,7 @@ def token_routes(site: Site) -> list[Route]:
         copy = Copy(
             command=f"orchestrate data preview {path or 'FILE'} --model {model or 'MODEL'}"
             f" --row {_row(request)} --rows {_AT_ONCE}",
-            python="from orchestrate.runs.data.files import read_preview\n\n"
+            python="from orchestrate.runs.data import read_preview\n\n"
             f"for row in read_preview({asked}, {{}}, {{}}).rows:\n    print(row.row, row.trained)",
         )
         read = partial(_of_file, path, model) if path and model else None
@@ -201,7 +201,7 @@ def routes(site: Site) -> list[Route]:
                 values["error"] = error
         copy = Copy(
             command=f"orchestrate data check {path or 'FILE'}",
-            python="from orchestrate.runs.data.files import check\n\n"
+            python="from orchestrate.runs.data import check\n\n"
             f"for problem in check({{'train': {path or 'FILE'!r}}}).problems:\n    print(problem)",
         )
         return site.page(request, "data.html", here="data", copy=copy, path=path, **values)
@@ -211,7 +211,7 @@ def routes(site: Site) -> list[Route]:
 
 def _inspect(site: Site, path: str) -> FileReport:
     """Inspect a file. Raises `DataError` if it cannot be read."""
-    from orchestrate.runs.data import files
+    from orchestrate.runs import data as files
 
     facts = files.inspect(path)
     near = all(find_spec(package) for package in ("numpy", "rensa"))
@@ -236,7 +236,7 @@ def _inspect(site: Site, path: str) -> FileReport:
 
 def _changes(path: str) -> list[dict[str, Any]]:
     """Return the changes that `data check --fix` would make. Discards the repaired copy."""
-    from orchestrate.runs.data import files
+    from orchestrate.runs import data as files
 
     with tempfile.TemporaryDirectory() as folder:
         report = files.fix(path, Path(folder, "fixed.jsonl"))

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from orchestrate.errors import UsageError
 from orchestrate.runs.preparing import pricing
-from orchestrate.runs.spending.accounts import Found, SpendingReport
+from orchestrate.runs.spending import Found, SpendingReport
 from orchestrate.spec import JobSpec
 from orchestrate.ui.site import Copy, Site
 

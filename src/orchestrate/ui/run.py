@@ -236,7 +236,7 @@ class _Lineage:
 
 
 def _lineage(site: Site, run: Run) -> _Lineage:
-    from orchestrate.runs.serving import subjects as tuned
+    from orchestrate.runs import serving as tuned
 
     parent = run.spec.get("continue_from")
     others = [one.record for one in site.ft.runs(limit=1000, sandbox=run.sandbox) if one.id != run.id]

@@ -83,7 +83,7 @@ def routes(site: Site) -> list[Route]:
         )
 
     def page(request: Request) -> Response:
-        from orchestrate.runs.serving.chat import system_message
+        from orchestrate.runs.chat import system_message
 
         handle = _ended(site, request)
         system = system_message(handle)

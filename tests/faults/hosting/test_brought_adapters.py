@@ -20,7 +20,7 @@ from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle
 from orchestrate.errors import OrchestrateError, OtherAccount, Unsupported, UsageError
 from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
-from orchestrate.runs.serving.tuned import adapter_of
+from orchestrate.runs.tuned import adapter_of
 from orchestrate.settings import config
 from orchestrate.types import ADAPTER_JOB, Deployment, DeploymentState
 

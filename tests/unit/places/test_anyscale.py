@@ -42,14 +42,14 @@ from orchestrate.errors import (
     UnexpectedAnswer,
 )
 from orchestrate.places.base import Resources
-from orchestrate.places.kinds._anyscale.client import Client
+from orchestrate.places.kinds._anyscale import Client
 from orchestrate.places.kinds.anyscale import STATES, TAG, AnyscaleJobs
 from orchestrate.places.lease import Attempt
 from orchestrate.places.manifest import pins
 from orchestrate.places.storage import RunStorage
 from orchestrate.providers import registry
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.runs.spending.accounts import Spender
+from orchestrate.runs.spending import Spender
 from orchestrate.runs.spending.orphans import Orphans
 from orchestrate.runs.submitting.submit import Submitter
 from orchestrate.runs.watching.watcher import Watcher

@@ -37,7 +37,7 @@ from orchestrate.places.remote import TrainingAttempt
 from orchestrate.places.storage import RunStorage
 from orchestrate.providers.local.away import AwayProvider
 from orchestrate.runs.preparing.prepared import _kept_private
-from orchestrate.runs.spending.accounts import Spender
+from orchestrate.runs.spending import Spender
 from orchestrate.runs.spending.orphans import OrphanReport, Orphans
 from orchestrate.runs.submitting.repeats import Submission
 from orchestrate.runs.submitting.submit import Submitter

@@ -23,7 +23,7 @@ from orchestrate.places.base import PRICE, Placed
 from orchestrate.places.manifest import read_manifest
 from orchestrate.places.storage import RunStorage
 from orchestrate.providers.local.away import AwayProvider
-from orchestrate.runs.spending.accounts import Spender, SpendingReport
+from orchestrate.runs.spending import Spender, SpendingReport
 from orchestrate.runs.submitting.repeats import SubmitRequest
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import refresh

@@ -19,7 +19,7 @@ from orchestrate.local import Hyper, LocalJob
 from orchestrate.local.job import AdapterSettings, Supervised
 from orchestrate.local.run import now
 from orchestrate.places.base import Resources, WorkerLimits
-from orchestrate.places.kinds._skypilot.client import Bridge, python_of
+from orchestrate.places.kinds._skypilot import Bridge, python_of
 from orchestrate.places.kinds.sky import Sky
 from orchestrate.places.manifest import environment, write_manifest
 from orchestrate.places.storage import RunStorage

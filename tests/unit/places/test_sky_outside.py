@@ -25,7 +25,7 @@ from tests.unit.places.test_sky import H100, REF, submit
 
 from orchestrate.errors import OutcomeUnknown
 from orchestrate.places.base import Resources, WorkerLimits
-from orchestrate.places.kinds._skypilot.client import Bridge
+from orchestrate.places.kinds._skypilot import Bridge
 from orchestrate.places.kinds.sky import STATES, Sky
 
 pytestmark = [pytest.mark.outside, pytest.mark.slow]

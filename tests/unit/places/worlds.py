@@ -22,7 +22,7 @@ from tests.unit.places.kube import Cluster
 from tests.unit.places.rayhead import Head
 
 from orchestrate.places.away import AwayPlace
-from orchestrate.places.kinds._skypilot.client import Bridge
+from orchestrate.places.kinds._skypilot import Bridge
 from orchestrate.places.kinds.anyscale import AnyscaleJobs
 from orchestrate.places.kinds.hf_jobs import HfJobs
 from orchestrate.places.kinds.kuberay import KubeRay

@@ -11,7 +11,7 @@ import pytest
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.reports.advice import Needs
-from orchestrate.runs.data import files as data
+from orchestrate.runs import data
 from orchestrate.runs.data.generation import TeacherModel
 from orchestrate.runs.preparing.advice import base_score
 from orchestrate.sandbox import running

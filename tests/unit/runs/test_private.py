@@ -19,7 +19,7 @@ from orchestrate.paid.paid_requests import Asking
 from orchestrate.runs.evaluation.contenders import Contenders
 from orchestrate.runs.log import log
 from orchestrate.runs.privacy import require_own
-from orchestrate.runs.serving.subjects import require_upload
+from orchestrate.runs.serving import require_upload
 from orchestrate.settings.config import load
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Run, Sampling, Severity, SubmitPhase

@@ -15,7 +15,7 @@ from tests.sending import upload
 from orchestrate import AsyncOrchestrator, Orchestrator
 from orchestrate.providers.base import Provider
 from orchestrate.providers.together.sessions import SteppedTogether
-from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport
+from orchestrate.runs.spending import AccountStatus, SpendingReport
 from orchestrate.runs.spending.orphans import OrphanReport
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations

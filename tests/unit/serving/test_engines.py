@@ -20,7 +20,7 @@ from tests.unit.serving.gguf import QUESTION
 
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.errors import RunFailed, SetupError
-from orchestrate.runs.serving import subjects as serving
+from orchestrate.runs import serving
 from orchestrate.serving import engines
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify

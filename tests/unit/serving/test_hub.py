@@ -25,7 +25,7 @@ pytestmark = [
 SCRIPT = """
 import sys
 from orchestrate.errors import OrchestrateError
-from orchestrate.runs.serving.subjects import upload
+from orchestrate.runs.serving import upload
 from orchestrate.types import Export
 made = Export(form="hub", folder=sys.argv[1], files=(), base_model="b", commands=())
 try:

@@ -11,7 +11,7 @@ import pytest
 from tests import sources
 
 from orchestrate.errors import ProjectNotTrusted
-from orchestrate.places.kinds._skypilot.client import credentials
+from orchestrate.places.kinds._skypilot import credentials
 from orchestrate.runs.watching.channels import CommandChannel
 from orchestrate.settings import MORE_NAMES, of_child
 

@@ -20,7 +20,7 @@ from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle
-from orchestrate.runs.data.files import RowReview
+from orchestrate.runs.data import RowReview
 from orchestrate.runs.evaluation import reviews
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
 from orchestrate.sandbox.server import Sandbox

@@ -99,7 +99,7 @@ def convert(
 ) -> Output[ConvertReport]:
     """Convert rows to another format. Fails if something would be lost, unless you pass --allow-loss.
     --thread, --role and --assistant turn tickets and emails with one message per row into conversations."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     format = data.format_of(settings_of(context), to)
     ending = "parquet" if to == "parquet" else "jsonl"
@@ -180,7 +180,7 @@ def split(
 ) -> Output[SplitReport]:
     """Split a file by content. Each row stays in its split when you add rows to the file and split it into
     the same folder again. Conversations are never divided."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     with (
         engine(reading.engine, reading.workers),
@@ -252,7 +252,7 @@ def dedupe(
     reading: ReadOptions,
 ) -> Output[DedupeReport]:
     """Remove duplicates. Keeps the first of each set and logs the others."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     with engine(reading.engine, reading.workers), work("comparing", BYTES) as progress:
         report = data.dedupe(
@@ -284,7 +284,7 @@ def _show_deduped(report: DedupeReport, file: str) -> None:
 @contextmanager
 def _with_requests(file: str, requests: str | None) -> Generator[str]:
     """Yield the file, or a batch's results joined with their requests."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     if requests is None:
         yield file
@@ -304,7 +304,7 @@ def _with_requests(file: str, requests: str | None) -> Generator[str]:
 @contextmanager
 def _conversations(file: str, given: ThreadOptions, ignored: Iterable[str]) -> Generator[str]:
     """Yield the file, or the conversations built from its messages. Reports what they omit."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     columns = data.columns_of(
         file,

@@ -114,7 +114,7 @@ def generate(
 
     If interrupted, repeat the command to continue. Exit code 6 if a limit was reached, or 1 if the
     model only repeats itself."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
     from orchestrate.runs.data import generation
 
     kept, why = generation.reasoning_of(options.for_model, wanted=options.reasoning)
@@ -165,7 +165,7 @@ def review(
     the command to continue.
 
     FILE is never changed. Decisions are saved to FILE.review. --export OUT writes the accepted rows."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     if export is not None:
         report = data.RowReview(file).export(export)

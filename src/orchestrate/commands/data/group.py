@@ -53,7 +53,7 @@ def inspect(
 ) -> Output[InspectReport]:
     """Show a file's format, tokens, roles, tools and duplicates. Also shows its languages, and whether it has
     enough rows."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     name = tokenizer or data.counter(model)
     with engine(reading.engine, reading.workers), work("reading", BYTES) as progress:
@@ -117,7 +117,7 @@ def check(
 ) -> Output[DataChecked]:
     """Check the data against the rules of every backend. Lists all problems. Exit code 1 if there are
     errors."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     named = {"train": file, "validation": others.validation, "test": others.test}
     paths = {split: path for split, path in named.items() if path}
@@ -204,7 +204,7 @@ def preview(
 ) -> Output[PreviewReport]:
     """Show rows as the model sees them, with trained tokens marked. For a file, the local engine tokenizes
     the rows. For a run, shows the tokens that its host reports."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
     from orchestrate.spec.specfile import parse_settings
 
     if model is None and not Path(file).exists():

@@ -72,7 +72,7 @@ def judge(
 
     The judge is first calibrated against human ratings, and must agree with them. The price is shown first.
     If interrupted, repeat the command to continue. You don't pay twice."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
     from orchestrate.runs.evaluation import judges
 
     given: dict[str, Any] = {

@@ -58,7 +58,7 @@ def engine(name: str, workers: int | None) -> Generator[None]:
     if name == "local":
         yield
         return
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     with redirect_stdout(sys.stderr), data.on_ray(workers) as cpus:  # Ray prints its workers' events
         note(f"on Ray, {cpus} CPUs")

@@ -175,7 +175,7 @@ def select(
     """Keep the rows that rank best on one signal of `data score`. Writes the other rows, each with its
     reason, to a second file. Neither output file may exist yet."""
     from orchestrate.data.operations import score
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     report = score.select(
         file,

@@ -161,7 +161,7 @@ def _problems(report: CheckReport) -> None:
 
 def show_preview(report: PreviewReport) -> None:
     """Print a preview of tokens. Without colors, the trained text is shown between ⟦ and ⟧."""
-    from orchestrate.runs.data import files as data
+    from orchestrate.runs import data
 
     coloured = out.is_terminal and not out.no_color
     for row in report.rows:

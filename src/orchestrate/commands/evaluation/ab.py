@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
+from orchestrate.commands.exports import AcceptOpt
 from orchestrate.commands.servers.serve import ServeAddress
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
@@ -21,7 +22,6 @@ from orchestrate.commands.terminal.console import (
     out,
     print_text,
 )
-from orchestrate.commands.tuned.exports import AcceptOpt
 from orchestrate.errors import UsageError
 from orchestrate.text import count
 

@@ -28,7 +28,7 @@ from orchestrate.commands.terminal.console import (
 from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, OverBudget, UsageError
 from orchestrate.runs import watch as watching
-from orchestrate.runs.spending.accounts import BY, AccountStatus, Breakdown, Found, SpendingReport, Sum, cents
+from orchestrate.runs.spending import BY, AccountStatus, Breakdown, Found, SpendingReport, Sum, cents
 from orchestrate.settings import hide
 from orchestrate.settings.config import Notify, Settings
 from orchestrate.text import NOTHING, count, joined, money, rate

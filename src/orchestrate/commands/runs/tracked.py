@@ -11,6 +11,7 @@ import typer
 from msgspec import structs
 from rich.text import Text
 
+from orchestrate.commands.deployments import describe
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     RunArg,
@@ -23,7 +24,6 @@ from orchestrate.commands.terminal.console import (
     table,
     warn,
 )
-from orchestrate.commands.tuned.deployments import describe
 from orchestrate.core.amounts import amount
 from orchestrate.errors import OutcomeUnknown, ProviderError, SetupError
 from orchestrate.paid.limits import exceeds

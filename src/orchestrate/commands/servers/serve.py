@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypedDict
 
 import typer
 
+from orchestrate.commands.exports import AcceptOpt, accepted_licenses, show_proof
 from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import ended_by_signal, note, orchestrator, print_text, warn
-from orchestrate.commands.tuned.exports import AcceptOpt, accepted_licenses, show_proof
 from orchestrate.errors import UsageError
 from orchestrate.types import Proof
 from orchestrate.types.serving import AdapterCost
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
 
 class ServeReport(TypedDict):
@@ -181,7 +181,7 @@ def serve(
 ) -> Iterator[Output[ServeReport] | Output[list[Added]]]:
     """Serve tuned models and their base through the chat completions API until interrupted. Verifies each
     model first. If verification fails, nothing is served (exit code 1)."""
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     names = run or []
     with orchestrator(context) as ft:
@@ -225,7 +225,7 @@ def serve(
 
 
 def _terms(where: ServeAddress, how: ServeEngineOptions) -> serving.ServerSettings:
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     return serving.ServerSettings(
         host=where.host,
@@ -244,7 +244,7 @@ def _terms(where: ServeAddress, how: ServeEngineOptions) -> serving.ServerSettin
 
 
 def _choice(how: ServeEngineOptions) -> serving.EngineOptions:
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     return serving.EngineOptions(
         engine=how.engine,

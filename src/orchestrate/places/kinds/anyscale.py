@@ -55,7 +55,7 @@ from orchestrate.places.away import (
     configured_price,
 )
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first, ran_s
-from orchestrate.places.kinds._anyscale.client import Client, ErrorResponse, never_sent, unreachable
+from orchestrate.places.kinds._anyscale import Client, ErrorResponse, never_sent, unreachable
 from orchestrate.places.manifest import RUN_BOOT, RunManifest, pins
 from orchestrate.profile import away
 from orchestrate.settings import redact_text

@@ -44,7 +44,7 @@ from orchestrate.errors import (
 )
 from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
-from orchestrate.places.kinds._skypilot.client import INSTALL, Bridge, NoAnswer, SkyRefusal, python_of
+from orchestrate.places.kinds._skypilot import INSTALL, Bridge, NoAnswer, SkyRefusal, python_of
 from orchestrate.places.manifest import RUN_BOOT, RunManifest, pins
 from orchestrate.profile import away
 from orchestrate.types import Record

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from datetime import datetime
 from decimal import Decimal
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from orchestrate.core import days
 from orchestrate.costing import PLAY_MONEY, PlannedJob
+from orchestrate.costing.lines import MTOK, line, summed
+from orchestrate.costing.size import JobSize, measure
+from orchestrate.costing.training import ANSWER_SHARE
 from orchestrate.data.dialects import target
 from orchestrate.errors import Conflict, MissingExtra, UsageError
-from orchestrate.local.job import Hyper, Method
+from orchestrate.local.job import DEFAULT_SAMPLES, Hyper, Method
 from orchestrate.local.run import RunDir, launcher
 from orchestrate.providers import offline, rundirs, settings
 from orchestrate.providers.base import (
@@ -27,10 +32,19 @@ from orchestrate.providers.base import (
     Sessions,
     prices_of,
 )
-from orchestrate.providers.sessions import LORA, SessionBackend, SessionOrder, SessionPrice
-from orchestrate.providers.tinker import PROFILE, prices, translation
-from orchestrate.providers.tinker.sessions import TinkerSession
+from orchestrate.providers.sessions import (
+    LORA,
+    ClientSession,
+    SessionBackend,
+    SessionOrder,
+    SessionPrice,
+    client_error,
+    sampled,
+)
+from orchestrate.providers.tinker import PROFILE, translation
+from orchestrate.providers.tinker.translation import most_new_tokens
 from orchestrate.settings import masked
+from orchestrate.spec import DPO, RFT
 from orchestrate.types import (
     Checkpoint,
     Event,
@@ -66,6 +80,9 @@ _MISSING: Mapping[Feature, str] = {
 }
 SAVED_EVERY_S = 600.0
 """Interval, in seconds, at which a job saves a state to resume from."""
+CLOSE_S = 10.0
+"""Timeout in seconds for ending a session. A session that stays open costs nothing and expires at the
+host."""
 
 
 class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessions):
@@ -159,7 +176,7 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
         order = SessionOrder(ref="", model=resolved.id, model_name=spec.model_for(self.name), lora={})
         work = PlannedJob(self.name, PROFILE, spec, data, translation, resolved)
         try:
-            return prices.quote(work, self._rates(order, rates))
+            return _recipe_quote(work, self._rates(order, rates))
         except UsageError as error:
             reason = f"{error.message}. To set it: {error.fix}"
             return Quote(provider=self.name, model=translation.model, unavailable=reason)
@@ -242,3 +259,137 @@ class TinkerProvider(Cancels, Measures, KeepsCheckpoints, Pauses, Resumes, Sessi
 
     def pause(self, job: JobHandle) -> None:
         self._runs.ask(job, "pause", "paused")
+
+
+class TinkerSession(ClientSession):
+    """A session with one model at the host."""
+
+    host: ClassVar[str] = "tinker"
+
+    def __init__(self, order: SessionOrder, *, base_url: str | None, api_key: str) -> None:
+        tinker: Any = import_module("tinker")
+        self._types = import_module("tinker.types")
+        self._service: Any = None
+        try:
+            self._service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
+            made = self._service.create_lora_training_client(base_model=order.model, **order.lora)
+            self._training = made.result()
+        except BaseException as error:
+            self.close()
+            raise client_error(self.host, error) from error
+
+    def _future(self, sent: Any) -> Future[Any]:
+        return sent.future()
+
+    def sample(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Sample from the current weights. If they changed since the last sample, first save them for
+        sampling."""
+        if self._sampling is None:
+            self._sampling = self._done(self._training.save_weights_and_get_sampling_client())
+        stop: list[Any] = [*request["stop"], *(request["stop_ids"] or [])]
+        params = self._types.SamplingParams(
+            max_tokens=request["max_tokens"],
+            temperature=request["temperature"],
+            top_p=request["top_p"],
+            top_k=request["top_k"] or -1,
+            seed=request["seed"],
+            stop=None if request["stop_ids"] is None else stop,
+        )
+        prompt = self._types.ModelInput.from_ints(list(request["prompt"]))
+        sampling = self._sampling
+        return self._submit(
+            lambda: sampling.sample(prompt, num_samples=request["n"], sampling_params=params),
+            lambda result: sampled(result.sequences),
+        )
+
+    def load(self, saved: str, *, optimizer: bool) -> Future[None]:
+        """Create a new model at the host from the saved state, because the host's client can't load a state
+        into an existing model."""
+        made = (
+            self._service.create_training_client_from_state_with_optimizer
+            if optimizer
+            else self._service.create_training_client_from_state
+        )
+        self._training, self._sampling = self._done(made(saved)), None
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def close(self) -> None:
+        if self._service is None:
+            return
+        try:
+            self._service.close("success").result(CLOSE_S)
+        except Exception as error:
+            raise client_error(self.host, error) from error
+
+
+class _Tokens(NamedTuple):
+    """Minimum, likely and maximum tokens of one kind."""
+
+    least: Decimal
+    likely: Decimal
+    most: Decimal
+
+
+def _recipe_quote(work: PlannedJob, rates: Mapping[str, Rate | None]) -> Quote:
+    """Build a quote from the rates `session_train`, `session_prefill` and `session_sample`. If a rate is
+    `None`, its tokens are not billed."""
+    size = measure(work)
+    tokens = _tokens(work, size)
+    lines = [
+        line(
+            component,
+            found.likely / MTOK,
+            rate,
+            band=size.band,
+            low=found.least / MTOK,
+            high=found.most / MTOK,
+        )
+        for (component, found), rate in zip(tokens.items(), rates.values(), strict=True)
+        if rate is not None
+    ]
+    notes = [f"{size.passes:.4g} epochs", *size.notes]
+    if isinstance(work.spec.method, RFT):
+        most = most_new_tokens(work.translation.body)
+        least, likely = (f"{share * most:.0f}" for share in ANSWER_SHARE[:2])
+        notes.append(f"assumes {likely} tokens per answer ({least} to {most})")
+    if not lines:
+        notes.append("a server on this machine costs nothing")
+    return summed(
+        provider=work.provider,
+        model=work.resolved.name,
+        lines=lines,
+        assumptions=notes,
+        warnings=work.resolved.warnings,
+        billed_tokens=round(tokens["train"].likely),
+    )
+
+
+def _tokens(work: PlannedJob, size: JobSize) -> dict[str, _Tokens]:
+    """Count the tokens. Rows are cut after their last trained token, so fewer may be sent than they have."""
+    method, passes = work.spec.method, size.passes
+    read = Decimal(size.validation_tokens * size.evals)
+    if isinstance(method, RFT):
+        samples = method.samples_per_prompt or DEFAULT_SAMPLES
+        answers = [share * most_new_tokens(work.translation.body) for share in ANSWER_SHARE]
+        drawn = [samples * size.rows * passes * one for one in answers]
+        judged = [size.validation_rows * size.evals * one for one in answers]
+        prompts = size.train_tokens * passes
+        times = 2 if work.translation.body.get("objective") == "dro" else 1  # to sample, and for the loss
+        return {
+            "train": _Tokens(Decimal(0), *(samples * prompts + one for one in drawn[1:])),
+            "prefill": _Tokens(*[times * prompts + read] * 3),
+            "sample": _Tokens(*(one + other for one, other in zip(drawn, judged, strict=True))),
+        }
+    trained = size.train_tokens * passes
+    if isinstance(method, DPO):
+        # Each step first runs a forward pass on its pairs, because the loss is computed on this machine. A
+        # reference model runs one more forward pass on all pairs.
+        reference = method.loss != "orpo" and method.simpo_gamma is None
+        read += trained + (size.train_tokens + size.validation_tokens if reference else 0)
+    return {
+        "train": _Tokens(trained / 2, trained, trained),
+        "prefill": _Tokens(read / 2, read, read),
+        "sample": _Tokens(*[Decimal(0)] * 3),
+    }

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from orchestrate.providers.base import Deploys, Progress, TakesAdapters, capability
-from orchestrate.runs import privacy
+from orchestrate.runs import privacy, tuned
 from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
 from orchestrate.runs.hosting.deployment import deployer_of
-from orchestrate.runs.serving import tuned
 from orchestrate.types import Deployment, DeploymentOffer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrate.errors import OrchestrateError
 from orchestrate.providers.base import Deploys, Provider, StopsWorkers, capability
-from orchestrate.runs.spending.accounts import AccountStatus, SpendingReport, left_session, unaccounted
+from orchestrate.runs.spending import AccountStatus, SpendingReport, left_session, unaccounted
 from orchestrate.types import BilledResource, JobHandle, Record
 
 if TYPE_CHECKING:

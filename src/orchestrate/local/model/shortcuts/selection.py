@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orchestrate.errors import RunFailed
 from orchestrate.local.job import LocalJob
 from orchestrate.local.model import NO_PACKING, SettingChoice, weights
 from orchestrate.local.model.loaded import Loaded, OutputHead, OwnLogits
-from orchestrate.local.model.shortcuts import packed_attention, probes
+from orchestrate.local.model.shortcuts import probes
 from orchestrate.local.model.shortcuts.accelerators import compile_layers, undo_compiling
-from orchestrate.local.model.shortcuts.kernels import undo, use_on_cpu, watched
+from orchestrate.local.model.shortcuts.kernels import is_plain, undo, use_on_cpu, watched
 
 # Run LoRA and its frozen linear layer as a single autograd function.
 
@@ -117,8 +121,83 @@ def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tenso
     return fused_forward
 
 
-# The type annotations of torch and transformers are incomplete.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Attention over packed rows on a GPU, with torch's variable-length attention kernel, which needs no quadratic
+# mask.
+
+
+PACKED_NAME = "orchestrate_packed"
+PACKED_KERNEL = "torch.nn.attention.varlen"
+CAUSAL = (-1, 0)
+
+
+def use_packed_attention(loaded: Loaded) -> str | None:
+    """Switch the model to this attention for packed rows. Returns the reason if that is not possible,
+    otherwise `None`."""
+    config = loaded.inner.config.get_text_config()
+    if config._attn_implementation != "sdpa":
+        return "the model uses its own attention"
+    if any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")):
+        return "the model uses sliding-window attention"
+    if loaded.inner.dtype not in (torch.bfloat16, torch.float16):
+        return "only available in 16-bit precision"
+    try:
+        import_module(PACKED_KERNEL)
+    except ImportError:
+        return f"torch {torch.__version__} has no variable-length attention kernel"
+    if PACKED_NAME not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(PACKED_NAME, packed_attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    loaded.inner.set_attn_implementation(PACKED_NAME)
+    loaded.packed_layout = True
+    if reason := probes.packs(loaded):
+        _undo_packed_attention(loaded)
+    return reason
+
+
+def _undo_packed_attention(loaded: Loaded) -> None:
+    loaded.inner.set_attn_implementation("sdpa")
+    loaded.packed_layout = False
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Compute attention with transformers' attention interface: [sequences, heads, tokens, dim] ->
+    [sequences, tokens, heads, dim]. Rows that are not packed use torch's usual kernels."""
+    layout = kwargs.pop("layout", None)
+    if layout is None:
+        found, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return found, None
+    # `Loaded.hidden` passes a mask with a single element. Any larger mask was created by the model.
+    if not is_plain(module, dropout, kwargs) or (attention_mask is not None and attention_mask.numel() > 1):
+        raise NotImplementedError(
+            "attention over packed rows does not support dropout, soft cap, bias or mask"
+        )
+    lines, _, tokens, _ = query.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    kernel: Any = import_module(PACKED_KERNEL)
+    out = kernel.varlen_attn(
+        q,
+        k,
+        v,
+        layout.starts,
+        layout.starts,
+        layout.longest,
+        layout.longest,
+        scale=scaling,
+        window_size=CAUSAL,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out.unflatten(0, (lines, tokens)), None
 
 
 def turn_on(loaded: Loaded, job: LocalJob) -> None:
@@ -162,7 +241,7 @@ def _attend_packed(loaded: Loaded) -> None:
     """Turn on mask-free attention over packed rows, on a GPU."""
     if loaded.device.type == "cpu":
         return
-    if reason := packed_attention.use(loaded):
+    if reason := use_packed_attention(loaded):
         loaded.left_out["mask-free attention over packed rows"] = reason
     else:
         loaded.turned_on.append("mask-free attention over packed rows")

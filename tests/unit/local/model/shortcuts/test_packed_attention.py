@@ -19,7 +19,7 @@ from tests.unit.local.sessions import make_session
 from torch import Tensor
 
 from orchestrate.local.model.loaded import Packed
-from orchestrate.local.model.shortcuts import packed_attention
+from orchestrate.local.model.shortcuts import selection
 from orchestrate.local.model.shortcuts.kernels import undo
 from orchestrate.local.model.shortcuts.probes import distance
 from orchestrate.local.objectives.base import Objective
@@ -58,7 +58,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 def in_place_of(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the calls."""
-    module: Any = import_module(packed_attention.KERNEL)
+    module: Any = import_module(selection.PACKED_KERNEL)
     own, calls = signature(module.varlen_attn), list[int]()
 
     def called(*args: Any, **kwargs: Any) -> Tensor:
@@ -87,7 +87,7 @@ def test_packed_rows_have_the_gradients_that_they_have_behind_a_mask(
 ) -> None:
     masked = gradients(session)
     calls = in_place_of(row_by_row, monkeypatch)
-    assert packed_attention.use(session.loaded) is None
+    assert selection.use_packed_attention(session.loaded) is None
     calls.clear()
     told = gradients(session)
     assert len(calls) == session.loaded.inner.config.num_hidden_layers
@@ -101,7 +101,7 @@ def test_a_kernel_that_lets_rows_see_one_another_is_not_used(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_place_of(all_as_one, monkeypatch)
-    reason = packed_attention.use(session.loaded)
+    reason = selection.use_packed_attention(session.loaded)
     assert reason is not None and "row" in reason
     assert not session.loaded.packed_layout
     assert session.loaded.inner.config._attn_implementation == "sdpa"
@@ -110,10 +110,10 @@ def test_a_kernel_that_lets_rows_see_one_another_is_not_used(
 def test_a_torch_without_the_kernel_trains_behind_a_mask(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_attention, "KERNEL", "torch.nn.attention.nowhere")
-    assert "has no variable-length attention kernel" in str(packed_attention.use(session.loaded))
+    monkeypatch.setattr(selection, "PACKED_KERNEL", "torch.nn.attention.nowhere")
+    assert "has no variable-length attention kernel" in str(selection.use_packed_attention(session.loaded))
     session.loaded.inner.config.sliding_window = 8
-    assert "window" in str(packed_attention.use(session.loaded))
+    assert "window" in str(selection.use_packed_attention(session.loaded))
 
 
 def test_rows_begin_where_positions_do_and_padding_is_apart() -> None:
@@ -131,5 +131,5 @@ def test_torch_s_own_kernel_takes_what_it_is_given() -> None:
         q = torch.empty(2, 8, 7, 64, device="cuda", dtype=torch.bfloat16)
         k, v = (torch.empty(2, 2, 7, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         layout = Packed(torch.empty(7, dtype=torch.int32, device="cuda"), 6)
-        out, _ = packed_attention.attention(torch.nn.Module(), q, k, v, None, layout=layout, scaling=0.125)
+        out, _ = selection.packed_attention(torch.nn.Module(), q, k, v, None, layout=layout, scaling=0.125)
     assert out.shape == (2, 7, 8, 64) and out.device.type == "cuda"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 import typer
 from msgspec import structs
 
+from orchestrate.commands.exports import show_proof
 from orchestrate.commands.terminal.command import Output, command, for_people
 from orchestrate.commands.terminal.console import RunArg, confirm, err, note, orchestrator, out, table, warn
 from orchestrate.commands.terminal.options import PayOpt
-from orchestrate.commands.tuned.exports import show_proof
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.paid.consent import require_consent, require_hourly_price
@@ -133,7 +133,7 @@ def deploy(
     """Deploy a tuned model on its host's GPUs, or its adapter on another host. Billed hourly until
     `orchestrate undeploy`. Verifies the deployed model. If verification fails, the exit code is 1 and the
     deployment keeps running and billing. If interrupted, repeat the command to finish the deployment."""
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     options, limits = terms.options, terms.limits
     with orchestrator(context, made_by=terms.by) as ft:

@@ -89,7 +89,7 @@ def export(
 ) -> Output[Export]:
     """Export a tuned model for another engine: weights, tokenizer, chat template, stop tokens, model card,
     provenance, and the commands that run it. Exit code 1 if verification fails."""
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     with orchestrator(context) as ft:
         subject = serving.subject(ft, run)
@@ -189,7 +189,7 @@ def merge(
     """Merge several adapters of the same base model into one, or several complete models of the same
     architecture, and verify the result. Prints how much a merged adapter differs from the exact sum. Exit
     code 1 if verification fails. Afterwards, evaluate the merged model and each input with `eval`."""
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     with orchestrator(context) as ft:
         accepted = accepted_licenses(ft, run, accept_licence)
@@ -252,7 +252,7 @@ def verify(context: typer.Context, *, run: ModelArg, at: EndpointOptions) -> Out
     """Prove that the served model is the one you trained. Compares token ids, canary answers,
     log-probabilities and stop tokens, and stores the result with the run. Exit code 1 if the models
     differ."""
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     with orchestrator(context) as ft:
         names_at = {name: value for name, value in vars(at).items() if name != "at"}
@@ -282,7 +282,7 @@ def show_proof(proof: Proof) -> None:
 
 def accepted_licenses(ft: Orchestrator, names: list[str], given: list[str] | None) -> list[str]:
     """Return the accepted licenses: those passed by flag, and those that the user accepts on a terminal."""
-    from orchestrate.runs.serving import subjects as serving
+    from orchestrate.runs import serving
 
     accepted = list(given or [])
     for licence in serving.unaccepted_licenses(ft, names, accepted):

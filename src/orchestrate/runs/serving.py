@@ -14,13 +14,13 @@ from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageErro
 from orchestrate.http.web import free_port
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.runs import privacy
-from orchestrate.runs.serving import tuned as models
-from orchestrate.runs.serving.tuned import EndpointNames as EndpointNames
-from orchestrate.runs.serving.tuned import export as export
-from orchestrate.runs.serving.tuned import merge as merge
-from orchestrate.runs.serving.tuned import merges as merges
-from orchestrate.runs.serving.tuned import verify as verify
+from orchestrate.runs import tuned as models
 from orchestrate.runs.tracked import TrackedRun, tracked
+from orchestrate.runs.tuned import EndpointNames as EndpointNames
+from orchestrate.runs.tuned import export as export
+from orchestrate.runs.tuned import merge as merge
+from orchestrate.runs.tuned import merges as merges
+from orchestrate.runs.tuned import verify as verify
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
 from orchestrate.serving.export.forms import WeightOptions as WeightOptions

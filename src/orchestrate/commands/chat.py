@@ -25,7 +25,7 @@ from orchestrate.types import Artifact, Message, Reply, decoding
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.runs.serving.chat import Talk
+    from orchestrate.runs.chat import Talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +126,14 @@ class _Tool(msgspec.Struct):
 
 
 def _talk(handle: RunHandle, asked: ChatSettings) -> Talk:
-    from orchestrate.runs.serving.chat import Talk
+    from orchestrate.runs.chat import Talk
 
     return Talk(handle, asked.on, asked.at)
 
 
 def _opening(handle: RunHandle, asked: ChatSettings) -> list[Message]:
     """Return the given system message, or print and return the one that the model was trained with."""
-    from orchestrate.runs.serving.chat import system_message
+    from orchestrate.runs.chat import system_message
 
     text = asked.system if asked.system is not None else system_message(handle)
     if text and asked.system is None:

@@ -1,1 +1,0 @@
-"""Commands that import past jobs and migrate models."""

@@ -1,1 +1,0 @@
-"""Commands that use tuned models: chat, download, export, verify and deploy."""

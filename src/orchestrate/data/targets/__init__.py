@@ -1,1 +1,0 @@
-"""Former name of `orchestrate.data`, for compatibility with plug-ins."""

@@ -1,1 +1,0 @@
-"""Anyscale's own client."""
