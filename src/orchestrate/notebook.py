@@ -335,8 +335,8 @@ def _steps(one: Run, metrics: Sequence[MetricPoint]) -> str | None:
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Build a pandas data frame with one column per name, in the order of first appearance. Rows
-    without a column get a missing value. Raises `MissingExtra` if pandas is not installed."""
+    """Convert rows to a pandas data frame. Columns are in the order in which their names first appear. A row
+    without some column gets a missing value there. Raises `MissingExtra` if pandas is not installed."""
     with needed("pandas", "a pandas data frame", "pandas"):
         import pandas
     columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -171,8 +171,8 @@ class Profile:
     """First day on which the host accepts no new jobs from anyone."""
     closing_source: str = ""
     gates: tuple[Gate, ...] = ()
-    """Dates before `no_new_jobs_after` from which the host rejects new jobs of some accounts, earliest
-    first."""
+    """Dates from which the host rejects new jobs from some accounts, earliest first. All are before
+    `no_new_jobs_after`."""
 
     # -- prices --------------------------------------------------------------------------------------------
     bills: Bills | None = None
@@ -199,7 +199,7 @@ class Profile:
     """True if the host reports the price of each billed job. A price computed by Orchestrate is then only
     preliminary."""
     unbilled_failure: Callable[[Job], bool] = lambda job: False
-    """Returns True if the host does not bill this failed job. All other failed jobs count at their quoted
+    """Tells whether the host charges nothing for a failed job. All other failed jobs count at their quoted
     prices until their bills are known."""
     checkpoints_answer: bool = False
     """True if each checkpoint of a successful run is served under its own name, without a deployment."""
@@ -308,10 +308,12 @@ def away(
     url: str | None = None,
     key_variable: str | None = None,
 ) -> Profile:
-    """Build the profile of a remote place where our engine's workers run. It supports the same row formats,
-    models and settings as this machine. `options` are the place's own options, in addition to `AWAY`. If
-    `None`, any option is accepted. If `key_variable` is set, the place needs an API key. The key is sent to
-    `url` or the configured address, and the place's class also gets the `HostConfig`."""
+    """Build the profile of a backend that runs our engine's workers on remote machines.
+
+    The backend supports the same row formats, models and settings as this machine. `options` are its own
+    options, in addition to `AWAY`. `None` accepts any option. If `key_variable` is set, an API key is
+    required. The key is sent to `url` or to the configured address, and the place's class is also given the
+    `HostConfig`."""
     return replace(
         this_machine(),
         kind=kind,
@@ -363,7 +365,8 @@ def describe_from(folder: Path) -> None:
 
 
 def described() -> dict[str, tuple[Readable, str]]:
-    """Map each host that a YAML file describes to the file and its display name. Doesn't read the files."""
+    """Return the hosts that YAML files describe, as `{host: (file, display name of the file)}`. Doesn't read
+    the files."""
     found = dict(_ours())
     for folder in _described_in:
         for file in sorted(folder.glob("*.yaml")):

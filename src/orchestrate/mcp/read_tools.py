@@ -64,7 +64,7 @@ class ReadTools:
 
     def show_run(self, run: str) -> dict[str, Any]:
         """Show one run: settings, progress, cost, last events and metrics, evaluations, deployment. `run` is
-        a run's id, the first characters of one, or `last`. Queries the host while the run is active."""
+        a run id, the start of one, or `last`. Queries the host while the run is active."""
         handle = self._ft.run(run)
         record = handle.record if handle.record.status.terminal else handle.refresh()
         deployment = handle.deployment()

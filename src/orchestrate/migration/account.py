@@ -350,7 +350,7 @@ class PreparedPlan:
             self.high_usd,
             self.plan.budget_usd,
             what="its budget_usd",
-            figure="the total of its quotes' high ends",
+            figure="the sum of its quotes' high ends",
             fix="skip some of its runs, choose cheaper backends, or raise budget_usd",
         )
 

@@ -75,7 +75,7 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """Ids of all jobs that the account lists."""
     imported: list[str] = []
     known: int = 0
-    """Number of jobs that were already in the store as runs."""
+    """Number of jobs that this store already had runs for."""
     left_out: int = 0
     """Number of jobs without a tuned model. These are only imported with `all`."""
     files: int = 0
@@ -107,8 +107,9 @@ class Importer:
     def run(
         self, *, since: datetime | None = None, every: bool = False, details: bool = True, files: bool = True
     ) -> ImportReport:
-        """Import the host's jobs. `every` includes jobs that failed or were canceled. Raises `ProviderError`
-        if the list cannot be read, and `UsageError` if another command is importing from this host."""
+        """Import the host's jobs. With `every`, this includes jobs that failed or were canceled. Raises
+        `ProviderError` if the list cannot be read, and `UsageError` if another command is importing from this
+        host."""
         name = hashlib.sha256(self._place.encode()).hexdigest()[:16]
         with locked(private_folder(self._folder) / f"{name}.lock", keep=False) as held:
             if not held:  # two would write into one draft of a file

@@ -25,8 +25,8 @@ KEY = "migrate-"
 
 
 def successors(store: Store) -> dict[str, Run]:
-    """Map each old run's id to the newest successful run that replaces it. A sandbox rehearsal does not
-    replace a real run."""
+    """Return the newest successful run that replaces each old run, as `{old run's id: new run}`. A sandbox
+    rehearsal does not replace a real run."""
     found: dict[str, Run] = {}
     new = [run for run in store.runs.keyed(KEY) if run.status is JobStatus.SUCCEEDED and TAG in run.tags]
     old = {run.id: run for run in store.runs.of_ids(run.tags[TAG] for run in new)}
@@ -77,7 +77,7 @@ class Inventory(Record, frozen=True, kw_only=True):
     """Total cost of the runs with a known cost."""
     uncosted: int
     silent: tuple[tuple[date, int], ...]
-    """Number of models per last day of availability, as `[(day, count)]`, earliest day first."""
+    """Number of models that are available until a given day, as `[(day, count)]`, earliest day first."""
     data_here: int
     data_gone: int
 
@@ -170,8 +170,8 @@ def _rebuild(name: str, profile: Profile, today: date) -> str:
 
 
 def elsewhere(model: catalog.Model, kind: str, today: date) -> Sequence[tuple[str, date]]:
-    """List the other hosts that tune the same closed base model until an announced date, as `[(host, date)]`.
-    From that date on, the host accepts no new jobs. Returns an empty list for an open model."""
+    """List other hosts where the same closed base model can be tuned, as `[(host, date)]`. Each host accepts
+    no new jobs from its date on. Returns an empty list for an open model."""
     if model.open:
         return []
     offers = [(other, model.on(other)) for other, _ in description.entries() if other != kind]

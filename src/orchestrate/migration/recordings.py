@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
 
 HELD_OUT = ("test", "validation")
-"""Spec fields that name files the model was not trained on."""
+"""Spec fields for files of held-out rows, which the model was not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class RecordPlan(Record, frozen=True, kw_only=True):
     clusters: int
     left_out: dict[str, int]
     unread: tuple[str, ...]
-    """Columns that are not part of any prompt, although their text differs between most rows."""
+    """Columns that no prompt includes, even though their text differs between most rows."""
     asked: ContenderPlan
     silent_on: date | None = None
 

@@ -21,9 +21,9 @@ def require_consent(
 ) -> None:
     """Raise `UsageError` unless the user agrees to the possible cost.
 
-    Calls `agreed` only if the maximum price is above 0 or unknown. A missing price counts as unknown unless
-    `unpriced` is False. `limited` means that the user set a cost limit, which counts as agreement.
-    `otherwise` is the start of the error message and says what was not done."""
+    Calls `agreed` only if `usd`, the maximum price, is above 0 or unknown. By default, the price is unknown
+    if `usd` is `None`. Set `unpriced` to override this. `limited` means that the user set a cost limit, which
+    counts as agreement. `otherwise` is the start of the error message and says what was not done."""
     unpriced = usd is None if unpriced is None else unpriced
     costs = unpriced or (usd is not None and usd > 0)
     if costs and not limited and not agreed():

@@ -1,8 +1,8 @@
-"""The journal of all questions to one model, and the cost limit for them.
+"""Journal of all requests to one model, and the cost limit for them.
 
-Each request is recorded with its maximum cost before it is sent. It counts at that cost until its answer is
-recorded with the actual price, or until it is known that the host did not process it. A request whose answer
-never arrived may have been billed, so it still counts at its maximum cost in later commands.
+Each request is recorded with its maximum cost before it is sent. When its answer arrives, the actual price
+replaces the maximum. If the host did not process the request, its cost is 0. If no answer ever arrives, the
+request may still have been billed, so it counts at its maximum cost in later commands too.
 """
 
 from __future__ import annotations
@@ -67,21 +67,21 @@ class Got(msgspec.Struct, tag="got"):
 
 
 class Unanswered(msgspec.Struct, tag="unanswered"):
-    """Journal entry: the host did not process the last request with these questions, so it costs nothing."""
+    """Journal entry for a request that the host did not process, and which therefore costs nothing."""
 
     questions: list[str]
     error: str = ""
 
 
 class LostRequest(msgspec.Struct, tag="lost"):
-    """Journal entry: the last request with these questions got no answer. The host may have billed it."""
+    """Journal entry for a request that got no answer, although the host may have billed it."""
 
     questions: list[str]
     error: str = ""
 
 
 class Renewed(msgspec.Struct, tag="renewed"):
-    """Journal entry: these questions are about to be sent again. Their earlier answers and costs no longer
+    """Journal entry for questions that are about to be sent again. Their earlier answers and costs no longer
     count."""
 
     questions: list[str]
@@ -116,7 +116,7 @@ class Unaccounted:
 
     def __str__(self) -> str:
         most = "price unknown" if self.usd is None else f"up to {money(self.usd)}"
-        return f"{count(self.requests, 'request')} got no answer and may have been billed, {most}"
+        return f"{count(self.requests, 'request')} got no answer and may have been billed ({most})"
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,15 @@ def lock_of(log: Path) -> Path:
 
 
 class AnswerLog:
-    """All questions ever sent to one respondent. A process must hold the log's lock to append to it."""
+    """Log of all questions ever sent to one model, and of its answers. A process must hold the log's lock to
+    append to it."""
 
     def __init__(self, path: Path, more: Any = None) -> None:
         """Read the journal. `more` are types of additional entries, which are only listed in `entries`. `Any`
         accepts all types. Raises `DataError` for a file that is not such a journal."""
         self.found = path.exists()
-        """True if the file already existed when the log was opened. If False, a request without an entry may
-        still have been sent, because an earlier file may have been lost."""
+        """True if the file already existed when the log was opened. If it did not, an earlier file may have
+        been lost, and requests may have been sent that this log does not contain."""
         self._journal: Journal[Any] = Journal(path, Entry if more is None else Entry | more)
         self.answers: dict[str, Answer] = {}
         self._open: dict[str, Decimal] = {}
@@ -259,7 +260,7 @@ class RequestLedger(Protocol):
 
 
 class Touched(msgspec.Struct):
-    """The questions that one command sends to one respondent."""
+    """The questions that one command sends to one model."""
 
     key: str
     questions: list[str]
@@ -279,8 +280,8 @@ class RequestBudget:
     limit_usd: Decimal | None = None
     most_requests: int | None = None
     scope: str | None = None
-    """Identifies the command, ignoring its limit. Questions that earlier runs of the same command asked count
-    toward the limit too."""
+    """Identifies the command, ignoring its limit. Requests of earlier runs of the same command count toward
+    the limit too."""
     account: RequestLedger | None = None
     """Ledger of the account. Each request is also reserved in the account's budget."""
     job_recovery: bool = False
@@ -319,7 +320,8 @@ class RequestBudget:
                 self._costs[key, question] = cost
 
     def lost(self, key: str | None = None, questions: Iterable[str] = ()) -> Unaccounted:
-        """Return the number of unanswered requests and their possible cost, for one respondent or all."""
+        """Return the number of unanswered requests and their possible cost. By default, for all models. With
+        `key`, only for these questions to the model with that key."""
         with self._lock:
             wanted = self._costs if key is None else [(key, question) for question in set(questions)]
             found = [self._costs[one].lost for one in wanted if one in self._costs]

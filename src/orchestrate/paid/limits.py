@@ -40,9 +40,11 @@ def require_within(
     unknown_fix: str | None = None,
     **words: str,
 ) -> None:
-    """Raise `OverBudget` if `usd` exceeds what remains of a limit after `taken_usd`. Raises `UnknownPrice` if
-    `usd` is `None`, or if `unknown` gives a reason why the price is unknown. Without a limit, any amount is
-    allowed. `words` are passed to `OverBudget` as parts of its message."""
+    """Raise `OverBudget` if `usd` exceeds the limit minus `taken_usd`. Without a limit, any amount is
+    allowed.
+
+    With a limit, raises `UnknownPrice` if `usd` is `None`, or if `unknown` is set. `unknown` is the reason
+    why the price is unknown. `words` are passed to `OverBudget` as parts of its message."""
     if limit_usd is None:
         return
     if usd is None or unknown is not None:

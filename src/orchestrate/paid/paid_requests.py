@@ -52,15 +52,15 @@ from orchestrate.types import Message, Record, Reply
 Price = Callable[[int, int], Decimal]
 """Function from (prompt tokens, completion tokens) to US dollars."""
 HOPELESS = 3
-"""Number of consecutive unanswered questions after which no more are sent. By then, the cause is probably the
-host rather than the questions."""
+"""Number of consecutive unanswered questions after which sending stops, because the cause is then probably
+the host rather than the questions."""
 TOOLS_TOKENS = 512
 """Tokens added to the estimate for a prompt with tools. Covers the text with which a host describes the tools
 to its model."""
 
 
 class AskingStopped(OrchestrateError):
-    """Raised if some questions for a respondent were not sent because other requests failed."""
+    """Raised if some questions for a model were not sent because other requests failed."""
 
 
 class Question(Record, frozen=True, kw_only=True):
@@ -169,11 +169,11 @@ Outcome = list[Answer] | BaseException
 
 
 class Requests:
-    """Sends questions to one respondent, several at a time.
+    """Sends questions to one model, several at a time.
 
-    Each request is checked against the limit and recorded before it is sent. It counts at its maximum price
-    until its actual price is known. It counts as 0 if the host did not process it. If a question is sent
-    again, both requests count."""
+    Each request is checked against the limit and recorded before it is sent. Its maximum price is reserved
+    until the actual price is known. If the host did not process the request, nothing is charged against the
+    limit. If a question is sent again, both requests count."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class Requests:
             log.begin()
 
     def count(self, questions: Iterable[str]) -> None:
-        """Count the costs of earlier requests for these questions."""
+        """Add the costs of earlier requests for these questions to the amount spent."""
         self._settle(Decimal(0), questions)
 
     def run(
@@ -206,13 +206,12 @@ class Requests:
         supply: Callable[[], Batch | None],
         receive: Callable[[Batch, Outcome], BaseException | None],
     ) -> None:
-        """Send the questions that `supply` returns, until it returns none and all answers have arrived.
+        """Send batches of questions until `supply` returns `None` and all answers have arrived.
 
-        `receive` is called in this thread with the answers or the error of each batch. If it returns an
-        error, no more questions are sent, and the error is raised once all requests in progress have ended.
-        If the next request could exceed a limit, first waits for the requests in progress, because they may
-        cost less than reserved. Raises `OverBudget` or `NoMoreRequests` if the request could still exceed the
-        limit.
+        Passes each batch to `receive`, in this thread, with its answers or its error. If `receive` returns an
+        error, sends nothing more, waits for the requests in progress, and raises that error. If the next
+        batch could exceed a limit, first waits for the requests in progress, because they may cost less than
+        reserved. Raises `OverBudget` or `NoMoreRequests` if the batch could still exceed the limit.
         """
         running: dict[Future[list[Answer]], Batch] = {}
         put_off: list[Batch] = []
@@ -339,8 +338,8 @@ class Asking:
     fresh: bool = False
     """True to ignore stored answers. Each question is then sent again, but only once per command."""
     skip_failed: bool = False
-    """True to skip a question that the host doesn't answer while it answers others. The question then counts
-    as refused."""
+    """True to continue after a question that the host fails to answer, as long as it answers others. The
+    failed question then counts as refused."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set to stop sending requests. Requests in progress are still received."""
     reporting: threading.Lock = field(default_factory=threading.Lock)
@@ -418,9 +417,11 @@ class Asking:
         return self.budget.lost(respondent.key, [q.digest for q in questions])
 
     def ask_each(self, asked: Sequence[tuple[Respondent, Sequence[Question]]]) -> list[list[Answer]]:
-        """Query each respondent as in `ask`. Respondents on different hosts are queried in parallel, and
-        respondents on the same host one after another. With a limit, all respondents are queried one after
-        another, so the costs of earlier ones count toward it. If one fails, no more questions are sent."""
+        """Query several models as `ask` does, and return each model's answers.
+
+        Models on different hosts are queried in parallel, and models on the same host one after another. If
+        there is a cost limit, all models are queried one after another, so the cost of earlier ones counts
+        toward it. If one fails, no more questions are sent."""
         places: dict[str, list[int]] = {}
         for number, (respondent, _) in enumerate(asked):
             places.setdefault(respondent.place, []).append(number)

@@ -113,9 +113,9 @@ FRESH_S = 30.0
 current, the place isn't queried."""
 
 LEAST_S = 10.0
-"""Minimum time in seconds that must remain before a run's limit. With less, no machine is started."""
+"""Minimum remaining time before a run's limit, in seconds. If less remains, no machine is started."""
 RESPONSE_S = 300.0
-"""Time in seconds within which a worker must pause when requested. Otherwise, it is stopped even if it still
+"""Seconds that a worker has to pause after a pause request. After that, it is stopped even if it still
 reports. This is twice the time allowed for saving a checkpoint."""
 
 ENDED_THERE = "ended_there"
@@ -139,8 +139,8 @@ class Starts(Record, frozen=True, kw_only=True):
     """Number of attempts before the last start. Reports of these attempts are ignored, because they don't
     show that the new worker is running."""
     known: tuple[str, ...] = ()
-    """Ids of the workers that the place listed before the last start. All of them have ended. If the place
-    lists no other ids, the new worker is not listed yet."""
+    """Ids of the workers that were listed before the last start. All of them have ended. The new worker is
+    not listed until another id appears."""
 
 
 class AwayPlace(Place):
@@ -232,8 +232,8 @@ class AwayPlace(Place):
         return None
 
     def price_of(self, ref: str) -> Hourly | None:
-        """Return the hourly price that was read after the newest start, or else the one read before it.
-        Raises `HostUnavailable` if the storage can't be read."""
+        """Return the hourly price of the run's machine. Prefers the price that was read after the newest
+        start over the one that was read before it. Raises `HostUnavailable` if the storage can't be read."""
         if (found := self.price_read(ref)) is not None:
             return found
         stored = self.run_storage.run(ref)
@@ -251,8 +251,8 @@ class AwayPlace(Place):
 
     @property
     def mark(self) -> str:
-        """Id of this place in the manifest of each of its runs. Several places may share one storage
-        folder."""
+        """Id of this place, stored in the manifest of each of its runs. It tells the runs of several places
+        apart that share one storage folder."""
         return f"{type(self).__name__}, {self.account()}"
 
     def stored(self) -> list[str]:

@@ -205,8 +205,8 @@ class Place(ABC):
         """Upload a run's state after it was changed on this machine. Only for runs that have no worker."""
 
     def starts(self, run: RunDir) -> int:
-        """Return how many times a worker was started, or 0 if the place doesn't count starts. Only places
-        whose workers may end before they record their attempts have to count starts."""
+        """Return how many times a worker was started, or 0 if the place doesn't count starts. A place only
+        has to count them if its workers may end before they record their attempts."""
         del run
         return 0
 
@@ -241,8 +241,8 @@ def newest_first(found: Iterable[Placed]) -> list[Placed]:
 
 
 def ran_s(found: Iterable[Placed]) -> float:
-    """Return the total running time of all workers in seconds, by the place's clock. A running worker is
-    timed up to now by this machine's clock, which may differ from the place's."""
+    """Return the total running time of all workers in seconds, by the place's clock. The end time of a
+    running worker is the current time of this machine's clock, which may differ from the place's."""
     now = datetime.now(UTC)
     times = [(one.started_at, one.finished_at or now) for one in found]
     return sum(max(0.0, (end - begun).total_seconds()) for begun, end in times if begun is not None)

@@ -72,7 +72,8 @@ class Watchdog:
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """Contents of an attempt's file, such as `attempts/00000001.json`, which the attempt's worker writes."""
+    """Contents of an attempt's file, such as `attempts/00000001.json`. The worker of the attempt writes
+    it."""
 
     token: str
     used_s: float = 0.0
@@ -99,7 +100,8 @@ class RunLease:
         self.number = len(earlier) + 1
         alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
         self.first = alike[0] if alike else self.number
-        """Number of the first attempt with the same parent. If this attempt has no parent, its own number."""
+        """Number of the first attempt with the same parent, or this attempt's own number if it has no
+        parent."""
         self.earlier_s = sum(one.used_s for one in earlier)
         self._mine = Attempt(token=secrets.token_hex(8), under=under)
         self.used(0.0)

@@ -43,14 +43,14 @@ class RunManifest(Record, frozen=True, kw_only=True):
     """Hash of the blob that contains this exact version of Orchestrate."""
     limits: WorkerLimits
     place: str = ""
-    """Id of the place that runs the job (`AwayPlace.mark`), because several places may share one storage
-    folder."""
+    """Id of the place that runs the job (`AwayPlace.mark`). It tells the runs of several places apart that
+    share one storage folder."""
 
 
 def write_manifest(
     run_storage: RunStorage, job: LocalJob, limits: WorkerLimits, place: str = ""
 ) -> RunManifest:
-    """Upload everything that is not stored yet, with the manifest last.
+    """Upload the files of a job that are not stored yet, then its manifest, and return the manifest.
 
     If the run already has a manifest, its job stays unchanged, because its checkpoints belong to that job.
     The limits and Orchestrate's code are updated. Raises `RunFailed` if a file of the job no longer exists.

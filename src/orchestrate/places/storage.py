@@ -210,8 +210,8 @@ class StoredRun:
     # -- growing files -------------------------------------------------------------------------------------
 
     def parts(self, name: str, after: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
-        """List the file's parts that follow `after`, as `[(edition, number)]`. Only includes the newest
-        edition whose first part exists, up to its first missing part.
+        """List the file's parts that follow `after`, as `[(edition, number)]`. Uses the newest edition whose
+        first part exists, and stops at its first missing part.
 
         A new edition starts when lines are removed from the file. Its first part contains all remaining
         lines.
@@ -416,8 +416,8 @@ def restore(run: RunDir, stored: StoredRun) -> None:
 
 
 def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
-    """Download everything that was reported since the last call. Checkpoint weights are only downloaded by
-    `bring`. Returns True if the latest report comes from an attempt numbered above `earlier`. Runs on the
+    """Download everything that was reported since the last call, except checkpoint weights, which `bring`
+    downloads. Returns True if the latest report is from an attempt with a number above `earlier`. Runs on the
     reader's machine."""
     with locked(run.path / ".look", wait_s=None):
         pulse = stored.read("pulse.json")

@@ -92,9 +92,10 @@ def fingerprint(
     precision: str | None = None,
     four_bit: bool = False,
 ) -> dict[str, Any]:
-    """Create the fingerprint of an adapter or a full tuned model. `data` lists files of rows in the canonical
-    format, and the first file that contains prompts is used. `precision` is bf16 or fp32. By default, it
-    depends on the device."""
+    """Create the fingerprint of an adapter or a full tuned model.
+
+    The prompts come from the first file in `data` that contains any. The files contain rows in the canonical
+    format. `precision` is bf16 or fp32. By default, it depends on the device."""
     where, folder, own = pick_device(device), files.fetch(base), Path(tuned)
     tokenizer = load_tokenizer(own if (own / "tokenizer.json").is_file() else folder.path)
     tokenizer.padding_side = "left"
@@ -134,10 +135,13 @@ def _using(base: Any, tuned: Any) -> Callable[[bool], Any]:
 
 
 def read(folder: str, rows: list[dict[str, Any]], *, base: str | None = None) -> dict[str, Any]:
-    """Load an exported model with only transformers and peft, as any user would, and query it with its own
-    tokenizer, chat template and generation configuration. Each row contains `messages` and `tools`, or
-    `text`, or only `score` (pairs of prompt ids and answer ids). A row's `max_tokens` is the maximum length
-    of its answer in tokens. Without it, only the prompt's ids are returned."""
+    """Query an exported model and return `{"answers": [...], "precision": ...}`, with one answer per row.
+
+    Loads the model with only transformers and peft, as any user would, and uses its own tokenizer, chat
+    template and generation configuration. A row contains `messages` (and `tools`, if any) or `text`. It may
+    also contain `score`, or only that: pairs of prompt ids and answer ids to score. `max_tokens` is the
+    maximum length of the row's answer in tokens. If it is missing, only the prompt's token ids are
+    returned."""
     from transformers import GenerationConfig
 
     path = Path(folder)
@@ -187,7 +191,8 @@ def shown(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_base(base: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Score rows with a base model. Takes the same rows as `read`, but returns only scores."""
+    """Score rows with a base model. Takes the same rows as `read`, but only uses their `score`. Returns
+    `{"answers": [{"scores": [...]}]}`."""
     model = _as_published(files.fetch(base).path)
     with torch.inference_mode():
         found = [

@@ -16,8 +16,8 @@ HARMLESS = (
     "/projects/search",
     "/terminate",
 )
-"""URL suffixes of requests that create no job. Any other request is assumed to create a billed job, because
-other client versions may use other URLs."""
+"""URL suffixes of requests that are known to create no job. Every other request is treated as if it created a
+billed job, because other client versions may use other URLs."""
 TRIES = 2
 """Maximum number of retries of a read request if the connection breaks. Requests that create something are
 never resent."""

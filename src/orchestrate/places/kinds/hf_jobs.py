@@ -58,8 +58,8 @@ FLAVORS: Mapping[str, tuple[str, str, int]] = {
     "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
     "H200": ("h200", "H200", 141),
 }
-"""Maps GPU names in the rates to (flavor, GPU, GPU memory in GB). Used until the host's list of machines has
-been read."""
+"""Machine of each GPU, as `{GPU name in the rates: (flavor, GPU, GPU memory in GB)}`. Used until the host's
+list of machines has been read."""
 STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "SCHEDULING": "waiting",
     "RUNNING": "running",

@@ -65,21 +65,21 @@ TRAIN = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
-"""Settings of Ray Train.
+"""Environment variables that configure Ray Train.
 
 If a worker is lost, the other workers keep waiting for it, so Ray must not wait for them to finish. For up to
-20 s after a node is lost, Ray Train may treat it as available and would then wait a minute for free resources
-on it. Ray announces preemption only to workers that check for it, which Orchestrate's workers don't need to
-do because they can stop after any step.
+20 s after a node is lost, Ray Train may treat it as available, and would then wait a minute for its
+resources. The preemption watcher is off, because it only informs workers that check for preemption.
+Orchestrate's workers don't need to check, because they can stop after any step.
 """
 TRAIN_PACKAGES = ("pandas", "pyarrow", "pydantic", "requests")
 """Packages that Ray Train imports in addition to Ray's own dependencies. The cluster provides Ray itself."""
 ANSWER_S = 60
 TIMED_OUT = 408
 RAY_CLIENT = (
-    "the Jobs API needs an http address. With a Ray Client address, Ray uses the address that the "
-    "head node reports, without TLS. Through a tunnel, that address is unreachable or belongs to "
-    "another cluster"
+    "the Jobs API needs an http address. Given a Ray Client address, Ray connects without TLS to the "
+    "address that the head node reports. From behind a tunnel, that address is unreachable or belongs "
+    "to another cluster"
 )
 
 
@@ -192,9 +192,9 @@ class RayJobs(AwayPlace):
                     self._jobs.stop_job(one.id)
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the run's usage, based on the larger of two times: the time of its ended jobs by the
-        cluster's clock, and the time that its workers reported. Only the workers' time includes jobs that are
-        running or that a new head node doesn't know."""
+        """Return the run's usage. Its time is the larger of two values: the time of its ended jobs by the
+        cluster's clock, and the time that its workers reported. Only the latter includes running jobs and
+        jobs that are unknown to a new head node."""
         seen = sum(
             (one.finished_at - one.started_at).total_seconds()
             for one in self.find(ref)

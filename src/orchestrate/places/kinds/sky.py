@@ -182,7 +182,7 @@ class Sky(AwayPlace):
             "SkyPilot is not installed. It needs a separate environment because it requires old versions "
             "of other packages",
             fix=f"{INSTALL}, then {CLOUDS}. If SkyPilot is not on the PATH, set "
-            f"hosts.{self.name}.options.python to its Python",
+            f"hosts.{self.name}.options.python to its Python interpreter",
         )
 
     # -- machines ------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ class Sky(AwayPlace):
         return None
 
     def usage(self, ref: str) -> Usage | None:
-        """Return the time from the first start to the end, as SkyPilot measured it, and its cost at the
+        """Return the total running time of the run's jobs, as measured by SkyPilot, and its cost at the
         latest price."""
         jobs = [one for one in self._jobs(ref) if _ref(one) == ref]
         if not jobs:

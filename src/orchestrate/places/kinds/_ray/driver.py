@@ -33,16 +33,16 @@ FAILURES = 5
 """Number of failures after which Ray stops restarting the workers. A process that watches the run may still
 start another job."""
 RESIZE_S = 900.0
-"""Seconds between checks whether the cluster has room for more workers. Each change loses the progress since
-the last checkpoint."""
+"""Interval, in seconds, at which Ray checks if the cluster has room for more workers. Each change of their
+number loses the progress since the last checkpoint."""
 START_S = 3600.0
 """Maximum time in seconds to wait for a report from a worker, at the start or after a worker was lost.
 Includes starting machines and installing packages."""
 LEAVE_S = 60.0
 """Seconds to wait for Ray to stop its workers after the run ends."""
 NEVER_S = 365 * 86400
-"""Timeout in seconds of the other workers while the first one evaluates and saves. Practically infinite,
-because a crash of the first worker is detected separately."""
+"""Maximum time in seconds that the other workers wait while the first one evaluates and saves. Practically
+unlimited, because a crash of the first worker is detected separately."""
 MAX_ERROR_CHARS = 600
 """Maximum number of characters of a worker's error to report."""
 _log = logging.getLogger(__name__)
