@@ -178,9 +178,9 @@ def quote_table(
     *,
     whole: bool = False,
 ) -> RenderableType:
-    """Return the quotes for a terminal: the numbers of each backend, cheapest first, then the verdict and the
-    notes on each backend. `totals` adds the costs over the months, and `whole` shows how serving costs were
-    calculated."""
+    """Return the quotes for a terminal: a table with one row per backend, cheapest first, then the verdict
+    and the notes on each backend. `totals` adds the total costs over several months. `whole` shows how
+    serving costs were calculated."""
     from rich.console import Group
     from rich.text import Text
 
@@ -281,8 +281,8 @@ def _by_total(totals: Sequence[Ownership]) -> list[Ownership]:
 
 
 def ownership_verdict(totals: Sequence[Ownership]) -> str:
-    """State which backend serves for the entire period at the lowest cost, and what prompting the base model
-    would cost."""
+    """State which backend has the lowest total cost among those that serve the model for the entire period,
+    and what prompting the base model would cost."""
     best = cheapest(totals)
     paid = best.paid if best is not None else None
     if best is None or paid is None:

@@ -50,7 +50,8 @@ class RunScore(Record, frozen=True, kw_only=True):
 
 
 class RunDifference(Record, frozen=True, kw_only=True):
-    """Difference between two runs on the items that both answered, possibly in separate evaluations."""
+    """Difference in score between two runs, on the items that both runs answered. The runs may have been
+    evaluated separately."""
 
     first: str
     """Id of the first run."""
@@ -66,7 +67,8 @@ class Compared(Record, frozen=True, kw_only=True):
 
     run: Run
     label: str
-    """Unique short name in the comparison. If only some runs used a sandbox, their labels end with `MARK`."""
+    """Unique short name in the comparison. If only some of the runs used a sandbox, the labels of these runs
+    end with `MARK`."""
     seconds: float | None
     """Seconds from the run's creation to its end."""
     trained_tokens: int | None
@@ -90,7 +92,7 @@ class Compared(Record, frozen=True, kw_only=True):
     reconciliation: costing.Reconciliation | None = None
     scores: tuple[RunScore, ...] = ()
     flips: tuple[Flips, ...] = ()
-    """Changed items in the run's newest evaluation."""
+    """Items whose result differs between the tuned model and its rival, from the run's newest evaluation."""
     regression: Regression | None = None
     """The run's newest regression test."""
     asked_again: tuple[Pairing, ...] = ()
@@ -157,7 +159,8 @@ def price(compared: Compared) -> Decimal | None:
 
 
 def price_basis(compared: Compared) -> str:
-    """Return the basis of the price: billed, quoted, or what a sandbox would bill."""
+    """Return the label of the price: `billed`, `quoted`, or `would bill` for the simulated bill of a
+    sandbox."""
     if compared.run.bill is None:
         return "quoted"
     return WOULD_BILL if compared.run.sandbox else BILLED

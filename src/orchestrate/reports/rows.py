@@ -283,9 +283,9 @@ def verdict(found: RunScore | None) -> str:
 
 
 def settings(comparison: ComparedRuns) -> list[tuple[str, list[str], bool]]:
-    """Return the settings as (name, [one value per run], chosen). `chosen` is True if the values differ and a
-    user set at least one of them, so the difference is not only due to hosts' defaults. Chosen settings come
-    first."""
+    """Return the settings as (name, [one value per run], chosen), with chosen settings first. `chosen` is
+    True if the runs' values differ and a user explicitly set at least one of them. It is False if only the
+    hosts' defaults differ."""
     chosen = {name for c in comparison.runs for name in c.chosen}
     rows = [
         (name, [c.settings.get(name, text.NOTHING) for c in comparison.runs])

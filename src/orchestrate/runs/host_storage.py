@@ -122,11 +122,11 @@ def _known(ws: Workspace, run: Run) -> list[Stored]:
 
 
 def delete(ws: Workspace, run: Run, on_deleted: Callable[[Stored], object] = lambda _: None) -> list[Stored]:
-    """Delete the files and models that `stored` lists from the host, and record each deletion as it happens.
-    Call it again to complete an interrupted deletion. If a job or deployment on the host uses any of them,
-    raises `UsageError` and deletes nothing. Also raises `MissingKey` if the API key is missing,
-    `OtherAccount` if it is not known to belong to the run's account, `Unsupported` if the host can't delete
-    models, and `ProviderError` if the host fails."""
+    """Delete from the host the files and models that `stored` lists, and record each deletion as it happens.
+    Call it again to complete an interrupted deletion. Raises `UsageError`, and deletes nothing, if a job or
+    deployment on the host uses any of the files or models. Also raises `MissingKey` if the API key is
+    missing, `OtherAccount` if the key is not known to belong to the run's account, `Unsupported` if the host
+    can't delete models, and `ProviderError` if the host fails."""
     store, done, found = ws.store, list[Stored](), stored(ws, run)
     provider = ws.ready(run.provider)
     accounts.require(store, provider, run)

@@ -20,8 +20,8 @@ def is_private(run: Run) -> bool:
 
 
 def is_near(settings: Settings, address: str, *names: str) -> bool:
-    """Return True if the address is on this machine, or if its host or one of `names` is declared as the
-    user's own."""
+    """Return True if the address is on this machine, or if the user has declared its host or one of `names`
+    as their own."""
     host = _host(address)
     return is_loopback(host) or not settings.own_hosts.isdisjoint({host, *names})
 

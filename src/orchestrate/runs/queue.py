@@ -102,8 +102,8 @@ def most_usd(entry: QueueEntry) -> Decimal | None:
 
 
 def about(entry: QueueEntry) -> str:
-    """Describe an entry in one line: the entries that it waits for, or its run if it waits for none, followed
-    by its note."""
+    """Describe an entry in one line. If it waits for other entries or runs, shows their ids. Otherwise, shows
+    the id of its run. The note of the entry comes last."""
     after = entry.state is QueueState.WAITING and entry.after
     words = [f"after {', '.join(entry.after)}" if after else entry.run_id, entry.note]
     return "; ".join(word for word in words if word)

@@ -128,7 +128,7 @@ def _give(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> None:
     if wanted.used_up:
         raise UsageError(
             f"run {run.id} has already used {_used(had)}, so a total of "
-            f"{_described(wanted)} is already reached",
+            f"{_described(wanted)} would already be reached",
             fix=f"orchestrate resume {run.id} {wanted.least()}, or with a higher limit",
         )
     _require_paused(run, had, wanted)
@@ -167,8 +167,8 @@ def _at_host(ws: Workspace, handle: Resumed, asked: RaisedLimits) -> Allowance:
     if asked.usd is not None and reached(used, asked.usd):
         least = max(used + _CENT, run.quote.held_usd if run.quote else used)
         raise UsageError(
-            f"run {run.id} has already cost {money(used)}, so a total of {limit(asked.usd)} is "
-            "already reached",
+            f"run {run.id} has already cost {money(used)}, so a total of {limit(asked.usd)} "
+            "would already be reached",
             fix=f"orchestrate resume {run.id} --max-cost {least.quantize(_CENT, ROUND_CEILING)}   (or more)",
         )
     return Allowance(max_usd=run.max_cost_usd, max_hours=run.max_hours)

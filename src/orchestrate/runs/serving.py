@@ -280,10 +280,10 @@ def add(
     accept_licence: Sequence[str],
     called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
-    """Add adapters to a running server, either one started from this home folder or a vLLM server. Returns
-    each adapter's name, URL and loading time in seconds. Raises `UsageError` for an adapter that doesn't fit
-    the server, `SetupError` if the server rejects it, and `HostUnavailable` if the server does not
-    respond."""
+    """Add adapters to a running server: a server that was started from this home folder, or a vLLM server.
+    Returns (name, URL, loading time in seconds) for each adapter. Raises `UsageError` for an adapter that
+    doesn't fit the server, `SetupError` if the server rejects it, and `HostUnavailable` if the server does
+    not respond."""
     root = url.rstrip("/").removesuffix("/v1")
     own = any(note.url == root for note in server_process.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []

@@ -103,9 +103,9 @@ def of(
 
 def ends_usd(ws: Workspace, offer: Offer, spec: JobSpec) -> Decimal | None:
     """Return the cost, in US dollars, at which a run's rented machine is stopped. This is the run's own limit
-    or, without one, the high end of its quote. If less than that limit remains in the budget, the remaining
-    amount applies, but never less than the quote's high end. Returns `None` if the backend has no such limit
-    or the price is unknown."""
+    or, without one, the high end of its quote. If less remains in the budget, the machine is stopped at the
+    remaining amount, but never below the quote's high end. Returns `None` if the backend has no such limit or
+    the price is unknown."""
     backend = ws.provider(offer.provider)
     found = backend.ends_usd(spec, offer.translation, offer.quote) if isinstance(backend, Limited) else None
     if found is None or backend.config.sandbox or ws.settings.budget_usd is None:

@@ -93,8 +93,8 @@ class Contenders:
         in memory."""
         self._open.callback(self._worker.close)
         self._private: str | None = None
-        """Id of a private run among the contenders, if any. Its rows must not be sent to models on other
-        people's machines."""
+        """Id of a private run among the contenders, if any. Its rows must not be sent to models on machines
+        that the user does not own."""
 
     def close(self) -> None:
         self._open.close()
@@ -206,8 +206,8 @@ class Contenders:
         return by_chat(contender, streaming, self._sampling, price, lambda: timed.first_seconds, own=own)
 
     def embed(self, written: str, asking: Asking) -> Callable[[Sequence[str]], list[list[float]]]:
-        """Return a function that computes embeddings. Accepts the same model names as `of_model`. Requests
-        are sent through `asking`."""
+        """Return a function that computes embeddings of texts. Accepts the same model names as `of_model`.
+        `asking` stores the responses and enforces the cost limit."""
         at = self._at_address(written)
         wire, client = wire_of(at.host), connect(at.host)
 

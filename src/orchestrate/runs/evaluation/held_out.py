@@ -228,7 +228,7 @@ class PreparedEvaluation:
         train = handle.record.spec.get("train")
         if not isinstance(train, str) or is_masked(train):
             raise UsageError(
-                f"--shots selects examples from the training rows of {handle.id}, which are unknown"
+                f"--shots selects examples from training rows, but those of run {handle.id} are unknown"
             )
         return self._examples(train, _renaming(handle, train))
 

@@ -80,7 +80,7 @@ class PreparedJudging:
         self._rated = rated_answers(ft, terms.rated, self._rubric)
         if self._rated and len(self._rated[0].answers) == 2:
             raise UsageError(
-                f"{terms.rated} contains pairs, but a judge of rows must be calibrated on single answers",
+                f"{terms.rated} contains pairs, but a judge that rates rows needs ratings of single answers",
                 fix="orchestrate review RUN --single",
             )
         self._asking = asking_of(ft, terms, str(Path(path).resolve()))
@@ -178,8 +178,8 @@ def calibrated(ft: Workspace, terms: JudgeTerms) -> Calibration:
 
 
 def asking_of(ft: Workspace, terms: JudgeTerms, subject: str = "") -> Asking:
-    """Set up the requests to a judge, including the folder for stored answers and the cost limit. `subject`
-    describes the items to judge."""
+    """Set up the requests to a judge: the folder for stored answers, and the cost limit. `subject` identifies
+    the items to judge, so earlier requests with the same subject and options count toward the limit."""
     same = replace(terms, max_cost_usd=None, skip_failed=False)
     return Asking(
         ft.settings.home / "evaluations" / "answers",
@@ -206,10 +206,10 @@ def rated_answers(ft: Workspace, source: str | None, by: Rubric) -> list[RatedAn
 def held_against(
     ft: Workspace, source: str | None, by: Rubric
 ) -> Callable[[Judge, Kind], Calibration | None]:
-    """Return a function that takes a judge and a kind of rating (score or pair) and returns the judge's
-    calibration. If `source` contains human ratings of this kind, the function calibrates the judge against
-    them. Otherwise, it returns the stored calibration, or `None` if there is none. Raises `DataError` or
-    `UsageError` if the rated answers cannot be read."""
+    """Return a function that calibrates a judge or looks up its stored calibration. The function takes a
+    judge and a kind of rating (`score` or `pair`). If `source` contains human ratings of that kind, it
+    calibrates the judge against them. Otherwise, it returns the judge's stored calibration, or `None` if
+    there is none. Raises `DataError` or `UsageError` if the rated answers cannot be read."""
     answers = rated_answers(ft, source, by)
     rated_kind = "pair" if answers and len(answers[0].answers) == 2 else "score"
 

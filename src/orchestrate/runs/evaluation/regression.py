@@ -53,8 +53,8 @@ class RegressionOrder:
     """lm-eval tasks to run, if lm-eval is installed."""
     tasks_folder: Path | None = None
     margin: float | None = None
-    """Non-inferiority margin as a fraction of correct answers. Default: 0.1 for probes and sets. Probes of
-    general text have their own margin, in nats."""
+    """Non-inferiority margin: smaller drops in score do not count as forgetting. Scores range from 0 to 1.
+    Default: 0.1 for probes and sets. Probes of general text have their own margin, in nats."""
     limit: int | None = None
     """Maximum number of items per set and of documents per lm-eval task."""
     on: str = "auto"
@@ -140,7 +140,7 @@ class PreparedRegression:
         used = made.used
         if not isinstance(made, Metric) or used.kind == "amount" or used.better == "neither":
             raise UsageError(
-                f"{written}: a test set needs a metric that scores each answer, and {used.name} does not"
+                f"{written}: a test set needs a metric that scores each answer, but {used.name} does not"
             )
         title = f"{count(len(found.items), 'row')} of {path}, by {made.used.name}"
         return RegressionProbe(Path(path).stem, title, found.items, made, self._margin)

@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 class ReviewOrder:
     """Options for a review.
 
-    `evaluation` is the id of an evaluation, which need not contain a run. By default, the review uses the
-    latest evaluation that contains all of the runs. If there is no such evaluation, the review uses each
-    run's latest evaluation, and only the items that all runs answered. `items` is the number of items to
-    sample. `seed` determines the sampled items, their order, and the side on which each answer is shown. The
-    default seed is random, so raters cannot predict the sides. `new` starts a new review even if an identical
-    one exists.
+    `evaluation` is the id of the evaluation whose answers are rated. It may be an evaluation without runs. By
+    default, the review uses the latest evaluation that contains all of the runs. If there is none, it
+    combines the latest evaluation of each run, and uses only the items that all runs answered. `items` is the
+    number of items to sample. `seed` determines the sampled items, their order, and the side on which each
+    answer is shown. The default seed is random, so raters cannot predict the sides. `new` starts a new review
+    even if an identical one exists.
     """
 
     single: bool = False
@@ -227,8 +227,9 @@ def record(ft: Workspace, session: ReviewSession, ratings: Sequence[Rating]) -> 
 
 
 def planned(preference: float, likeness: float | None = None) -> tuple[Planned, ...]:
-    """Calculate how many raters and items are needed to detect a preference of this size. `likeness` is the
-    measured correlation between raters (default: a typical value)."""
+    """Calculate how many raters and items are needed to detect a preference, such as 0.6 if raters prefer one
+    model in 60% of comparisons. `likeness` is the measured correlation between raters (default: a typical
+    value)."""
     if not 0 < preference < 1 or abs(preference - 0.5) < 0.005:
         raise UsageError("a preference must be between 0 and 1 and not exactly 0.5", fix="--detect 0.6")
     return results.planned(preference, likeness=results.LIKENESS if likeness is None else likeness)
@@ -241,7 +242,7 @@ def export(ft: Workspace, session: ReviewSession, output: Path, rater: str | Non
     if output.suffix.lower() == ".csv":
         if rater is None:
             raise UsageError(
-                "a spreadsheet is for one rater, because each rater sees the items in a different order",
+                "a spreadsheet needs a rater's name, because each rater sees the items in a different order",
                 fix="--rater NAME",
             )
         count = sheets.export(session, rater, output)

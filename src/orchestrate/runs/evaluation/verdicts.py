@@ -34,9 +34,9 @@ def joined(ws: Workspace, found: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class SameModels:
-    """Comparison of checkpoint names of a run: two names may refer to the same model. A name is a
-    checkpoint's id or step, or `None` for the run's final model. The last step's checkpoint is the same as
-    the final model, unless the run keeps its best weights."""
+    """Lookup of which checkpoint names of a run refer to the same model. A name is a checkpoint's id or step,
+    or `None` for the run's final model. The final model is the checkpoint of the last step, unless the run
+    keeps its best weights."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._run, self._kept = run, ws.store.history.checkpoints(run.id)
@@ -46,8 +46,8 @@ class SameModels:
         return self._model(one) == self._model(other)
 
     def merged(self, found: Sequence[Regression], checkpoint: str | None = None) -> Regression | None:
-        """Merge the regression tests of the model at `checkpoint`, or of the run's final model by default.
-        `found` must be sorted from oldest to newest. For each probe, the latest result counts."""
+        """Merge the regression tests of the model at `checkpoint` (default: the run's final model), using the
+        latest result of each probe. `found` must be sorted from oldest to newest."""
         return _merged([one for one in found if self.same(one.tuned.checkpoint, checkpoint)])
 
     def _model(self, checkpoint: str | None) -> str | None:
@@ -138,10 +138,10 @@ def _not_measured(about: _RunFacts, contender: Contender) -> VerdictReason:
     this model may have it too."""
     own = about.models.merged(about.regressions)
     lost = contender.checkpoint is not None and own is not None and bool(own.forgotten)
-    what = "this checkpoint" if contender.checkpoint else "the run's own weights"
+    what = "this checkpoint" if contender.checkpoint else "the run's final model"
     why = f"forgetting was not measured for {what}: orchestrate regress {contender.name}"
     if lost:
-        why = f"other weights of this run show forgetting, but {why}"
+        why = f"this run's final model shows forgetting, but {why}"
     return VerdictReason("not enough evidence" if lost else "ship", why)
 
 

@@ -76,8 +76,8 @@ def known(ft: Workspace, name: str) -> Review | None:
 def reopened(
     ft: Workspace, review: Review, writers: Sequence[str] = (), settler: str = SETTLER
 ) -> WritingSession:
-    """Open a stored review. If `writers` is set, the unwritten rows of all other writers are reassigned to
-    these writers."""
+    """Open a stored review. If `writers` is set, unwritten rows that are assigned to anyone else are
+    reassigned to these writers."""
     folder = Path(review.folder)
     session = WritingSession(
         review, written_rows.read(_rows(folder)), _assigned(folder), ft.store.reviews, settler

@@ -126,13 +126,13 @@ class Deployer:
     def deploy(
         self, run: Run, terms: DeployTerms, *, budget_usd: Decimal | None = None, limits: Sequence[Limit] = ()
     ) -> Deployment:
-        """Create a deployment, or complete, start or change an earlier one. First reserves the deployment's
-        maximum remaining cost against the budget and each limit.
+        """Create the run's deployment. If the run already has one, complete, start or change it. First
+        reserves the deployment's maximum remaining cost against the budget and each limit.
 
-        Raises `OverBudget` before anything is written or sent, `OutcomeUnknown` if the response was lost
-        (call `sync` or repeat the call to resolve it), `LeaseHeld` while another process works on the
-        deployment, and `ProviderError` if the host rejects the request or cannot be reached. In this last
-        case, the store also records whether the deployment is up.
+        Raises `OverBudget` before anything is written or sent, and `LeaseHeld` while another process works on
+        the deployment. Raises `OutcomeUnknown` if the response was lost: call `sync` or repeat the call to
+        resolve it. Raises `ProviderError` if the host rejects the request or cannot be reached. After a
+        `ProviderError`, the store also records whether the deployment is up.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
             price = self._price(run, self._open(run), terms)
@@ -387,8 +387,8 @@ class Deployer:
     def _require_host(self, tracked: Run | Deployment) -> None:
         if (tracked.provider, tracked.host) != (self.provider.config.name, self.provider.host):
             raise UsageError(
-                f"{tracked.id} is on {tracked.provider} (address {tracked.host}), but the current "
-                f"configuration uses {self.provider.config.name} (address {self.provider.host})",
+                f"{tracked.id} is on {tracked.provider} at {tracked.host}, but the current "
+                f"configuration uses {self.provider.config.name} at {self.provider.host}",
                 fix="use the configuration and key with which it was created",
             )
 

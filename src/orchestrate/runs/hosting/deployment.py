@@ -98,8 +98,8 @@ class DeploymentHandle:
 
     @property
     def settles_in_s(self) -> float:
-        """If the response to the create request was lost: seconds until it is certain whether the request
-        took effect. After that, the deployment either exists or never will."""
+        """Seconds until a create request whose response was lost can be resolved. After that, the deployment
+        either exists or never will."""
         return max(deployer_of(self._ws, self.record.provider).settles_in(self.record), 0.0)
 
     def abandon(self, reason: str) -> Deployment:

@@ -65,8 +65,9 @@ class Offer:
     quote: Quote
 
     def require_fit(self, *, strict: bool = False) -> None:
-        """Raise `TranslationRefused` for a rejected setting (with `strict`, also for a setting that is not
-        applied exactly), and `DataError` for an error in the files."""
+        """Raise `TranslationRefused` if the backend would reject a setting, and `DataError` if the files
+        contain an error. With `strict`, also raises `TranslationRefused` for a setting that would not be
+        applied exactly."""
         refused = self.translation.inexact if strict else self.translation.refused
         if refused:
             from orchestrate.spec import specfile

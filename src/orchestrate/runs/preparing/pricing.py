@@ -108,8 +108,8 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 def require_used(
     ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if one of the user's `rates` affects none of these quotes. All of them must already
-    be in the rate book. If `serving` is set, rates for serving are not checked."""
+    """Raise `UsageError` if the user's `rates` contain a rate that none of these quotes uses. The rates must
+    already be in the rate book. If `serving` is set, rates for serving are not checked."""
     lookups: list[Lookup] = []
     for offer in (offer for one in prepared for offer in one.offers):
         with suppress(SpecError):
@@ -132,10 +132,10 @@ def use(
     saved_tokens: int = 0,
 ) -> ServingUse:
     """Describe the expected use of the tuned model, for computing serving costs. `traffic` is text such as
-    "20k req/day, 900 in, 150 out". `compare_with` is the base model whose prompting cost is compared. By
-    default, a model is chosen that stays available for the entire period. `saved_tokens` is how many more
-    prompt tokens per request the base model needs. Raises `UsageError` if the traffic can't be parsed or the
-    price of the base model is unknown."""
+    "20k req/day, 900 in, 150 out". `compare_with` is the base model that would be prompted instead of tuning.
+    By default, a model is chosen that stays available for the entire period. `saved_tokens` is the number of
+    additional prompt tokens per request that the base model needs. Raises `UsageError` if the traffic can't
+    be parsed or the price of the base model is unknown."""
     asked = Traffic.parse(traffic)
     if compare_with:
         base = costing.base_price(compare_with, asked, saved_tokens=saved_tokens)

@@ -80,7 +80,7 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def by_the_hour(self) -> bool:
-        """Return whether the resource is or may be billed by uptime. Jobs of runs in this store don't count,
+        """True if the resource is, or may be, billed for its uptime. False for jobs of runs in this store,
         because their cost is already committed."""
         if self.item.bills is False:
             return False
@@ -243,7 +243,8 @@ class Spender:
     backends: Sequence[str]
     provider: Callable[[str], Provider]
     ready: Callable[[str], Provider]
-    """Like `provider`, but raises `MissingKey` if the key is missing."""
+    """Returns a backend by its name, as `provider` does, but raises `MissingKey` if the backend has no
+    key."""
     budget_usd: Decimal | None = None
 
     def report(

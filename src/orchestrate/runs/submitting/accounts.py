@@ -72,14 +72,14 @@ def account_of(store: Store, provider: Provider) -> str:
 
 
 def is_here(store: Store, provider: Provider, account: str | None) -> bool | None:
-    """Return True if the backend's key belongs to this account and False if it belongs to another one,
-    judging only by account ids. Returns `None` if the ids are not sufficient."""
+    """Compare account ids only. Returns True if the backend's key belongs to this account, False if it
+    belongs to another account, and `None` if the ids are not sufficient."""
     with store.database.reading() as connection:
         return is_here_in(connection, provider, account)
 
 
 def is_here_in(connection: Connection, provider: Provider, account: str | None) -> bool | None:
-    """Evaluate `is_here` within the transaction of `connection`."""
+    """Return the result of `is_here`, reading the store within the open transaction of `connection`."""
     if account is None:
         return None
     first = _first_id(connection, provider, host_account(provider).id)

@@ -144,13 +144,13 @@ class Submission(RunRequest):
     """True to submit even if an identical run (see `orchestrate.runs.submitting.repeats`) would block it."""
     patient: bool = False
     """True to keep the run pending, instead of rejecting it, if its host can't accept it now but may later.
-    The next call with the same key continues the run, even from a copy of the store, because the ref is the
-    same."""
+    The next call with the same key continues the run. This also works from a copy of the store, because the
+    ref is derived from the key."""
 
 
 def stored_spec(run: Run) -> JobSpec:
-    """Return the stored spec of a run that an earlier command started, ready to be sent. Raises `UsageError`
-    if the spec contained a secret, because secrets are not stored."""
+    """Rebuild the spec of a stored run, so that the run can be sent again. Raises `UsageError` if the spec
+    contained a secret, because secrets are not stored."""
     if names := [name for name, value in run.spec.items() if is_masked(value)]:
         raise UsageError(
             f"run {run.id} cannot be sent again because the secrets in {' and '.join(names)} of "

@@ -141,7 +141,7 @@ HEAD = ("rows", "which", "score", "95% interval", "runs")
 
 
 def summary(found: BestRows) -> list[str]:
-    """Return one sentence for each other selection, with the gain of the best rows over it."""
-    other = {"random": "as many random rows", "all": "all rows"}
+    """Summarize the gain of the best rows over each other selection, with one sentence per selection."""
+    other = {"random": "the same number of random rows", "all": "all rows"}
     best = f"the best {found.keep:.0%} of the rows by {found.by}"
     return [f"{best} against {other[kind]}: {step(found.target, gain)}" for kind, gain in found.over.items()]

@@ -135,7 +135,8 @@ def applied(spec: Mapping[str, Any], settings: Settings, share: float = 1.0, see
 
 
 def takes_part(settings: Settings, share: float = 1.0) -> bool:
-    """Return whether a trial trains on only part of the rows."""
+    """Return True if a trial trains on only part of the rows. The fraction `share` is multiplied by the
+    trial's own."""
     own = settings.get(SHARE, 1)
     return isinstance(own, str) or share * float(own) < 1
 

@@ -1,8 +1,8 @@
-"""Suggests rank, alpha, learning rate, epochs and batch size for a spec's rows and model, each with its
-reason and source, and neighboring values for a small sweep.
+"""Suggests rank, alpha, learning rate, epochs and batch size for a spec's rows and model. Each suggestion has
+a reason, a source, and neighboring values for a small sweep.
 
-Sources: Schulman et al., LoRA Without Regret (2025), and `hyperparam_utils` in tinker-cookbook (2026-08),
-which follows it. Dettmers et al., QLoRA (2023), appendix B. Unsloth, LoRA hyperparameters guide (2026).
+Sources: LoRA Without Regret (Schulman et al., 2025). `hyperparam_utils` in tinker-cookbook (2026-08), which
+follows that article. QLoRA (Dettmers et al., 2023), appendix B. Unsloth's LoRA hyperparameters guide (2026).
 """
 
 from __future__ import annotations

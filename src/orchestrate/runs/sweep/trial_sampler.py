@@ -49,9 +49,9 @@ def next_settings(
 
 
 def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
-    """Return True if a trial should be stopped early: at some step, its loss was in the worse half of the
-    trials that reached that step. `curves` is {trial number: {percentage of steps completed: validation
-    loss}}, and `number` is the trial in question. Uses asynchronous successive halving (Li et al., 2020)."""
+    """Return True if asynchronous successive halving (Li et al., 2020) would stop trial `number` early: at
+    some step, its loss was in the worse half of the trials that reached that step. `curves` is {trial number:
+    {percentage of steps completed: validation loss}}."""
     _quiet()
     import optuna
 

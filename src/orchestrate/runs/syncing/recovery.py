@@ -153,12 +153,13 @@ class Recovery(msgspec.Struct, kw_only=True):
 
     recovered: list[str] = []
     adopted: list[str] = []
-    """Runs whose job was unknown to the store until it was found on the host."""
+    """Runs of this store that had no known job until their job was found on the host."""
     offered: list[OrphanJob] = []
     """Jobs that were found but not selected for recovery."""
     counted: dict[str, str] = {}
-    """Amounts that count toward a budget, as {run id: description}. Each is the host's figure, the cost under
-    the billing rule for the job's outcome, or the high end of a quote for the reported data."""
+    """Costs that count toward a budget, as {run id: description}. A cost is the amount that the host reports,
+    the amount that the host bills for jobs with this outcome, or the high end of a quote for the reported
+    data."""
     unpriced: list[str] = []
     """Recovered runs whose cost does not count toward any budget."""
     reasons: dict[str, str] = {}

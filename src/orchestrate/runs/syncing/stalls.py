@@ -38,8 +38,8 @@ LEAST_S, UNKNOWN_S = 15 * 60.0, 60 * 60.0
 runs to compare with, and `UNKNOWN_S` otherwise. Both are our own choice, because no host publishes such a
 limit."""
 ENOUGH, _MOST = 3, 20
-"""`ENOUGH` is the number of earlier runs needed to know the usual durations. `_MOST` is the maximum number of
-earlier runs to read, and also of possible stalls to check in one sync."""
+"""`ENOUGH` is the minimum number of earlier runs for computing the usual durations. `_MOST` limits both the
+number of earlier runs to read and the number of possible stalls that one sync checks."""
 _PHASES = (JobStatus.VALIDATING, JobStatus.RUNNING, JobStatus.FINALIZING)
 _LATER_S = 600.0
 _ASLEEP_S = 60.0
@@ -54,8 +54,8 @@ class Usual(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float | None = None
     """Median duration of the phase in seconds."""
     silent_s: float | None = None
-    """Longest gap between two updates of a run, in seconds, as the median over earlier runs. If the current
-    run has more tokens than an earlier run, the earlier run's gap is scaled up."""
+    """Longest gap between two updates of a run in seconds: the median over earlier runs. Gaps of earlier runs
+    with fewer tokens than the current run are scaled up."""
 
 
 class Stall(msgspec.Struct, frozen=True, kw_only=True):
