@@ -155,7 +155,7 @@ def id_of(respondent: Respondent, items: Iterable[Item]) -> str:
 
 
 def write(folder: Path, name: str, pairs: Sequence[tuple[Item, tuple[Answer, ...]]]) -> None:
-    """Write both files, each atomically."""
+    """Write `answers.jsonl` and `rows.jsonl` to the folder. Each file is replaced atomically."""
     private_folder(folder)
     lines = [ScoredItem(item=item, answers={name: answers}) for item, answers in pairs]
     write_whole(folder / "answers.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
@@ -171,8 +171,8 @@ def written(folder: Path) -> dict[str, tuple[Answer, ...]]:
 
 
 def row_of(item: Item, answer: Answer, *, own: bool = False) -> dict[str, Any]:
-    """Build a chat row from a prompt and its expected answer. The recorded answer is used instead if `own` is
-    true or if the prompt has no expected answer."""
+    """Build a chat row from a prompt and its expected answer. Uses the recorded answer instead if `own` is
+    true or the prompt has no expected answer."""
     recorded = own or not (item.expected or item.expected_calls)
     reply: dict[str, Any] = {"role": "assistant", "content": answer.text if recorded else item.expected}
     if calls := list(answer.tool_calls if recorded else item.expected_calls):
@@ -194,8 +194,8 @@ def read(recording: Recording) -> list[tuple[Item, tuple[Answer, ...]]]:
 
 
 def candidate(recording: Recording) -> Candidate:
-    """Return a candidate that replays the recorded answers. It can only answer the questions in
-    `rows_file`. All other questions count as wrong."""
+    """Return a candidate that replays the recorded answers. A question that is not in `rows_file` has no
+    recorded answer, and counts as answered wrong."""
     known: dict[str, Answer] = {}
     for item, answers in read(recording):
         for sample, answer in enumerate(answers):

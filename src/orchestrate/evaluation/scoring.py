@@ -29,9 +29,8 @@ class Scored:
     confusions: tuple[Confusion, ...]
     answered: tuple[ScoredItem, ...]
     both_answered: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-    """Differences between contenders and their rivals in the first metric, as `{contender: difference}`,
-    computed only from items that the rival answered. Contains only contenders whose rival left some items
-    unanswered."""
+    """Difference in the first metric between a contender and its rival, as `{contender: difference}`, over
+    the items that the rival answered. Only contains contenders whose rival left some items unanswered."""
     beside: tuple[Difference, ...] = ()
 
 
@@ -166,7 +165,8 @@ class MetricColumn:
 
     @property
     def flips(self) -> bool:
-        """True if each item has one answer that is either right or wrong, and there are no clusters."""
+        """True if each item has a single answer, which is either right or wrong, and items are not
+        clustered."""
         alone = not any(item.cluster for item in self.items)
         once = all(len(own) == 1 for own in self.marks)
         return self.used.kind == "right-or-wrong" and once and alone

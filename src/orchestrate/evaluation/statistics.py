@@ -60,10 +60,12 @@ def mean_test(
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:
-    """Return how far the true mean may be from the measured `value` if all `count` values are identical. If
-    the range of values (`within`) is known, this is the largest possible deviation times the highest
-    plausible probability of an event that never occurred in `count` trials. If the range is unknown, returns
-    0 if `count` identical values can be significant at 5%, and the absolute `value` otherwise."""
+    """Return how far the true mean may be from the measured `value` if all `count` values are identical.
+
+    If the range of values (`within`) is known, this is the largest possible deviation, times the highest
+    plausible probability of an outcome that did not occur in `count` trials. If the range is unknown, this is
+    0 if `count` identical values can be significant at 5%, and the absolute `value` otherwise. A single value
+    gives `UNKNOWN`."""
     if count < 2:
         return UNKNOWN
     if within is None:

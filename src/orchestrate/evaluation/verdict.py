@@ -32,7 +32,8 @@ class Demand:
 
 def require_decidable(metric: MetricUsed, demand: Demand) -> None:
     """Check that the target and margin make sense for the metric. Raises `UsageError` if one of them is
-    impossible, or if one is set for a metric whose values are better neither when higher nor when lower."""
+    impossible. Also raises it if one is set although neither higher nor lower values of the metric are
+    better."""
     target, margin = demand.target, demand.margin
     if metric.better == "neither" and (target is not None or margin):
         raise UsageError(

@@ -70,10 +70,10 @@ class Engines:
         self._held.clear()
 
     async def answering(self, run: Run, step: int | None) -> Answering:
-        """Return the engine that serves a model. Loads the model first if necessary. Engines identify models
-        by `name_of`, because clients may use several names for one model and may later reuse a name for
-        another model. Raises `HostError` 404 if the step has no checkpoint, and 503 if all engines are in
-        use. Errors of `RunHandle.download` propagate."""
+        """Return the engine that serves a model, loading the model first if necessary. Engines identify
+        models by `name_of` rather than by the client's name. Clients may use several names for one model, and
+        may later reuse a name for another model. Raises `HostError` 404 if the step has no checkpoint, and
+        503 if all engines are in use. Errors of `RunHandle.download` propagate."""
         name = name_of(run, step)
         tuned = await run_in_threadpool(self._tuned, name, run, step)
         held = await run_in_threadpool(self._ready, tuned)
@@ -125,9 +125,9 @@ _OURS = frozenset(
     {"model", "messages", "stream", "max_tokens", "max_completion_tokens", "return_token_ids"}
     | {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
-"""Request fields that are converted or dropped. All others are forwarded unchanged. `user`, `metadata`,
-`store`, `service_tier`, `safety_identifier` and `prompt_cache_key` are dropped, because they don't affect
-answers."""
+"""Request fields that the gateway converts or drops. It forwards all other fields unchanged. `user`,
+`metadata`, `store`, `service_tier`, `safety_identifier` and `prompt_cache_key` are dropped, because they
+don't affect answers."""
 
 
 _COMES_UP_S = 10
@@ -136,8 +136,8 @@ _COMES_UP_S = 10
 
 class OnDemand:
     """Deploys tuned models on request, for hosts that only serve deployed models. The configuration defines
-    which models may be deployed, and within which limits. By setting limits, the operator agrees to the
-    price."""
+    which models may be deployed, and the limits on time and cost. Setting these limits counts as the
+    operator's consent to the price."""
 
     def __init__(self, ft: Workspace, models: ModelRoutes) -> None:
         self._ft, self._models = ft, models

@@ -178,8 +178,8 @@ Act = Callable[[GatewayRequest], Any]
 
 @contextmanager
 def placed() -> Generator[None]:
-    """Convert `NoSuchPlace` to `HostError` 404, for list requests whose `after` id is not in the list. With
-    an empty page instead, clients would conclude that there are no more entries."""
+    """Convert `NoSuchPlace` to `HostError` 404. `NoSuchPlace` means that the `after` id of a list request is
+    not in the list. An empty page would make clients believe that there are no more entries."""
     try:
         yield
     except NoSuchPlace as error:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PROJECT = "default"
 _FRESH_S = 2.0
 _SHARE = 20.0
-"""Minimum time for which cached data stays fresh, as a multiple of the time that reading it took."""
+"""Minimum time for which cached data stays fresh, as a multiple of the time it took to read the data."""
 Found = tuple[GatewayJob, Run]
 
 
@@ -75,8 +75,8 @@ class _JobCache:
 
 
 def until(clock: Clock, begun_s: float) -> float:
-    """Return when data expires, on the uptime clock in seconds, given that reading it started at
-    `begun_s`."""
+    """Return when cached data expires, on the uptime clock in seconds. `begun_s` is when reading the data
+    started, on the same clock."""
     now = clock.uptime().seconds
     return now + max(_FRESH_S, _SHARE * (now - begun_s))
 

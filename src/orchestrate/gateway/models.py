@@ -90,8 +90,8 @@ class ModelRoutes:
     # -- models --------------------------------------------------------------------------------------------
 
     def listed(self, call: GatewayRequest) -> Any:
-        """Return the encoded list of models. It is cached until something changes, because it has no pages
-        and encoding a thousand models takes time."""
+        """Return the list of models, encoded as JSON. The list has no pages, and encoding a thousand models
+        takes time, so the result is cached until something changes."""
         key, changes = call.key, self._jobs.changes
         scope = msgspec.json.encode((key.project, key.models, key.backends, key.map))
         begun = self._ft.store.clock.uptime().seconds
@@ -193,8 +193,8 @@ class ModelRoutes:
         return job, run, step
 
     def answers_here(self, asked: str, job: GatewayJob, run: Run) -> bool:
-        """Return whether this machine serves a tuned model, because it was trained here or because the
-        configuration says so."""
+        """Return whether this machine serves a tuned model. True if the model was trained here, or if the
+        configuration says to serve it here."""
         near = self._ft.provider(run.provider).profile.near
         return near or terms.answers_here(asked, job.base, run.provider, self._terms.models)
 

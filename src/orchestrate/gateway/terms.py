@@ -81,7 +81,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     organization: str = Field(default="orchestrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """Organization to put into the names of tuned models, as their third part."""
+    """Organization in the names of tuned models (`ft:MODEL:ORGANIZATION:SUFFIX:ID`)."""
     files: str | None = None
     """The folder of uploaded files. Default: `gateway/` in the home folder."""
     webhook_url: str | None = None
@@ -151,10 +151,16 @@ def _with_aliases(models: Mapping[str, MappedModel], where: str) -> dict[str, Ma
 
 
 def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) -> MappedModel | None:
-    """Return the model to train for a requested name, or `None` if the name is not mapped. Looks up the name,
-    with or without its date, in the key's own names and then in the configuration. If neither has it, uses
-    the key's default or else the configuration's. A model that is private in the configuration stays private
-    even if a key maps the name elsewhere."""
+    """Return the model to train for a requested name, or `None` if the name is not mapped. Searches in this
+    order:
+
+    1. The key's own names, for the name with or without its date
+    2. The configuration, for the name with or without its date
+    3. The key's default
+    4. The configuration's default
+
+    If the configuration makes the name private, the model is private even if the key maps the name
+    elsewhere."""
     own = {name: parse_target(value) for name, value in key.map.items()}
     models = {name: target for name, target in models.items() if target.run is None}
     of_key, of_all = _named(asked, own), _named(asked, models)
@@ -166,7 +172,7 @@ def target_of(asked: str, models: Mapping[str, MappedModel], key: GatewayKey) ->
 
 
 def answers_here(asked: str, base: str, backend: str, models: Mapping[str, MappedModel]) -> bool:
-    """Return whether the configuration makes this machine serve a tuned model."""
+    """Return whether the configuration says to serve a tuned model on this machine."""
     found = of_tuned(asked, base, backend, models)
     return found is not None and found[1].on == "here"
 

@@ -20,18 +20,17 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 
 @dataclass(frozen=True)
 class Context:
-    """Resources that metrics may use. A metric gets the models that it queries from `respondent`, and sends
-    its questions through `asking`. `asking` stores the answers and their prices, and enforces the
-    evaluation's budget. Model names have the same format as in `orchestrate.providers.chat`."""
+    """Resources that metrics may use. `respondent` returns the models to query. `asking` sends the requests
+    to them, stores the responses with their prices, and enforces the evaluation's budget. Model names have
+    the same format as in `orchestrate.providers.chat`."""
 
     items: Sequence[Item]
     asking: Asking
     respondent: Callable[[str, int, float], Respondent]
-    """Function that returns a model to query, given its name, the maximum number of tokens, and the
-    temperature. Raises the same errors as `model_at`."""
+    """Returns the model to query. The arguments are its name, the maximum number of tokens to generate, and
+    the temperature. Raises the same errors as `model_at`."""
     embed: Callable[[str], Embed]
-    """Function that takes a model's name and returns its embedding function, which maps each text to a
-    vector."""
+    """Returns the named model's embedding function, which maps each text to a vector."""
     rubric: Rubric = DEFAULT
     """The rubric for judges."""
     held: Callable[[Judge, Kind], Calibration | None] = lambda judge, kind: None

@@ -81,7 +81,7 @@ class Grading(MeanOfMarks):
 
 
 class ScoreModel:
-    """A grader that asks a model for a number, and scales it from `range` to 0..1."""
+    """A grader that asks a model for a number in `range`, and scales the number to 0..1."""
 
     def __init__(self, grader: Mapping[str, Any], context: Context) -> None:
         low, high = grader.get("range") or (0, 1)

@@ -36,8 +36,8 @@ from orchestrate.types import Contender, Difference, Likelihood, Message, Metric
 
 
 NATS_MARGIN = 0.05
-"""Margin for general text: the allowed increase in loss, in nats per token. It corresponds to 5% in
-perplexity."""
+"""Non-inferiority margin for general text: the largest acceptable increase in loss, in nats per token.
+Equivalent to a 5% increase in perplexity."""
 POINTS_MARGIN = 0.1
 """Margin for the share of correct answers. A smaller margin requires more items than these probes have (see
 `statistics.rows_for`)."""
@@ -70,7 +70,7 @@ def general() -> RegressionProbe:
         used,
         lambda _, a: a.expected_nats / a.expected_tokens if a.expected_tokens and a.expected_nats else None,
     )
-    title = f"{len(items)} short passages of general English, scored by the change in nats per token"
+    title = f"{len(items)} short passages of general English, scored by the change in loss, in nats per token"
     return RegressionProbe("general-text", title, items, metric, NATS_MARGIN, "likelihood")
 
 
@@ -276,7 +276,7 @@ def run(
     if unknown:
         raise UsageError(
             f"lm-eval has no task named {unknown[0]!r}",
-            fix="put the task's YAML into a folder and add --tasks-folder DIR",
+            fix="put the task's YAML file into a folder DIR and add --tasks-folder DIR",
         )
     try:
         found: Any = simple_evaluate(
@@ -450,7 +450,7 @@ def advice(spec: Mapping[str, Any]) -> list[str]:
         "add general training rows for the forgotten abilities, 10% to 20% of the data",
         f"train for fewer epochs{fewer}, or use an earlier checkpoint: orchestrate checkpoints RUN",
         f"use a smaller learning rate{smaller}",
-        *(["train an adapter instead of all weights. It changes the model less"] if full else []),
+        *(["train an adapter, which changes the model less than training all weights"] if full else []),
     ]
 
 

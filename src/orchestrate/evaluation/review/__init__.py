@@ -36,8 +36,8 @@ class ReviewTask(Record, frozen=True, kw_only=True):
 class Tasks(msgspec.Struct, frozen=True):
     tasks: list[ReviewTask]
     same: tuple[tuple[str, str, str], ...] = ()
-    """(contender, contender, item) triples in which both contenders gave the same answer. These are not
-    rated."""
+    """Pairs of contenders that gave the same answer to an item, as (contender, other contender, item). Raters
+    don't see these pairs."""
 
 
 def read_answered(path: Path) -> list[ScoredItem]:
@@ -184,10 +184,10 @@ def _joined(one: ScoredItem, other: ScoredItem) -> ScoredItem:
 
 
 def source_of(evaluations: Sequence[Evaluation], run_ids: Sequence[str], wanted: str | None) -> ReviewSource:
-    """Choose the evaluations to review. This is the newest one that contains every run. If there is none, it
-    is the newest one of each run. `evaluations` are sorted from oldest to newest. If `wanted` is set, only
-    evaluations whose id starts with it are considered, and one of them must contain every run. Raises
-    `UsageError` if no evaluation fits."""
+    """Choose the evaluations to review: the newest one that contains every run or, if there is none, the
+    newest one of each run. `evaluations` are sorted from oldest to newest. If `wanted` is set, considers only
+    evaluations whose id starts with it, and requires one that contains every run. Raises `UsageError` if no
+    evaluation fits."""
     fitting = [e for e in evaluations if wanted is None or e.id.startswith(wanted)]
     if not run_ids and len(fitting) != 1:
         what = f"{wanted} matches several evaluations" if fitting else f"no evaluation matches {wanted}"

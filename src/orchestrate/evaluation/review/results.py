@@ -69,10 +69,10 @@ def likeness(votes: Sequence[PairVote]) -> float | None:
 
 
 def strengths(votes: Iterable[PairVote]) -> dict[str, Score]:
-    """Fit the Bradley-Terry model: return the rate at which each model would be preferred to another model
-    chosen at random, strongest first. Intervals come from resampling items. Each pair of models gets one
-    additional tie, even if raters never compared the two. Without it, a model that never lost would be
-    infinitely strong."""
+    """Return each model's strength in a Bradley-Terry model, strongest first. The strength is the rate at
+    which the model would be preferred to another one chosen at random. Intervals come from resampling items.
+    Every pair of models gets one extra tie, even a pair that raters never compared. Without it, a model that
+    never lost would be infinitely strong."""
     votes = outcomes(votes)
     by_item: defaultdict[str, list[PairVote]] = defaultdict(list)
     for vote in votes:

@@ -24,9 +24,9 @@ from orchestrate.evaluation.review.session import ReviewAction, ReviewSession, r
 from orchestrate.types import Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
-"""Thresholds for answers rated individually, on scores from 0 to 1. An answer is desirable if its score is at
-least the first value, and undesirable if its score is at most the second. On a five-point scale, these are 4
-and 2."""
+"""Score thresholds for answers that are rated individually, on a scale from 0 to 1. Scores of at least `GOOD`
+are desirable, and scores of at most `BAD` are undesirable. On a five-point scale, the thresholds are 4 and
+2."""
 
 
 class FromReview(Record, frozen=True, kw_only=True):
@@ -50,9 +50,9 @@ def from_review(
     format: Literal["dpo", "kto"],
     agreement: float = 0.6,
 ) -> FromReview:
-    """Convert a review's ratings to training rows and write them to a file. A rated pair yields a row only if
-    at least the fraction `agreement` of its raters agree. A tie counts as half. Raises `DataError` if no
-    rating yields a row."""
+    """Convert a review's ratings to training rows and write them to a file. `agreement` is the minimum
+    fraction of a pair's raters who must choose the same answer for the pair to yield a row. A tie counts as
+    half a vote. Raises `DataError` if no rating yields a row."""
     known = {task.id: task for task in tasks}
     held = [rating for rating in valid_ratings(ratings) if rating.task in known]
     left_out: Counter[str] = Counter()
@@ -236,8 +236,8 @@ def export(session: ReviewSession, rater: str, path: Path) -> int:
 
 
 def take(session: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
-    """Read a completed spreadsheet, and pass all of its ratings to `keep` in one call. If any row is invalid,
-    store nothing and raise a `DataError` that names the row."""
+    """Import the ratings in a completed spreadsheet. Passes all new and changed ratings to `keep` in one
+    call. If any row is invalid, stores nothing and raises a `DataError` that names the row."""
     rater = rater_named(rater)
     rows = _rows(path)
     places = {
@@ -284,18 +284,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8", fix="save the sheet as CSV UTF-8") from error
+        raise DataError(f"{path} is not UTF-8", fix="save the spreadsheet in the format CSV UTF-8") from error
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     csv.field_size_limit(1 << 30)  # of this process, which reads nothing else by it; an answer may be long
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="", restkey="more")
     if "task" not in (reader.fieldnames or ()):
-        raise DataError(f"{path} is not a review sheet: it has no column 'task'")
+        raise DataError(f"{path} is not a review spreadsheet: it has no 'task' column")
     return [{(k or "").split(" (")[0]: v for k, v in row.items() if isinstance(v, str)} for row in reader]
 
 
 def _action_of(session: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
-    """Return the rating action of a sheet's row, or `None` if the row has no rating."""
+    """Return the rating action of a spreadsheet row, or `None` if the row has no rating."""
     note = row.get("note", "")
     if note.startswith("'") and note[1:].startswith(_FORMULA):
         note = note[1:]  # as `export` wrote it

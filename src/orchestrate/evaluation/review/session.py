@@ -82,8 +82,8 @@ class ReviewSession:
         return counts
 
     def act(self, action: ReviewAction, holder: str = "") -> dict[str, Any]:
-        """Perform an action and return the page's next contents. `holder` is the rater that the link belongs
-        to. If it is empty, the link is shared and the action contains the rater's name. Raises `UsageError`
+        """Perform an action and return the page's next contents. `holder` is the rater who owns the link, or
+        empty for a shared link. With a shared link, the action contains the rater's name. Raises `UsageError`
         if the action is not possible."""
         rater = holder or rater_named(action.rater)
         at = action.at

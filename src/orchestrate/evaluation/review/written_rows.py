@@ -1,5 +1,5 @@
-"""Let people write and correct training rows. Each row has one or two writers, and another person settles
-their disagreements."""
+"""Let people write and correct training rows. Each row has one or two writers. If the texts of two writers
+differ, another person chooses or writes the final text."""
 
 from __future__ import annotations
 

@@ -51,9 +51,9 @@ _LONGEST_HEAD = 1 << 18
 
 
 class Patient(H11Protocol):
-    """An HTTP/1.1 protocol that disconnects clients that don't start a request, don't finish their headers,
-    or stall while sending a body. Without it, uvicorn would wait forever, and each such client would occupy a
-    connection."""
+    """HTTP/1.1 protocol with time limits. Disconnects a client that doesn't start a request, doesn't finish
+    its headers, or stalls while sending a body. Without these limits, uvicorn would wait forever, and each
+    such client would occupy a connection."""
 
     head_s = 30.0
     """Time limit for the request line and headers, in seconds."""

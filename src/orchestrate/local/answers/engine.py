@@ -90,7 +90,7 @@ class Loading(Opening, frozen=True, kw_only=True):
         tuned = [folder for folder in self.folders if not is_adapter(folder)]
         if tuned and len(self.models) > 1:
             raise UsageError(
-                "a fully tuned model must be served alone, because it shares no weights with others"
+                "a full model must be served alone, because it shares no weights with other models"
             )
         return tuned[0] if tuned else None
 

@@ -265,7 +265,7 @@ def of_several(one: Throughput, processes: int) -> Throughput:
     if processes <= 1:
         return one
     speed = one.tokens_per_second * (1 + MORE_PROCESSES * (processes - 1))
-    more = f"assuming that each additional process adds {MORE_PROCESSES:.0%} of the speed of one"
+    more = f"assuming that each additional process adds {MORE_PROCESSES:.0%} of one process's speed"
     source = f"{one.source}; {processes} processes, {more}"
     return msgspec.structs.replace(one, tokens_per_second=speed, factor=one.factor * 1.2, source=source)
 

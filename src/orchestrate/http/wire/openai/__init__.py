@@ -45,8 +45,8 @@ def page_of(request: Request, entries: Sequence[dict[str, Any]], *, default: int
 
 
 def no_place(after: str) -> HostError:
-    """Build the error for an `after` id that is not in the list. With an empty page instead, clients would
-    conclude that there are no more entries."""
+    """Build the error for an `after` id that is not in the list. An empty page would make clients believe
+    that there are no more entries."""
     return HostError(404, f"{after!r} is not in this list", param="after", code="not_found")
 
 

@@ -62,8 +62,8 @@ class StreamOptions(Body):
 
 
 class SamplingRequest(Body):
-    """Fields that chat and completion requests have in common. Fields in the last block don't affect
-    answers."""
+    """Fields that chat and completion requests have in common. The fields after the blank line are accepted
+    but don't affect answers."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1

@@ -18,7 +18,7 @@ from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, Pi
 
 
 class PromptRead(msgspec.Struct, frozen=True):
-    """Event after the engine has processed a prompt."""
+    """Event that the engine sends after it has processed a prompt."""
 
     prompt_tokens: int
     prompt_ids: list[int] | None = None

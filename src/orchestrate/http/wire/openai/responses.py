@@ -31,8 +31,8 @@ class ReasoningOptions(Body):
 
 
 class ResponseRequest(Body):
-    """A strictly validated request. Fields in the last block are accepted because they don't affect answers.
-    `chat_body` rejects all unsupported fields that do."""
+    """A strictly validated request. The fields after the blank line are accepted because they don't affect
+    answers. `chat_body` rejects unsupported fields that would affect them."""
 
     model: str
     input: str | list[dict[str, Any]]
@@ -75,13 +75,13 @@ REFUSED = {
     "previous_response_id": "responses are not stored. Send the entire conversation as input",
     "conversation": "conversations are not stored. Send the entire conversation as input",
     "prompt": "stored prompts are not supported. Send the text as input or instructions",
-    "background": "the server has no background mode",
+    "background": "background mode is not available",
     "context_management": "the server never truncates the input",
     "moderation": "the server does not moderate answers",
     "image": "only text output is supported",
     "top_logprobs": "log-probabilities are only available from /v1/chat/completions",
 }
-"""Unsupported fields that would change an answer."""
+"""Unsupported fields that would change an answer, each with its error message."""
 
 
 def chat_body(asked: ResponseRequest) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def chat_body(asked: ResponseRequest) -> dict[str, Any]:
 def _require_known(asked: ResponseRequest) -> None:
     refused = {name: why for name, why in REFUSED.items() if getattr(asked, name)}
     if asked.reasoning and (asked.reasoning.summary or asked.reasoning.generate_summary):
-        refused["reasoning.summary"] = "the server does not create summaries"
+        refused["reasoning.summary"] = "the server does not summarize reasoning"
     if "message.output_text.logprobs" in (asked.include or ()):
         refused["include"] = REFUSED["top_logprobs"]
     for name, why in refused.items():
