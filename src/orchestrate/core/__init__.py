@@ -1,4 +1,4 @@
-"""Utilities that every package uses: files, packages, progress, dates, amounts, processes."""
+"""Utilities shared by all packages: files, optional packages, progress, dates, amounts, processes."""
 
 from __future__ import annotations
 

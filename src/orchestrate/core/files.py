@@ -50,7 +50,8 @@ def private_folder(path: Path) -> Path:
 
 def own_folder(path: Path) -> Path:
     """Create a private folder inside a folder that others can write to. Raises `PermissionError` if the path
-    already belongs to another user, or is another user's link, which could point anywhere."""
+    already exists and another user owns it. This includes symbolic links, because another user's link could
+    point anywhere."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -105,8 +106,8 @@ def whole(path: Path, *, private: bool = False) -> Generator[Path]:
     """Yield a path to write to. At the end of the block, the written file replaces `path` atomically. After
     an error, nothing changes.
 
-    If `path` is a link, writes to its target and keeps the link, provided that `inside` allows it. Only the
-    owner can read the file if it is `private` or in a private folder."""
+    If `path` is a link that `inside` allows, the link's target is replaced and the link is kept. If `private`
+    is set or the folder is private, only the owner can read the file."""
     target = Path(os.path.realpath(inside(path)))
     draft = _draft(target)
     try:

@@ -13,8 +13,7 @@ from rich.text import Text
 
 _GAP = 2
 _PROSE, _LEGIBLE = 40, 30
-"""In characters: the width from which a cell counts as prose, and the minimum width of a column with
-prose."""
+"""Width from which a cell counts as prose, and minimum width of a prose column, both in characters."""
 
 
 class TextTable:

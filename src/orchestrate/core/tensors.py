@@ -10,8 +10,8 @@ import msgspec
 from orchestrate.types import decoding
 
 MOST_HEADER_BYTES = 16 << 20
-"""Maximum size of a header in bytes. A header for 100,000 tensors, more than any model has, takes 12 million
-bytes, and ten times as much memory to parse."""
+"""Maximum size of a header in bytes. A header for 100,000 tensors, more than any model has, takes 12 MB.
+Parsing it takes ten times as much memory."""
 
 
 class Tensor(msgspec.Struct):

@@ -37,8 +37,8 @@ def bill(
 ) -> Bill | None:
     """Compute the cost of a job from the best available source, or return `None` if it is not known yet.
 
-    For a job that is billed hourly and has not ended, pass `now` to get the cost so far, which is not final.
-    That cost includes paused time unless the job's workers report their working time.
+    For a job that is billed hourly and has not ended, pass `now` to get the cost so far. This cost is not
+    final, and it includes paused time unless the job's workers report their working time.
 
     A failed job costs nothing if its host does not bill for this kind of failure. For a job that ended early,
     only the share that the host bills is counted. The cost of a complete job comes from the first of these

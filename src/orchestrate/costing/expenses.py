@@ -240,8 +240,8 @@ class Expense(Record, frozen=True, kw_only=True):
 class GroupedExpenses:
     """Expenses of runs. Runs with the same backend, account, month, tags, project and user are merged into
     one expense, because every report groups them together. Memory use therefore grows with the number of
-    groups, not with the number of runs. Runs that reports list by id (abandoned, or with an unknown cost) are
-    not merged."""
+    groups, not with the number of runs. Abandoned runs and runs with an unknown cost are not merged, because
+    reports list them by id."""
 
     def __init__(self) -> None:
         self._merged: dict[object, Expense] = {}
@@ -424,8 +424,8 @@ def _key(by: str) -> Callable[[Expense], str | None]:
 
 def cents(parts: Sequence[Decimal]) -> list[Decimal]:
     """Round the parts to cents so that the rounded parts add up to the exact total, itself rounded up to a
-    cent. Rounds each part down, and gives the remaining cents to the parts with the largest remainders. No
-    part becomes negative."""
+    cent. Each part is rounded down, and the remaining cents are added to the parts with the largest
+    remainders. No part becomes negative."""
     floors = [part.quantize(CENT, ROUND_FLOOR) for part in parts]
     left = int((sum(parts, Decimal(0)).quantize(CENT, ROUND_CEILING) - sum(floors, Decimal(0))) / CENT)
     by_remainder = sorted(range(len(parts)), key=lambda i: (floors[i] - parts[i], i))

@@ -17,18 +17,18 @@ from orchestrate.costing.ways import BYTES_PER_PARAM, gpus_for
 from orchestrate.types import Record
 
 BANDWIDTH_SHARE = (0.70, 0.57)
-"""Fraction of the data sheet's memory bandwidth that is achieved: on one GPU, and on several GPUs that split
-the model. Fitted to LMDeploy 0.1.0a1 on A100 80GB with 16-bit weights and one request at a time: Llama-2-7B
+"""Achieved fraction of the data sheet's memory bandwidth, as (on one GPU, on several GPUs that split the
+model). Fitted to LMDeploy 0.1.0a1 on A100 80GB with 16-bit weights and one request at a time: Llama-2-7B
 generates 102 tokens per second on one GPU, and Llama-2-70B generates 34 on four (InternLM/lmdeploy,
 docs/en/benchmark/a100_fp16.md, 2023-12). Newer engines are at least as fast."""
 COMPUTE_SHARE = (0.68, 0.58)
-"""Fraction of the data sheet's compute that is achieved: on one GPU, and on several GPUs. According to the
-same page, the first token after a prompt of 2,048 tokens takes 139 ms on one GPU and 402 ms on four."""
+"""Achieved fraction of the data sheet's compute, as (on one GPU, on several GPUs). According to the page
+cited above, the first token after a prompt of 2,048 tokens takes 139 ms on one GPU and 402 ms on four."""
 SOURCE = "bandwidth and compute from the data sheet, times the efficiency of LMDeploy on A100 (2023-12)"
 BAND = 1.4
-"""Factor by which the true latency may be higher or lower than predicted. The predictions are within this
-factor of these measurements, which were not used for the fit: Llama-2-13B on one A100 (the same page),
-Llama-3.1 8B on one A100, and Llama-3.3 70B with 8-bit weights on two H100s (NVIDIA's NIM)."""
+"""Factor by which the true latency may be higher or lower than predicted. All predictions are within this
+factor of the following measurements, which were not used for the fit: Llama-2-13B on one A100 (the same
+page), Llama-3.1 8B on one A100, and Llama-3.3 70B with 8-bit weights on two H100s (NVIDIA's NIM)."""
 DEVICES = ("L4", "L40S", "A100 80GB", "H100")
 """GPUs for which latencies are predicted by default."""
 LARGER = "llama-3.3-70b"

@@ -154,7 +154,7 @@ def default_base(traffic: Traffic, months: int, on: date, *, saved_tokens: int =
 
 
 RENTAL = "gpu_rental"
-_ENGINE = "your own vLLM on rented GPUs, excluding your work, storage and startup time"
+_ENGINE = "your own vLLM server on rented GPUs, not including your working time, storage and startup time"
 
 
 class AdapterHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -257,7 +257,7 @@ class Paid(NamedTuple):
     """Total cost of a serving option, with the amounts used to display and rank it."""
 
     least_usd: Decimal
-    """Like `counted_usd`, but uses the low end of the training price if the quote is `undecided`."""
+    """Expected total. If the training quote is `undecided`, uses the low end of its price."""
     counted_usd: Decimal
     """Expected total. If the training quote is `undecided`, uses the high end of its price."""
     low_usd: Decimal
@@ -327,9 +327,9 @@ def own(
 ) -> Ownership:
     """Compute the total cost of ownership of a tuned model, compared with prompting a base model.
 
-    `hourly` is the rate of the serving machine on a backend that bills hourly. `prices` defaults to the
-    training backend's prices of today. Set `portable` if you can download the adapter. The result then
-    includes options for serving it on other hosts.
+    `hourly` is the rate of the serving machine on a backend that bills hourly. `prices` defaults to today's
+    prices of the training backend. If the adapter can be downloaded, set `portable` to include options for
+    serving it on other hosts.
     """
     prices = prices or Prices(profile.kind)
     period = _Period(training, use, resolved, prices.on)

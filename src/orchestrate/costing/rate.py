@@ -142,8 +142,8 @@ class Rate(Record, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def offered(self, on: date) -> bool:
-        """Return whether the price is available on this day. A price that the user set in a file only applies
-        from its `start`, and the host's price applies before that."""
+        """Return whether the price is available on this day. A price that the user set in a file applies only
+        from its `start` on. Before that day, the host's price applies."""
         begun = self.own is None or self.source == FLAG or self.start <= on
         return begun and (self.end is None or on <= self.end)
 
@@ -191,13 +191,12 @@ class Lookup:
     params_b: float | None = None
     gpu: str | None = None
     instead: tuple[str, ...] = ()
-    """Names of a fallback method. If the first of `methods` has no rate, the price is derived from the
-    fallback's rate."""
+    """Fallback method, as a tuple of alternative names. If no rate is found for the first entry of `methods`,
+    the price is derived from the fallback's rate."""
 
     def takes(self, rate: Rate, book: RateBook, on: date) -> bool:
-        """Return True if the quote would use this rate. It does not if another rate in `book` takes
-        precedence. For a machine billed hourly, returns True for every rate that matches the machine's
-        GPU."""
+        """Return True if the quote would use this rate, because no other rate in `book` takes precedence. For
+        a machine billed hourly, returns True for every rate that matches the machine's GPU."""
         if rate.provider != self.provider:
             return False
         if self.gpu is not None and set(rate.methods) & {name for group in self.methods for name in group}:

@@ -29,7 +29,7 @@ from orchestrate.types import Confidence, JobRecovery, Quote, QuoteLine, Record
 
 
 EVAL_SHARE = Decimal(1) / 3
-"""Time to evaluate a token, relative to the time to train on one. An evaluation has no backward pass, which
+"""Time to evaluate on a token, relative to the time to train on it. Evaluation skips the backward pass, which
 takes twice as long as the forward pass."""
 
 DRAWN_SHARE = (Decimal(2), Decimal(4), Decimal(8))
@@ -108,9 +108,9 @@ def local_rate(
     book: RateBook | None = None,
     today: date | None = None,
 ) -> HourlyRate:
-    """Return the hourly rate of a machine. `prices` is the provider name that its prices are listed under.
-    Uses the user's own price if one is set: `owned` (US dollars per hour for the entire machine), or else
-    `gpu_rental` (US dollars per GPU-hour). Otherwise, the rate is the cost of electricity at full load."""
+    """Return the hourly rate of a machine. Prices are looked up for the provider `prices`. Uses the user's
+    own price if one is set: `owned` (US dollars per hour for the entire machine), or else `gpu_rental` (US
+    dollars per GPU-hour). Otherwise, the rate is the cost of electricity at full load."""
     book, on = book or built_in(), today or days.today()
     if owned := book.find(prices, "owned", ids=[device], gpu=device, on=on):
         return _hourly("owned", owned, Decimal(1), "your hourly price for this machine")
@@ -275,7 +275,7 @@ def _judged(spec: JobSpec, read_only: int) -> list[str]:
     why = "for the reference model"
     if method_word(spec.method) == "kto":
         why += " and to estimate the divergence"
-    return [f"{read_only:,} tokens only need a forward pass {why}. It takes a third as long as training"]
+    return [f"{read_only:,} tokens only need a forward pass {why}, which takes a third of the time"]
 
 
 def _drawn(answers: SampledAnswers | None) -> list[str]:
@@ -320,8 +320,8 @@ def training_rate(resolved: ModelOnHost, spec: JobSpec, profile: Profile, prices
 
 
 def training_methods(spec: JobSpec, method: str | None = None) -> tuple[str, str]:
-    """Return the names under which the spec's training rate may be listed, most specific first, such as
-    `sft_lora` and `sft`. `method` overrides the spec's method."""
+    """Return the method names that the spec's training rate may have in a rate book, most specific first,
+    such as `sft_lora` and `sft`. `method` overrides the spec's method."""
     method = method or spec.method.type
     return f"{method}_{'full' if spec.adapter.type == 'full' else 'lora'}", method
 
@@ -349,9 +349,9 @@ def quote_tokens_job(
     """Quote a hosted job that is billed by tokens. RFT jobs are billed by GPU-hours, which you must pass as
     `gpu_hours`.
 
-    `prices` defaults to today's prices of the profile's kind. If the model was shut down or has no published
-    price, the quote has no total and `unavailable` states why. With `sandbox`, jobs are quoted even if the
-    real host no longer accepts them.
+    `prices` defaults to the host's prices of today. If the model was shut down or has no published price, the
+    quote has no total, and `unavailable` states the reason. With `sandbox`, jobs are quoted even if the real
+    host no longer accepts them.
     """
     priced = PricedJob(
         work.provider,
@@ -415,8 +415,8 @@ def quote_sized_job(
         if minimum.usd_max is not None and top_up.usd_high > 0:
             span = text.span(minimum.usd, minimum.usd_max)
             undecided = (
-                f"the minimum per job is {span}, depending on the model, and the host does not publish "
-                "which applies"
+                f"the host's minimum charge per job depends on the model ({span}), and the host does not "
+                "publish the minimum for this model"
             )
     quote = summed(
         provider=provider,

@@ -109,8 +109,8 @@ class ServingUse(Record, frozen=True, kw_only=True):
     traffic: Traffic
     months: int = 6
     hours_per_day: float = 24.0
-    """Hours per day during which a dedicated deployment is up. Fewer than 24 if it scales to zero or is taken
-    down at night."""
+    """Hours per day during which a dedicated deployment is up. Below 24 if the deployment scales to zero or
+    is taken down at night."""
     utilisation: Decimal = UTILISATION
     """Maximum average load of a replica, low enough to leave room for the busiest hour."""
     base: BasePrice | None = None
@@ -222,7 +222,7 @@ def replicas(traffic: Traffic, carried: int) -> int:
 
 
 UNLIMITED = 2**53
-"""Number of requests per day to use if the limit is unknown. It exceeds any real traffic."""
+"""Number of requests per day that stands for an unknown limit. No real traffic reaches it."""
 FORWARD_SPEEDUP = 3
 """Speed of a forward pass relative to a training step. A training step also has a backward pass, which takes
 twice as long."""
@@ -279,7 +279,7 @@ def by_tokens(traffic: Traffic, tokens_in: Rate, tokens_out: Rate) -> ServingWay
         words=f"per token, {text.rate(tokens_in.usd)} in and {text.rate(tokens_out.usd)} out per million, "
         "without a hosting fee",
         each_usd=(traffic.input_tokens * tokens_in.usd + traffic.output_tokens * tokens_out.usd) / MTOK,
-        assumptions=("no cached prompt tokens or batch discount",),
+        assumptions=("assumes no prompt caching and no batch discount",),
     )
 
 
@@ -345,8 +345,8 @@ def _on_gpu(resolved: ModelOnHost, use: ServingUse, rate: Rate, what: str, note:
 
 
 _WHOLE = 8
-"""Number of GPUs in a full machine. A replica may span several rented machines only if each of them is a full
-machine."""
+"""Number of GPUs in a full machine. A replica is split across rented machines only if each of them has at
+least this many GPUs."""
 
 
 def _machine(rate: Rate) -> int | None:
@@ -387,22 +387,17 @@ def base_monthly(prices: Prices, resolved: ModelOnHost, traffic: Traffic) -> Dec
 
 
 def token_cost_note(serving: ServingWay, base_usd: Decimal | None, host: str, traffic: Traffic) -> str | None:
-    """Compare the cost per token on these GPUs with the host's serverless price of the base model. Returns
-    `None` if the GPUs don't cost more, or if there is no serverless price."""
+    """Return a note if these GPUs cost more per token than the host's serverless price for the base model.
+    Returns `None` if they don't, or if there is no serverless price."""
     tokens = traffic.requests_per_month * (traffic.input_tokens + traffic.output_tokens) / MTOK
     if base_usd is None or not serving.units or not tokens or serving.monthly_usd <= base_usd:
         return None
     mine, theirs = serving.monthly_usd / tokens, base_usd / tokens
-    idle = (
-        f", and their utilization here is {serving.utilisation:.0%}"
-        if serving.utilisation is not None
-        else ""
-    )
+    idle = f" (the utilization here is {serving.utilisation:.0%})" if serving.utilisation is not None else ""
     return (
-        f"these GPUs cost {text.money(mine)} per million tokens, while {host}'s serverless price of the "
-        "base model "
-        f"is {text.money(theirs)}. You pay even when they are idle{idle}. Serverless GPUs are shared among "
-        "many users and cannot serve this tuned model"
+        f"these GPUs cost {text.money(mine)} per million tokens. {host}'s serverless price of the base "
+        f"model is {text.money(theirs)}. You also pay while these GPUs are idle{idle}. Serverless GPUs are "
+        "shared among many users and cannot serve this tuned model"
     )
 
 

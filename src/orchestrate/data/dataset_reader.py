@@ -61,7 +61,7 @@ class OpenedFile:
     total: Total
     source: RowSource
     begins: tuple[tuple[int, str], ...] = ()
-    """Start of each joined file, as (number of lines before it, path) pairs."""
+    """Position of each joined file in the dataset, as (number of lines before the file, path) pairs."""
     mix: OpenedFile | None = None
     """The mixed training rows, if the files were joined according to their weights."""
     mixed: str | None = None
@@ -81,8 +81,8 @@ class OpenedFile:
 
 @dataclass
 class JoinedFiles:
-    """Reader that joins several files into one dataset. It reads each file once, collects facts about the
-    rows, and writes each valid row as a canonical line."""
+    """Reader that joins several files into one dataset. It reads each file once, collects statistics of its
+    rows, and writes each valid row in canonical form."""
 
     write: Callable[[bytes], object]
     total: Total = field(default_factory=Total)
@@ -143,10 +143,10 @@ def open_counted(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> OpenedFile:
-    """Open a dataset as `Dataset.open` does, and run the checks of `ScanTask` in the same pass. Does not
-    count tokens if the file's size and modification time are unchanged and counts for its last digest are
-    cached. If the content has changed after all, `count_tokens` finds no counts for the new digest and counts
-    again."""
+    """Open a dataset as `Dataset.open` does, and run the checks of `ScanTask` in the same pass. Skips
+    counting tokens if the file's size and modification time are unchanged and the counts for its last known
+    digest are cached. If the content did change, the new digest has no cached counts, so `count_tokens`
+    counts again."""
     before = counters.seen(path, columns, memory)
     due = [
         name

@@ -44,7 +44,8 @@ class TokenCount:
     tokens: int
     """Number of tokens in all rows, including those that the template adds, before truncation."""
     trained_tokens: int
-    """Number of tokens that contribute to the loss. Partly trained answers count in full."""
+    """Number of tokens that contribute to the loss. An answer counts in full even if only part of it is
+    trained on."""
     rows: int
     longest: int
     tokenizer: str
@@ -56,8 +57,8 @@ class TokenCount:
     """How the tokens were counted. If `SAMPLED`, `tokens` and `trained_tokens` are estimates, and
     `error_band` includes the sampling error."""
     weights: Sequence[float] = ()
-    """For each entry of `lengths`, the number of sequences in the file that it stands for. Empty unless the
-    lengths were sampled."""
+    """Sampling weight of each entry of `lengths`: the number of sequences in the file that the entry
+    represents. Empty unless the lengths were sampled."""
     lengths: Sequence[int] = ()
     """Number of tokens in each sequence, in row order: one sequence per row, two per preference pair (the
     prompt with each answer). If the counter splits rows, the additional sequences come last."""
@@ -147,8 +148,8 @@ class Facts:
     """Token counting method."""
 
     def examples(self) -> Iterator[Example]:
-        """Yield the canonical rows without errors, in order. Raises `DataError` when the file no longer
-        exists."""
+        """Yield the rows that have no errors, in order and in canonical form. Raises `DataError` if the file
+        no longer exists."""
         return (example for _, example in self.numbered())
 
     def numbered(self) -> Iterator[tuple[int, Example]]:

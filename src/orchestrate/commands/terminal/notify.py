@@ -45,8 +45,8 @@ class NotifyOptions:
     ] = False
 
     def over(self, settings: Settings) -> Settings:
-        """Return the settings with the channels from the flags. Raises `UsageError` for an invalid address,
-        and `ConfigError` for an invalid secret."""
+        """Return a copy of the settings in which the flags override the notification channels. Raises
+        `UsageError` for an invalid URL, and `ConfigError` for an invalid secret."""
         given = settings.notify
         found = Notify(
             command=self.notify_command or given.command,

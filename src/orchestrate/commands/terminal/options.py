@@ -194,9 +194,9 @@ class SpecOptions:
 
 
 def backends_of(ft: Orchestrator, spec: JobSpec, provider: str) -> list[str]:
-    """Return the names of the requested backends. For `all`, returns only the backends for which the spec
-    names a model, and prints which ones are skipped. The result can include backends that `all` normally
-    omits. If it would be empty, returns all backends."""
+    """Return the names of the requested backends. For `all`, returns the backends for which the spec names a
+    model, and prints the names of the others. If the spec names a model for a backend that `all` normally
+    omits, that backend is included too. If the spec names no model for any backend, nothing is skipped."""
     names = ft.backends(provider)
     if provider != "all":
         return names
@@ -294,7 +294,7 @@ class ServingOptions:
         int,
         typer.Option(
             min=0,
-            help="Prompt tokens saved per request with the tuned model, such as few-shot examples.",
+            help="Prompt tokens per request for examples that the tuned model does not need.",
         ),
     ] = 0
 

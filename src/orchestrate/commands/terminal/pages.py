@@ -17,8 +17,8 @@ _LINE_END = re.compile(r"(?<!\n)\n(?![\n\s*-])")
 
 
 _ROOM = 120
-"""Minimum terminal width for option tables in boxes. Below it, boxes would cut names, so help is plain
-text."""
+"""Minimum terminal width, in columns, for printing options in boxes. On narrower terminals, boxes would
+truncate names, so help is printed as plain text."""
 
 
 def prepare_help(command: Any, name: str) -> Any:

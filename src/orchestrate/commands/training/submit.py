@@ -250,7 +250,7 @@ def submit_each(
     strict: bool,
 ) -> list[OrchestrateError]:
     """Submit to each backend, and add each run to `runs` as it is created. If one backend rejects its run,
-    the others still start. Returns the errors, which were printed."""
+    the others still start. Prints each error, and returns all errors."""
     failures: list[OrchestrateError] = []
     for found in earlier:
         name, key = found.provider, found.idempotency_key

@@ -86,7 +86,7 @@ class SpaceOptions:
         int,
         typer.Option(
             min=0,
-            help="Number of trials to train on all rows afterwards. Default: a third.",
+            help="Number of best trials to train again on all rows. Default: a third.",
             show_default=False,
         ),
     ] = 0
@@ -286,10 +286,10 @@ def _show(trials: list[Trial], carried: Searching, ranked: list[Trial]) -> None:
 
 def _how_sure(carried: Searching, ranked: list[Trial]) -> str:
     first, *others = [trial for trial in ranked if trial.share == ranked[0].share]
-    text = f"the best of {count(len(others) + 1, 'trial')} on the same rows has an optimistic score. "
+    text = f"the best score of {count(len(others) + 1, 'trial')} on the same rows is an optimistic estimate. "
     close = [trial for trial in others if _overlap(first, trial)]
     if close:
-        text += f"{count(len(close), 'other trial')} scored within its interval. "
+        text += f"{count(len(close), 'other trial')} scored within the best trial's interval. "
     return text + f"To confirm the result on other rows: orchestrate eval {first.run_id} --test FILE"
 
 

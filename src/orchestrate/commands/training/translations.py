@@ -17,7 +17,8 @@ from orchestrate.types import Authority, MemoryPlan, Outcome, Setting, Translati
 _STYLE = {Outcome.KEPT: "", Outcome.MAPPED: "cyan", Outcome.DEFAULTED: "dim", Outcome.REFUSED: "red"}
 _LEAST = 8
 _LENGTHS = range(40, _LEAST - 1, -2)
-"""Maximum lengths of a value in the table, tried in this order until all backends fit side by side."""
+"""Maximum length of a value in the table, in characters. The lengths are tried in this order until all
+backends fit side by side."""
 
 
 def show_translations(translations: Sequence[Translation], *, all: bool = False) -> None:

@@ -157,14 +157,14 @@ def parse(text: str, name: str) -> list[Rate]:
 def _rates(document: Any, name: str) -> list[Rate]:
     if not isinstance(document, dict) or not {"provider", "rates"} <= document.keys():
         raise ConfigError(
-            f"{name}: a rate file needs provider and rates. It can also have sources, and undated (a list "
-            "of the sources without a date)"
+            f"{name}: a rate file must have the fields `provider` and `rates`. It may also have `sources` "
+            "and `undated` (a list of the sources without a date)"
         )
     values = cast("dict[str, Any]", document)
     listed: Any = values["rates"]
     sources: Any = values.get("sources") or {}
     if not isinstance(listed, list) or not isinstance(sources, dict):
-        raise ConfigError(f"{name}: rates must be a list, and sources must map names to strings")
+        raise ConfigError(f"{name}: `rates` must be a list, and `sources` must map names to strings")
     entries, names = cast("list[Any]", listed), cast("dict[str, Any]", sources)
     undated_ones = cast("list[Any]", list(values.get("undated") or ()))
     rates: list[Rate] = []
@@ -240,8 +240,9 @@ USER_FILE = "rates.yaml"
 
 
 def user_book(folders: Iterable[Path], flags: Iterable[str] = (), *, today: date | None = None) -> RateBook:
-    """Return the built-in rates, overridden by the `rates.yaml` of each folder that has one and by `--rate`
-    flags. Later ones take precedence.
+    """Return the built-in rates, overridden by the user's rates. Reads `rates.yaml` from each of the
+    `folders` that contains one, then applies the `--rate` flags. Files in later folders and later flags take
+    precedence.
 
     Raises `ConfigError` for an invalid file and `UsageError` for an invalid flag.
     """
@@ -295,8 +296,8 @@ def current(book: RateBook, on: date) -> list[Rate]:
 
 
 def clashes(rates: Iterable[Rate]) -> list[str]:
-    """Return an error message for each pair of prices for the same thing with the same start date. Such pairs
-    appear if someone edits or copies a price instead of adding a new one."""
+    """Return an error message for each pair of rates with the same scope and the same start date. Such pairs
+    appear if someone copies a rate and doesn't change its start date."""
     seen: dict[tuple[Any, ...], Rate] = {}
     found: list[str] = []
     for r in rates:

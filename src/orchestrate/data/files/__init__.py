@@ -67,9 +67,9 @@ def data_files(folder: Path) -> list[Path]:
 
 def splits_of(folder: Path) -> dict[str, Path]:
     """Return the splits at the top level of a folder, as {split: file}. A single file is the `train` split.
-    Returns an empty dict if there are no files, if several files don't each belong to a different split, or
-    if none of them is the `train` split. JSON and plain text files are ignored because they often contain
-    settings and notes instead of rows."""
+    Returns an empty dict if there are no files, if a file's name doesn't identify its split, if two files
+    belong to the same split, or if no file is the `train` split. JSON and plain text files are ignored
+    because they often contain settings and notes instead of rows."""
     files = [p for p in sorted(folder.iterdir()) if _is_data(p, folder) and p.suffix not in (".json", ".txt")]
     if len(files) == 1:
         return {"train": files[0]}

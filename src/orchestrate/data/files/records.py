@@ -87,7 +87,7 @@ def csv_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[
         except csv.Error as error:
             raise DataError(
                 f"{file.name}: line {reader.reader.line_num}: {error}",
-                fix="close all quotes, and write quotes inside a cell twice",
+                fix="close all quotes, and double each quote inside a cell",
             ) from error
 
 

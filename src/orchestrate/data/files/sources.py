@@ -45,7 +45,7 @@ _CHECK_INTERVAL = 16 << 20
 """Maximum number of bytes written between two checks of the free disk space."""
 _FREE_BYTES = 512 << 20
 _FREE_SHARE = 20
-"""Divisor for the free disk space to keep: 1/`_FREE_SHARE` of the disk, but at most `_FREE_BYTES`."""
+"""Sets how much disk space must remain free: 1/`_FREE_SHARE` of the disk, but at most `_FREE_BYTES`."""
 
 
 class Spool:
@@ -87,7 +87,7 @@ class Spool:
 def too_large(what: str, most_bytes: int) -> DataError:
     return DataError(
         f"{what} is larger than {most_bytes / 10**9:g} GB, the download limit. Nothing was saved",
-        fix="check the address, or raise the limit: ORCHESTRATE_MAX_DOWNLOAD_GB=100",
+        fix="check the URL, or raise the limit: ORCHESTRATE_MAX_DOWNLOAD_GB=100",
     )
 
 
@@ -134,7 +134,8 @@ _CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError", "Clie
 _BROKEN = frozenset({"ClientPayloadError", "RemoteProtocolError", "IncompleteRead", "ProtocolError"})
 """Errors that HTTP clients raise for a response that ended early."""
 _MEDIA_TYPE = ("mimetype", "ContentType", "contentType", "content_type")
-"""Keys under which the HTTP, S3, Google and Azure file systems report a file's content type."""
+"""Names of the content-type field in the file information that the HTTP, S3, Google and Azure file systems
+return."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -209,11 +210,11 @@ def _explained(url: str, protocol: str, error: Exception) -> OrchestrateError:
     if any(isinstance(one, socket.gaierror) for one in chain):
         return _again(
             f"cannot read {shown(url)}: cannot resolve {place}, or there is no network",
-            "check the address, then try again",
+            "check the URL, then try again",
         )
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
         return _again(
-            f"cannot read {shown(url)}: {place} refused the connection", "check the address, then try again"
+            f"cannot read {shown(url)}: {place} refused the connection", "check the URL, then try again"
         )
     if any(isinstance(one, ConnectionError | TimeoutError) or _is(one, _BROKEN) for one in chain):
         return _again(f"cannot read {shown(url)}: lost the connection to {place}", "try again")
@@ -251,7 +252,7 @@ def _again(message: str, fix: str) -> DataError:
 def _by_status(url: str, place: str, status: int) -> OrchestrateError:
     what = f"cannot read {shown(url)}: "
     if status == 404:
-        return DataError(f"{what}file not found", fix="check the address. Retrying will not help")
+        return DataError(f"{what}file not found", fix="check the URL. Retrying will not help")
     if status in (401, 403):
         return SetupError(
             f"{what}{place} denied access",
@@ -259,7 +260,7 @@ def _by_status(url: str, place: str, status: int) -> OrchestrateError:
         )
     if status in _BUSY:
         return _again(f"{what}{place} answered {status}", "wait a moment, then try again")
-    return DataError(f"{what}{place} answered {status}", fix="check the address")
+    return DataError(f"{what}{place} answered {status}", fix="check the URL")
 
 
 BLOCK = 1 << 20

@@ -45,8 +45,8 @@ class FileFacts(Record, frozen=True, kw_only=True):
     tokens_from: TokensFrom = TokensFrom.EXACT
     tokens_low: int | None = None
     tokens_high: int | None = None
-    """Upper bound of the token count, including the tokenizer's error band and the sampling error. In 99 of
-    100 samples, the true count lies between the lower and the upper bound."""
+    """Upper bound of the token count, allowing for the tokenizer's error band and the sampling error. If the
+    tokens were sampled, the true count is within the bounds with 99% confidence."""
     counts: dict[str, int]
 
 

@@ -131,7 +131,8 @@ class Screening:
         self._remember([example for example in read if example is not None])
 
     def screen(self, text: str) -> Screened:
-        """Extract the rows from a model's answer, ignoring other text, and return those that pass."""
+        """Extract the rows from a model's response, ignoring other text, and return the rows that pass the
+        filter."""
         screened = Screened()
         for piece in objects(text):
             line = piece if self._reasoning == "no" else _thought_out(piece, keep=self._reasoning == "kept")
@@ -271,8 +272,8 @@ class GenerateStart(msgspec.Struct, tag="started"):
 
 
 class KeptQuestion(msgspec.Struct, tag="kept"):
-    """Log entry with the accepted rows and the rejection counts of one answer. If a run stops before it has
-    screened an answer, the next run screens that answer."""
+    """Log entry for one answer: the accepted rows and the rejection counts. An answer without this entry was
+    not screened because the run stopped first, so the next run screens it."""
 
     question: str
     rows: list[msgspec.Raw]
@@ -505,7 +506,7 @@ class _GenerationRun:
         self._budget.spent_usd = sum(self.state.earlier.values(), Decimal(0))
         self._budget.requests = self.state.requests
         self._stopped = threading.Event()
-        """Set when all rows have been generated."""
+        """Event that is set once all rows have been generated."""
         self._under_way, self._ended = 0, "rows"
         for question, answer in list(self.state.unscreened.items()):
             self._keep(question, answer)

@@ -50,8 +50,8 @@ class MixedFile(Record, frozen=True, kw_only=True):
     taken: int
     """Number of rows in the mix that come from the file."""
     sample: list[int]
-    """Row numbers, in the file, of the rows sampled for the fractional part of `weight`. Each of them occurs
-    once more in the mix than the file's other rows."""
+    """Numbers of the file's rows that were sampled for the fractional part of `weight`. Each sampled row
+    occurs in the mix one more time than the other rows of the file."""
 
     @property
     def description(self) -> str:

@@ -39,7 +39,7 @@ class RowDecision(msgspec.Struct):
 
 @dataclass(frozen=True)
 class RowReviewPage:
-    """A running review server. `url` is the page's address."""
+    """A running review server. `url` is the URL of the review page."""
 
     url: str
     review: RowReview
@@ -60,8 +60,8 @@ def serving(path: str, *, port: int = 0) -> Generator[RowReviewPage]:
 def review_routes(
     path: str, review_of: Callable[[Request], RowReview], back: Callable[[Request], str] | None = None
 ) -> list[Route]:
-    """Build the routes of the review page and its actions. `review_of` returns the review for a request, and
-    `back` returns the URL of the page's back link."""
+    """Build the routes of the review page and its actions. `review_of` and `back` are callbacks that take a
+    request. `review_of` returns the review to show, and `back` returns the URL of the page's back link."""
     lock = threading.Lock()
 
     def answer(body: RowDecision, request: Request) -> dict[str, Any]:

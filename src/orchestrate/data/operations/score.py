@@ -69,7 +69,7 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     contradicts: tuple[int, ...] = ()
     """Row numbers of the first few rows that have a near-identical question but a different answer."""
     contradiction: float | None = None
-    """Of the other rows with a near-identical question, the fraction with a different answer."""
+    """Fraction of the other rows with a near-identical question whose answer is different."""
     label: float | None = None
     """Probability of the most likely other label minus the probability of the row's own label, from -1 to 1.
     Both probabilities come from a model that was not trained on the row."""
@@ -146,7 +146,7 @@ class ScoreReport(Record, frozen=True, kw_only=True):
     label_issues: int = 0
     """Number of rows whose label is probably wrong according to confident learning."""
     missing: tuple[str, ...] = ()
-    """For each signal that could not be computed, the reason."""
+    """Messages about signals that could not be computed."""
     usd: Decimal | None = None
     """Cost of the judge's requests in US dollars."""
 
@@ -357,9 +357,9 @@ def confident_learning(labels: Sequence[int], probabilities: Any) -> list[tuple[
     2021).
 
     Returns a (margin, suggested label) pair for each row. The margin is the probability of the most likely
-    other label minus the probability of the row's own label. A label can only be suggested if its probability
-    is at least the average for rows with that label. The most likely such label is suggested, or `None` if
-    there is none or if it is the row's own label."""
+    other label minus the probability of the row's own label. The suggested label is the most likely label
+    whose probability is at least its average over the rows with that label. It is `None` if no label
+    qualifies, or if it would be the row's own label."""
     np = compare.numpy()
     values, given = np.asarray(probabilities, dtype=float), np.asarray(labels)
     bars = np.array([values[given == k, k].mean() for k in range(values.shape[1])])

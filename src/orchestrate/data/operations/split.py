@@ -86,7 +86,7 @@ class SplitReport(Record, frozen=True, kw_only=True):
 
 
 class TooFew(DataError):
-    """A split would be empty because the rows form too few groups."""
+    """Raised if the rows form too few groups, so that a split would be empty."""
 
 
 @dataclass(frozen=True)
@@ -369,8 +369,8 @@ _FEW = 2000
 """Minimum number of groups for using the requested seed without trying others. With this many groups, a 10%
 split typically deviates from its share by less than 1% of the rows."""
 _FEWEST = 100
-"""Minimum number of groups for stopping the search at the first seed that fits. With fewer groups, all seeds
-are compared and the best one is used, because a single row is a large share of a split."""
+"""Minimum number of groups for which the search stops at the first seed within the allowed deviation. With
+fewer groups, a single row is a large share of a split, so all seeds are compared and the best one is used."""
 _NEAR = 0.01
 """Largest deviation from the requested shares, as a fraction of the rows, for a seed to be accepted."""
 _STILL_NEAR = 0.03

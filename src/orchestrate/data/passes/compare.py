@@ -94,7 +94,7 @@ def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
 
 def shared(rows: Total, of: Total, *, prompts: bool = False, most: int = 100) -> Matches:
     """Find rows of `rows` that also occur in `of`. With `prompts`, finds rows whose prompt occurs in `of`,
-    except those that occur there in full."""
+    excluding rows that occur there in full."""
     mine, theirs = (rows.prompts, of.prompts) if prompts else (rows.hashes, of.hashes)
     at = _first_of(mine, theirs)
     identical = _first_of(rows.hashes, of.hashes) if prompts else {}

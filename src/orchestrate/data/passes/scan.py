@@ -442,8 +442,9 @@ _QUANTILE = 2.576
 """Quantile of the normal distribution that corresponds to `COVERAGE`. The estimate assumes random positions.
 Because the sample is stratified, the actual error is smaller."""
 _UNMET = math.log(2 / (1 - COVERAGE / 100))
-"""Bound on how much text is unlike all sampled rows: with confidence `COVERAGE`, at most a fraction `_UNMET`
-/ (number of positions) of the file. The normal approximation does not account for such text."""
+"""Numerator of the upper bound on the fraction of the file that is unlike every sampled row. With confidence
+`COVERAGE`, this fraction is at most `_UNMET` / (number of positions). The normal approximation does not
+account for such text."""
 _DENSEST = 1.0
 """Maximum number of tokens per byte in unsampled text. A token is rarely shorter than a byte."""
 _BLOCK = 16 << 10

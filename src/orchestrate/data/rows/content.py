@@ -44,7 +44,7 @@ _ANY = f"[{_TWO}][{_NEXT}]|[{_THREE}][{_NEXT}]{{2}}|[{_FOUR}][{_NEXT}]{{3}}"
 _RUN = rf"(?:{_ANY}){{2,}}|[{_TWO}](?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2[{_NEXT}]{{2}}|\xf0[{_NEXT}]{{3}}"
 _DAMAGED = rf"\xc3(?:[{_INSIDE}]|[{_CLOSING}](?=\w))|\xe2(?:[{_NEXT}]{{2}}|\u20ac)"
 LEADS = bytes({char.encode()[0] for char in _NEXT})
-"""First byte, in UTF-8, of each character that results from decoding a continuation byte (0x80 to 0xBF) as
+"""First UTF-8 bytes of the characters that continuation bytes (0x80 to 0xBF) become when they are decoded as
 Windows-1252 or Latin-1."""
 
 

@@ -34,14 +34,14 @@ class Loss:
     spans: Spans | None = None
     used: set[str] = field(default_factory=set[str])
     strays: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Unused fields next to the loss settings."""
+    """Unknown fields in the entries of `train_detail`."""
     found: list[Problem] = field(default_factory=list[Problem])
 
 
 def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
     """Read a message's loss settings. `item` is the message as given in the row, and `text` is its text. Only
-    assistant messages can be trained on. A setting that selects any other message is reported as a problem.
-    One that excludes it has no effect."""
+    assistant messages can be trained on. For any other message, a setting that selects it for training is
+    reported as a problem, and a setting that excludes it has no effect."""
     read = Loss()
     flags = {name: item[name] for name in FLAGS if isinstance(item.get(name), bool)}
     weight: Any = item.get("loss_weight")

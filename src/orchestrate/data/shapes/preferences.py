@@ -406,8 +406,9 @@ _SYSTEM = frozenset({"system", "instructions", "system_prompt"})
 
 
 def prompt_of(row: Row) -> RLExample | list[Problem]:
-    """Read a row's prompt. If the prompt is invalid, returns the problems instead. The list is empty if the
-    row has no prompt in a known format, or if the prompt doesn't end with a user or tool message."""
+    """Read a row's prompt. If this fails, returns a list of the prompt's errors. The list is empty if the row
+    has no prompt in a known format, or if the prompt's only defect is that it doesn't end with a user or tool
+    message."""
     held = next((found for name in _WRAPPED if (found := as_row(parsed(row.get(name))))), None)
     source = held or logged_request(row) or row
     for read in (_columns, _turns):

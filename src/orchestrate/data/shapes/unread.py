@@ -110,7 +110,8 @@ _SIGNS: dict[str, tuple[bool, str]] = {
     ),
     **dict.fromkeys(("flagged", "deleted", "toxic", "hallucination"), (True, "whether the answer is good")),
 }
-"""Fields that matter only with one value, true or false."""
+"""Boolean fields that only matter if they have a certain value, as `{field: (value, what training would
+lose)}`."""
 _POINTS = frozenset({"reward", "upvotes"})
 """Columns in which a negative number marks a bad answer."""
 
@@ -128,8 +129,8 @@ def _sign_of(name: str, value: Any) -> str | None:
 
 
 def meaning_of(name: str, value: Any) -> str | None:
-    """Return what training would lose if a column or field were ignored, or `None` if training does not need
-    it."""
+    """Describe the information that training would lose without a column or field, such as `whether the
+    answer is good`. Returns `None` if training does not need the column or field."""
     name = name.rpartition(".")[2].lower()
     if (sign := _sign_of(name, value)) is not None:
         return sign
@@ -141,8 +142,8 @@ def meaning_of(name: str, value: Any) -> str | None:
 
 
 def problems_of(row: Mapping[str, Any], unread: Mapping[str, Any], used: frozenset[str]) -> list[Problem]:
-    """Return problems for the columns in `unread` that change what the model learns. An unused part of the
-    prompt is an error if the prompt is given as one text that does not contain it."""
+    """Return problems for the columns in `unread` that change what the model learns. If the prompt is a
+    single text, a column with part of the prompt is an error unless the text contains it."""
     found: list[Problem] = []
     prompt = "\n".join(row[n] for n in sorted(_ASKED & used & row.keys()) if isinstance(row[n], str))
     for name, value in sorted(unread.items()):
@@ -313,7 +314,8 @@ def unused_column_warnings(columns: dict[str, UnreadColumn], rows: int) -> Itera
 
 
 def held_out_rows(columns: Mapping[str, UnreadColumn]) -> tuple[str, Counter[str]] | None:
-    """Return the column that assigns rows to test or validation, and how many rows it assigns to each."""
+    """Return the first column that assigns rows to test or validation, with the number of rows in each split.
+    Returns `None` if there is no such column."""
     return next(((name, c.held_out) for name, c in columns.items() if c.held_out), None)
 
 

@@ -230,7 +230,7 @@ def test_a_users_price_holds_from_its_day_to_its_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("provider: x", "needs provider and rates"),
+        ("provider: x", "must have the fields `provider` and `rates`"),
         (
             HEAD + "start: 2026-01-01, " + TAIL,
             "exactly one of",
@@ -259,10 +259,10 @@ def test_a_users_price_holds_from_its_day_to_its_last(tmp_path: Path) -> None:
             (HEAD + f"usd_per_mtok: {usd}, start: 2026-02-01, " + TAIL, "a number below 1,000,000,000")
             for usd in (".nan", ".inf", "1e400", "'NaN'", "1000000000")
         ],
-        ("provider: x\nrates: 5\n", "rates must be a list, and sources must map names to strings"),
+        ("provider: x\nrates: 5\n", "`rates` must be a list, and `sources` must map names to strings"),
         (
             "provider: x\nsources: [a]\nrates: []\n",
-            "rates must be a list, and sources must map names to strings",
+            "`rates` must be a list, and `sources` must map names to strings",
         ),
         ("provider: x\nrates: [5]\n", "not a mapping"),
         ("provider: x\nrates: [{source: [a], method: sft}]\n", "rate 1"),
