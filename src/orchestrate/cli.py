@@ -30,8 +30,8 @@ _WRITABLE = "orchestrate"
 """Name of the codec error handler that replaces characters that a stream's encoding can't represent."""
 
 _LATE = 200_000
-"""Number of allocations before the first garbage collection: so many that short commands finish without
-one."""
+"""Number of allocations before the first garbage collection. High enough that short commands finish before it
+starts."""
 
 
 class LazyCommand(TyperCommand):

@@ -72,10 +72,10 @@ class OpenedParts:
 
 
 class SandboxParts(OpenedParts):
-    """Backends for sandbox runs that are stored in another workspace.
+    """Backends for sandbox runs whose records are in another workspace's store.
 
-    If that workspace has sandbox keys, uses its backends. Otherwise, uses the sandbox in the home folder. If
-    that sandbox isn't running, starts it again with its last options.
+    Uses the backends of that workspace if it has sandbox keys. Otherwise, uses the sandbox in the home
+    folder, and restarts it with its last options if it isn't running.
     """
 
     def __init__(self, outside: OpenedParts, host: str) -> None:

@@ -43,7 +43,8 @@ POWER_80 = 0.8416
 
 
 class LabelEvidence:
-    """E-process that tests the null hypothesis of no difference between the arms. Updated once per user."""
+    """E-process against the null hypothesis that a user's outcome does not depend on the arm. Without
+    outcomes, it tests whether users are split as planned. Updated once per user."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, tuple[int, int]] = {}
@@ -173,15 +174,17 @@ class Means:
 
 
 def gate_of_share(means: Means) -> str | None:
-    """Explain why the confidence interval of a right-or-wrong metric is not valid yet, or return `None`."""
+    """Return the reason why the confidence interval of a right-or-wrong metric is not valid yet. Returns
+    `None` if it is valid."""
     least = min(min(total := means.total(arm), means.users(arm) - total) for arm in (True, False))
     if least >= LEAST_OF_EACH - 1e-6:
         return None
-    return f"each outcome needs at least {LEAST_OF_EACH} users in each arm (fewest so far: {round(least)})"
+    return f"each arm needs at least {LEAST_OF_EACH} users with each outcome (fewest so far: {round(least)})"
 
 
 def gate_of_mean(means: Means) -> str | None:
-    """Explain why the confidence interval of a numeric metric is not valid yet, or return `None`."""
+    """Return the reason why the confidence interval of a numeric metric is not valid yet. Returns `None` if
+    it is valid."""
     fewest = min(means.users(True), means.users(False))
     if fewest < 2:
         return "an arm has fewer than 2 users"
@@ -198,8 +201,8 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""Approximate limits per metric: the first on how often the evidence of a numeric metric is evaluated, the
-second on the points of any metric's evidence curve."""
+"""`_LOOKS` is how often the evidence of a numeric metric is evaluated. `_POINTS` is the number of points on
+any metric's evidence curve. Both are approximate upper limits per metric."""
 
 
 class EvidenceUnit(NamedTuple):
@@ -273,7 +276,8 @@ def ratio_p(exposures: Iterable[Exposure]) -> float:
 
 
 def evidence(metric: PlannedMetric, found: Sequence[EvidenceUnit], alpha: float) -> Evidence:
-    """Compute the evidence for a metric from its units."""
+    """Compute a metric's evidence from its units, which must be in the order that `units` returns. `alpha` is
+    the metric's significance level."""
     walk = _Walk(metric, alpha)
     every, drawn = max(1, len(found) // _LOOKS), max(1, len(found) // _POINTS)
     for number, unit in enumerate(found, 1):

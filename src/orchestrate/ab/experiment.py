@@ -84,8 +84,8 @@ _SHOWN = 5
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An outcome, such as `{"user": "u1", "metric": "resolved", "value": true, "id": "ticket-7"}`. Outcomes
-    with the same metric and id count once. An outcome's time is when it was recorded, not `at`. `at` only
-    distinguishes otherwise identical lines in a file."""
+    with the same metric and id count once. The time of an outcome is the time at which it was recorded. `at`
+    is only used to tell apart lines that are otherwise identical."""
 
     user: Annotated[str, msgspec.Meta(min_length=1)] | int
     metric: str
@@ -137,10 +137,14 @@ def key_of(metric: str, id: str | int) -> str:
 
 
 def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
-    """Read outcomes from a JSON Lines file. All lines are checked before the first outcome is yielded. A line
-    without an id gets one derived from its text and from the number of identical lines before it. You can
-    therefore read a file again after appending to it, without counting an outcome twice. Raises `UsageError`
-    if the file cannot be read, and `DataError`, with the first errors, if lines are invalid."""
+    """Read and check all outcomes in a JSON Lines file, and return an iterator over them.
+
+    A line without an id gets one derived from its text and from the number of identical lines before it. If
+    you append to a file and read it again, earlier outcomes therefore get the same ids and count once.
+
+    Raises `UsageError` if the file cannot be read. Raises `DataError`, which shows the first invalid lines,
+    if any line is invalid.
+    """
     found: list[Given] = []
     wrong: list[str] = []
     seen: Counter[bytes] = Counter()
@@ -247,7 +251,8 @@ class Experiment:
     # -- phases --------------------------------------------------------------------------------------------
 
     def phases(self, *, fresh: bool = True) -> tuple[ExperimentPhase, ...]:
-        """Return the phases, oldest first. Unless `fresh` is set, they may be up to a second old."""
+        """Return the phases, oldest first. With `fresh=False`, may return a cached list that is up to a
+        second old."""
         with self._lock:
             if fresh or time.monotonic() - self._read_at > _FRESH_S:
                 found = tuple(self._kept.phases(self.id))
@@ -302,7 +307,7 @@ class Experiment:
 
     def guess(self, user: str | int) -> Assignment:
         """Return the model that the cached phases assign to the user, without accessing the store. `observed`
-        records nothing for this assignment."""
+        ignores measurements for an assignment from this method."""
         last = self._phases[-1] if self._phases else None
         share = 0.0 if last is None else last.share
         arm = arm_at(person(self._record.salt, of_user(user)).place, share)

@@ -56,9 +56,9 @@ class ABMiddleware:
 
 
 def ask(experiment: Experiment, user: str | int, base: Callable[[], _T], tuned: Callable[[], _T]) -> _T:
-    """Call the user's model and return its response. If the tuned model raises an error, calls the base model
-    instead and counts a failover. The user's outcomes still count for the tuned model. Errors from the base
-    model propagate."""
+    """Call the user's model and return its response. If `tuned` raises an exception, calls `base` instead and
+    counts a failover, but the user's outcomes still count for the tuned model. Exceptions from `base`
+    propagate."""
     given, begun, failed = experiment.assign(user), time.monotonic(), 1.0
     try:
         if given.arm == "tuned":

@@ -112,10 +112,10 @@ def _uneven(plan: ExperimentPlan, one: Evidence) -> str:
     planned = plan.metric(one.metric)
     sometimes = planned is not None and planned.absent is None
     guess = (
-        f"either some outcomes are missing in one arm, or your application records {one.metric} only for "
-        "some users. In the second case, start a new experiment that sets absent and window_h"
+        f"either some outcomes of one arm were lost, or your application only records {one.metric} for some "
+        "users. If it does, set absent and window_h in the plan of a new experiment"
         if sometimes
-        else "some outcomes are missing in one arm"
+        else "some outcomes of one arm were lost"
     )
     return f"the two arms record {one.metric} at different rates (p = {one.counted_ratio_p:.1g}): {guess}"
 
@@ -174,7 +174,7 @@ def _waiting(
         return f"each arm needs {rule.min_users:,} users at {phase.share:.0%} (fewest so far: {fewest:,})"
     hours = (now - phase.at).total_seconds() / 3600
     if hours < 0:
-        return f"this machine's clock ({now:%Y-%m-%d %H:%M} UTC) is before the start of this phase"
+        return f"this machine's clock ({now:%Y-%m-%d %H:%M} UTC) shows a time before the start of this phase"
     if hours < rule.min_hours:
         return f"{hours:.1f} of the {rule.min_hours:g} required hours at {phase.share:.0%} have passed"
     return None

@@ -111,12 +111,14 @@ class Orchestrator(Workspace):
         tokens: str = "exact",
     ) -> Prepared:
         """Translate, check and quote the spec for each backend, reading each file once. Pass the result to
-        `submit`. Works offline.
+        `submit`. Works offline. Raises `DataError` for a file that cannot be read.
 
-        `gpu_hours` is the assumed duration of an RFT job. `checked=False` only counts the tokens for the
-        quotes and does not read the test file. `tokens` is `exact` (count every row), `sampled` (count a
-        sample, and check limits against a price range that covers the sampling error) or `none` (no count and
-        no price). Raises `DataError` for a file that cannot be read.
+        `gpu_hours` is the assumed duration of an RFT job. `checked=False` skips checks that quotes don't
+        need, and does not read the test file. `tokens` selects how tokens are counted:
+
+        - `exact`: count every row
+        - `sampled`: count a sample, and check limits against a price range that covers the sampling error
+        - `none`: no count, and therefore no price
         """
         from orchestrate.runs.preparing import prepared
 

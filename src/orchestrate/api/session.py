@@ -11,8 +11,8 @@ from orchestrate.types import Run
 
 
 class AsyncTrainingSession(Threaded[TrainingSession]):
-    """`TrainingSession` for asyncio, with the same members. To await what `futures` returns, pass it to
-    `asyncio.wrap_future`."""
+    """`TrainingSession` for asyncio, with the same members. The methods of `futures` return concurrent
+    futures: wrap them with `asyncio.wrap_future` to await them."""
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,4 +1,5 @@
-"""Adapts blocking objects to asyncio. Each call runs in a thread, so the event loop is not blocked."""
+"""Base class and decorators that turn a blocking API into an asyncio API. Each call runs in a thread, so the
+event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _Sync = TypeVar("_Sync")
 
 
 class Threaded(Generic[_Sync]):
-    """Calls a blocking object in threads, so the event loop is not blocked."""
+    """Base class for the asyncio version of a blocking object. Calls run in threads, so the event loop is not
+    blocked."""
 
     def __init__(self, sync_api: _Sync, threads: ThreadPoolExecutor) -> None:
         self.sync_api = sync_api

@@ -287,8 +287,8 @@ def trained_on(model: Model, methods: Sequence[str]) -> list[str]:
 
 
 def ended_method(provider: str, method: str, today: date) -> str | None:
-    """Return a message that the host has shut down its last model for this method. Returns `None` if the host
-    still has a model for it, or if the catalog never listed one."""
+    """Return a message saying that the host has shut down its last model for this method. Returns `None` if
+    the host still has a model for it, or if the catalog never listed one."""
     hosts = ((model, model.hosts.get(provider)) for model in all_models())
     offered = [(model, host) for model, host in hosts if host and method in host.methods]
     open_now = (host for _, host in offered if host.tunable != "no")
@@ -304,14 +304,15 @@ def starters() -> tuple[Model, ...]:
 
 
 def comparison() -> Model:
-    """Return the base model for cost comparisons: by default, the cost of tuning is compared with the cost of
+    """Return the model that cost comparisons use by default: the cost of tuning is compared with the cost of
     prompting this model."""
     return find(_catalog().comparison)
 
 
 def closest_closed(model: Model, provider: str) -> Model | None:
-    """Return the host's tunable closed model that is most similar to the open model `model`. It is the one
-    that lists `model` earliest among its alternatives. Returns `None` if no such model lists `model`."""
+    """Return the host's tunable closed model that is most similar to the open model `model`: the one whose
+    list of alternatives, most similar first, contains `model` at the earliest position. Returns `None` if no
+    list contains it."""
     closed = [
         (other.alternatives.index(model.name), other)
         for other in all_models()

@@ -100,7 +100,7 @@ def chat(
                 _show(reply, asked.max_tokens, written=pieces.end())
     if called and conversation[-1].role == "tool":
         wanted = count(len(called), "more tool result")
-        warn(f"no new answer requested: the model is still waiting for {wanted}")
+        warn(f"the model was not queried, because it is still waiting for {wanted}")
     return Output(replies, shown_already)
 
 

@@ -55,7 +55,7 @@ class DeployCommandLimits:
     ] = None
     idle: Annotated[
         str | None,
-        typer.Option(help="Have the host stop the deployment after this long without requests: 30m, 2h."),
+        typer.Option(help="Idle time after which the host stops the deployment, such as 30m or 2h."),
     ] = None
     settings: Annotated[
         list[str] | None,
@@ -206,7 +206,7 @@ def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: floa
         note(f"down, confirmed by {record.provider}{spent}")
     elif record.host_id is None:
         warn(
-            f"{record.provider} lists no deployment of this run, but one could still start within "
+            f"{record.provider} lists no deployment of this run, but may still start one within the next "
             f"{duration(left_s)}. To check again after that: {again}"
         )
     else:

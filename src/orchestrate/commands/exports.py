@@ -139,7 +139,7 @@ class MergeCommandOptions:
     method: Annotated[
         str | None,
         typer.Option(
-            help="Adapters: svd (default), cat, ties, dare_ties, linear. Complete models: linear (default), "
+            help="Adapters: svd (default), cat, ties, dare_ties, linear. Full models: linear (default), "
             "slerp, ties.",
             show_default=False,
         ),
@@ -177,7 +177,7 @@ def merge(
         list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Runs or folders: adapters of the same base, or complete models of the same architecture.",
+            help="Runs or folders: adapters of the same base, or full models of the same architecture.",
         ),
     ],
     folder: Annotated[
@@ -186,7 +186,7 @@ def merge(
     merging: MergeCommandOptions,
     accept_licence: AcceptOpt = None,
 ) -> Output[Merged]:
-    """Merge several adapters of the same base model into one, or several complete models of the same
+    """Merge several adapters of the same base model into one, or several full models of the same
     architecture, and verify the result. Prints how much a merged adapter differs from the exact sum. Exit
     code 1 if verification fails. Afterwards, evaluate the merged model and each input with `eval`."""
     from orchestrate.runs import serving
@@ -208,7 +208,7 @@ def merge(
 
 def _show_merged(made: Merged) -> None:
     if made.error is None:
-        note(f"{made.method} of {len(made.parts)} complete models")
+        note(f"{made.method} of {len(made.parts)} full models")
     else:
         ranks = ", ".join(map(str, made.ranks))
         note(

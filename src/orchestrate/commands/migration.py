@@ -78,7 +78,9 @@ class ParityOptions:
     ] = "auto"
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metrics", metavar="NAMES", help="Comma-separated metrics. The first one decides."),
+        typer.Option(
+            "--metrics", metavar="NAMES", help="Comma-separated metrics. The first one decides on parity."
+        ),
     ] = None
     margin: Annotated[
         float, typer.Option(help="Largest drop that counts as parity: 0.05 means 5 percentage points.")

@@ -1,4 +1,4 @@
-"""Merge several adapters of the same base model, or several complete models with the same architecture."""
+"""Merge several adapters of the same base model, or several full models with the same architecture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrate.types import Merged
 
 METHODS = ("svd", "cat", "ties", "dare_ties", "linear")
 MODEL_METHODS = ("linear", "slerp", "ties")
-"""Merge methods for complete models. The first is the default."""
+"""Merge methods for full models. The first is the default."""
 NOTES = {
     "linear": "linear combines the A and B matrices separately, which only approximates the sum. PEFT's "
     "authors advise against it. svd and cat are more accurate",
@@ -126,8 +126,8 @@ def _require(
     models = [p for p in parts if not p.adapter]
     if models and len(models) < len(parts):
         raise UsageError(
-            f"{models[0].name} is a complete model, so it cannot be merged with adapters",
-            fix="convert each adapter to a complete model with: orchestrate export RUN DIR --to merged",
+            f"{models[0].name} is a full model, so it cannot be merged with adapters",
+            fix="merge each adapter into its base model with: orchestrate export RUN DIR --to merged",
         )
     methods, what = (MODEL_METHODS, "models") if models else (METHODS, "adapters")
     if method not in methods:
@@ -169,7 +169,7 @@ def _require_alike(models: Sequence[TunedModel], method: str, weights: Sequence[
         raise UsageError(f"slerp merges exactly two models, got {len(models)}", fix="--method linear")
     if weights is not None and (min(weights) < 0 or sum(weights) <= 0):
         raise UsageError(
-            "when merging complete models, the merge weights must not be negative and at least one must be "
+            "when merging full models, the merge weights must not be negative and at least one must be "
             f"above 0 (got {list(weights)})"
         )
     first, *others = models

@@ -42,7 +42,7 @@ def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned model. `folder` contains an adapter or a complete model. `base` is the base model that
+    """A tuned model. `folder` contains an adapter or a full model. `base` is the base model that
     `orchestrate.local` loads."""
 
     name: str
@@ -76,7 +76,7 @@ class TunedModel:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the adapter's configuration. Raises `UsageError` for a complete model."""
+        """Return the adapter's configuration. Raises `UsageError` for a full model."""
         try:
             return msgspec.json.decode(
                 (self.folder / "adapter_config.json").read_bytes(), type=dict[str, Any]

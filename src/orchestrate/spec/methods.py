@@ -336,7 +336,7 @@ class TrainFile(SpecPart):
         default=1,
         gt=0,
         le=100,
-        description="How often to repeat the rows. A fractional part adds a sample of them",
+        description="Number of times to repeat the rows. A fractional part adds a random sample of the rows",
     )
     seed: Int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the sample")
 

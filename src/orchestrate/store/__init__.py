@@ -65,13 +65,13 @@ def stamp(at: datetime) -> str:
 
 
 def time_of(deployment: Deployment, clock: Clock, *, made_at: datetime | None = None) -> datetime:
-    """Return the current time on a deployment's own clock: `created_at` plus the deployment's age. Hourly
-    charges and limits use this clock, which never runs backward.
+    """Return the current time on a deployment's own clock, which is `created_at` plus the deployment's age.
+    Hourly charges and limits use this clock, which never runs backward.
 
-    The age was last recorded at a known uptime of the machine, so the time elapsed since then is taken from
-    the uptime clock. After a reboot or on another machine, it is taken from the wall clock instead. If
-    `made_at`, the creation time that the host reports, shows that the wall clock was wrong at the last
-    recording, the age is computed from `made_at`.
+    The current age is the last recorded age plus the time since then, which is measured with the uptime
+    clock. After a reboot or on another machine, that time is measured with the wall clock instead. `made_at`
+    is the creation time that the host reports. If it shows that the wall clock was wrong when the age was
+    recorded, the age is computed from `made_at`.
     """
     now, up, last = clock.now(), clock.uptime(), deployment.age
     if last is None:  # made by an earlier version
@@ -104,8 +104,8 @@ def new_run_id(at: datetime) -> str:
 
 
 def new_id(prefix: str, at: datetime, mark: int | None = None) -> str:
-    """Create an id from a time and a random part. If `mark` is given (a hash), it replaces the random part,
-    and the same second and hash always give the same id."""
+    """Create an id from a time and a random part. If the hash `mark` is given, it replaces the milliseconds
+    and the random part. The same `mark` within the same second then always gives the same id."""
     age_ms = max(0, int(at.timestamp() * 1000) - _EPOCH_MS) % 32**8
     if mark is not None:
         age_ms = max(0, age_ms - age_ms % 1000 + mark // 32**4 % 1000)

@@ -105,15 +105,15 @@ _LATEST = timedelta(minutes=5)
 _LONGEST = timedelta(days=3650)
 """Longest pause that a host can request."""
 _SHARE = 10
-"""Divisor for the polling interval. A run is polled every (time since its last change) / `_SHARE`, but no
-more often than `_SOONEST` and no less often than `_LATEST`."""
+"""Divisor for the polling interval of a run, which is (time since the run's last change) / `_SHARE`, but at
+least `_SOONEST` and at most `_LATEST`."""
 _VIEWER_S = 15.0
 """Seconds after which a viewer that stopped responding no longer counts as watching."""
 
 
 class Silence(NamedTuple):
-    """How long a run has been inactive, in seconds. `reported_s` is how long ago this was reported to the
-    user, or `None` if it wasn't."""
+    """Time for which a run has been inactive, in seconds. `reported_s` is the time since the user was
+    notified of this, or `None` if no notification was sent."""
 
     seconds: float
     reported_s: float | None
@@ -188,9 +188,10 @@ class Coordination:
     def silences(self, marks: Mapping[str, str], *, gap_s: float | None = None) -> dict[str, Silence]:
         """Return how long each run has been inactive, as {run id: Silence}.
 
-        `marks` is {run id: text}, where the text changes whenever the run shows activity. A change of the
-        text resets the run's inactivity. So does a gap of more than `gap_s` seconds between two checks. Times
-        are measured with this machine's uptime clock, so changes to the wall clock don't affect them.
+        `marks` is {run id: text}. The text of a run must change whenever the run shows activity. A changed
+        text restarts the measurement for that run. So does a gap of more than `gap_s` seconds since the
+        previous check. Times are measured with this machine's uptime clock, so changes to the wall clock
+        don't affect them.
         """
         table, up = schema.silences, self._db.clock.uptime()
         ids, rows, begun = [*marks], dict[str, Any](), list[str]()
@@ -271,11 +272,11 @@ class Coordination:
     def take_tokens(
         self, account: str, count: int, *, per_minute: float, burst: float, credit: bool = False
     ) -> float:
-        """Take `count` tokens from the account's bucket, which all processes of this store share.
+        """Take `count` tokens from the account's rate-limit bucket, which all processes of this store share.
 
-        The bucket gains `per_minute` tokens per minute and holds at most `burst`. Returns 0 if there were
-        enough tokens. Otherwise, takes none and returns the seconds until there are enough. With `credit`,
-        always takes the tokens and returns 0. Use this for requests that were already sent.
+        The bucket gains `per_minute` tokens per minute and holds at most `burst`. Returns 0 if it had enough
+        tokens. Otherwise, takes none and returns the number of seconds until it will have enough. With
+        `credit`, always takes the tokens and returns 0, which is meant for requests that were already sent.
         """
         key = f"bucket:{hashlib.sha256(account.encode()).hexdigest()[:48]}"
         now, table = self._db.clock.now(), schema.meta

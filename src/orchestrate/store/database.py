@@ -44,8 +44,8 @@ from orchestrate.text import duration
 
 _HEADER = b"SQLite format 3\x00"
 _CHECKED_AT_OPEN_BYTES = 8_000_000
-"""Files of up to this many bytes are verified each time they are opened, which takes a few milliseconds. Only
-`verify` checks larger files."""
+"""Maximum size in bytes of a file that is verified each time it is opened. Verifying a file of this size
+takes a few milliseconds. Larger files are only checked by `verify`."""
 _LEAST_FREE = 65_536
 """Minimum free disk space in bytes. The index of the write-ahead log alone needs half of this."""
 _BUSY_S = 60.0
@@ -456,11 +456,11 @@ class Database:
             yield connection
 
     def waited(self, table: Table, id: str) -> float:
-        """Return the seconds since the current attempt of a run or deployment was sent, measured with the
-        uptime clock.
+        """Return the seconds since the current attempt to send a run or deployment, measured with the uptime
+        clock.
 
-        If another machine sent the attempt, or this machine was rebooted since then, the time starts when
-        this method is first called for the attempt.
+        If the attempt was made on another machine or before this machine's last reboot, the time counts from
+        the first call of this method for that attempt.
         """
         stamps, up = schema.stamps, self.clock.uptime()
         with self.writing() as connection:

@@ -50,7 +50,8 @@ def one_at_a_time(connection: Connection) -> None:
 
 
 class Limit(NamedTuple):
-    """A limit that is checked in the same transaction, in addition to the budget."""
+    """A spending limit that is checked in addition to the budget, in the transaction that reserves the
+    cost."""
 
     usd: Decimal
     taken: Callable[[Connection], Decimal]
@@ -74,8 +75,9 @@ def reserve(  # noqa: PLR0913  what is held, and each limit that it is held agai
     limits: Sequence[Limit] = (),
     **words: str,
 ) -> None:
-    """Raise `OverBudget` or `UnknownPrice` unless `usd` fits the remaining budget and each limit. `held_usd`
-    is the part that is already reserved. The caller records the reservation in the same transaction."""
+    """Check that `usd` fits the remaining budget and each limit. Raises `OverBudget` if it does not, and
+    `UnknownPrice` if the price is unknown. `held_usd` is the part of `usd` that is already reserved, so the
+    budget does not count it twice. The caller records the reservation in the same transaction."""
     if budget_usd is None and not limits:
         return
     one_at_a_time(connection)
@@ -150,8 +152,8 @@ def reserve_deployment(
     budget_usd: Decimal | None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Check that what a deployment may still cost fits the budget and the limits. The amount that is already
-    reserved for the deployment is not counted twice.
+    """Check that the remaining cost that a deployment may still cause fits the budget and the limits. The
+    amount that is already reserved for the deployment is not counted twice.
 
     If the deployment is already being billed, a change that does not raise its maximum cost is always
     accepted. In a sandbox, only `limits` apply.
@@ -411,8 +413,8 @@ class Ledger:
         AnswerAccount(self._db, "", None).catch_up("", log, known, found=True)
 
     def account(self, purpose: str, settings: Settings) -> AnswerAccount:
-        """Return the account with which a command reserves and settles its answers. They count toward the
-        store's budget."""
+        """Return an account that reserves and settles the cost of a command's answers. The cost counts toward
+        the store's budget."""
         return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
 
 
@@ -476,13 +478,13 @@ class AnswerAccount:
             self._end(connection, id)
 
     def catch_up(self, backend: str, log: Path, sends: Mapping[str, Send], *, found: bool = False) -> None:
-        """Settle requests whose outcome is recorded in this log but not in the store. That happens if the
+        """Settle requests whose outcome is recorded in this log but not in the store. This happens if the
         process was killed, or if the store was restored from an older backup. The caller must hold the log's
         lock.
 
-        A reservation whose request is not in the log is released if the log proves that the request was never
-        sent. For that, the log must have been `found`, still be the same file, and be complete. Otherwise,
-        the full reservation counts as spent. Reservations that are older than a day also count as spent.
+        Reservations whose request is not in the log count as spent in full, unless the log proves that the
+        request was never sent: these are released. The log is proof only if it was `found`, is still the same
+        file, and is complete. Reservations that are older than a day also count as spent.
         """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)

@@ -105,8 +105,9 @@ class RunLists:
             ).scalar_one()
 
     def groups(self, query: RunQuery, most: int = 200) -> list[tuple[str | None, int]]:
-        """Return the first groups in sorted order, with the number of runs in each. The group `None` contains
-        runs without a value, and the group with an empty name contains runs with an empty value."""
+        """Return the first `most` groups in sorted order, as `[(name, number of runs)]`. The name is `None`
+        for runs that don't have the setting or tag, and an empty string for runs that have it with an empty
+        value."""
         value = self._value(query.group)
         missing = value.is_(None)
         statement = select(value, func.count()).select_from(schema.runs).where(*self._where(query))

@@ -151,9 +151,9 @@ def abandoned(run: Run, reason: str, at: datetime) -> Run:
 
 
 def left(run: Run) -> str | None:
-    """Return why Orchestrate's own engine paused a run, for example because of a limit or because the worker
-    was stopped from outside. Returns `None` if the run isn't paused, if the user paused it, or if it will
-    resume automatically."""
+    """Return why Orchestrate's own engine paused a run. Reasons include a limit that was reached and a worker
+    that was stopped from outside. Returns `None` for a run that isn't paused, that the user paused, or that
+    will resume automatically."""
     paused = run.status is JobStatus.PAUSED and run.raw_status == PAUSED
     return run.error.message if paused and run.error else None
 

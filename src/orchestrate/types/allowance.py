@@ -14,10 +14,11 @@ ENDING_S = 600.0
 
 
 def ending_s(left_s: float) -> float:
-    """Return how many seconds before the machine's time limit a worker must stop.
+    """Return how many seconds before the machine's time limit a worker must stop: a third of the remaining
+    time `left_s`, but at most 10 minutes.
 
-    In this time, the worker saves a last checkpoint. The worker's clock starts after the machine has fetched
-    its image and packages, so the time also covers that delay.
+    The worker needs this time to save a last checkpoint. It also makes up for the late start of the worker's
+    clock, which starts after the machine has fetched its image and packages.
     """
     return min(ENDING_S, left_s / 3)
 

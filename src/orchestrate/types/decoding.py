@@ -1,7 +1,7 @@
 """Decode bytes and plain values into records, safely from several threads.
 
-msgspec (as of 0.22) analyzes a class at its first use. If another thread decodes the class during this
-analysis, the process crashes. Therefore, only one thread at a time uses a type for the first time. Code that
+msgspec (as of 0.22) analyzes a class when it is first used. If another thread decodes the class during this
+analysis, the process crashes. A lock therefore makes sure that only one thread runs this analysis. Code that
 decodes types without records can use msgspec directly.
 """
 

@@ -107,7 +107,8 @@ class Contender(Record, frozen=True, kw_only=True):
     """Examples shown before each question."""
     answers: int = 0
     failed: int = 0
-    """Number of questions that could not be answered because of their content. They count as wrong."""
+    """Number of questions that could not be answered because of their content. Each counts as a wrong
+    answer."""
     prompt_tokens: int | None = None
     """Prompt tokens of all answers. `None` if the host does not report them."""
     completion_tokens: int | None = None
@@ -121,8 +122,7 @@ class Contender(Record, frozen=True, kw_only=True):
     usd_per_hour: Decimal | None = None
     """Hourly price of the answering deployment, if hours are billed instead of tokens."""
     hours: Decimal | None = None
-    """Hours that the deployment needed for all answers, with this evaluation's number of concurrent
-    requests."""
+    """Time in hours in which the deployment answered all questions, at this evaluation's concurrency."""
     answers_per_hour: Decimal | None = None
     """Expected number of answers per hour, if the user set it. Used to compute the cost per answer of a
     deployment that is billed hourly."""
@@ -133,8 +133,8 @@ class Contender(Record, frozen=True, kw_only=True):
     asked_at: datetime | None = None
     """Time of the first answer. It may precede the evaluation, because earlier answers are reused."""
     proof: str | None = None
-    """Proof result in words, as in `Proof.badge`: whether the answering model was proven to be the trained
-    one. `None` for a model without a run."""
+    """Result of the check that the answering model is the trained one, in the words of `Proof.badge`. `None`
+    for a model without a run."""
 
     @property
     def answered_by(self) -> str:
@@ -144,8 +144,9 @@ class Contender(Record, frozen=True, kw_only=True):
 
     @property
     def usd_per_answer(self) -> Decimal | None:
-        """The average cost per answer in USD. If hours are billed, this is the hourly price divided by the
-        answers per hour. Uses the expected traffic if it is set, otherwise the speed of this evaluation."""
+        """The average cost per answer in USD. With hourly billing, this is the hourly price divided by the
+        answers per hour: the expected number if the user set it, otherwise the number that this evaluation
+        reached."""
         came = self.answers - self.failed
         if self.usd is not None and came:
             return self.usd / came

@@ -148,9 +148,9 @@ class Evidence(Record, frozen=True, kw_only=True):
     detectable: float | None = None
     """Smallest difference that would have been detected by now with 80% power."""
     counted_ratio_p: float = 1.0
-    """P-value of a test whether the users counted for this metric are split between the arms as planned. If
-    it is below 0.001, the metric is not trusted, because one arm's outcomes seem to be recorded more
-    often."""
+    """P-value of a test that the users counted for this metric are split between the arms as planned. Below
+    0.001, outcomes seem to be recorded more often in one arm than in the other, so the metric is not
+    trusted."""
     curve: tuple[EvidencePoint, ...] = ()
 
 

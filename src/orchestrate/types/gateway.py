@@ -60,8 +60,8 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Creation time on the machine's uptime clock, in seconds. Monotonic, so changes to the system clock
     don't affect it."""
     untuned: str = ""
-    """Name of the base model, as in the client's request. If this job continues from a tuned model, the name
-    in the request that first trained that model."""
+    """Name of the base model, as the client requested it. If the job continues from a tuned model, this is
+    the base model in the request for the first job of that chain."""
     files: tuple[str, ...] = ()
     """Hashes (sha256) of the training files' contents."""
     file_names: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Number of the attempt. Only set in records of earlier versions, which created a new run for each
     attempt."""
     tries: int = 0
-    """Number of submission attempts so far that the backend was temporarily unable to accept."""
+    """Number of failed attempts to submit the job so far, because the backend was temporarily unavailable."""
     again_at: datetime | None = None
     error: JobError | None = None
     """Reason why the job has no run."""
@@ -84,7 +84,7 @@ class GatewayJob(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Final status of the job, as reported to clients. It never changes, even if the run's status does."""
     ended_at: datetime | None = None
     told: bool = False
-    """True if the webhook, if any, was notified of the job's end."""
+    """True once the webhook was notified of the job's end, or if there is no webhook to notify."""
     model_deleted: bool = False
 
     @property

@@ -35,8 +35,8 @@ class BilledResource(Record, frozen=True, kw_only=True):
     """True if the resource is the machine of a training session. `recover` can't rebuild a session without
     its run directory."""
     job_id: str | None = None
-    """Id of the job, or for another resource, the job id that its name contains. The name doesn't prove who
-    created that job. Only the store knows that."""
+    """Id of the job. For a resource that is not a job, the job id in the resource's name. A job id in a name
+    doesn't prove that Orchestrate created the job. Look it up in the store."""
     created_at: datetime | None = None
     owner: str | None = None
     """The creator, if known to be someone other than the key's owner."""
@@ -129,12 +129,12 @@ class DeploymentState(StrEnum):
 
     @property
     def unproven(self) -> bool:
-        """Return whether the host has not confirmed yet that the deployment exists or has ended."""
+        """True if the host has yet to confirm that the deployment exists or that it has ended."""
         return self in (DeploymentState.CREATING, DeploymentState.OUTCOME_UNKNOWN, DeploymentState.ENDING)
 
 
 class Age(Record, frozen=True, kw_only=True):
-    """The age of a deployment, with the clock readings at the time it was measured."""
+    """The age of a deployment at its last measurement, and the clock readings at that moment."""
 
     seconds: float
     """Seconds since the deployment's creation, measured by uptime, so changes to the wall clock have no
@@ -193,15 +193,15 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Time at which the host stopped listing the deployment, although this store did not end it."""
     ended_at: datetime | None = None
     billed_s: float = 0.0
-    """Billed seconds before `billing_since`, which is the start of the current billing period. If the
-    deployment is not being billed now, the total."""
+    """Billed seconds of all billing periods that have ended. The current period, which started at
+    `billing_since`, is not included."""
     billed_by_month: dict[str, float] = {}
     """Billed seconds by month, such as `2026-11` in UTC. Seconds counted by earlier versions are not
     included."""
     billing_since: datetime | None = None
     age: Age | None = None
-    """Age when it was last recorded. All times above, except `updated_at`, are on the deployment's own clock:
-    `created_at` plus the age at that time."""
+    """The last recorded age. All times above except `updated_at` are on the deployment's own clock: each is
+    `created_at` plus the deployment's age at that moment."""
 
     @property
     def handle(self) -> JobHandle:

@@ -98,7 +98,7 @@ class JobHandle(Record, frozen=True, kw_only=True):
     provider: str
     job_id: str
     ref: str | None = None
-    """Our tag on the job, if it could be read back."""
+    """Orchestrate's tag on the job. `None` if it could not be read back from the host."""
     kind: str | None = None
     """Collection that contains the job, on hosts with several collections (Fireworks: supervised, dpo,
     reinforcement)."""
@@ -261,8 +261,8 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 class Endpoint(Record, frozen=True, kw_only=True):
-    """The address of a tuned model. `usd_per_hour` is the cost while the endpoint is up, including idle
-    time."""
+    """The endpoint of a deployed tuned model. `usd_per_hour` is the hourly cost while it is up, idle or
+    not."""
 
     provider: str
     id: str
@@ -313,7 +313,8 @@ class Run(Record, frozen=True, kw_only=True):
     spec_hash: str
     dataset_digest: str
     host: str
-    """Base URL or place that the run was sent to. It distinguishes a sandbox from the real host."""
+    """Base URL of the backend that the run was sent to. For a backend without a URL, its name or folder.
+    Distinguishes a sandbox from the real host."""
     account: str | None = None
     """Id of the `Account` that the run was sent to. `None` for runs from versions that did not store it."""
     sandbox: bool = False
@@ -442,10 +443,11 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     """The spec as requested, with absolute paths of its files."""
     host: str
-    """Address of the backend when the entry was added, so that a sandbox's entry is never sent to the real
-    host."""
+    """Host of the backend when the entry was added, as in `Run.host`. Prevents a sandbox's entry from being
+    sent to the real host."""
     account: str
-    """Account of the key that was configured when the entry was added, so that no other account is billed."""
+    """Account of the API key that was configured when the entry was added. Prevents another account from
+    being billed."""
     digest: str
     """Digest of the training data when the price was confirmed. Changed data is not submitted."""
     created_at: datetime
@@ -455,8 +457,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     after: tuple[str, ...] = ()
     """Entries and runs that must succeed first."""
     agreed_usd: Decimal | None = None
-    """Price that the user confirmed: the high end of the displayed quote or, if higher, the limit. The run is
-    not submitted if its price has risen above this. `None` if there was no price."""
+    """Price that the user confirmed: the high end of the displayed quote, or the cost limit if that is
+    higher. If the price later rises above this, the run is not submitted. `None` if there was no price."""
     max_cost_usd: Decimal | None = None
     run_id: str | None = None
     note: str | None = None

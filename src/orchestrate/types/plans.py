@@ -231,8 +231,8 @@ class Quote(Record, frozen=True, kw_only=True):
     lines: tuple[QuoteLine, ...] = ()
     assumptions: tuple[str, ...] = ()
     low_usd: Decimal | None = None
-    """Low end of the price range. This field and the next two are `None` if there is no price because it is
-    `unavailable` or the job would be `refused`."""
+    """Low end of the price range. This field, `expected_usd` and `high_usd` are `None` if the quote has no
+    price, because it is `unavailable` or because the backend would reject the job (`refused`)."""
     expected_usd: Decimal | None = None
     """Expected price. Also `None` if the price is `undecided`."""
     high_usd: Decimal | None = None
@@ -242,8 +242,8 @@ class Quote(Record, frozen=True, kw_only=True):
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
     job_recovery: bool = False
-    """True if the job's spec and data are lost, so that the quote is based on the host's report on the job.
-    The user never confirmed this price."""
+    """True if the job's spec and data are lost, and the quote is computed from what the host reports about
+    the job instead. The user never confirmed this price."""
     open_end: str | None = None
     """Costs that the price does not include. The job may cost more than `high_usd`, and no limit can be
     enforced."""
@@ -265,8 +265,8 @@ class Quote(Record, frozen=True, kw_only=True):
     batch_size: int | None = None
     """Rows per step. `None` if the host chooses."""
     tokens_from: TokensFrom = TokensFrom.EXACT
-    """Source of the token count: all rows, a sample, or none. With a sample, its uncertainty widens the range
-    from `low_usd` to `high_usd`. With none, there is no price."""
+    """How the tokens were counted: all rows, a sample, or not at all. The sampling error widens the range
+    from `low_usd` to `high_usd`. Without a count, there is no price."""
 
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]

@@ -111,8 +111,8 @@ NOT_PROVED = "not proved"
 
 
 def newest(proofs: Sequence[Proof]) -> list[Proof]:
-    """Return the latest proof for each place (`at`) and model name, newest first. `proofs` must be sorted
-    oldest first."""
+    """Return the latest proof for each combination of location (`at`) and model name, newest first. `proofs`
+    must be sorted oldest first."""
     found: dict[tuple[str, str], Proof] = {}
     for proof in reversed(proofs):
         found.setdefault((proof.at, proof.model), proof)

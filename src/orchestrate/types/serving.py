@@ -25,8 +25,8 @@ class Export(Record, frozen=True, kw_only=True):
 
 
 class AdapterCost(Record, frozen=True, kw_only=True):
-    """The time that an adapter costs in addition to its base model. It is measured on the serving machine
-    when a server starts, or at the end of an evaluation."""
+    """The extra time that an adapter needs compared with its base model alone. Measured on the serving
+    machine when a server starts, or at the end of an evaluation."""
 
     model: str
     load_s: float
@@ -41,8 +41,7 @@ class AdapterCost(Record, frozen=True, kw_only=True):
         share = self.token_s / self.base_token_s - 1
         return (
             f"{self.model}: loading the adapter took {1000 * self.load_s:.0f} ms once. Each token "
-            f"takes {1000 * self.token_s:.1f} ms ({more:+.1f} ms or {share:+.0%}, compared with the base "
-            "model alone)"
+            f"takes {1000 * self.token_s:.1f} ms ({more:+.1f} ms, {share:+.0%} relative to the base alone)"
         )
 
 
@@ -59,7 +58,7 @@ class Merged(Record, frozen=True, kw_only=True):
     weights: tuple[float, ...]
     ranks: tuple[int, ...]
     rank: int | None
-    """Rank of the adapter. `None` for complete models."""
+    """Rank of the merged adapter. `None` for full models."""
     error: float | None
     """Relative error of the merged adapter: its distance from the weighted sum of its parts, over all adapted
     matrices."""

@@ -28,7 +28,7 @@ from orchestrate.ui.table import flat
 FEW = 12
 """Maximum number of runs for a full comparison, which includes every pair of runs."""
 _POINTS = {True: 1500, False: 100}
-"""Number of points per curve, in comparisons of few runs (True) and of many (False)."""
+"""Points per curve: the first number for comparisons of few runs, the second for comparisons of many."""
 _OF_MANY = ("loss", "reward", "accuracy")
 """The charts shown for comparisons of many runs."""
 _NOT_SETTINGS = {"suffix", "tags", "max_cost_usd", "provider_options"}

@@ -26,8 +26,7 @@ _AT_ONCE = 100
 _LOOK_S = 1.0
 """Seconds between two checks of the store while a page is open."""
 _SPARKED, _SPARK = 128, 32
-"""For the sparkline of a table row: the number of points to read, and the number of points to draw after
-averaging."""
+"""Points per sparkline of a table row: `_SPARKED` are read, then averaged to the `_SPARK` that are drawn."""
 _WIDTH, _HEIGHT = 80.0, 16.0
 
 

@@ -24,7 +24,7 @@ from orchestrate.workspace import scope_of
 MOST = 1000
 """Default number of runs on the page."""
 _ODD = 60
-"""Maximum number of columns to offer for settings. The same maximum applies to tags."""
+"""Maximum number of setting columns to offer. The number of tag columns has the same limit."""
 _MOST_COLUMNS = 24
 
 

@@ -55,9 +55,9 @@ class Talked:
 
     @property
     def agreed_usd(self) -> Decimal | None:
-        """The amount that the user confirms with the next form, including what earlier attempts without an
-        answer may have cost. A form from before such an attempt has a lower amount, so it can't confirm
-        another one."""
+        """The amount that the user confirms by sending the form: the maximum cost of the next answer, plus
+        what earlier attempts without an answer may have cost. Each such attempt raises this amount, so an
+        older form can't confirm another attempt."""
         return None if self.worst_usd is None else self.worst_usd + self.lost_usd
 
     @property

@@ -125,11 +125,11 @@ def test_linear_warns_as_its_authors_do(parts: list[TunedModel], tmp_path: Path)
     assert "advise against it" in made.notes[0]
 
 
-# -- complete models -------------------------------------------------------------------------------------
+# -- full models -------------------------------------------------------------------------------------
 
 
 def model_of(folder: Path, seed: int) -> TunedModel:
-    """The tiny model in 32 bits with every tensor moved a little, as a complete model."""
+    """The tiny model in 32 bits with every tensor moved a little, as a full model."""
     shutil.copytree(TINY, folder)
     draw = torch.Generator().manual_seed(seed)
     moved = {
@@ -220,7 +220,7 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_written(
     (cut.folder / "model.safetensors").write_bytes((cut.folder / "model.safetensors").read_bytes()[:-9])
     other = replace(model_of(tmp_path / "other", 5), base="other/base")
     for wrong, method, weights, said in [
-        ([one, parts[0]], "linear", None, "complete model"),
+        ([one, parts[0]], "linear", None, "full model"),
         ([one, short], "linear", None, "different architectures"),
         ([one, words], "linear", None, "different vocabularies"),
         ([one, cut], "linear", None, "could not read"),

@@ -31,7 +31,7 @@ class CurvePoints:
         str,
         typer.Option(
             metavar="S1,S2",
-            help="Fractions of the training rows (up to 1). Each subset contains the smaller ones.",
+            help="Fractions of the training rows, up to 1. Each subset includes all smaller ones.",
         ),
     ] = "0.125,0.25,0.5,1"
     seeds: Annotated[
@@ -67,9 +67,9 @@ def curve(
         typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the plot."),
     ] = None,
 ) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
-    """Estimate how much more rows would help. Trains on fractions of the data, and evaluates every model on
-    the same held-out rows. The runs form a sweep with one budget. The price is shown before the first run is
-    submitted. Repeat the command to resume.
+    """Estimate how much additional rows would help. Trains on fractions of the data, and evaluates every
+    model on the same held-out rows. The runs form a sweep with one budget. The price is shown before the
+    first run is submitted. Repeat the command to resume.
 
     --compare best,random compares the best half of the rows (by a `data score` signal) with a random half.
     """

@@ -117,7 +117,7 @@ def _show(report: JudgeReport) -> None:
     elif found.unfit:
         warn(found.unfit)
     else:
-        same = f"with the same score for {found.same.value:.0%} of {found.n} rated answers"
+        same = f"identical scores for {found.same.value:.0%} of {found.n} rated answers"
         note(f"the judge agrees with human raters: kappa {score(found.kappa)}, {same}")
     mean = "" if report.mean is None else f"mean score {report.mean:.2f}; "
     cost = "" if report.usd is None else f"; {money(report.usd)}"

@@ -190,9 +190,8 @@ def select(
 
 def _show_selected(report: SelectReport, by: str) -> None:
     out.print(f"{report.output}: {count(report.kept, 'row')} of {report.rows:,}", soft_wrap=True)
-    note(f"{count(report.left_out, 'row')} left out. The reasons are in {report.left_out_file}")
+    note(f"{count(report.left_out, 'row')} left out. Rows and reasons: {report.left_out_file}")
     if report.tied:
-        tied = count(report.tied, "row")
-        note(f"{tied} left out although tied with the last row kept (earlier rows win ties)")
+        note(f"of these, {report.tied:,} tied with the last row kept (earlier rows are kept first)")
     if report.errors:
-        note(f"{count(report.errors, 'row')} left out because of errors (included above)")
+        note(f"of the rows left out, {report.errors:,} had errors")

@@ -141,7 +141,7 @@ class Decision:
             "--metrics",
             "--metric",
             metavar="NAMES",
-            help="Comma-separated metrics. The first one decides. See --list.",
+            help="Comma-separated metrics. The first one decides the verdict. See --list.",
         ),
     ] = None
     rubric: Annotated[Path | None, typer.Option(help="YAML rubric for judge:MODEL and judge_pair:MODEL.")] = (

@@ -226,8 +226,8 @@ def _write(
         )
     if what.single or what.contenders or what.against or what.evaluation or what.items:
         raise UsageError(
-            "--write shows rows instead of answers, so --single, --contender, --against, --items "
-            "and --evaluation do not apply."
+            "--write opens rows instead of answers, so it cannot be combined with --single, --contender, "
+            "--against, --items or --evaluation."
         )
     names, settler = _names(place.raters), rows.settler
     if rows.write is None:

@@ -50,7 +50,7 @@ HereOpt = Annotated[
     bool | None,
     typer.Option(
         "--here/--background",
-        help="Watch in this process, or in a background process (default on a terminal).",
+        help="Watch from this process or from a background process. Default: background on a terminal.",
     ),
 ]
 
@@ -63,8 +63,9 @@ class StallOptions:
         float | None,
         typer.Option(
             help="Report a run as stalled after this many minutes without a new step, event or metric. "
-            "Default: 5 times the longest gap in this run or in a typical earlier run on that backend, at "
-            "least 15 minutes (60 with fewer than 3 earlier runs). Or set ORCHESTRATE_STALLED_MINUTES.",
+            "Default: 5 times the longest gap in this run or in a typical earlier run on the same backend, "
+            "but at least 15 minutes (60 minutes if there are fewer than 3 earlier runs). You can also set "
+            "ORCHESTRATE_STALLED_MINUTES.",
         ),
     ] = None
     cancel_stalled: Annotated[

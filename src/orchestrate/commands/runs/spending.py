@@ -63,7 +63,7 @@ class SpendingSelection:
         list[str] | None,
         typer.Option(
             metavar="ID_OR_NAME",
-            help="Don't report this deployment as idle, or this item's cost as unknown; repeatable.",
+            help="Leave this item out of the warnings about idle deployments and unknown costs; repeatable.",
         ),
     ] = None
 
@@ -93,15 +93,15 @@ class ExitCodeOptions:
         bool,
         typer.Option(
             "--fail-if-idle",
-            help="Exit with code 1 if a billed deployment has no known use, or if a rented machine doesn't "
-            "belong to a run in this store. Exit with code 4 if neither was found but an account could not "
-            "be fully checked.",
+            help="Exit with code 1 if a billed deployment has no known use, or if a rented machine belongs "
+            "to no run in this store. Otherwise, exit with code 4 if an account could not be fully checked.",
         ),
     ] = False
 
     def require(self, what: SpendingSelection, settings: Settings) -> None:
-        """Check that the requested exit codes can be determined. Raises `UsageError` if other options rule
-        that out, or if no budget is set."""
+        """Check that the requested exit codes can be determined. Raises `UsageError` if --fail-if-idle is
+        combined with --offline or --fail-if-over with --sandbox, or if --fail-if-over is used without a
+        budget."""
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle must contact the hosts, so it cannot be combined with --offline")
         if self.fail_if_over and what.sandbox:
@@ -383,7 +383,7 @@ def notes(report: SpendingReport) -> list[Text]:
     for reason, names in unused.items():
         lines.append(
             Text(
-                hide(f"not checked, no runs in this store: {joined(names)} ({reason})"),
+                hide(f"not checked because this store has no runs there: {joined(names)} ({reason})"),
                 style="dim",
             )
         )

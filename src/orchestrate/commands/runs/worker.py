@@ -111,7 +111,7 @@ def recover(
         warn(f"no job of {name} was found, so it was not recovered")
     if report.unpriced:
         runs = count(len(report.unpriced), "run")
-        warn(f"{runs} not counted in the budget until the host reports the cost:")
+        warn(f"the budget does not include the cost of {runs} yet, because the host has not reported it:")
         for run_id in report.unpriced:
             note(f"  {run_id}: {report.reasons[run_id]}")
     if report.offered:

@@ -121,7 +121,8 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
     if not sys.stdin.isatty():
         raise UsageError(
             f"{warning}; nothing was written",
-            fix=f"unset {name.upper().replace('-', '_')}_BASE_URL, or set the key at a terminal",
+            fix=f"unset {name.upper().replace('-', '_')}_BASE_URL. To store the key anyway, run the command "
+            "in a terminal",
         )
     if not typer.confirm(f"{warning}. Store it anyway?", err=True):
         raise UsageError("nothing was written")

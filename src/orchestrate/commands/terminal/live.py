@@ -25,7 +25,7 @@ _KEPT_EVENTS = 4
 _PANEL_LINES = 6 + _KEPT_EVENTS
 _EVENTS_OF_AT_MOST = 20
 _STEPWISE = frozenset({"metrics", "progress"})
-"""Types of events that arrive every few steps. They are omitted, because a log would show little else."""
+"""Event types that occur every few steps. Not shown, because they would crowd out all other events."""
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:

@@ -139,7 +139,7 @@ def combine_models(
 ) -> dict[str, Any]:
     """Merge full models of the same architecture with mergekit, and write the result to `target`. The method
     `ties` merges the differences from `base`. The method `slerp` needs exactly two models."""
-    with needed("merge", "merging complete models", "mergekit"):
+    with needed("merge", "merging full models", "mergekit"):
         common, config, kit, options = (
             cast("Any", import_module(f"mergekit.{name}"))
             for name in ("common", "config", "merge", "options")

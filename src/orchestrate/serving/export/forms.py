@@ -168,7 +168,7 @@ def files_of(folder: Path) -> tuple[ArtifactFile, ...]:
 
 
 def _adapter(draft: ExportDraft) -> None:
-    """Write the adapter's files with tokenizer and chat template. A complete model is copied unchanged."""
+    """Write the adapter's files with tokenizer and chat template. A full model is copied unchanged."""
     tuned = draft.tuned
     if not tuned.adapter:
         _merged(draft)

@@ -193,7 +193,7 @@ class EngineClient:
             rest = min(LONGEST_REST_S, 2 * rest)
 
     def _leave_out(self) -> None:
-        """Stop serving adapters whose files are missing, and serve the others. A complete model is never left
+        """Stop serving adapters whose files are missing, and serve the others. A full model is never left
         out, because its base model must not answer instead."""
         if self._loading["base_name"] in self.models:
             return
