@@ -39,11 +39,11 @@ class SettingRule(Table, frozen=True, kw_only=True):
     words: dict[str, Any] = {}
     """Values to send to the host, as `{spec value as text: value to send}`."""
     inexact: tuple[str, ...] = ()
-    """Keys of `words` without an exact equivalent at the host. The value sent for them means something
-    slightly different."""
+    """Keys of `words` without an exact equivalent at the host. The value that is sent instead has a slightly
+    different meaning."""
     always: Any = msgspec.UNSET
-    """The spec value that matches the host's fixed behavior, for a setting that has no field in the host's
-    API. `null` means that no spec value matches."""
+    """The only spec value that the host supports, for a setting that its API has no field for. `null` means
+    that no spec value matches the host's fixed behavior."""
     refused: str | None = None
     """Why the host does not support the setting."""
     rule: str | None = None
@@ -126,8 +126,8 @@ class DeploymentListing(Table, frozen=True, kw_only=True):
     created: str | None = None
     tier: str | None = None
     job: str | None = None
-    """Response field whose value is the job's id. A colon and any text after it are ignored. If `None`, the
-    id is taken from the deployment's name."""
+    """Response field that contains the job's id, which ends at the first colon, if any. If `None`, the id is
+    taken from the deployment's name."""
 
 
 class AdapterUpload(Table, frozen=True, kw_only=True):
@@ -152,7 +152,7 @@ class DeploymentDescription(Table, frozen=True, kw_only=True):
     options."""
 
     url: str | None = None
-    """Address of the deployments API. `None` derives it from the base URL and `root`."""
+    """URL of the deployments API. If `None`, it is derived from the base URL and `root`."""
     root: str = ""
     """Path that replaces the base URL's path."""
     login: str = ""

@@ -136,7 +136,8 @@ class KeyTaken(UsageError):
 
 
 class SetupError(OrchestrateError):
-    """Something is missing on this machine. Install or set what the message names, then call again."""
+    """Something is missing on this machine. The message says what to install or set. Do so, then repeat the
+    call."""
 
     exit_code = 3
 
@@ -177,8 +178,8 @@ class KeyElsewhere(SetupError):
 class ProjectNotTrusted(SetupError):
     """Project files contain settings that need your trust, and you have not trusted this version of the
     files. Nothing was started, read or sent. Review the files, then run `orchestrate keys trust --project`.
-    `files` contains the paths of the files, and `settings` the dotted names of the settings in the first
-    one."""
+    `files` contains the paths of the files, and `settings` contains the dotted names of the settings in the
+    first file."""
 
     def __init__(self, files: Sequence[str], settings: Sequence[str] = ()) -> None:
         set_by = [", ".join(settings)] if settings else []

@@ -29,9 +29,9 @@ class Spending(Record, frozen=True, kw_only=True):
     spent_usd: Decimal = Decimal(0)
     """Total of the bills of ended runs."""
     committed_usd: Decimal = Decimal(0)
-    """Upper estimate of the cost of runs that have no final bill yet. Each run counts as the largest of the
-    quote's high end, the host's own estimate, the limit that you set, and the cost so far. A paused training
-    session counts only its cost so far, because resuming it reserves its limit again."""
+    """Upper estimate of the cost of runs that have no final bill yet. Each run adds the largest of these
+    amounts: the quote's high end, the host's own estimate, the limit that you set, and the cost so far. A
+    paused training session counts only its cost so far, because resuming it reserves its limit again."""
 
     @property
     def total_usd(self) -> Decimal:

@@ -203,7 +203,7 @@ def _run(work: PlannedJob) -> _TrainingLength:
             epochs = work.profile.auto_epochs(rows)
             low, high = 1, epochs + 1
             note = (
-                f"the host chooses the number of epochs (auto), assumed to be {epochs} and at most "
+                f"the host chooses the number of epochs (auto). The quote assumes {epochs}, and at most "
                 f"{epochs + 1}"
             )
     if every := _whole(effective(translation, "eval_steps")):

@@ -636,7 +636,7 @@ def size_of(profile: Profile, reported: JobRecovery) -> JobSize:
         low, high = 1, profile.default_epochs or profile.auto_epochs(reported.rows or fewest)
     note = f"{tokens:,} tokens, counted by the host"
     if not counted:
-        note = f"{reported.train_bytes:,} bytes, estimated as {tokens:,} tokens and at most twice that number"
+        note = f"{reported.train_bytes:,} bytes: {tokens:,} tokens expected, and at most twice as many"
     evaluated = _tokens(reported.validation_bytes)
     band = Decimal(str(BAND["tokens" if counted else "bytes"]))
     return JobSize(

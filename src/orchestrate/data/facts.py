@@ -128,7 +128,7 @@ class Facts:
     container: str = "jsonl"
     """Type of the file: `jsonl`, `csv.gz`, `parquet`, `folder` ..."""
     canonical_bytes: int = 0
-    """Size of the rows as canonical JSON lines, in bytes. The size of a host's file differs by a few
+    """Size of the rows as canonical JSON lines, in bytes. A file written for a host differs in size by a few
     percent."""
     masks: Mapping[int, int] = field(default_factory=dict[int, int])
     """Number of rows for each combination of `orchestrate.data.rows.traits.Trait` bits."""

@@ -81,7 +81,7 @@ class Volume(Record, frozen=True, kw_only=True):
         elif not self.enough:
             stands = f"add at least {self.least - self.rows:,} more"
         elif self.rows > self.most > self.least:
-            stands = "more than recommended: the best half may be enough"
+            stands = "more than recommended, so the best half of the rows may be enough"
         else:
             stands = "enough"
         inferred = f" (inferred: {self.why})" if self.why else ""

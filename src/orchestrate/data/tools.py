@@ -195,8 +195,8 @@ _HELD = ("name", "description", "parameters")
 
 
 def not_for_bedrock(example: Example) -> bool:
-    """Return whether Bedrock's format can't represent a row. It doesn't support images at URLs that Bedrock
-    can't read, images with a `detail` setting, and functions with fields other than `_HELD`."""
+    """Return whether a row has content that Bedrock's format can't represent: an image at a URL that Bedrock
+    can't read, an image with a `detail` setting, or a function with fields other than `_HELD`."""
     return _unheld(example, "s3://")
 
 
@@ -232,7 +232,8 @@ _WITHOUT_WEIGHTS = {
     Trait.PARALLEL_TOOL_CALLS: _lost("parallel_tool_calls"),
 }
 WEIGHTS_BESIDE_OTHERS = _lost("message weights in a file where other rows train on several answers")
-"""Rule for a file in which only some rows fit TRL's prompt-completion format."""
+"""Rule for files in which some rows train only on the last answer, so that they fit TRL's prompt-completion
+format, and other rows don't."""
 _TRL = {**_WITHOUT_WEIGHTS, Trait.PARTLY_TRAINED: _lost("message weights")}
 _WEIGHTS = {**_WITHOUT_WEIGHTS, Trait.MESSAGE_WEIGHTS: _lost("message weights")}
 _JOINED = Rule("parts-joined", Severity.INFO, "text parts are joined into one string", "nothing to do")

@@ -31,8 +31,8 @@ Likelihoods = Callable[[Sequence[Mapping[str, Any]]], list[Likelihood]]
 
 
 class QuestionClient(Protocol):
-    """A client that sends questions to a model, such as `providers.chat.completions.Chat`. It accepts up to
-    `threads` concurrent calls, and does not retry a question."""
+    """A client that sends chat requests to a model, such as `providers.chat.completions.Chat`. Accepts up to
+    `threads` concurrent calls and never retries a request."""
 
     @property
     def threads(self) -> int: ...
@@ -118,8 +118,9 @@ def by_chat(
     own: bool = False,
 ) -> Candidate:
     """Build a candidate that is queried through the Chat Completions API, with as many concurrent requests as
-    the host allows. For streamed answers, `first_seconds` returns the time to first token, in seconds, of the
-    calling thread's last answer. Raises `UsageError` if `sampling` requests batches."""
+    the host allows. If answers are streamed, pass `first_seconds`: a function that returns the time to first
+    token, in seconds, for the last answer received by the calling thread. Raises `UsageError` if `sampling`
+    requests batches."""
     if sampling.batch is not None:
         raise UsageError(
             f"{contender.name} does not support batches. Only models on this machine do",
@@ -236,8 +237,8 @@ def _json(value: Any) -> bytes:
 
 
 def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candidate:
-    """Set the expected number of answers per hour for a candidate that is billed hourly. Returns any other
-    candidate unchanged."""
+    """Return a copy of a candidate that is billed hourly, with the expected number of answers per hour.
+    Returns any other candidate unchanged."""
     if candidate.contender.usd_per_hour is None or answers_per_hour is None:
         return candidate
     contender = replace(candidate.contender, answers_per_hour=answers_per_hour)
@@ -245,8 +246,8 @@ def at_traffic(candidate: Candidate, answers_per_hour: Decimal | None) -> Candid
 
 
 def in_precision(contender: Contender, answers: Sequence[Answer]) -> Contender:
-    """Set a contender's precision to the one that its answers report. Returns the contender unchanged if they
-    report none."""
+    """Return a copy of the contender with the precision that its answers report. If no answer reports a
+    precision, returns the contender unchanged."""
     found = sorted({answer.precision for answer in answers if answer.precision is not None})
     return replace(contender, precision=" and ".join(found)) if found else contender
 
@@ -268,9 +269,9 @@ def aliased(written: str) -> tuple[str, str | None]:
 
 
 def called(written: str, names: Sequence[str]) -> list[str]:
-    """Return the contenders that `written` refers to: those with exactly this name. If there are none, those
-    whose name starts with it. If there are none of these either, those whose name is a URL that ends with
-    this model name."""
+    """Return the names of the contenders that `written` refers to. Returns the first of these groups that is
+    not empty: names equal to `written`, names that start with `written`, and names that end with `=` and
+    `written` (URL=MODEL)."""
     return (
         [name for name in names if name == written]
         or [name for name in names if name.startswith(written)]

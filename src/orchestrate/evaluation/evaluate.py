@@ -206,9 +206,9 @@ def evaluate(
 
 
 def judged(contenders: Sequence[Contender], rivals: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the names of the models that get a verdict, and of the models that only serve as references.
-    Base models and rivals are in neither list. If any of the other models is tuned, only the tuned ones get a
-    verdict. Otherwise, all of them do."""
+    """Return (names of models that get a verdict, names of models that are only references). Base models and
+    rivals are in neither list. If at least one of the remaining models is tuned, only tuned models get a
+    verdict. Otherwise, all remaining models do."""
     models = [c for c in contenders if c.kind != "base" and c.name not in rivals.values()]
     tuned = [c.name for c in models if c.kind == "tuned"]
     others = [c.name for c in models if c.kind != "tuned"]
@@ -321,8 +321,8 @@ def _words(metric: MetricUsed, items: Sequence[Item]) -> Iterator[str]:
     words = sum(not item.expected_calls for item in items)
     if metric.name.startswith("tool_") and words:
         yield (
-            f"{metric.name}: {words} of {len(items)} expected answers have no tool call, so only "
-            "the absence of a call is scored. To score their text: --metrics token_f1 or judge:MODEL"
+            f"{metric.name}: {words} of {len(items)} expected answers have no tool call. In these "
+            "rows, only the absence of a call is scored. To score the text: --metrics token_f1 or judge:MODEL"
         )
 
 

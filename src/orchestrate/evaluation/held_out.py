@@ -45,7 +45,8 @@ class HeldOut:
     """Number of items that duplicate an earlier item. Each is in the same cluster as the item it
     duplicates."""
     unread: tuple[str, ...] = ()
-    """Columns that no question contains, although in most rows they have text of their own."""
+    """Columns that the questions leave out, although in most rows they contain text that appears in no used
+    column."""
 
     @property
     def expects(self) -> bool:

@@ -61,8 +61,8 @@ def measured_gain(before: Measured, after: Measured) -> Gain:
 
 
 def speeds_up(points: Sequence[Measured]) -> bool:
-    """Return True if the score improves faster with more data: significantly more per doubling of the rows in
-    the last step than in the step before. A power law can't describe such a curve."""
+    """Return True if the gain per doubling of the rows is significantly larger in the last step than in the
+    step before. A power law can't describe such a curve."""
     first, second, last = sorted(points)[-3:]
     earlier, later = (
         (a.loss - b.loss) / math.log2(b.rows / a.rows) for a, b in ((first, second), (second, last))

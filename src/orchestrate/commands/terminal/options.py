@@ -53,7 +53,8 @@ OPTIONAL_COMMAND = "[COMMAND] [ARGS]..."
 
 def default_command(command: str, *, words: bool = False) -> type[TyperGroup]:
     """Build a command group that runs `command` if only options are given. With `words`, it also runs
-    `command` if the first argument is not a command name: `orchestrate models qwen` runs a search."""
+    `command` if the first argument is not a command name. For example, `orchestrate models qwen` runs a
+    search."""
 
     class ByDefault(AliasGroup):
         def __init__(self, **attributes: Any) -> None:

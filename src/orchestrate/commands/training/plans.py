@@ -109,7 +109,10 @@ def plan(
         bool, typer.Option("--fix", help="Write the overrides that each backend requires into the spec.")
     ] = False,
     all: Annotated[
-        bool, typer.Option("--all", help="Show every setting with its API field, including those not set.")
+        bool,
+        typer.Option(
+            "--all", help="Show every setting with its API field, even settings that you did not set."
+        ),
     ] = False,
     suggest: Annotated[
         bool,

@@ -450,8 +450,8 @@ class _Speakers:
         raise DataError(
             f"{self._path}: the column {self._column} contains {shown}{more}, which may or may "
             "not be customers",
-            fix=f"drop their messages with --leave-out {quote(first)}, or treat them as customers with "
-            f"--user {quote(first)}. Repeat either option for more names. * matches anything",
+            fix=f"drop a sender's messages with --leave-out {quote(first)}, or treat the sender as a "
+            f"customer with --user {quote(first)}. Repeat either option for more names. * matches anything",
         )
 
     def listed(self) -> dict[str, tuple[str, ...]]:

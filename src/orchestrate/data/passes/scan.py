@@ -400,8 +400,8 @@ class Total(Tally):
         self.lines += part.lines
 
     def reported(self, source: str) -> tuple[Problem, ...]:
-        """Return all stored problems. If more problems were found for a code than are stored, one additional
-        problem gives the number of the remaining ones."""
+        """Return all stored problems. If a code has more problems than are stored, adds one problem that
+        states how many were left out."""
         found = [msgspec.structs.replace(p, source=source) for p in self.problems]
         shown = Counter(p.code for p in self.problems)
         for code, count in self.counts.items():

@@ -155,8 +155,8 @@ def messages_of(example: Example) -> list[ChatMessage]:
 
 
 KEPT_PER_CODE = 100
-"""Maximum number of problems stored per code, to limit memory use. One additional problem gives the number of
-the other rows."""
+"""Maximum number of problems stored per code, to limit memory use. One additional problem states how many
+more rows are affected."""
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def read_responses(row: Row) -> Read:
     found += [*wrong, *unread(left, (), "output"), *_ended_response(response)]
     if any(thought):
         found.append(
-            problem("lost-meaning", "the last reasoning is not followed by an answer", field="output")
+            problem("lost-meaning", "the last reasoning item is not followed by an answer", field="output")
         )
     return example_of(messages, request.get("tools") or response.get("tools"), "input", found)
 

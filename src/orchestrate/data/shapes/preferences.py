@@ -40,7 +40,7 @@ from orchestrate.types import Problem, Severity
 
 
 SYSTEM = ("system", "system_prompt")
-"""Columns that contain a row's system prompt. OpenOrca uses the second one."""
+"""Names of columns that contain a row's system prompt. The second name is used in OpenOrca."""
 _ANSWERS = ("observation", "tool", "function_response", "tool_response")
 
 

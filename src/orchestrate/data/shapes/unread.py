@@ -256,7 +256,7 @@ class UnreadColumn:
     own: int = 0
     """Number of rows with text that no used column contains."""
     values: set[int] = field(default_factory=set[int])
-    """Hashes of some of the values. If there is only one, every row has the same value."""
+    """Hashes of some of the values. If there is only one hash, every row has the same value."""
 
     held_out: Counter[str] = field(default_factory=Counter[str])
     """Number of rows that the column assigns to each held-out split (`test` or `validation`)."""

@@ -27,12 +27,12 @@ MOST_CHARACTERS = 1 << 19
 _ENTRY = 100
 """Memory overhead of a cached text, in characters."""
 _PROBED = 8
-"""Sampling interval of cache lookups. At first, only one in this many texts is looked up. If enough of the
-sampled texts are repeated, all others are looked up too."""
+"""Sampling interval of cache lookups. At first, one in every `_PROBED` texts is looked up. If enough of these
+texts are in the cache, the remaining texts are looked up too."""
 _MOST_PASSES = 15
 """Maximum number of consecutive calls without a lookup."""
 _PAYS = 1 / 20
-"""Minimum share of characters that must be in repeated texts for lookups to save time."""
+"""Share of characters that must be in repeated texts for cache lookups to save time."""
 
 Encoded = tuple[Sequence[int], Sequence[tuple[int, int]]]
 """Token ids and the (start, end) position of each token in the text."""
@@ -163,22 +163,22 @@ class Remark(msgspec.Struct, frozen=True):
 
 
 class Lengths:
-    """The number of tokens in each sequence, and how many of them contribute to the loss. As in training, a
-    preference row has two sequences: the prompt with each of the two answers."""
+    """Token counts of sequences: all tokens of each sequence, and the tokens that contribute to the loss. As
+    in training, a preference row has two sequences: the prompt with each of the two answers."""
 
     __slots__ = ("further", "remarks", "tokens", "trained")
 
     def __init__(self) -> None:
         self.tokens = array("I")
         self.further = array("I")
-        """For rows that are split into several sequences: the token count of each sequence after the first.
-        Unordered."""
+        """Token counts of additional sequences, in no particular order. A row that is split into several
+        sequences adds an entry for each one after the first."""
         self.trained = array("I")
         self.remarks: dict[str, Remark] = {}
 
     def extend(self, other: Lengths, number: Callable[[int], int]) -> None:
-        """Append the lengths of `other`. `number` converts row numbers in its remarks to the row numbers used
-        here."""
+        """Append the lengths and remarks of `other`. `number` converts the row numbers in the remarks of
+        `other` to row numbers of this object."""
         self.tokens.extend(other.tokens)
         self.further.extend(other.further)
         self.trained.extend(other.trained)

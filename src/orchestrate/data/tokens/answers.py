@@ -91,11 +91,11 @@ class AnswerShape:
     ends: frozenset[str] = frozenset()
     """Special tokens that end an answer."""
     others: frozenset[str] = frozenset()
-    """Tokens that begin another speaker's turn. They end an answer if the model's own end token can also
+    """Tokens that start another role's turn. These tokens also end an answer if the model's own end token can
     occur within an answer."""
     special: frozenset[str] = frozenset()
-    """All special tokens of the tokenizer. If one is not part of the answer format, it is removed from the
-    output."""
+    """All special tokens of the tokenizer. Special tokens that are not part of the answer format are removed
+    from the output."""
 
 
 def shape_of(chats: Conversations) -> AnswerShape:

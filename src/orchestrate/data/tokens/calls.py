@@ -347,9 +347,9 @@ _OPENINGS = re.compile("|".join(re.escape(opening) for opening in sorted(_BLOCKS
 
 def taken_out(text: str, tools: Tools = None, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
     """Extract the tool calls from a text. Returns the text without the calls, and the parsed calls. The
-    parameter types in `tools` determine which values are strings in notations without quotes. With `tools`, a
-    text that contains nothing but calls without markers is parsed too. Set `cut` if the text may end in the
-    middle of a call."""
+    parameter types in `tools` determine which values are strings in notations without quotes. If `tools` is
+    set, calls without markers are also parsed, but only if the text contains nothing else. Set `cut` if the
+    text may end in the middle of a call."""
     found: list[ParsedCall] = []
     kept: list[str] = []
     at = 0
@@ -384,9 +384,9 @@ def _calls(mark: str, inside: str, tools: Tools) -> list[ParsedCall]:
 
 
 def settled(text: str, marks: Iterable[str], offered: bool) -> str:
-    """Return the start of an unfinished text that can no longer change, because later text can't make it part
-    of a tool call or of one of the `marks`. Returns an empty string if tools were `offered` and the text
-    starts like JSON, because the entire text may be a call."""
+    """Return the longest prefix of an unfinished text that later text can't turn into part of a tool call or
+    of one of the `marks`. Returns an empty string if tools were `offered` and the text starts like JSON,
+    because the entire text may be a call."""
     if offered and text.lstrip().startswith(("{", "[")):
         return ""
     if opening := _OPENINGS.search(text):

@@ -56,10 +56,9 @@ TOOL_BAND = 0.05
 tools."""
 
 STAND_IN_BANDS = {"llama-3": 0.05, "qwen3": 0.12}
-"""Relative half-width of the error band, keyed by model family, if o200k is used to count the family's
-tokens. Based on the ratio of the family's own token counts to o200k counts (Llama 3: 0.98-1.02, Qwen 3:
-0.91-1.12). Measured on English prose, Python code, short texts with numbers (orders), and Chinese, Japanese
-and Korean text."""
+"""Error bands for counting a model family's tokens with o200k, as `{family: relative half-width}`. Based on
+the ratio of the family's own token counts to o200k counts (Llama 3: 0.98-1.02, Qwen 3: 0.91-1.12). Measured
+on English prose, Python code, short texts with numbers (orders), and Chinese, Japanese and Korean text."""
 OTHER_BAND = 0.25
 """Relative half-width of the error band for families that were not measured."""
 
@@ -73,8 +72,8 @@ class ChatOverhead:
     message: int
     lead: Callable[[str], str] | None = None
     trained: int = 0
-    """Correction to the trained-token count of each trained message: the number of marker tokens that
-    contribute to the loss, minus the number of prefix tokens that don't."""
+    """Correction that is added to the count of trained tokens for each trained message: marker tokens that
+    contribute to the loss, minus prefix tokens that don't."""
 
 
 PRIMING = 3
@@ -94,7 +93,7 @@ _VOCABULARIES: dict[str, tuple[str, ChatOverhead, float]] = {
 
 
 def row_doubt(name: str) -> int:
-    """Return the maximum number of tokens by which the counter may overcount each conversation."""
+    """Return the largest possible overcount per conversation, in tokens."""
     return PRIMING if name in ("o200k", "cl100k") else 0
 
 

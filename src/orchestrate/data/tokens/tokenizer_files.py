@@ -1,7 +1,7 @@
 """Load a hub tokenizer from its files, with `tokenizers` alone.
 
-Importing transformers takes 3 s and 320 MB. It is only needed for tokenizers that transformers changes when
-it loads them. `read` returns `None` for such a tokenizer.
+Importing transformers takes 3 s and 320 MB. It is only needed for tokenizers that transformers modifies while
+loading them. For these, `read` returns `None`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ vocabulary and merges from the file. A file that already contains the same compo
 
 @dataclass(frozen=True)
 class HubTokenizer:
-    """The part of a tokenizer that counting and encoding need."""
+    """Subset of a tokenizer's data and functions that is used for counting and encoding."""
 
     encode: Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
     """Function that encodes a string. Returns the token ids, without added special tokens, and the position

@@ -70,8 +70,8 @@ class AssistantTurn(NamedTuple):
     """The part of a rendered text that comes from one assistant message."""
 
     spans: tuple[tuple[int, int], ...]
-    """Character spans from the end of the generation prompt to the end of the turn. There are several spans
-    if a template adds other text in between, and none if it drops the message."""
+    """Character spans of the turn, from the end of the generation prompt to the end of the turn. If the
+    template inserts other text, there are several spans. If it drops the message, there are none."""
     ends: bool
     """True if a special token ends the turn, so that the model can learn to stop."""
 
@@ -90,8 +90,8 @@ class Rendered:
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """Describe effects of the template that the conversation's author may not expect. Set `has_end` if
-        the model has an end token. Training then appends this token to an unfinished last answer (see
-        `unended`), so that answer's missing end is not reported."""
+        the model has an end token. Training appends this token to an unfinished last answer (see `unended`),
+        so a missing end of the last answer is then not reported."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns

@@ -28,8 +28,8 @@ _CHOICE = "to choose how to train on such answers, set method.earlier_thinking"
 
 
 class Cut(NamedTuple):
-    """A rendered text, split into the template's own pieces and the message texts between them. `owners` says
-    which message each of these texts comes from."""
+    """A rendered text, split into the template's own pieces and the message texts between them. `owners`
+    gives the message that each of the message texts comes from."""
 
     texts: list[str]
     owners: list[tuple[int, int]]

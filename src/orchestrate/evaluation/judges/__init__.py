@@ -114,8 +114,8 @@ class Judge:
 
     @classmethod
     def by(cls, respondent: Respondent, asking: Asking, rubric: Rubric) -> Judge:
-        """Build a judge from a model. `asking` sends the judge's questions, and stores the answers and their
-        prices."""
+        """Build a judge from a model. `asking` sends the requests to the judge, and stores its answers and
+        their prices."""
         identity = respondent.identity
         return cls(
             model=str(identity.get("model", respondent.name)),

@@ -246,8 +246,8 @@ class Calibration(Record, frozen=True, kw_only=True):
 
 
 def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
-    """Let the judge rate answers that human raters have rated, and compare the ratings. Request errors
-    propagate."""
+    """Return the judge's agreement with human raters. The judge rates the same answers as the raters did, and
+    the ratings are compared. Request errors propagate."""
     kind: Kind = "pair" if len(rated[0].answers) == 2 else "score"
     if kind == "pair":
         metric = PairJudge(judge)
@@ -421,8 +421,8 @@ def part(
     keep: float,
     calibration: Calibration | None,
 ) -> JudgeReport:
-    """Judge all rows, then write each row to the file for kept, rejected or unjudged rows. If a request
-    fails, its error propagates and nothing is written."""
+    """Judge all rows, then write each row to one of three files: kept, rejected or unjudged rows. If a
+    request fails, its error propagates and nothing is written."""
     names = outputs(path, output)
     judged = judged_rows(rows, metric, keep)
     places = {"kept": output, "rejected": names["rejected"], "not judged": names["not-judged"]}
