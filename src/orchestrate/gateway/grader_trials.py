@@ -1,7 +1,5 @@
-"""Test a client's grader on one answer, in a separate process with limits.
-
-A formula, a template or a comparison of long texts can take unbounded time and memory.
-"""
+"""Test a client's grader on one answer. The test runs in a separate process with limits, because a formula, a
+template or a comparison of long texts can take unbounded time and memory."""
 
 from __future__ import annotations
 

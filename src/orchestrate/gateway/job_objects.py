@@ -280,7 +280,7 @@ def events(
         found.append((_ended_at(job, run), "info", "The job has been cancelled", "message", {}, "cancelled"))
         if run is not None and run.status is JobStatus.SUCCEEDED:
             late = (
-                f"{run.provider} finished the job before it was cancelled. Its model belongs to run {run.id}"
+                f"{run.provider} finished the job before it was cancelled. The model belongs to run {run.id}"
             )
             found.append((_ended_at(job, run), "warn", late, "message", {}, "late"))
     found.sort(key=lambda item: item[0])

@@ -58,7 +58,7 @@ class MappedModel(BaseModel):
     deploy: DeployLimits | None = None
     """Limits for automatic deployments. Without limits, requests never deploy a model."""
     base_learning_rate: float | None = Field(default=None, gt=0)
-    """The learning rate at a multiplier of 1. Default: the backend's."""
+    """Learning rate that corresponds to a `learning_rate_multiplier` of 1. Default: the backend's default."""
     settings: dict[str, Any] = {}
     """Additional fields of the spec, such as `{adapter: qlora}`."""
 

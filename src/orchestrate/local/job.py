@@ -30,7 +30,7 @@ class Supervised(Record, frozen=True, kw_only=True, tag_field="type", tag="sft",
 
     @property
     def word(self) -> str:
-        """Name of the method or its loss, used to compare the speed of similar runs."""
+        """Name of the method or its loss. Speed estimates use it to find similar runs."""
         return "sft"
 
 
@@ -185,8 +185,8 @@ class Hyper(Record, frozen=True, kw_only=True):
     uninterrupted one, bit for bit."""
     neftune_alpha: float | None = None
     router_aux_loss: float | None = None
-    """Weight of the load-balancing loss in a mixture of experts. `None` uses the value from the model's
-    configuration in full fine-tuning, and no load-balancing loss for adapters."""
+    """Weight of the load-balancing loss in a mixture of experts. `None` means the value from the model's
+    configuration in full fine-tuning, and 0 for adapters."""
     nan_policy: str = "stop"
     """Action if a step's loss or gradient is not finite: `stop` the run, or `skip` the step."""
     spike_factor: float | None = None

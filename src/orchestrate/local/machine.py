@@ -21,8 +21,8 @@ class Gpu(Record, frozen=True, kw_only=True):
 
 
 def mark(folder: Path) -> str:
-    """Return a folder's random id, creating it on the first call. The id distinguishes folders with the same
-    name on different machines. Returns the folder's path if the id cannot be written."""
+    """Return a folder's random id, creating it on the first call. The id distinguishes folders that have the
+    same path on different machines. If the id cannot be read or written, returns the folder's path."""
     file = folder / "mark"
     try:
         private_folder(folder)

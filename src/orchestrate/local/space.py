@@ -15,10 +15,11 @@ class DiskFull(RunFailed):
 
 
 def require(free: int, *, result: int, checkpoint: int, kept: int) -> str | None:
-    """Check that `free` bytes of disk space are enough for a run. Returns a warning if not all checkpoints
-    fit. Raises `DiskFull` if there is not enough space for the result and one checkpoint, including room
-    to replace it. All sizes are in bytes. `checkpoint` is the size of one checkpoint with the entire state,
-    and `kept` is the number of checkpoints to keep."""
+    """Check that `free` bytes of disk space are enough for a run. All sizes are in bytes. `checkpoint` is the
+    size of one checkpoint with the entire state, and `kept` is the number of checkpoints to keep.
+
+    Raises `DiskFull` if there is not enough space for the result and for replacing one checkpoint. Returns a
+    warning if that fits but not all checkpoints do, and `None` if everything fits."""
     least = result + 2 * checkpoint + _SPARE  # a new one is whole before the old one goes
     if free < least:
         raise DiskFull(

@@ -105,7 +105,8 @@ class BuiltInMetric:
     better: Literal["higher", "lower", "neither"] = "higher"
     unit: str = ""
     needs: Literal["", "stream", "likelihood"] = ""
-    """Properties of an answer that the metric needs in addition to the text."""
+    """What the metric needs in addition to the answer's text: a streamed answer, or the likelihood of the
+    expected answer."""
     expects: bool = True
     """True if the metric compares answers with an expected answer."""
 

@@ -328,7 +328,7 @@ def _language_model(candidate: Candidate, asking: Asking) -> Any:
             if candidate.likelihood is None:
                 raise UsageError(
                     f"{candidate.contender.name} does not return log-probabilities, which this task needs",
-                    fix="use a generate_until task, or --on here",
+                    fix="use a generate_until task, or run the model on this machine with --on here",
                 )
             return candidate.likelihood(rows)
 

@@ -170,7 +170,7 @@ Assigned = dict[str, list[str]]
 
 def assign(rows: Sequence[RowToWrite], writers: Sequence[str], overlap: float, seed: int) -> Assigned:
     """Assign each row to one writer, or to two for a random fraction `overlap` of the rows. All writers get
-    about the same number."""
+    about the same number of rows."""
     draw = random.Random(seed)  # noqa: S311  not for secrets
     twice = set(draw.sample(range(len(rows)), round(overlap * len(rows)) if len(writers) > 1 else 0))
     load = dict.fromkeys(draw.sample(list(writers), len(writers)), 0)

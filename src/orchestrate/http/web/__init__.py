@@ -1,8 +1,7 @@
 """The basis of all pages and APIs that this machine serves.
 
 `serving` runs an ASGI app in a thread and stops it gracefully. `RequestGuard` controls access. `page` and
-`action` give pages and their actions a common style and protection.
-"""
+`action` build the routes of pages and their actions, all with the same style and protection."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ class Loading(Opening, frozen=True, kw_only=True):
         return tuned[0] if tuned else None
 
     def in_precision(self) -> Loading:
-        """Return a copy in which `four_bit` is set as in training. If it is already set, or if it is unknown
-        how the models were trained, the copy is unchanged."""
+        """Return a copy with `four_bit` set as in training. A value that is already set is kept. If it is
+        unknown how the adapters were trained, `four_bit` stays `None`."""
         known = four_bit_of(self.four_bit, self.folders)
         if known is None and self.whole is not None:
             known = False
@@ -171,7 +171,7 @@ class Engine(AdaptedModel):
         self._speeches: dict[int, Speech] = {}
         self.models: dict[str, EngineModel] = {}
         self.load_seconds: dict[str, float] = {}
-        """Seconds to load each adapter."""
+        """Time taken to load each adapter, in seconds."""
         self._untouched: Any = None
         """A separate, unmodified base model. Loaded on demand if the tuned model changes or replaces its
         base."""
@@ -211,8 +211,9 @@ class Engine(AdaptedModel):
     # -- models --------------------------------------------------------------------------------------------
 
     def turn(self, loading: Loading) -> bool:
-        """Replace the adapters on the base model. Returns False if the base model must be reloaded instead:
-        for a different base, device or precision, or if an adapter changes more than its own layers."""
+        """Replace the adapters on the base model and return True. If the base model must be reloaded instead,
+        changes nothing and returns False. This is the case if the base, device, precision or batch size
+        differs, or if an adapter changes more than its own layers."""
         other, mine = loading.in_precision(), self.loading
         if (fetch(other.base).path, pick_device(other.device)) != (self.folder.path, self.device):
             return False
@@ -346,9 +347,9 @@ class Engine(AdaptedModel):
         return found
 
     def rows(self, request: GenerationRequest, prompt: list[int]) -> tuple[list[DecodingRow], list[Speech]]:
-        """Build one row and one output parser for each requested answer. Usually returns only the first row,
-        with the others in its `copies`, so that the prompt is prefilled once. Returns all rows if they must
-        be processed individually. Raises `RequestRefused` for an invalid request."""
+        """Build the row and the output parser of each requested answer. Usually returns only the first row,
+        with the others in its `copies`, so that the prompt is prefilled only once. If rows must be processed
+        individually, returns all of them. Raises `RequestRefused` for an invalid request."""
         model = self._model(request.model)
         if not prompt:
             raise RequestRefused("the prompt is empty", "invalid_prompt")
@@ -452,8 +453,8 @@ class Engine(AdaptedModel):
     # -- prompts of an evaluation --------------------------------------------------------------------------
 
     def answer(self, asked: PromptsRequest, send: Callable[[dict[str, Any]], None]) -> None:
-        """Answer all prompts in one batch and send all replies at once. With `stream`, also send the text of
-        the first reply during generation, as soon as it can no longer change."""
+        """Answer all prompts in one batch, and send all replies together at the end. With `stream`, also send
+        the text of the first reply during generation. Text is sent as soon as it can no longer change."""
         found, form, close, turned = self._model(asked.model), asked.form, set[int](), set[int]()
         prompts = [self._prompt_of(found, messages, asked.tools) for messages in asked.prompts]
         fitting = [prompt for prompt in prompts if isinstance(prompt, list)]

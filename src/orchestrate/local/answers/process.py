@@ -148,7 +148,7 @@ class RequestQueue:
 
     def work(self) -> None:
         """Process requests until the input has ended and everything is answered. If a step fails, the process
-        exits and answers in progress are lost. The parent process then starts a new one."""
+        exits and answers in progress are lost. The parent process then starts a new process."""
         open_ = True
         while open_ or not self._idle:
             while open_ and (self._idle or not self._asked.empty()):

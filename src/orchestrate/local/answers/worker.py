@@ -102,8 +102,8 @@ class ModelProcess(Child):
 
 
 class Worker:
-    """A worker process that several callers share, one at a time. Each caller's model is loaded unless the
-    process already holds it."""
+    """A worker process that several callers share, one at a time. Loads each caller's model, unless it is
+    already loaded."""
 
     def __init__(self) -> None:
         self._child: ModelProcess | None = None

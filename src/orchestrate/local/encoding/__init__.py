@@ -393,10 +393,10 @@ class TemplateCheck:
 def check_rows(
     dataset: Dataset, counter: str, chat: dict[str, Any], rules: Rules, long: Collection[int]
 ) -> TemplateCheck:
-    """Check whether rows contain tokens to train on. Checks every row whose number is in `long`. Other rows
-    are checked only until one of them has such a token. `counter` is `hf:FOLDER`, and `chat` has
-    `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row that cannot be
-    encoded."""
+    """Check whether rows contain tokens to train on. Checks every row whose number is in `long`. Checks other
+    rows only until it finds one that has a token to train on. `counter` names the tokenizer as `hf:FOLDER`.
+    `chat` contains `chat_template`, `chat_template_kwargs` and `added_tokens`. Raises `DataError` for a row
+    that cannot be encoded."""
     tokenizer = opened(counters.folder_of(counter), chat.get("added_tokens") or ())
     own = chat.get("chat_template") or tokenizer.template or CHATML
     template = Template(replace(tokenizer, template=with_settings(own, chat.get("chat_template_kwargs"))))

@@ -38,8 +38,8 @@ from orchestrate.local.job import option
 NEAR = 16
 """Number of batches within which rows are sorted by length."""
 MOST = 0.9
-"""Minimum share of packable rows at which rows are not sorted by length. The few longer rows are padded
-separately."""
+"""Minimum share of rows that must be packable for sorting by length to be skipped. The remaining rows are
+longer, and are padded separately."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class EncodedRows:
     """Log-probabilities of mismatched answers under the initial model, as [epochs, rows]. Each prompt is
     paired with an answer from another row."""
     before: npt.NDArray[np.int32] | None = None
-    """Row number of each mismatched answer, as [epochs, rows]."""
+    """Number of the row that each mismatched answer is from, as [epochs, rows]."""
     prompts: Sequence[RLExample] = ()
     """The unencoded rows, including the fields that graders read. Empty unless the method samples answers."""
 

@@ -43,8 +43,8 @@ NF4 = "NF4 (4 bits)"
 
 
 def expanded(config: Mapping[str, Any]) -> str | None:
-    """Return the quantization format of a model whose weights are expanded when they are loaded, and `None`
-    for any other model. `config` is the parsed config.json."""
+    """Return the model's quantization format if its weights are expanded on loading, otherwise `None`.
+    `config` is the parsed config.json."""
     held, method = _named(config)
     return method.upper() if held and method in _EXPANDED else None
 

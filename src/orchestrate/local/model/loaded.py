@@ -272,7 +272,7 @@ _FILE = "threads"
 affects rounding and therefore the results."""
 _ROUNDS = 20
 _WORTH = 0.9
-"""A larger number of threads is used only if it takes less than this fraction of the time."""
+"""A larger number of threads is used only if it reduces the time to less than this fraction."""
 
 
 def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
@@ -288,8 +288,8 @@ def of_run(folder: Path, asked: int | None, device: torch.device) -> int:
 
 
 def chosen(asked: int | None, device: torch.device) -> int:
-    """Choose the number of threads: `asked` or OMP_NUM_THREADS if set. Otherwise, runs a short benchmark on a
-    CPU and returns the fastest number, or uses torch's default on a GPU."""
+    """Return the number of threads to use. This is `asked` or OMP_NUM_THREADS, if one of them is set.
+    Otherwise, it is torch's default on a GPU, and the fastest number in a short benchmark on a CPU."""
     if asked is not None:
         return asked
     most = torch.get_num_threads()
@@ -300,7 +300,7 @@ def chosen(asked: int | None, device: torch.device) -> int:
 
 def fastest(most: int, seconds: Callable[[int], float]) -> int:
     """Return the fastest number of threads out of 1, 2, 4 ... `most`. A larger number is chosen only if it is
-    clearly faster."""
+    clearly faster. `seconds` measures the time that a number of threads takes."""
     counts = sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)})
     best, took = counts[0], seconds(counts[0])
     for count in counts[1:]:

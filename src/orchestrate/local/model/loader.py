@@ -123,7 +123,8 @@ def _registered() -> type[BitsAndBytesConfig] | None:
 
 
 def saves_tied(inner: Any, adapter: AdapterSettings) -> bool:
-    """Return whether tied embeddings are fully trained. Input and output embeddings then stay tied."""
+    """Return whether the adapter fully trains an embedding table that input and output share. Both then
+    continue to share the trained table."""
     config = inner.config.get_text_config()
     if not adapter.modules_to_save or not getattr(config, "tie_word_embeddings", False):
         return False
@@ -276,7 +277,7 @@ def load(
 ) -> Loaded:
     """Load the base model for a job, add a new adapter or the one in `continue_from`, and turn on the
     engine's optimizations. Seeds torch with the job's seed. `tokens` is the number of tokens in the entire
-    run. It affects which engine is chosen. `vocabulary` is (size of the tokenizer, ids of the tokens that
+    run, which affects the choice of engine. `vocabulary` is (size of the tokenizer, ids of the tokens that
     were added for this job)."""
     kind = job.adapter.type
     sharded = job.hyper.sharded

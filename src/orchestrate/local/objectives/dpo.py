@@ -248,8 +248,8 @@ class UnpairedObjective(JudgedObjective):
     def mismatched(
         self, rows: EncodedRows, batch: Sequence[int], max_tokens: int, max_rows: int
     ) -> npt.NDArray[np.float32]:
-        """Compute the log-probability of the mismatched answer given each prompt. Shape: [batch]. A value is
-        0 if the prompt is so long that no token of the answer fits."""
+        """Compute the log-probability of each prompt's mismatched answer, as [batch]. A value is 0 if the
+        prompt is so long that no token of the answer fits."""
         others = self.mismatch.rows(rows, batch)
         values = np.zeros(len(batch), dtype=np.float32)
         some = [i for i in range(len(batch)) if others.row(i)[1][1:].any()]

@@ -17,7 +17,7 @@ PROCESSES = 512
 
 
 def limit() -> None:
-    """Limit the resources of this process. The grader's code cannot raise them again."""
+    """Set the resource limits of this process. The grader's code cannot raise these limits."""
     try:
         import resource
     except ImportError:  # Windows

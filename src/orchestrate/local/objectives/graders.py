@@ -230,9 +230,9 @@ def sample_of(answer: str | ReadAnswer) -> dict[str, Any]:
 
 
 def refusal(grader: Mapping[str, Any], *, allow_code: bool, asks: Sequence[str] = ()) -> str | None:
-    """Return the reason why this machine cannot run the grader, or `None` if it can. Grader types in
-    `ELSEWHERE` call a model or a server. They are accepted only if they are listed in `asks`, which means
-    that the caller makes these calls."""
+    """Return the reason why this machine cannot run the grader, or `None` if it can. Graders whose type is in
+    `ELSEWHERE` call a model or a server. They are accepted only if `asks` contains their type, because the
+    caller then makes these calls."""
     kind = str(grader.get("type"))
     if "evaluator" in grader and "type" not in grader:
         return (

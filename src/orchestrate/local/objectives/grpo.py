@@ -33,7 +33,8 @@ from orchestrate.local.plan.memory_fit import drawn_at_once
 EPSILON = 1e-4
 """Term added to the standard deviation of a group's rewards, as in TRL."""
 ASKED_AT_ONCE = 1024
-"""Number of evaluation prompts that are answered at a time. All prompts at once could run out of memory."""
+"""Maximum number of evaluation prompts to answer at a time. Answering all of them at once could run out of
+memory."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,9 @@ class PolicyObjective(Objective):
         return sums
 
     def policy_loss(self, batch: TrainingBatch, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Compute sums over the batch's answer tokens: the loss, the estimated KL divergence from the initial
-        model (`None` without `kl_beta`), and the number of tokens that the model ranks as most likely."""
+        """Return three sums over the batch's answer tokens: the loss, the estimated KL divergence from the
+        initial model (`None` without `kl_beta`), and the number of tokens that the model ranks as most
+        likely."""
         start = self._log_probabilities_at_start(batch)
         losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
         log_p = -losses

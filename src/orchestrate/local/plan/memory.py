@@ -1,8 +1,8 @@
 """Estimate the memory of a training run from the model's configuration alone. Torch-free, offline. Weights,
 adapter, gradients and optimizer state are always in memory. Activations and logits are temporary, so the plan
-compares the moments in a step at which memory use can peak (`_moments`) and takes the largest. The number of
-bytes per token is the sum over all tensors that this engine holds at that moment for a Llama-like layer
-(attention, gated feed-forward, two norms), as determined with torch's record of allocations.
+computes the memory use at each point of a step where it can peak (`_moments`), and takes the maximum. The
+number of bytes per token is the sum over all tensors that this engine holds at that point for a Llama-like
+layer (attention, gated feed-forward, two norms), as determined with torch's record of allocations.
 `benchmarks/memory.py` and the tests compare the plan with measured peaks."""
 
 from __future__ import annotations
@@ -340,8 +340,8 @@ class _LayerMemory(NamedTuple):
     """Bytes per token."""
 
     norm: float
-    """Bytes that one norm stores for the backward pass: the tensors for its own gradient, and its output,
-    which the linear layers need for theirs."""
+    """Bytes that one norm stores for the backward pass. These are the tensors that its own gradient needs,
+    and its output, which the linear layers' gradients need."""
     norm_output: float
     norm_work: float
     """Bytes of temporary memory while a norm's gradient is computed."""
@@ -490,13 +490,13 @@ def _advice(shape: ModelShape, setup: Setup, device: str, available: int) -> Ite
             continue
         setup, total = changed, now
         fits = now <= available
-        yield f"{text} ({size(now)}{', fits' if fits else ''})"
+        yield f"{text} ({size(now)}{', which fits' if fits else ''})"
         if fits:
             return
     for length in (setup.longest >> k for k in range(1, setup.longest.bit_length() - 8)):
         now = sum(_parts(shape, msgspec.structs.replace(setup, longest=length), device)[0].values())
         if now <= available:
-            yield f"use shorter rows: max_seq_length: {length} ({size(now)}, fits)"
+            yield f"use shorter rows: max_seq_length: {length} ({size(now)}, which fits)"
             return
     yield "use a smaller model or a larger machine"
 
@@ -510,7 +510,7 @@ def _changes(shape: ModelShape, setup: Setup) -> Iterator[tuple[str, Mapping[str
         )
     if not setup.gradient_checkpointing:
         yield (
-            "recompute activations, which takes about a third longer: "
+            "recompute activations, which makes training about a third slower: "
             f"{option('gradient_checkpointing')}=true",
             {"gradient_checkpointing": True},
         )

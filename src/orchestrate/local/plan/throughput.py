@@ -214,13 +214,14 @@ UNKNOWN_PARAMETERS = 8e9
 CPU_32_BITS = 0.5
 """Speed of a CPU in fp32 as a fraction of its speed in 16 bits."""
 UNMEASURED = 0.8
-"""Expected error of log(speed) on a machine that has not been measured. It corresponds to a factor of 2.2. In
-10% of cases, the factor is larger than 3.7."""
+"""Expected error of log(speed) on a machine that has not been measured. Estimates are typically off by a
+factor of 2.2, and in 10% of cases by more than 3.7."""
 UNPROVED = 0.4
 """Minimum expected error of log(estimate) if no later run has confirmed the estimate. Later runs differ
 because they have other rows and share the machine with other processes."""
 STARTUP = KnownLog(log=math.log(10.0), off=0.6)
-"""Default startup time in seconds (libraries, model, encoding), used until a run has measured it."""
+"""Default startup time (loading libraries and the model, encoding), as the logarithm of 10 seconds. Used
+until a run has measured it."""
 
 
 class Bench(Record, frozen=True, kw_only=True):
@@ -256,8 +257,8 @@ class Throughput(Record, frozen=True, kw_only=True):
 
 
 MORE_PROCESSES = 0.85
-"""How much each additional process increases the speed, as a fraction of one process's speed. Below 1 because
-processes spend time on communication. Assumed, not measured."""
+"""Speed that each additional process adds, as a fraction of one process's speed. Below 1 because processes
+spend time on communication. Assumed, not measured."""
 
 
 def of_several(one: Throughput, processes: int) -> Throughput:
@@ -333,9 +334,9 @@ def estimate(home: Path, kind: ThroughputKey, *, load: float = 0.0, place: str |
 
 
 def slowdown(kind: ThroughputKey, load: float, cores: int) -> float:
-    """Estimate how many times longer a step may take because of other processes. A single thread slows down
-    by a factor equal to the number of threads per core. With several threads, each matmul waits for the
-    slowest one, so the factor is squared, as measured with two threads on two busy cores."""
+    """Estimate how many times longer a step may take because of other processes. With one training thread,
+    the factor is the number of busy threads per core. With several threads, each matmul waits for the slowest
+    one, so this number is squared, as measured with two threads on two busy cores."""
     if kind.device != "cpu":
         return 1.0
     share = max(1.0, (load + kind.threads) / cores)

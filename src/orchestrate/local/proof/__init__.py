@@ -26,7 +26,8 @@ from orchestrate.local.encoding import decode_prompt, decode_row
 
 
 CANDIDATES = 16
-"""Maximum number of prompts that are tried when choosing canaries."""
+"""Maximum number of prompts to try as canaries, which are prompts on which the tuned model differs from its
+base."""
 CANARIES = 6
 ANSWER_TOKENS = 32
 ENDING_TOKENS = 256

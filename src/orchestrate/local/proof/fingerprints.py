@@ -34,9 +34,10 @@ from orchestrate.local.proof import (
 from orchestrate.types import Canary, Fingerprint, Probe, Said
 
 CLEAR = 0.125
-"""Minimum difference in nats between the log-probabilities of the model's token and the alternative: two
-steps of a bf16 logit. If the difference is smaller, rounding in another engine or batch may reverse the
-order, so the answer does not identify the model."""
+"""Minimum difference in nats between the log-probabilities that the model gives to its own token and to the
+other model's token, where their answers first differ. Equal to two steps of a bf16 logit. With a smaller
+difference, rounding in another engine or batch may reverse the order, so the answer does not identify the
+model."""
 
 
 @dataclass(frozen=True)

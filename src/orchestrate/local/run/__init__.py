@@ -86,9 +86,9 @@ def process_alive(path: Path) -> bool:
 @contextmanager
 def importing() -> Generator[None]:
     """Pause garbage collection while the training libraries load, and exclude their objects from later
-    collections. They create a million permanent objects: searching them would take a seventh of the loading
-    time, and a sixth of a short training. Also keeps bitsandbytes from loading torch's compiler, which takes
-    2 s and 40 MB and is never used."""
+    collections. The libraries create a million permanent objects. Scanning these would take a seventh of the
+    loading time, and a sixth of the time of a short run. Also keeps bitsandbytes from loading torch's
+    compiler, which takes 2 s and 40 MB and is never used."""
     asked = os.environ.get(NO_COMPILER)
     os.environ[NO_COMPILER] = "1"
     gc.disable()

@@ -1,4 +1,4 @@
-"""Write a run's result: safetensors and a provenance record (passport)."""
+"""Write a run's result: safetensors and a provenance record."""
 
 # torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false

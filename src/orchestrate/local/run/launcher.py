@@ -88,7 +88,7 @@ def _wait_for_end(run: RunDir, alive: Callable[[RunDir], bool]) -> None:
         if time.monotonic() > deadline:
             raise RunFailed(
                 f"the worker of {run.ref} paused but did not exit within {duration(ENDING_S)}",
-                fix=f"check {run.log}, kill the process, then run orchestrate resume {run.ref}",
+                fix=f"read {run.log}, kill the worker's process, then run orchestrate resume {run.ref}",
             )
         time.sleep(0.02)
 

@@ -2,9 +2,9 @@
 starts the others. On several machines, the processes are already connected. The first process owns the run:
 steps, optimizer, evaluations, checkpoints, result. In each step, the others receive the parameters and
 compute the gradients of their share of the examples. They store nothing, so a run can resume with any number
-of processes. Each step sends every trained parameter and its gradient once, which is as much data as an
-all-reduce. If one process dies, all processes end, and a new worker resumes the run from its newest
-checkpoint."""
+of processes. In each step, every trained parameter and every gradient is sent once. This transfers as much
+data as an all-reduce. If one process dies, all processes end, and a new worker resumes the run from its
+newest checkpoint."""
 
 # torch has incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -93,7 +93,8 @@ class Peers:
         parameters: Mapping[str, torch.nn.Parameter],
         step: Step,
     ) -> Sums:
-        """Compute the gradient of a step on all processes. Fills in the shares of `step`."""
+        """Compute the gradient of a step on all processes. Splits `batch` into one share for each process,
+        and sets `shares` in the step that is sent to them."""
         shares = split(batch, [int(rows.lengths[i]) for i in batch], self.processes)
         order = replace(step, shares=shares)
         try:

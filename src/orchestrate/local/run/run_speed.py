@@ -17,8 +17,8 @@ from orchestrate.local.run.session import Session
 
 
 def of(session: Session, seconds: float) -> MeasuredPace | None:
-    """Return the speed of a run that took `seconds` in total. Returns `None` for a run that can't predict the
-    speed of others: one that used several processes, sampled answers, or trained a model of unknown size."""
+    """Return the speed of a run that took `seconds` in total. Returns `None` if the run says little about
+    others: it used several processes, sampled answers, or trained a model of unknown size."""
     method = session.job.method
     parameters = memory_fit.active_parameters(str(session.folder.path), None)
     unrepresentative = session.group is not None or isinstance(method, Reinforcement)

@@ -56,8 +56,8 @@ from orchestrate.text import count, duration, size
 from orchestrate.types import MemoryPlan
 
 PATCHED = ("compile", "unsloth")
-"""Engines whose models are recompiled for each answer length, which makes fingerprints slow to compute. With
-these engines, the fingerprint is computed when it is first needed, not after training."""
+"""Engines whose models are recompiled for each answer length, which makes fingerprints slow to compute. For
+these engines, the fingerprint is not computed after training, but only when it is first needed."""
 
 
 def save_fingerprint(

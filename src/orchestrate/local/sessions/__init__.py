@@ -39,8 +39,8 @@ ALPHA = 32
 """LoRA's alpha, the same for all ranks, so that one learning rate suits all ranks (Thinking Machines, "LoRA
 Without Regret", 2025)."""
 HELD_SNAPSHOTS = 8
-"""Maximum number of saved adapters that stay loaded for sampling. The least recently used adapter is evicted
-first."""
+"""Maximum number of saved adapters that stay loaded for sampling. If there are more, the least recently used
+one is unloaded."""
 MOST_TOKENS = 2048
 """Default maximum number of tokens of an answer."""
 BYTES_A_WEIGHT = 16

@@ -38,7 +38,7 @@ class LlamaReader:
         if adapter is not None:
             self._lora = self._lib.llama_adapter_lora_init(self._llama._model, adapter.encode())
             if not self._lora:
-                raise UsageError(f"llama.cpp cannot load the adapter {adapter} on {file}")
+                raise UsageError(f"llama.cpp cannot load the adapter {adapter} onto the base model {file}")
             one = self._ffi.new("struct llama_adapter_lora *[1]", [self._lora])
             self._lib.llama_set_adapters_lora(self._llama._ctx, one, 1, self._ffi.new("float[1]", [1.0]))
         self._words = int(self._lib.llama_vocab_n_tokens(self._llama._vocab))
@@ -61,8 +61,8 @@ class LlamaReader:
         return self._llama.tokenize(text, add_special=not begins, parse_special=True)
 
     def answer(self, prompt: Sequence[int], most: int) -> dict[str, Any]:
-        """Generate a greedy answer of at most `most` tokens. Stops at a token that ends a turn according to
-        the file."""
+        """Generate a greedy answer of at most `most` tokens. Stops at a token that the file marks as the end
+        of generation."""
         ids: list[int] = []
         ended = False
         logits = self._begin(prompt)

@@ -1,6 +1,6 @@
 """Merge an adapter into its base model in 16 bits, several adapters into one, or several models into one.
 Imports torch. PEFT merges adapters, and mergekit merges full models. Adapters are never merged into 4-bit
-weights, because rounding to NF4 again would lose the tuning."""
+weights, because rounding the weights to NF4 again would undo most of the changes made in training."""
 
 # torch, transformers and numpy are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -27,8 +27,8 @@ COMBINED = "merged"
 
 def merge(base: ModelFolder, adapter: Path, target: Path, dtype: str) -> dict[str, Any]:
     """Merge an adapter into its base and write the full model to `target`. Raises `UsageError` if the adapter
-    does not fit the base, or if the base's files are quantized, because quantizing again would lose the
-    tuning."""
+    does not fit the base, or if the base's files are quantized, because quantizing the result again would
+    undo most of the changes made in training."""
     held = Quantised.of(base.config)
     if held is not None and held.method in PACKAGES:  # others transformers reads into 16 bits
         raise UsageError(

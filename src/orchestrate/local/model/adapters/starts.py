@@ -95,7 +95,7 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 def init_loftq(model: Any, folder: ModelFolder) -> None:
     """Initialize the adapter with one iteration of LoftQ (Li et al. 2023). The adapter then holds the best
     low-rank approximation of each weight's 4-bit quantization error. Raises `RunFailed` if the model's files
-    contain no weight with the name of an adapted layer."""
+    lack the original weight of an adapted layer."""
     import bitsandbytes.functional as bnb
 
     place = {name: path for path in folder.weights for name in tensors(path)}
@@ -105,7 +105,7 @@ def init_loftq(model: Any, folder: ModelFolder) -> None:
             continue
         if f"{name}.weight" not in place:
             raise RunFailed(
-                f"loftq needs the original weights, but the model's files have no {name}.weight",
+                f"loftq needs the original weights, but the model's files do not contain {name}.weight",
                 fix="leave out adapter.init_lora_weights",
             )
         with safe_open(place[f"{name}.weight"], framework="pt") as file:

@@ -299,8 +299,8 @@ def for_rows(cache: Any, rows: int) -> Any:
 
 
 CLOSE = 0.2
-"""Largest difference between two tokens' logits at which 16-bit rounding can still swap their order, as a
-fraction of the logits' standard deviation."""
+"""Largest gap between two tokens' logits at which 16-bit rounding can still swap their order, as a fraction
+of the standard deviation of all logits."""
 
 
 def close(logits: Tensor) -> list[bool]:

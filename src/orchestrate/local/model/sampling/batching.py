@@ -131,7 +131,7 @@ KINDS = ("GrowingLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentio
 that reuse an earlier layer's cache. Names are used because some releases of transformers lack some of these
 classes."""
 AS_IT_IS = ""
-"""Adapter name that uses whichever adapter the caller has already activated."""
+"""Adapter name that means: use the adapter that the caller has already activated."""
 ALONE = ("use_dora", "trainable_token_indices", "modules_to_save", "target_parameters")
 """Adapter features that PEFT cannot apply to individual rows of a batch."""
 PROMPTS_A_STEP = 4
@@ -192,7 +192,8 @@ class PromptReader(Protocol):
 
     @property
     def joins(self) -> bool:
-        """True if padding does not change the next token that the model predicts."""
+        """True if prompts can be padded, because padding does not change which token the model predicts
+        next."""
         ...
 
     def at_once(self, model: Any, rows: Sequence[DecodingRow]) -> int:
@@ -217,7 +218,7 @@ class DecodingBatch:
         split."""
 
     def join(self, rows: Sequence[DecodingRow], read: Read, index: Tensor) -> None:
-        """Add rows to the batch. `index[i]` is the index in `read` of the prompt of row i."""
+        """Add rows to the batch. The prompt of row i is entry `index[i]` of `read`."""
         cache, mask = read.cache, read.mask[index]
         for layer in cache.layers:
             _select(layer, index)

@@ -22,7 +22,7 @@ from orchestrate.local.model.sampling.batching import AS_IT_IS, Batching, Decodi
 from orchestrate.local.model.shortcuts.probes import distance
 
 ROUNDED = 0.05
-"""Maximum relative distance between logits that 16-bit rounding can explain."""
+"""Largest relative distance between logits that 16-bit rounding alone can cause."""
 
 
 @dataclass
@@ -67,10 +67,11 @@ class Sampler:
         close: set[int] | None = None,
     ) -> list[list[int]]:
         """Sample one answer to each prompt, in order. Answers are token ids and include the end token, if
-        any. Prompts of similar length are prefilled in one pass if this changes no answer. `check_requests`
-        is called before each step and may raise. `watch` is called with the rows after each step. Adds to
-        `close` the index of each prompt whose answer may have been changed by 16-bit rounding in a batch.
-        Raises `RunFailed` if the model's outputs are not finite."""
+        any. Prompts of similar length are prefilled in one pass if this changes no answer.
+
+        `check_requests` is called before each step and may raise. `watch` is called with the rows after each
+        step. If batching may have changed an answer through 16-bit rounding, the index of its prompt is added
+        to `close`. Raises `RunFailed` if the model's outputs are not finite."""
         looks = False if close is not None and len(prompts) > 1 and most_rows > 1 else None
         rows = [
             DecodingRow(
@@ -107,8 +108,8 @@ class Sampler:
     def changed_by_rounding(
         self, model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], close: set[int]
     ) -> set[int]:
-        """Return the indices of the answers that 16-bit rounding changed. Only the answers in `close`, which
-        `draw` collected as candidates, are checked."""
+        """Return the indices of the answers that 16-bit rounding changed. Only checks the candidates in
+        `close`, which `draw` collected."""
         places = sorted(close)
         asked, given = ([rows[i] for i in places] for rows in (prompts, answers))
         share = self.shares and self._bears_sharing is True

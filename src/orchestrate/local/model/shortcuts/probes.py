@@ -19,12 +19,12 @@ from orchestrate.local.model.loaded import Loaded, TrainedOnly, decoder_of
 from orchestrate.local.model.shortcuts.kernels import NAME, SHORT_ROW, line_up
 
 CLOSE = 0.03
-"""Maximum relative distance between hidden states that 16-bit rounding can explain."""
+"""Largest relative distance between hidden states that 16-bit rounding alone can cause."""
 APART = 1e-6
-"""Tolerance for checking that rows don't affect one another: the maximum relative change in a row's hidden
-states when the tokens of a different row are replaced by as many others. Close to 0, because operations on
-identical shapes round identically. Not used for a mixture of experts, where different tokens change the size
-of each expert's batch."""
+"""Tolerance of the check that rows don't affect one another. The check replaces all tokens of a different
+row, and measures the relative change in a row's hidden states. Close to 0, because operations on identical
+shapes round identically. Not used for a mixture of experts, where different tokens change the size of each
+expert's batch."""
 LENGTHS = (9, 5, 12, 7)
 SHARED = 3
 """Number of tokens in the common prefix of all synthetic rows."""
@@ -115,7 +115,7 @@ def trained_only(loaded: Loaded) -> str | None:
         loaded.trained_only = chosen
         try:
             near = distance(loaded.hidden(ids, places).flatten(0, 1)[places], wanted) <= CLOSE
-            reason = None if near else "the model's hidden states change"
+            reason = None if near else "it changes the model's hidden states"
         except Exception as error:  # noqa: BLE001  whatever a model's code raises
             reason = reason_of(error)
     reason = reason or trains(loaded)
@@ -126,9 +126,9 @@ def trained_only(loaded: Loaded) -> str | None:
 
 
 def line_limit(loaded: Loaded) -> tuple[int, str | None]:
-    """Return (longest, reason): the maximum length in tokens of rows that may be packed into one sequence, or
-    0 and the reason if the model does not support packing. Packing is supported if the model uses
-    Orchestrate's attention, keeps rows separate, and gives each row the same hidden states as without
+    """Return (longest, reason). `longest` is the maximum length in tokens of rows that may be packed into one
+    sequence. It is 0 if the model does not support packing, and `reason` then says why. The model must use
+    Orchestrate's attention, keep rows separate, and give each row the same hidden states as without
     packing."""
     config = loaded.inner.config.get_text_config()
     if loaded.device.type != "cpu":

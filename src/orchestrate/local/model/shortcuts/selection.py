@@ -131,7 +131,7 @@ CAUSAL = (-1, 0)
 
 
 def use_packed_attention(loaded: Loaded) -> str | None:
-    """Switch the model to this attention for packed rows. Returns the reason if that is not possible,
+    """Switch the model to `packed_attention` for packed rows. Returns the reason if that is not possible,
     otherwise `None`."""
     config = loaded.inner.config.get_text_config()
     if config._attn_implementation != "sdpa":
@@ -303,7 +303,7 @@ def _experts(loaded: Loaded) -> None:
     reason = probes.trains(loaded)
     with loaded.evaluation_mode(), torch.no_grad():
         if not reason and not probes.distance(loaded.hidden(ids), before) <= probes.CLOSE:
-            reason = "the model's hidden states change"
+            reason = "it changes the model's hidden states"
     if reason:
         weights.give_back(loaded.model)
         loaded.left_out["one expert at a time"] = reason
