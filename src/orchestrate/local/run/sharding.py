@@ -124,8 +124,8 @@ class Sharded:
         return whole
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the full tensors, in CPU memory, on rank 0, and an empty dict on all other ranks. Collective:
-        all processes must call this."""
+        """Return the full tensors, in CPU memory, on rank 0, and an empty dict on all other ranks.
+        Collective: all processes must call this."""
         found: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
