@@ -545,7 +545,7 @@ def read(folder: Path) -> Artifact | None:
 
 
 def described(folder: Path) -> Artifact | None:
-    """Return the stored description of a complete model, without checking its files."""
+    """Return the stored description of a full model, without checking its files."""
     try:
         return Artifact.from_json(_description(folder).read_bytes())
     except (OSError, msgspec.MsgspecError):

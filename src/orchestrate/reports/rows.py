@@ -27,8 +27,8 @@ DECIDING = frozenset(
     {RUN, MODEL, STATUS, VERDICT, FORGOT, QUOTED, BILLED, WOULD_BILL, COST_PER_ANSWER, SERVING}
     | {CREATION_TO_END, TRAIN_LOSS, VALID_LOSS, REWARD, PROOF}
 )
-"""Names of the rows that help to choose a run, in addition to the scores. The other rows describe how the
-runs were made."""
+"""Names of the rows, other than scores, that help to choose a run. The other rows describe how the runs were
+made."""
 _RIVAL, _TUNED, _DIFFERENCE = "compared with", "tuned", "difference"
 SCORE_HEAD = ("metric", "contender", "score (95%)", "n", "against", "difference (95%)", "gained", "lost", "p")
 CONTENDER_HEAD = (

@@ -22,13 +22,13 @@ _MOSTLY = 0.9
 
 
 class Talk:
-    """A chat with the tuned model of one run. On this machine (for local runs and downloaded adapters), the
-    model is loaded once and its answers are streamed. Call `close` when done."""
+    """A chat with the tuned model of one run. If the model runs on this machine, it is loaded once and its
+    responses are streamed. Call `close` when done."""
 
     def __init__(self, handle: TrackedRun, on: str = "auto", at: str | None = None) -> None:
-        """Start the chat. With `on="host"` it asks the run's host, with `here` it downloads the adapter and
-        answers on this machine, and with `auto` it uses the place where the run was trained. Raises
-        `UsageError`, and the errors of `check` and `download`."""
+        """Start the chat. `on="host"` queries the run's host, `here` downloads the adapter and runs the model
+        on this machine, and `auto` uses the backend that trained the run. Raises `UsageError`, and the errors
+        of `check` and `download`."""
         if on not in PLACES:
             raise UsageError(f"--on must be one of {', '.join(PLACES)} (got {on!r})")
         if on == "here" and at is not None:
@@ -47,7 +47,7 @@ class Talk:
     def ask(
         self, conversation: Sequence[Message], on_text: Callable[[str], object] | None = None, **options: Any
     ) -> Reply:
-        """Request the model's next message and return it. `tell` is called with the text as it streams."""
+        """Request the model's next message and return it. `on_text` is called with the text as it streams."""
         if self._here is None or on_text is None:
             if self._own is not None:
                 return self._own.generate([conversation], **options)[0]

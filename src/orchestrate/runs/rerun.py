@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def spec_of(run: Run, providers: Sequence[str], changes: Mapping[str, Any] | None = None) -> JobSpec:
     """Return the spec of a run. `changes` override its fields, by dotted name. For backends other than the
-    run's own, the spec uses the model's common name. Raises `UsageError` for a training session and for a
-    spec that contained a secret, because secrets are not stored, and `SpecError` for invalid changes."""
+    run's own, the spec uses the model's common name. Raises `UsageError` if the run is a training session, or
+    if its spec contained a secret (secrets are not stored). Raises `SpecError` for invalid changes."""
     from orchestrate import catalog
     from orchestrate.runs.submitting.repeats import stored_spec
     from orchestrate.spec import specfile

@@ -181,7 +181,7 @@ class TrackedRun:
         return list(self._here(ShowsRows).rendered(self.record.handle))
 
     def cancel(self) -> Run:
-        """Cancel the run. If the run's job is not known yet, it is canceled as soon as it is found."""
+        """Cancel the run. If the run's job is not known yet, the job is canceled as soon as it is found."""
         from orchestrate.runs.submitting.submit import cancel
 
         capability(self.provider, Cancels)
@@ -190,7 +190,7 @@ class TrackedRun:
             return self.refresh()
 
     def pause(self) -> Run:
-        """Pause the run until `resume`. Raises `Unsupported` if the host cannot pause."""
+        """Pause the run. Call `resume` to continue it. Raises `Unsupported` if the host cannot pause."""
         from orchestrate.runs import resumption
 
         able = pausing(self.record)
@@ -227,8 +227,8 @@ class TrackedRun:
         only their last known costs count against a budget.
 
         Does not end anything on a host: the run may continue there and be billed. If the run has ended and
-        its bill is known, only its deployments are given up. Raises `UsageError` if `reason` is empty. Also
-        raises it if the account of a deployment can be reached: use `undeploy` in that case.
+        its bill is known, only its deployments are given up. Raises `UsageError` if `reason` is empty, or if
+        a deployment's account can be reached. In the second case, use `undeploy`.
         """
         from orchestrate.store import transitions
 
@@ -309,14 +309,14 @@ class TrackedRun:
         return files.described(self._ws.settings.home / "models" / self.id)
 
     def deployment(self, at: str | None = None) -> DeploymentHandle | None:
-        """Return the newest deployment on the backend `at` (default: on any backend) in its last known state.
-        Returns `None` if there is none."""
+        """Return the run's newest deployment, or `None` if there is none. `at` limits the search to one
+        backend. The returned state is the last known one, because the host is not queried."""
         record = self._ws.store.deployments.of_run(self.id, at)
         return None if record is None else DeploymentHandle(self._ws, record)
 
     def deployments(self, *, over: bool | None = None) -> list[DeploymentHandle]:
-        """List the deployments of this run in their last known state, newest first. `over=True` lists only
-        ended deployments, `over=False` only active ones, and `None` lists all."""
+        """List the deployments of this run, newest first, each in its last known state. `over=True` lists
+        only ended deployments, and `over=False` only active ones. By default, lists all."""
         found = self._ws.store.deployments.matching(over=over)
         return [DeploymentHandle(self._ws, one) for one in found if one.run_id == self.id]
 

@@ -150,7 +150,8 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
 
 
 def agree(ws: Workspace, tuned: TunedModel, accepted: Sequence[str]) -> None:
-    """Raise `LicenceAsks` unless the base model's license needs no acceptance or was accepted."""
+    """Raise `LicenceAsks` if the base model's license requires acceptance and has not been accepted.
+    `accepted` lists the licenses that the user accepts now."""
     agreements.require(
         tuned.licence,
         tuned.base_name,
@@ -171,10 +172,10 @@ def export(
     prove: bool = True,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Export:
-    """Write the tuned model to `folder` in one of the formats in `forms.FORMS`. Then load the result and
-    verify that it matches the trained model, if this machine can. Raises `LicenceAsks` if the base model's
-    license must be accepted first, `UsageError` for a format that the model cannot be converted to, and
-    `SetupError` if a tool is missing."""
+    """Write the tuned model to `folder` in one of the formats in `forms.FORMS`. With `prove`, then verify
+    that the result matches the trained model, if this machine can load it. Raises `LicenceAsks` if the base
+    model's license must be accepted first, `UsageError` for a format that the model cannot be converted to,
+    and `SetupError` if a tool is missing."""
     tuned = of(ws, subject)
     agree(ws, tuned, accept_licence)
     with work(f"writing it as {form}"):

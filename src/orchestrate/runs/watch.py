@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def watcher(ft: Workspace, *, only: Sequence[str] | None = None) -> Watcher:
-    """Build a watcher that follows the store's runs (on the backends in `only`), submits waiting entries, and
-    notifies the channels when a run ends."""
+    """Build a watcher that updates the store's runs, submits waiting queue entries, and notifies the channels
+    when a run ends. `only` limits it to some backends."""
     from orchestrate.runs.queue import QueueServer
     from orchestrate.runs.watching.watcher import Watcher
 

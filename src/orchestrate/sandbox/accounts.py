@@ -1,8 +1,8 @@
 """Accounts of a sandbox. A key can only access its own account.
 
-Keys that only differ after a `.` belong to the same account: `sandbox-team.1` and `sandbox-team.2`, for
-example, are one account before and after a key rotation. Account names are hashes, so they don't reveal keys.
-The account of the sandbox's own key is `sandbox`.
+Keys that differ only in the part after a `.` belong to the same account. For example, `sandbox-team.1` and
+`sandbox-team.2` simulate a key rotation. Account names are hashes, so they don't reveal keys. The account of
+the sandbox's own key is `sandbox`.
 """
 
 from __future__ import annotations

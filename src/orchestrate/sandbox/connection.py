@@ -30,8 +30,8 @@ def home_of(settings: Settings) -> Path:
 
 @contextmanager
 def joined(home: Path, first_port: int = 0, **options: Any) -> Generator[Mapping[str, str]]:
-    """Yield the environment variables for clients of a home folder's sandbox. If no sandbox is running, start
-    one that runs until the block ends."""
+    """Yield the environment variables that connect clients to the sandbox of a home folder. If this sandbox
+    is not running, start it, and stop it when the block ends."""
     from orchestrate.sandbox.starts import AlreadyUp
 
     with ExitStack() as stack:

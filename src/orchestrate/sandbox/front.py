@@ -268,8 +268,8 @@ class RequestLog:
         return entry
 
     def report(self, method: str | None, path: str | None) -> dict[str, Any]:
-        """Count the requests that use `method` and whose path contains `path`, and list the latest in
-        `recent`."""
+        """Count the requests by method and path, and list the latest ones in `recent`. Only includes requests
+        that use `method` and whose path contains `path`. `None` includes all."""
         with self._lock:
             counts, recent = dict(self._counts), list(self._recent)
         chosen = [

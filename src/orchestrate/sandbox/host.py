@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrate.sandbox.training import Trainer
 
 LIST_LAG_S: ContextVar[float] = ContextVar("list_lag_s", default=0.0)
-"""For the current request: the number of seconds for which lists don't show a new job."""
+"""Seconds before a new job appears in list responses. Set per request."""
 
 STALLS: ContextVar[bool] = ContextVar("stalls", default=False)
 """True if the jobs that the current request creates should never finish."""

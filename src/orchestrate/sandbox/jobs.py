@@ -16,12 +16,12 @@ import msgspec
 from orchestrate.types import decoding
 
 BROUGHT = "brought"
-"""Object kind of uploaded adapters. They are stored as placeholder jobs, and their own kind keeps them
-separate from the host's real jobs."""
+"""Object kind under which uploaded adapters are stored. They are placeholder jobs, and the separate kind
+keeps them out of the host's lists of real jobs."""
 
 SLOTS = 3
-"""Default number of concurrent training runs. With one for each host that has jobs, hosts don't wait for each
-other."""
+"""Default number of concurrent training runs: one for each host that has jobs, so one host's jobs don't delay
+another's."""
 
 
 def brought_at(runs: Path, host: str, id: str) -> Path:
@@ -55,8 +55,8 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     validating: float = 1.0
     queued: float = 1.0
     training: float = 6.0
-    """Duration of the training phase for jobs that are not really trained. Other jobs stay in this phase
-    until their training ends."""
+    """Duration of the training phase for jobs whose training is only simulated. For all other jobs, the phase
+    lasts until training ends."""
     finalizing: float = 1.0
     cancelling: float = 1.0
     deploying: float = 1.5

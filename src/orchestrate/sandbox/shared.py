@@ -189,7 +189,8 @@ def weights(host: Host, job: SandboxJob, step: int | None = None) -> list[Path]:
 
 
 def pack(host: Host, job: SandboxJob, *, merged: bool, step: int | None) -> Path:
-    """Pack the adapter, or the merged model, into a .tar.zst archive, unless the archive already exists."""
+    """Pack a job's adapter or, with `merged`, its merged model into a .tar.zst archive, and return the
+    archive's path. An existing archive is reused."""
     target = host.state.files / f"{job.id}-{'merged' if merged else 'adapter'}-{step or 'final'}.tar.zst"
     if target.exists():
         return target

@@ -271,13 +271,13 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
 
 POLL_S = 0.25
 TINY_RATE, TINY_DPO_RATE = 2e-3, 5e-4
-"""Learning rates that suit the tiny substitute model (`TINY_DPO_RATE` for DPO). A job's actual rate is this
-value times the ratio of the job's learning rate to its host's usual rate."""
+"""Learning rates that suit the tiny substitute model: `TINY_DPO_RATE` for DPO, and `TINY_RATE` for all other
+methods. They are multiplied by the ratio of the job's learning rate to its host's usual rate."""
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint: its step and, if the job is trained, the folder with its adapter."""
+    """A checkpoint's step and adapter folder. `folder` is `None` if the job is not trained."""
 
     step: int
     at: float
@@ -517,7 +517,7 @@ class Trainer:
                 f"machine with learning rate {self._tiny_rate(job):g}"
             )
         if job.kind == "rft":
-            return "The sandbox does not train reinforcement jobs: states, metrics and weights are simulated"
+            return "The sandbox only simulates reinforcement fine-tuning. Metrics and weights are not real"
         return "This job is not trained: its states, metrics and weights are simulated"
 
     def metrics(self, job: SandboxJob, now: float) -> list[MetricPoint]:

@@ -173,13 +173,14 @@ class Meter:
             figure, fix = "the cost so far plus one cent", "ft.session(resume=RUN, max_cost_usd=...)"
             least = self.usd + Decimal("0.01")
             if self.price.tail_s:
-                figure = "the cost so far plus the cost of a machine left running until the host stops it"
+                figure = "the cost so far plus what the host may still bill after the program ends"
                 least += self._tail_usd
             require_within(self._provider, least, self.max_usd, what=self._limit, figure=figure, fix=fix)
 
 
 def quote_of(provider: str, model: str, price: SessionPrice, max_usd: Decimal | None) -> Quote:
-    """Quote a session. The budget reserves the session's limit, because its length is unknown."""
+    """Quote a session. The length of a session is unknown, so the budget reserves the session's cost
+    limit."""
     nothing = Decimal(0)
     if price.hourly is not None and price.hourly.usd_per_hour:
         hours = Decimal(1) if max_usd is None else max_usd / price.hourly.usd_per_hour
@@ -420,8 +421,8 @@ class SessionRecord:
         return f'ft.session(resume="{id}"{", max_cost_usd=..." if raised else ""})'
 
     def order_now(self) -> SessionOrder:
-        """Return the session's `order` with `ends_in_s` set to the seconds that remain before the cost
-        limit."""
+        """Return the session's options for its backend, with `ends_in_s` set to the seconds that remain
+        before the session reaches its cost limit."""
         return replace(self.order, ends_in_s=self.meter.left_s())
 
     @property

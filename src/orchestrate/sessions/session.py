@@ -202,7 +202,7 @@ class TrainingSession:
         return self.futures.optim_step(adam, seq_id=seq_id).result()
 
     def skip_step(self) -> StepOutput:
-        """Count a step without updating the weights."""
+        """Count an optimizer step without updating the weights, and return its metrics."""
         with self._lock:
             self._require_going()
             return self._stepped({"learning_rate": 0.0}, {})
@@ -236,9 +236,9 @@ class TrainingSession:
     # -- saving --------------------------------------------------------------------------------------------
 
     def save(self, name: str | None = None, *, kept: bool = True) -> SavedState:
-        """Save the weights and the optimizer state as a checkpoint of the run, by default named `step-N`. You
-        can resume the run from it. With `kept=False`, the checkpoint has no other use, and on this machine
-        the next one replaces it."""
+        """Save the weights and the optimizer state as a checkpoint of the run, by default named `step-N`. The
+        run can be resumed from it. With `kept=False`, the checkpoint is only meant for resuming, and on this
+        machine the next one replaces it."""
         name = name or f"step-{self._step}"
         if not SAVE_NAME.fullmatch(name):
             raise UsageError(
@@ -636,7 +636,7 @@ class SessionFutures:
         return self._session._forward(shapes.packed(data), loss, config or {}, None, backward=False)  # pyright: ignore[reportPrivateUsage]
 
     def forward_backward_custom(self, data: Iterable[Any], loss: CustomLoss) -> Future[ForwardOutput]:
-        """Wait for the log-probabilities, apply `loss`, and send its gradient back."""
+        """Wait for the log-probabilities, apply `loss`, and start the backward pass."""
         rows = list(data)
         there = self.forward(rows).result()
         weighted, metrics = shapes.custom_weights(rows, there, loss)

@@ -103,7 +103,8 @@ def options_of(given: Any, known: Mapping[str, Any], what: str) -> dict[str, Any
 
 
 def packed(data: Iterable[Any]) -> PackedRows:
-    """Pack the rows. Raises `UsageError` if `data` is not a list of rows."""
+    """Convert rows to the backends' format, and count their tokens and token weights. Raises `UsageError` if
+    `data` is empty or an element is not a valid row."""
     rows: list[dict[str, Any]] = []
     tokens, weight = 0, 0.0
     for number, datum in enumerate(data, 1):
@@ -206,9 +207,9 @@ def sample_output(answer: Mapping[str, Any]) -> SampleOutput:
 def custom_weights(
     data: Sequence[Any], output: ForwardOutput, loss: Any
 ) -> tuple[list[Any], dict[str, float]]:
-    """Apply a torch function `loss(data, logprobs) -> (loss, metrics)`. Returns the metrics, and rows whose
-    cross-entropy has the same gradient (weights = -dL/dlogprob). Raises `UsageError` if the loss is
-    not finite."""
+    """Apply a torch function `loss(data, logprobs) -> (loss, metrics)`. Returns (rows, metrics). The rows'
+    token weights are -dL/dlogprob, so their weighted cross-entropy has the same gradient as the loss. Raises
+    `UsageError` if the loss is not finite."""
     from importlib import import_module
 
     torch: Any = import_module("torch")

@@ -254,9 +254,8 @@ _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk|tgp|fw|hf|key|sandbox|ghp)[-_]"
     r"(?:(?P<secret>(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{12,})|[A-Za-z0-9_\-]*)"
 )
-"""Matches text that may be a key. If the text is indeed likely to be one, the group `secret` contains the
-part after the prefix. Otherwise, the group is empty. Matching both kinds avoids scanning the same text
-twice."""
+"""Matches text that starts like a key. The group `secret` contains the part after the prefix if the text is
+likely to be a key, and is empty otherwise. Matching both kinds avoids scanning the same text twice."""
 _SIGNED = re.compile(r"(?i)(signature|x-amz-|x-goog-|[?&]sig=|[?&]token=|awsaccesskeyid)")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 

@@ -182,7 +182,8 @@ class HostRegistry(Mapping[str, HostConfig]):
             self._described(name)
 
     def under(self, env: Mapping[str, str]) -> HostRegistry:
-        """Return a registry of the same backends in which these environment variables are also set."""
+        """Return a registry of the same backends, configured as if these environment variables were also
+        set."""
         return HostRegistry(self._configured, {**self._env, **env}, self._path)
 
     @property
@@ -196,8 +197,8 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def types(self) -> dict[str, str]:
-        """The configured hosts that use the implementation of another backend or a YAML file, as {host: name
-        of that backend or file}."""
+        """Configured hosts whose implementation has a different name, as {host: name of the backend or YAML
+        file that implements it}."""
         types = {name: table.get("type") for name, table in self._tables.items()}
         kinds = {
             name: self._tables[name].get("profile") or name for name in types if types[name] == DESCRIBED
@@ -206,7 +207,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def described(self) -> list[str]:
-        """Hosts that are defined by a YAML file and usable without a table in the configuration.
+        """Hosts that a YAML file defines and that are usable without a table in the configuration.
 
         A host is usable if the environment sets its base URL. If its YAML file contains an address, a key is
         sufficient.
@@ -223,8 +224,7 @@ class HostRegistry(Mapping[str, HostConfig]):
 
     @property
     def placed(self) -> list[str]:
-        """Names of the remote machines and clusters that have a table in the configuration. The others work
-        without one."""
+        """Names of the remote machines and clusters that have a table in the configuration."""
         return [name for name in places() if name in self._tables]
 
     def address(self, name: str) -> str | None:
@@ -401,8 +401,8 @@ class _PinFile(msgspec.Struct):
 
 
 class Pins:
-    """The hosts that each key may be sent to, stored in a file that several processes can use at the same
-    time. If the file is deleted, the list is empty."""
+    """File that lists the hosts to which each key may be sent. Several processes can use it at the same time.
+    If the file is deleted, the list is empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -85,14 +85,13 @@ def described_only(settings: Settings) -> list[str]:
 
 
 def places_only(settings: Settings) -> list[str]:
-    """List remote machines and clusters that are available as backends but have no table in the
-    configuration."""
+    """List the remote machines and clusters that could be used as backends but are not configured yet."""
     there = registry.names(settings)
     return [name for name in places() if name not in there and known_profile(name) is not None]
 
 
 def plugins() -> list[Plugin]:
-    """List the installed plug-ins. Loads each one, so the list shows why a broken one failed to load."""
+    """List the installed plug-ins. Each plug-in is loaded. If loading fails, `error` contains the reason."""
     found: list[Plugin] = []
     for kind, point in {**place_plug_ins(), **plug_ins()}.items():
         error, options = None, None

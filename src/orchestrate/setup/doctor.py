@@ -98,7 +98,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
         yield Check(check=f"backend {name}", ok=False, detail=error.message, fix=error.fix)
     for plugin in backends.plugins():
         if plugin.options is None and plugin.error is None:
-            detail = f"{plugin.package} declares no options, so misspelled options are not detected"
+            detail = f"{plugin.package} does not declare its options, so misspelled options are not detected"
             yield Check(check=f"backend {plugin.kind}", ok=True, detail=detail)
     yield _home(ft.settings.home)
     yield from _disk(ft.settings.home)
@@ -123,7 +123,7 @@ def _left(ft: Workspace) -> Iterator[Check]:
     if not held:
         return
     what = [count(len(runs), "run") + " that were never submitted"] if runs else []
-    what += [count(len(answers), "answer") + " for commands that have ended"] if answers else []
+    what += [count(len(answers), "answer") + " requested by commands that have ended"] if answers else []
     yield Check(
         check="held",
         ok=False,

@@ -83,8 +83,8 @@ Progress = Callable[[int, int], None]
 
 
 class NewSpec(Record, frozen=True, kw_only=True):
-    """The spec that `init` proposed for the data. Backends that the spec does not include are in `left_out`,
-    as {backend: reason}."""
+    """The spec that `init` proposed for the data. `left_out` lists the backends that the spec excludes, as
+    {backend: reason}."""
 
     spec: str
     files: dict[str, str]

@@ -59,8 +59,8 @@ SpecGiven: TypeAlias = "JobSpec | str | PathLike[str] | Mapping[str, Any]"
 
 
 def renaming_of(columns: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Convert a spec's `columns` to {field: column} for file readers. If a field is mapped to `None`, its
-    column is an empty string, which means that the field is not read."""
+    """Convert a spec's `columns` to {field: column} for file readers. A field that is mapped to `None` gets
+    an empty string as its column, so that readers ignore the field."""
     return {field: column or "" for field, column in (columns or {}).items()}
 
 
@@ -123,7 +123,7 @@ class JobSpec(SpecPart):
         default=None, description="Optimizer: a name, or a mapping with its parameters"
     )
     batch_size: Int | Literal["max"] | None = Field(
-        default=None, description="Examples per optimizer step, or max for as many as fit"
+        default=None, description="Examples per optimizer step. Use max for the largest batch that fits"
     )
     batch_tokens: Int | None = Field(
         default=None,

@@ -93,4 +93,4 @@ def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
         None,
         None,
     )
-    assert told == ["shed declares no options, so misspelled options are not detected"]
+    assert told == ["shed does not declare its options, so misspelled options are not detected"]

@@ -152,7 +152,7 @@ def prepared(
         return
     if order.columns:
         raise UsageError(
-            "a judge reads the original rows, so --judge cannot be combined with --map or --ignore"
+            "--judge rates the rows as they are in the file, so it cannot be combined with --map or --ignore"
         )
     with judges.prepared(ft, path, beside(path, "judged.jsonl"), order.judge, keep=0.0) as judged:
         yield PreparedScoring(ft, path, output, order, judged)

@@ -280,7 +280,7 @@ def from_review(
             raise UsageError(f"{review.id} contains written rows: use --as sft, not {format}")
         return writing_reviews.export(ft, review, output)
     if format == "sft":
-        raise UsageError(f"{name} contains ratings: use --as dpo or kto", fix="--as dpo")
+        raise UsageError(f"{name} contains ratings, not written rows: use --as dpo or kto", fix="--as dpo")
     require_writable(output)
     session = opened(ft, [name])
     ratings = ft.store.reviews.ratings(session.review.id)

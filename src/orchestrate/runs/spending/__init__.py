@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 GRACE = timedelta(minutes=10)
-"""Time after a run's end during which a machine that is still up is not reported. A worker reports the end of
-its run first, and releases the machine afterwards."""
+"""Grace period after a run's end, during which its machine is not reported even if it is still up. A worker
+reports the end of its run before it releases the machine."""
 IN_USE = timedelta(hours=1)
 """Time for which a deployment counts as in use after its latest request from this store. If there was no
 request, the time starts at the deployment's creation."""

@@ -62,7 +62,7 @@ class Settler:
 
     def adopt(self, run: Run, handles: list[JobHandle]) -> Run:
         """Record the job that was found for a run. If several were found, the run keeps its current job if
-        that is one of them, and otherwise gets the first. An alert reports the others."""
+        that is one of them. Otherwise, it gets the first one. An alert reports the others."""
         known = self.store.runs.get(run.id)
         accounts.prove(self.store, self.provider, known)
         handle = next((h for h in handles if h.job_id == known.job_id), handles[0])

@@ -201,8 +201,8 @@ def paused(store: Store, provider: Provider, run: Run) -> None:
 
 
 def settled_session(store: Store, run: Run, job: Job, bill: BillHook | None) -> Run:
-    """Store the cost of a training session that no program uses anymore. The rest of its limit is released
-    until the session is resumed."""
+    """Store the cost of a training session that no program uses anymore. The unused part of the session's
+    cost limit is released until the session is resumed."""
     so_far = bill(run, job) if bill is not None and run.dormant else None
     changed = [] if so_far is None else store.runs.set_bills({run.id: so_far})
     return changed[0] if changed else run
@@ -326,8 +326,8 @@ def sync(
     stalled_after_s: float | None = None,
     cancel_stalled: bool = False,
 ) -> SyncReport:
-    """Resolve and update all open runs, or those of the backends in `only`. With `sandboxes=False`, backends
-    that have only sandbox runs are not contacted.
+    """Resolve and update all open runs. `only` limits this to runs of some backends. With `sandboxes=False`,
+    backends that have only sandbox runs are not contacted.
 
     `provider` is a function that returns a backend by its name. If a backend fails or cannot be created, it
     is listed in `failures` and the others are still synced. Runs without updates for `stalled_after_s`
@@ -384,8 +384,8 @@ def refresh(
     """Update one run from its host: status, events, metrics, checkpoints and bill. Cancels a run above its
     cap.
 
-    Raises `OtherAccount`, and `ProviderError` if the host cannot be reached. A run that is not on the host
-    yet is settled or returned unchanged.
+    A run without a known job is resolved or returned unchanged. Raises `OtherAccount` if the key is not known
+    to belong to the run's account, and `ProviderError` if the host cannot be reached.
     """
     run = store.runs.get(run.id)
     if run.phase in UNSETTLED:

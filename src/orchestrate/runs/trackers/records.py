@@ -79,7 +79,7 @@ class Story(Record, frozen=True, kw_only=True):
 
 
 class Logged(Record, frozen=True, kw_only=True):
-    """The values of one run that were logged to a tracker."""
+    """The result of logging one run to a tracker."""
 
     run_id: str
     to: str

@@ -41,7 +41,7 @@ _SAID_BYTES = 4096
 
 
 class NotDelivered(OrchestrateError):
-    """Raised if the message did not arrive, or if it is safe to send again. The delivery is retried."""
+    """Raised if the message did not arrive, or if sending it twice is harmless. The delivery is retried."""
 
     retryable = True
 

@@ -37,8 +37,9 @@ class Sender:
 
 
 def take_hint(store: Store, body: str, headers: Mapping[str, str], sender: Sender) -> str | None:
-    """Return the id of the run to sync after a webhook delivery, or `None` if the delivery is a duplicate or
-    its job belongs to no run in this store. Raises `Untrusted` if the signature is invalid or too old."""
+    """Verify a webhook delivery and return the id of the run to sync. Returns `None` if the delivery is a
+    duplicate, or if its job belongs to no run in this store. Raises `Untrusted` if the signature is invalid
+    or too old."""
     host, read = sender.profile.kind, sender.profile.delivery
     if read is None:
         raise Untrusted(f"{host} does not send webhooks")

@@ -56,8 +56,8 @@ def paged(
     *,
     key: Callable[[T], str],
 ) -> Response:
-    """Return the page that follows the request's page token, or the first page if there is none. The token is
-    the id of the previous page's last item."""
+    """Return the page that the request's page token asks for, or the first page if the request has no token.
+    A page token is the id of the previous page's last item."""
     if after := page_token(request):
         items = islice(dropwhile(lambda item: key(item) != after, items), 1, None)
     return page(request, collection, items, render, key=key)

@@ -46,7 +46,8 @@ Values = dict[str, Any]
 
 
 class Completion(Body):
-    """A request from the client's sampler. Its prompt and the streamed response are token ids."""
+    """A completion request from the client's sampler. The prompt is a list of token ids, and so is the
+    streamed response."""
 
     model: str
     prompt: Annotated[list[int], Field(min_length=1)]

@@ -1,7 +1,8 @@
-"""Simulate a host that has its own variant of OpenAI's API, which a description file defines.
+"""Simulate hosts whose APIs are variants of OpenAI's. A description file defines each host.
 
-The description lists paths, fields, names and ranges. This module implements the behavior on top of the
-sandbox's OpenAI host, and checks rows by that host's rules."""
+The description lists the variant's paths, fields, names and ranges. This module implements the host's
+behavior on top of the sandbox's OpenAI host, and checks rows by OpenAI's rules.
+"""
 
 from __future__ import annotations
 

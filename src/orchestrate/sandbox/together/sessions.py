@@ -66,8 +66,8 @@ Values = dict[str, Any]
 
 
 class TrainingSessions:
-    """Routes for model resources and training sessions on the Together host. A session ends when the process
-    that trains it ends, but its cost stays on record."""
+    """Routes for model resources and training sessions on the Together host. A session can't outlive the
+    process that trains it, but its cost stays in the sandbox's state."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -88,9 +88,9 @@ def _text(piece: str) -> str:
 
 
 def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
-    """Extract the pieces of text that a chat template writes around messages. `shown` is {shape: rendered
-    text} for each of `SHAPES`, with `None` if the template rejects the shape. The engine adds `bos` to the
-    start of every prompt, so it is removed from the pieces. Raises `UsageError` if the template cannot be
+    """Extract the text that a chat template writes around messages. `shown` maps each of `SHAPES` to its
+    rendered text, or to `None` if the template rejects the shape. `bos` is removed from the extracted text,
+    because the engine adds it to the start of every prompt. Raises `UsageError` if the template cannot be
     split into such pieces."""
     one, more = _cut(shown["one"], [USER]), _cut(shown["more"], [USER, ANSWER, NEXT])
     if one is None or more is None or one[0] != more[0] or one[-1] != more[-1]:
@@ -105,7 +105,7 @@ def learn(shown: Mapping[str, str | None], bos: str | None) -> TemplatePieces:
         between |= {("", "system"): system[0], ("system", "user"): system[1]}
     longer = [{"role": role, "content": text} for role, text in SHAPES["longer"]]
     if TemplatePieces(between, one[-1]).rendered(longer) != shown["longer"]:
-        raise _refused("the template renders later messages differently from the first ones")
+        raise _refused("the template renders later messages differently from the first messages")
     if bos:
         between = {k: v.removeprefix(bos) if not k[0] else v for k, v in between.items()}
     return TemplatePieces(between, one[-1])
@@ -116,9 +116,9 @@ def prove(
     probes: Mapping[str, tuple[Sequence[Mapping[str, Any]], str | None]],
     bos: str | None,
 ) -> list[str]:
-    """Verify the pieces against the chat template, and return notes on differences. `probes` is {kind:
-    (conversation, text that the chat template renders)}. Raises `UsageError` if a kind in `LINEAR`
-    differs."""
+    """Verify that the pieces render each test prompt as the chat template does, and return a note for each
+    difference. `probes` is {kind: (conversation, the chat template's output)}. A difference in one of the
+    kinds in `LINEAR` raises `UsageError` instead."""
     notes: list[str] = []
     for kind, (messages, wanted) in probes.items():
         if wanted is None:

@@ -65,8 +65,9 @@ class TunedEndpoint(Protocol):
 
 
 def along(observed: ObservedAnswer, known: Said) -> Sequence[float | None]:
-    """Return the log-probabilities of the known answer's tokens, up to the first token at which the observed
-    answer differs. The value is `None` for a token that the endpoint reports merged with the next one."""
+    """Return the log-probabilities of the known answer's tokens, up to the first token that differs in the
+    observed answer. The value is `None` for a token that the endpoint reports as one piece with the next
+    token."""
     if observed.logprobs is None:
         return ()
     if observed.ids is not None:

@@ -81,7 +81,8 @@ class UrlPlace:
         self._headers = headers
         self._observed: dict[bool, list[ObservedAnswer] | None] = {}
         self._options: dict[str, list[dict[str, Any]]] = {}
-        """Options to try, by path. The first ones are removed when the server rejects them."""
+        """Optional request fields that the server may support, as {path: [combinations, best first]}. A
+        combination is removed when the server rejects it."""
 
     def close(self) -> None:
         self._client.close()

@@ -290,7 +290,7 @@ def _stop(fingerprint: Fingerprint, observed: Sequence[ObservedAnswer]) -> Proof
         return ProofStage(
             name="stop",
             state="passed",
-            detail=f"{count(right, 'answer')} ended where the trainer's answer did. {own} had a different "
+            detail=f"{count(right, 'answer')} ended where the trainer's answer ended. {own} had a different "
             "text and also ended with a stop token",
             figures=figures,
         )

@@ -83,7 +83,8 @@ class Api:
 
     @property
     def whole(self) -> bool:
-        """True if the server's model is a complete tuned model instead of a base model with adapters."""
+        """True if the server serves a single full or merged model. False if it serves a base model with
+        adapters."""
         return self.base_name in self.engine.models
 
     def _shown(self, name: str) -> dict[str, Any]:

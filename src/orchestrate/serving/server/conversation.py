@@ -13,7 +13,7 @@ from orchestrate.http.wire.openai.chat import ApiMessage, ChatRequest, Completio
 
 REFUSED = {
     "reasoning_effort": "the chat template sets the amount of reasoning",
-    "verbosity": "training determines the answer length. Ask for a different length in the prompt",
+    "verbosity": "the length of responses is learned in training. Ask for a different length in the prompt",
     "modalities": "only text output is supported",
 }
 """Unsupported fields that would change an answer."""

@@ -113,7 +113,7 @@ class EngineClient:
                 )
 
     def close(self) -> None:
-        """Stop the engine after giving requests in progress a moment to finish."""
+        """Stop the inference process. Requests in progress get a short time to finish."""
         self._ends.set()
         if self._worker is not None:
             self._worker.close()

@@ -60,8 +60,8 @@ def _tried(text: str) -> str:
 
 
 def main() -> int:
-    """Check, within limits of memory and CPU time, that schemas compile to grammars. Returns the exit
-    code."""
+    """Compile schemas to grammars under limits on memory and CPU time, and report the errors to the parent
+    process. Returns the exit code."""
     send = child.answering()
     with suppress(ImportError):  # Windows
         import resource

@@ -47,8 +47,8 @@ class ServerSettings:
     threads: int | None = None
     device: str | None = None
     four_bit: bool | None = None
-    """True to load the base model in 4-bit. `None` uses the setting that the adapters were trained with, or
-    else decides by the model's size."""
+    """True to load the base model in 4-bit. With `None`, the base model is loaded as it was when the adapters
+    were trained. If this is unknown, the model's size decides."""
     precision: str | None = None
     """Data type for computation and for weights not quantized to 4 bits. `None` selects a type for the
     device."""
