@@ -44,8 +44,8 @@ _HEAD = """\
 #
 # to: the backend to train on, or skip.
 # model: the model to train there.
-# budget_usd: cost limit for training. The high ends of all quotes below, plus the cost of earlier migrations
-#   of these runs, must not exceed it. It does not cover serving or the answers for the parity tests. To limit
+# budget_usd: cost limit for training. It must cover the maximum prices of all quotes below and the cost of
+#   earlier migrations of these runs. Serving and the answers for the parity tests are not included. To limit
 #   the cost of each run's answers, use --max-answers-cost.
 # margin: the largest accepted drop in the first metric."""
 

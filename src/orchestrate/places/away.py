@@ -437,7 +437,7 @@ class AwayPlace(Place):
         found = self._at_limit(run)
         if found is not None:
             code = "limit"
-            message = f"{self.name} stopped its worker because the run reached its limit: {found}"
+            message = f"{self.name} stopped the worker because the run reached its limit: {found}"
         elif placed.raw_state in self.by_hand:
             code = ENDED_THERE
             message = f"{self.name} stopped its worker ({placed.raw_state.lower()}). "

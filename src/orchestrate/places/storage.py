@@ -275,7 +275,7 @@ class StoredRun:
 def safe(path: str) -> str:
     """Return the path, or raise `ArtifactRefused` if it leads outside its folder."""
     if not path or path.startswith(("/", "\\")) or ".." in Path(path).parts or ":" in path:
-        raise ArtifactRefused(f"a manifest lists the file {path!r}, which is outside its folder")
+        raise ArtifactRefused(f"a manifest lists {path!r}, a path outside of the manifest's folder")
     return path
 
 

@@ -80,7 +80,7 @@ class Provider(ABC):
     """A backend that can fine-tune models. The module docstring lists the errors that methods raise."""
 
     profile: ClassVar[Profile]
-    """The host's name, row rules, models, prices, address and statuses."""
+    """The host's name, URL, job statuses, row rules, models and prices."""
     features: ClassVar[frozenset[Feature]]
     missing: ClassVar[Mapping[Feature, str]]
     """Maps each `Feature` that is not in `features` to the reason why it is missing."""
@@ -280,9 +280,9 @@ class Limited(StopsWorkers):
 
     @abstractmethod
     def ends_usd(self, spec: JobSpec, translation: Translation, quote: Quote) -> Decimal | None:
-        """Return the run's maximum cost in US dollars: the lower of the spec's cost and time limits, or the
-        high end of the quote if the spec sets neither. Returns `None` if the hourly price is unknown or
-        nothing is billed."""
+        """Return the run's maximum cost in US dollars. This is the lower of its cost limit and the cost at
+        its time limit. If the spec sets neither limit, it is the high end of the quote. Returns `None` if the
+        hourly price is unknown or nothing is billed."""
 
     @abstractmethod
     def allowance(self, job: JobHandle) -> Allowance:
@@ -307,9 +307,10 @@ class NamesAccount(Provider):
 class ListsBilled(Provider):
     @abstractmethod
     def billing(self) -> Billing:
-        """Report everything in the account that is billed or could be, regardless of who created it: jobs
-        that have not ended, deployments and endpoints, and stored files if the host charges for storage. The
-        result also names what the host's API does not list. Raises an error only if no list can be read."""
+        """Report everything in the account that is or could be billed, no matter who created it. This
+        includes jobs that have not ended, deployments, endpoints, and stored files if the host charges for
+        storage. The result also names what the host's API cannot list. Raises an error only if no list can be
+        read."""
 
 
 class RecoversJobs(Provider):
@@ -326,9 +327,9 @@ class RecoversJobs(Provider):
         them."""
 
     def recoverable(self, *, since: datetime | None = None) -> Iterator[Job]:
-        """List jobs like `list`, with everything needed to rebuild a lost store. Includes jobs that no file
-        on this machine mentions. If an error interrupts the iteration, the jobs that were already yielded are
-        still valid."""
+        """List jobs as `list` does, with everything needed to rebuild a lost store. Also lists jobs that are
+        not recorded on this machine. If an error interrupts the iteration, the jobs that were already yielded
+        are still valid."""
         yield from self.list(since=since)
 
     def taken_over(self, job: Job) -> Job:
@@ -530,13 +531,13 @@ _OTHERS: Mapping[type[Provider], tuple[str, str]] = {
     ),
     TakesAdapters: ("uploaded adapters", "{title} only serves models that were trained there"),
 }
-"""Maps each capability that is not a feature to its name and to the reason why a backend may lack it. The
-error shows both."""
+"""Capabilities that are not features, as `{class: (name, reason why a backend may lack it)}`. Errors about a
+missing capability show both."""
 _WITH_FALLBACK: Mapping[type[Provider], str] = {
     NamesAccount: "account",
     ListsBilled: "billing",
 }
-"""Maps each optional capability to its method. Backends without the capability use a fallback."""
+"""Capabilities that have a fallback for backends without them, as `{class: method}`."""
 P = TypeVar("P", bound=Provider)
 
 
@@ -553,8 +554,8 @@ def capability(provider: Provider, wanted: type[P]) -> P:
 
 
 def pausing(run: Run) -> type[Pauses] | type[Sessions]:
-    """Return the class that a backend must implement to pause this run. Some backends can pause sessions but
-    not jobs."""
+    """Return the class that a backend must implement to pause this run: `Sessions` for a session, `Pauses`
+    for a job. Some backends can pause only sessions."""
     return Sessions if run.job_kind == SESSION else Pauses
 
 

@@ -28,7 +28,7 @@ from orchestrate.types import Message, Reply
 UNSUPPORTED_CODES = frozenset({"unsupported_value", "unsupported_parameter"})
 """OpenAI's error codes for a request field (named in `param`) that the model does not support."""
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-"""Maps each of the two request fields for the output token limit to the other. Older servers use
+"""The two request fields for the output token limit, each mapped to the other. Older servers use
 `max_tokens`, and reasoning models use `max_completion_tokens`."""
 FREE = "temperature"
 """Option that is omitted if the model rejects it. The model then uses its default value."""
@@ -40,12 +40,12 @@ class RejectedOptions:
     sent again."""
 
     _replacements: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
-    """Maps a rejected field to its replacement, or `None` if there is none."""
+    """Rejected fields, as `{field: replacement}`. The replacement is `None` if the field is left out."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return a copy of the options in which each option that the model is known to reject is renamed or
-        omitted."""
+        """Return a copy of the options without those that the model is known to reject. A rejected option is
+        renamed if the model accepts another name, and left out otherwise."""
         instead = {name: self._replacements.get(name, name) for name in options}
         return {new: options[name] for name, new in instead.items() if new is not None}
 
@@ -206,10 +206,9 @@ class Chat:
         return self.wire.retry
 
     def ask_once(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
-        """Send a conversation once and return the reply. Unlike `ask`, this never retries a request that may
-        already have been billed. Use this if every request must be counted. If the model rejects an option,
-        the request is repeated in a form that the model accepts. Raises `ProviderError` for any other
-        failure."""
+        """Send a conversation and return the reply, without retrying a request that may have been billed. Use
+        this instead of `ask` if every request must be counted. If the model rejects an option, the request is
+        sent again in a form that the model accepts. Raises `ProviderError` for any other failure."""
         return self._reply(messages, tools, self.wire.once)
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Reply:

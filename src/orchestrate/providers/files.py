@@ -305,8 +305,8 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class DownloadStream(Protocol):
-    """Streaming response from httpx or an SDK. Its status is below 400, because an `Opener` raises an error
-    otherwise."""
+    """Streaming response from httpx or an SDK. Its status is always below 400, because an `Opener` raises an
+    error for any other status."""
 
     @property
     def status_code(self) -> int: ...
@@ -396,7 +396,7 @@ def safe_url(provider: str, url: object) -> str:
 
 
 def signed(http: httpx.Client, url: str) -> Opener:
-    """Return an `Opener` for a signed URL. `http` must not send API keys."""
+    """Return an `Opener` for a signed URL. `http` must be a client that does not send API keys."""
 
     @contextmanager
     def opened(headers: dict[str, str]) -> Generator[httpx.Response]:

@@ -25,8 +25,8 @@ from orchestrate.local.run import RunDir, now, runs
 from orchestrate.types import BilledResource, Record
 
 SEARCH_S, READY_S, POLL_S = 60.0, 3600.0, 2.0
-"""In seconds: how long to look for a machine if the response to its create request was lost, how long to wait
-for a machine to become ready, and the polling interval."""
+"""Times in seconds: how long to search for a machine after its create response was lost, how long to wait
+until a machine is ready, and the polling interval."""
 EXTEND_S = 60.0
 JOURNAL = "machines.jsonl"
 
@@ -39,7 +39,7 @@ class RequestedMachine(Record, frozen=True, kw_only=True):
     asked_at: datetime
     inactive_s: int = 0
     known: tuple[str, ...] = ()
-    """If the host chooses machine ids: the ids of the machines that were up before the request. Otherwise:
+    """Ids of the machines that were up before the request, if the host chooses machine ids. Otherwise, only
     the id that Orchestrate requested for this machine."""
     id: str | None = None
     """The host's id of the machine, or `None` if the response was lost."""

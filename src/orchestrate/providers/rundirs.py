@@ -29,8 +29,8 @@ SILENT_S = 30.0
 seconds."""
 STUCK_S = 900.0
 STUCK_STEPS = 50.0
-"""Factor for detecting a stuck worker: no step has finished for this many average step times, and for at
-least `STUCK_S` seconds. The minimum leaves time for evaluations and sampling between steps."""
+"""Number of average step times without a finished step after which a worker counts as stuck, but not before
+`STUCK_S` seconds. The minimum leaves time for evaluations and sampling between steps."""
 
 
 def of_session(
@@ -164,8 +164,8 @@ def job(run: RunDir, provider: str = "local") -> Job:
             message=f"the worker was killed or its machine went down at step {state.step}. The run "
             f"continues from its latest checkpoint"
             if run.had_worker()
-            else "the submit was interrupted before it started a worker. To start one, run the watch, "
-            "worker or resume command",
+            else "the submission was interrupted before it started a worker. To start one, use the command "
+            "watch, worker or resume",
         )
     elif not state.terminal and state.status != "paused" and error is None:
         error = _still(run, state)

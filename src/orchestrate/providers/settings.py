@@ -66,8 +66,9 @@ _OF_ENGINES: Mapping[str, tuple[str, Any]] = {
     "adapter.modules_to_save": ("cannot train entire modules alongside the adapter", None),
     "adapter.loraplus_lr_ratio": ("uses one learning rate for the entire adapter", 1),
 }
-"""Engine settings that no host's published API offers, as {setting: (what hosts do instead, value)}. A spec
-may still request this value, because it matches what hosts do. `None` means that no value is accepted."""
+"""Engine settings that no host's published API offers, as `{setting: (what hosts do instead, accepted
+value)}`. A spec may request the accepted value, because it matches what hosts do. If it is `None`, the
+setting is always rejected."""
 
 
 def body(translation: Translation) -> dict[str, Any]:
@@ -179,7 +180,8 @@ class Rows:
                 self.refuse(name, f"{host} {reason}")
 
     def refuse_if_set(self, reasons: Mapping[str, str]) -> None:
-        """Reject each of these settings if the user set it. `reasons` maps settings to reasons."""
+        """Reject those settings in `reasons` that the user set, unless they already have a row. `reasons`
+        maps each setting to the reason for rejecting it."""
         for name, reason in reasons.items():
             if self._requested(name) is not None and name not in self._rows:
                 self.refuse(name, reason)

@@ -74,8 +74,8 @@ class DataTraits(Record, frozen=True, kw_only=True):
 
     @property
     def knowing(self) -> bool:
-        """True if the answers seem to contain knowledge that the prompts don't: few of the answers' words
-        occur in the prompts, and few answers are identical."""
+        """True if the answers seem to contain knowledge that the prompts don't. Such answers are not short,
+        share few words with their prompts, and are rarely identical."""
         return (
             self.copied_share < KNOWLEDGE_COPIED
             and self.distinct_share > 0.8
@@ -204,8 +204,8 @@ CONSISTENT = 0.95
 LABELS = 50
 """Maximum number of distinct answers in a classification task."""
 KNOWLEDGE_COPIED = 0.3
-"""Threshold for `copied_share`. Answers count as knowledge if their share is below it and they rarely
-repeat."""
+"""Answers seem to contain knowledge only if their `copied_share` is below this threshold. They must also be
+long enough and rarely repeat."""
 KNOWLEDGE_TOKENS = 20
 LONG_INSTRUCTIONS = 300
 FAST_MS = 500
@@ -525,7 +525,7 @@ def _by_prompt(facts: DataTraits) -> Iterable[AdviceVote]:
             ways=_TUNING,
             points=1,
             reason=f"nearly every prompt repeats about {facts.shared_tokens:,.0f} tokens of instructions, "
-            f"which is long (at least {LONG_INSTRUCTIONS})",
+            f"which counts as long ({LONG_INSTRUCTIONS} or more)",
             turns=f"instructions shorter than {LONG_INSTRUCTIONS} tokens, or cheap prompt caching",
         )
         yield AdviceVote(ways=(Way.FEW_SHOT,), points=-1, reason="prompts are already long", turns="")

@@ -62,7 +62,8 @@ def _losses(runs: Sequence[Compared]) -> Iterable[Reason]:
     inputs = {c.settings.get("method.train_on_inputs", "").lower() == "true" for c in runs}
     if len(inputs) > 1:
         yield Reason(
-            aspect="loss", text="some runs also train on the prompts, so their losses cover different tokens"
+            aspect="loss",
+            text="some runs also train on the prompts, so the runs' losses cover different tokens",
         )
 
 
@@ -303,9 +304,11 @@ metric."""
 
 
 def answer(runs: Sequence[Compared], between: Sequence[RunDifference] = ()) -> ComparisonSummary:
-    """Recommend one of the runs that succeeded. A run is excluded if its verdict is not to ship, or if it
-    isn't proven better than its reference model. Recommends the best remaining run. If others are not proven
-    different from the best one, recommends the cheapest of these runs."""
+    """Recommend one of the runs that succeeded.
+
+    A run with a verdict is excluded unless the verdict is `ship`. A run without a verdict is excluded if it
+    has forgotten abilities, or if it is not proven better than its reference model. Recommends the best
+    remaining run or, if others are not proven different from it, the cheapest of them all."""
     done = [c for c in runs if ended(c)]
     if not done:
         return ComparisonSummary(sentence="No run has succeeded yet, so there is no recommendation.")

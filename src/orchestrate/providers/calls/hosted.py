@@ -149,7 +149,7 @@ def _page(read: Read, call: Callable[[], P], omits_empty: bool) -> P:
     def checked() -> P:
         page = call()
         if not hasattr(page, "has_next_page"):
-            raise Unreadable(f"expected a page of a list, got {redact_text(str(page))[:120]!r}")
+            raise Unreadable(f"expected one page of a paginated list, got {redact_text(str(page))[:120]!r}")
         if not _has_list(page) and not (omits_empty and not plain(page)):
             raise Unreadable(f"expected a list, got {redact_text(str(plain(page)))[:120]}")
         return page
@@ -372,7 +372,7 @@ def _reason(error: BaseException) -> str:
 
 
 _LONGEST_PAGE = 8_000
-"""Maximum number of characters of an HTML page that are searched for its message. Limited because the search
+"""Number of leading characters of an HTML error page to search for a message. Limited because the search
 takes quadratic time."""
 
 
@@ -415,8 +415,8 @@ class Wire:
         return self.retry.calling(lambda: self.once(call, expect=expect), sleep=self._sleep)
 
     def once(self, call: Callable[[], T], *, expect: type | tuple[type, ...] | None = None) -> T:
-        """Make a request as `read` does, but without retries. Use this for requests that are not idempotent
-        but do little harm if they are sent twice, or if the caller repeats them itself."""
+        """Make a request as `read` does, but without retries. Use this for a request that does little harm if
+        it is sent twice but is not idempotent, or if the caller does its own retries."""
         try:
             answer = call()
         except OrchestrateError:

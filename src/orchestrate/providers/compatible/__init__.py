@@ -73,8 +73,8 @@ TRAITS: dict[str, tuple[Trait, Rule]] = {
     "names": (Trait.NAMES, NO_NAMES),
     "parallel_calls": (Trait.PARALLEL_TOOL_CALLS, NO_PARALLEL),
 }
-"""Maps each row trait that a host's YAML file may list in `rows.refuses` to its `Trait` and to the rule that
-rejects it."""
+"""Row traits that a host's YAML file may list in `rows.refuses`, as `{name: (trait, rule that rejects
+it)}`."""
 
 
 def profile_of(kind: str, file: Readable, name: str) -> Profile:

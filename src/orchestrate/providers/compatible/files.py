@@ -34,8 +34,8 @@ READY_WITHIN_S = 1800.0
 
 
 class CompatibleFiles:
-    """Uploads files through one client. `multipart_bytes` and `part_bytes` are the host's limits. `ready`
-    contains the host's statuses for usable files, and `refused` those for rejected files."""
+    """Uploads files through one client. `multipart_bytes` and `part_bytes` are the host's limits. A file is
+    usable if its status is in `ready`, and rejected if its status is in `refused`."""
 
     def __init__(
         self,

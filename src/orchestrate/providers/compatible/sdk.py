@@ -131,7 +131,8 @@ class SdkProvider(HostedProvider):
         return JobHandle(provider=self.name, job_id=job.id, ref=ref)
 
     def tag(self, spec: JobSpec, ref: str) -> dict[str, Any]:
-        """Return the create request fields that hold the ref, so the job can be found again."""
+        """Return the fields of the create request that contain the ref, so the job can be found by it
+        later."""
         del spec
         return {"metadata": {responses.REF_KEY: ref}}
 
@@ -347,7 +348,9 @@ class ListedPage:
         try:
             body: Any = json.loads(text)
         except ValueError:
-            raise Unreadable(f"expected a page of a list, got {redact_text(text)[:120]!r}") from None
+            raise Unreadable(
+                f"expected one page of a paginated list, got {redact_text(text)[:120]!r}"
+            ) from None
         found = plain(body).get("data")
         if not isinstance(found, list):
             raise Unreadable(f"expected a list, got {redact_text(str(body))[:120]}")

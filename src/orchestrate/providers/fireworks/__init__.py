@@ -64,8 +64,8 @@ def billed_tokens(
     train_tokens: int, epochs: int, *, reasoning: bool = False, average_turns: float = 1.0
 ) -> int:
     """Return the number of billed tokens: the dataset's tokens times the number of epochs. With `reasoning`,
-    rows are split into one row per turn. This multiplies the tokens by half of `average_turns`, but by at
-    least 1.
+    rows are split into one row per turn. The result is then multiplied by half of `average_turns` if that is
+    more than 1.
 
     Source: docs.fireworks.ai fine-tuning pricing."""
     factor = max(Decimal(1), Decimal(str(average_turns)) / 2) if reasoning else Decimal(1)

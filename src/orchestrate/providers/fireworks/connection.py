@@ -364,8 +364,8 @@ class Connection:
         return self._found_account
 
     def seen_account(self) -> str | None:
-        """Return the account's id if this key can access the account. A configured id alone does not prove
-        that."""
+        """Return the account's id if the key has access to the account, otherwise `None`. Queries the host,
+        because a configured id may be wrong."""
         account_id, client = self.account(), self.client()
         shown = plain(self._wire.read(lambda: client.accounts.get(account_id=account_id)))
         return account_id if id_of(shown.get("name")) == account_id else None

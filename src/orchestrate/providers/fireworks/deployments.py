@@ -89,8 +89,8 @@ class FireworksDeployments:
         self._inference_url = inference_url
 
     def price(self, id: str, made: TunedPair, options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the hourly price in US dollars: of the existing deployment or, if there is none, of the one
-        that `deploy` would create. Changes nothing."""
+        """Return the hourly price of the existing deployment in US dollars. If there is none, returns the
+        price of the deployment that `deploy` would create. Changes nothing."""
         wanted = FireworksDeployOptions.of(options)
         there = self._get(id)
         if there is None or there.get("state") in DELETED_STATES:

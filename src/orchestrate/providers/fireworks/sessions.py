@@ -85,8 +85,8 @@ INACTIVE_S, GRACE_S = 300, 120
 TAIL_S = float(INACTIVE_S + GRACE_S)
 UP = ("CREATING", "PENDING", "RUNNING", "VALIDATING", "RESUMING", "CANCELLING")
 TRIES, END_S = 3, 120.0
-"""Maximum number of attempts to create a trainer with the same id, and maximum time in seconds to wait for a
-trainer to end."""
+"""Maximum number of requests to create a trainer under the same id, and maximum time in seconds to wait until
+a trainer has ended."""
 TRAINER_RATES = ("training_api_dedicated", "rft", "deployment")
 """Methods in the rate table whose price per GPU-hour also applies to a trainer. The price page has one price
 for all of Fireworks' own GPUs."""

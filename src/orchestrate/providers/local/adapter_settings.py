@@ -208,7 +208,7 @@ def adapter(rows: Rows, spec: JobSpec, model: str) -> None:
         if "model" not in rows.refused:
             _names(rows, spec, model)
     if lora.loraplus_lr_ratio is not None:
-        rule = "ratio of B's learning rate to A's"
+        rule = "learning rate of the B matrices divided by that of the A matrices"
         rows.keep("adapter.loraplus_lr_ratio", "adapter.loraplus_lr_ratio", rule=rule)
 
 

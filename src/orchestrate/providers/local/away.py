@@ -236,7 +236,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         return [
             Problem(
                 code="longer-than-its-limits",
-                message=f"the run is expected to take {duration(seconds)} ({pace}), but pauses after "
+                message=f"the run is expected to take {duration(seconds)} ({pace}), but will be paused after "
                 f"{duration(most)} because of its time or cost limit",
                 severity=Severity.WARNING,
                 providers=(self.name,),

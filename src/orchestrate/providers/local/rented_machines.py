@@ -39,8 +39,8 @@ class Fit(NamedTuple):
     operations: float
     """Operations per second that this machine performs during a training step of the job."""
     shared: MemoryPlan | None = None
-    """Memory plan per GPU with sharded weights, if the job does not fit on a single GPU but the machine has
-    several."""
+    """Per-GPU memory plan with sharded weights. Set only if the job does not fit on one GPU and the machine
+    has several."""
 
     @property
     def fits_in_shares(self) -> bool:
@@ -246,7 +246,9 @@ def apart(found: Resources, hyper: Mapping[str, Any], *, groups: bool) -> Settin
     name, asked, reason = "min_processes", least, None
     if least is not None:
         if not groups:
-            reason = "all processes of a run share one machine here, and are shut down together"
+            reason = (
+                "on this backend, all processes of a run share one machine, so they are shut down together"
+            )
         elif processes == 1 or least > processes:
             reason = (
                 f"the run has {count(processes, 'process', 'processes')}. Set processes to a higher number"

@@ -200,7 +200,7 @@ NAME = "provider_options.sharded"
 _ADAPTERS = {
     "dora": "DoRA needs unsharded weights",
     "init_lora_weights": "this initialization needs unsharded weights",
-    "modules_to_save": "training copies of entire modules needs unsharded weights",
+    "modules_to_save": "full copies of modules can only be trained with unsharded weights",
     "target_parameters": "a tensor that holds all experts cannot be sharded",
 }
 
@@ -470,7 +470,7 @@ def _steps(rows: Rows, spec: JobSpec) -> None:
         rule = "or after all epochs, whichever comes first" if spec.epochs else None
         rows.keep("max_steps", "hyper.max_steps", rule=rule)
     if spec.max_steps is not None and spec.epochs is None:
-        rows.default("epochs", None, None, "as many as max_steps requires")
+        rows.default("epochs", None, None, "the number that max_steps requires")
         rows.send("hyper.epochs", None)
     else:
         rows.offer("epochs", "hyper.epochs", 3)
@@ -640,7 +640,9 @@ def _added_tokens(rows: Rows, spec: JobSpec) -> None:
     if spec.continue_from is not None:
         rows.refuse("added_tokens", "already set by the adapter that this run continues from")
         return
-    rule = "each gets a row in the embeddings and the output layer, initialized to the mean of existing rows"
+    rule = (
+        "each token gets a row in the embeddings and the output layer, initialized to the mean of the others"
+    )
     if spec.adapter.type != "full":
         rule += ". These rows are trained and saved with the adapter"
     rows.keep("added_tokens", "added_tokens", list(spec.added_tokens or ()), rule=rule)

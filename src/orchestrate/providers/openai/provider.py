@@ -198,8 +198,8 @@ def training_closed(error: TrainingClosed, model: ModelOnHost, method: str) -> T
 
 
 def way_out(model: Model | None, method: str) -> str:
-    """Return the command that trains the most similar open model elsewhere with the same data, method and
-    spec."""
+    """Return the command that trains the most similar open model on another backend, with the same data,
+    method and spec."""
     others = catalog.alternatives(model) if model is not None else []
     if not others:
         return "to compare the other backends: orchestrate quote --provider all"

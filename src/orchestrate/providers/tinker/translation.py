@@ -133,7 +133,7 @@ def _adapter(rows: Rows, spec: JobSpec) -> None:
 def _steps(rows: Rows, spec: JobSpec) -> None:
     if spec.max_steps is not None and spec.epochs is None:
         rows.keep("max_steps", "hyper.max_steps")
-        rows.default("epochs", None, None, "as many as max_steps requires")
+        rows.default("epochs", None, None, "the number that max_steps requires")
         rows.send("hyper.epochs", None)
     else:
         if spec.max_steps is not None:

@@ -78,8 +78,8 @@ class TogetherDeployments:
         self._found_project: str | None = None
 
     def price(self, id: str, made: Mapping[str, Any], options: Mapping[str, Any] | None) -> Decimal | None:
-        """Return the hourly price in US dollars: of the existing deployment or, if there is none, of the one
-        that `deploy` would create. Changes nothing."""
+        """Return the hourly price of the existing deployment in US dollars. If there is none, returns the
+        price of the deployment that `deploy` would create. Changes nothing."""
         wanted = TogetherDeployOptions.of(options)
         there = _ours(self._find(id))
         if there is None:

@@ -116,8 +116,9 @@ def _error(raw: Mapping[str, Any], status: str) -> JobError:
 
 
 def events_of(raw: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """Parse events, oldest first. The host's events have no ids, so an event's id is its hash or, for newer
-    events without a hash, derived from its content. Repeated events are numbered. The ids never change."""
+    """Parse events, oldest first. The host gives events no ids, so an event's hash becomes its id. Newer
+    events have no hash, and their ids are derived from their content. Repeated events are numbered. The ids
+    never change."""
     seen: Counter[str] = Counter()
     events: list[Event] = []
     for entry in sorted(raw, key=lambda e: when(e.get("created_at")) or datetime.min.replace(tzinfo=UTC)):

@@ -79,8 +79,9 @@ if TYPE_CHECKING:
 
 
 LEAST_S, MARKS = 300, 120
-"""In seconds: the shortest inactivity timeout that the host accepts, and the exclusive limit of the amount
-added to it. The amount is derived from the run's ref, so a machine's timeout is a hint to its run."""
+"""Shortest inactivity timeout that the host accepts, and the exclusive upper limit of the amount added to it,
+both in seconds. The amount is derived from a run's ref, so the timeout of a machine helps to identify its
+run."""
 TAIL_S = float(LEAST_S + MARKS)
 """Maximum time in seconds for which a machine is billed after its program is killed."""
 UP = ("PENDING", "CREATING", "READY")
@@ -88,8 +89,8 @@ OPTIONS = frozenset({"gpu_type", "generators"})
 
 
 def inactive_s(ref: str) -> int:
-    """Return the inactivity timeout of a run's machines, in seconds. It is derived from the run's ref, so a
-    machine's timeout is a hint to its run."""
+    """Return the inactivity timeout of a run's machines, in seconds. It is derived from the run's ref, so it
+    helps to find out which run a machine belongs to."""
     return LEAST_S + int(hashlib.sha256(ref.encode()).hexdigest(), 16) % MARKS
 
 

@@ -251,7 +251,7 @@ def _batch(rows: Rows) -> None:
         rows.map("batch_size", "batch_size", max(part, 1), rule, exact=part > 0 and not rest)
         rows.keep("gradient_accumulation", wire)
         return
-    rows.offer("batch_size", "batch_size", "max", "as many rows as fit, depending on packing")
+    rows.offer("batch_size", "batch_size", "max", "the largest batch that fits, which depends on packing")
     if steps is None or steps == 1:
         rows.offer("gradient_accumulation", wire, None, "the model's default")
     else:
@@ -289,7 +289,11 @@ def _evaluation(rows: Rows, spec: JobSpec) -> None:
     else:
         evals = needed
         rows.default(
-            "evals", "n_evals", evals, "as many as early stopping needs (Together bills each one)", send=True
+            "evals",
+            "n_evals",
+            evals,
+            "the number that early stopping needs. Together bills each evaluation",
+            send=True,
         )
     rows.offer("checkpoints", "n_checkpoints", 1)
     if stop is None:
