@@ -121,15 +121,15 @@ def quoted(quote: Quote) -> str:
 
 
 def rates_apart(rates: Mapping[str, float | None]) -> str | None:
-    """Return a note that the same learning rate multiplier gives different learning rates on the backends.
-    Returns `None` if the rates differ by at most 5%."""
+    """Return a note saying that `learning_rate_multiplier` results in different learning rates on these
+    backends. Returns `None` if the rates differ by at most 5%."""
     known = {name: rate for name, rate in rates.items() if rate}
     low, high = (min(known.values()), max(known.values())) if known else (0.0, 0.0)
     if high <= low * 1.05:
         return None
     each = joined([f"{rate:g} on {name}" for name, rate in known.items()])
     return (
-        f"learning_rate_multiplier gives different learning rates: {each} (a factor of {high / low:.3g}). "
+        f"learning_rate_multiplier results in different learning rates: {each} (factor {high / low:.3g}). "
         "Each host multiplies its own base rate. Set learning_rate to use the same rate everywhere."
     )
 

@@ -194,7 +194,7 @@ def gate_of_mean(means: Means) -> str | None:
     why = (
         ""
         if needed == LEAST_USERS
-        else f" (a skewness of {means.skewness:+.1f} requires more than {LEAST_USERS})"
+        else f" (raised from {LEAST_USERS} because the values have a skewness of {means.skewness:+.1f})"
     )
     return f"only {fewest:,} of the {needed:,} required users per arm{why}"
 

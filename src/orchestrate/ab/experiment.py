@@ -171,7 +171,7 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
         more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
         examples = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
         raise DataError(
-            f"{len(wrong):,} lines of {path} are not outcomes, so nothing was recorded\n{examples}{more}",
+            f"{len(wrong):,} lines of {path} are invalid outcomes, so nothing was recorded\n{examples}{more}",
             fix='write one outcome per line:  {"user": "u1", "metric": "resolved", "value": true}',
         )
     return iter(found)

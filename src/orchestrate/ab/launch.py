@@ -68,9 +68,9 @@ class ABUp:
 def begun(
     ft: Workspace, plan: str, *, start: Callable[[ExperimentPlan], None] = lambda _: None
 ) -> Experiment:
-    """Start or continue the experiment in a plan file, or open an existing one by name or id. Before a new
-    experiment starts, `start` is called with the plan and can prevent the start by raising an error. Raises
-    `UsageError` if the plan is invalid or the experiment is unknown."""
+    """Start or continue the experiment in a plan file, or open an existing one by name or id. `start` is
+    called with the plan before a new experiment starts. If it raises an exception, the experiment does not
+    start. Raises `UsageError` if the plan is invalid or the experiment is unknown."""
     path = Path(plan).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
         return Experiment.open(plan, ft.store)

@@ -85,7 +85,7 @@ def decide(
     if silent := [one for one in deciding if not all(one.users.values())]:
         return held("; ".join(_nothing_counted(plan, one) for one in silent))
     if following < 1:
-        why = f"no harm found at {phase.share:.0%}, with enough users and hours"
+        why = f"no harm found in the {phase.share:.0%} stage, after enough users and hours"
         return ExperimentDecision(verb="ramp", share=following, why=why)
     if reached is None:
         return held(f"{primary.metric} is not yet shown to be {plan.rule.goal}. All other conditions are met")
@@ -171,12 +171,15 @@ def _waiting(
     rule = plan.rule
     fewest = min(in_phase.get("base", 0), in_phase.get("tuned", 0))
     if fewest < rule.min_users:
-        return f"each arm needs {rule.min_users:,} users at {phase.share:.0%} (fewest so far: {fewest:,})"
+        needed = f"{rule.min_users:,} users in the {phase.share:.0%} stage"
+        return f"each arm needs {needed} (fewest so far: {fewest:,})"
     hours = (now - phase.at).total_seconds() / 3600
     if hours < 0:
         return f"this machine's clock ({now:%Y-%m-%d %H:%M} UTC) shows a time before the start of this phase"
     if hours < rule.min_hours:
-        return f"{hours:.1f} of the {rule.min_hours:g} required hours at {phase.share:.0%} have passed"
+        return (
+            f"{hours:.1f} of the {rule.min_hours:g} required hours in the {phase.share:.0%} stage have passed"
+        )
     return None
 
 

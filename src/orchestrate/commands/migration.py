@@ -507,6 +507,6 @@ def _show_ways(found: Inventory) -> None:
         out.print()
     lost = [row for row in found.rows if row.data.startswith("gone")]
     for row in lost[:5]:
-        warn(f"{row.run_id}: the training rows are {row.data}. To retrain the model, you need your own copy")
+        warn(f"{row.run_id}: the training rows are {row.data}. To retrain, supply your own copy")
     if len(lost) > 5:
         note(f"and {len(lost) - 5:,} more without training rows")

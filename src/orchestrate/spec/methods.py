@@ -193,7 +193,8 @@ class RFT(SpecPart):
 
 
 class LoRA(SpecPart):
-    """Low-rank adapters on a frozen base model, scaled by alpha/r. On hosts, `alpha` defaults to 2r."""
+    """Low-rank adapters on a frozen base model, scaled by alpha/r. For training on a host, `alpha` defaults
+    to 2r."""
 
     type: Literal["lora"] = "lora"
     r: Int | None = Field(default=None, ge=1, le=512, description="Rank of the adapter")

@@ -54,8 +54,8 @@ class Notifications:
             return [Run.from_json(row) for row in connection.execute(query).scalars()]
 
     def claim(self, run_id: str, channel: str) -> bool:
-        """Claim the notification of one run to one channel, and return whether this process got the claim.
-        Only one process ever does."""
+        """Claim the right to notify one channel about one run. Returns True if this process got it. No other
+        process gets it as long as the claim exists."""
         table = schema.notifications
         with self._db.writing() as connection:
             done = connection.execute(

@@ -374,15 +374,15 @@ class Deployments:
             return [Deployment.from_json(record) for record in connection.execute(query).scalars()]
 
     def open_providers(self, since: datetime | None = None, *, sandboxes: bool = True) -> list[str]:
-        """List the backends that have an open deployment or, if `since` is set, had one after that time.
-        Ignores abandoned deployments."""
+        """List the backends that have an open deployment. With `since`, also includes those whose deployment
+        ended after that time. Ignores abandoned deployments."""
         found = self.matching(over=None if since else False, since=since)
         open_ones = [one for one in found if one.state is not DeploymentState.ABANDONED]
         return sorted({one.provider for one in open_ones if sandboxes or not one.sandbox})
 
     def to_watch(self) -> set[tuple[str, str]]:
-        """Return the (backend, host) pairs to poll: those with a deployment that has a limit, or whose
-        creation or shutdown the host has not confirmed yet."""
+        """Return the (backend, host) pairs to poll. A pair is polled while it has a deployment with a limit,
+        or one whose creation or shutdown the host has not confirmed yet."""
         found = self.matching(over=False)
         return {(d.provider, d.host) for d in found if d.limited or d.state.unproven}
 

@@ -35,8 +35,8 @@ from orchestrate.types import Run
 
 metadata = MetaData()
 _CELL, _WORDS = 100, 360
-"""Maximum lengths in characters: of an indexed value, and of the searchable text. Postgres limits an index
-entry to 2,704 bytes."""
+"""Maximum lengths in characters. `_CELL` is for an indexed value, because Postgres limits an index entry to
+2,704 bytes. `_WORDS` is for the searchable text."""
 
 VERSION = 10
 APPLICATION_ID = 0x4F524348

@@ -104,7 +104,7 @@ class Contender(Record, frozen=True, kw_only=True):
     run_id: str | None = None
     checkpoint: str | None = None
     shots: int = 0
-    """Examples shown before each question."""
+    """Number of few-shot examples before each question."""
     answers: int = 0
     failed: int = 0
     """Number of questions that could not be answered because of their content. Each counts as a wrong

@@ -49,7 +49,8 @@ class Billing(Record, frozen=True, kw_only=True):
 
     items: tuple[BilledResource, ...] = ()
     unseen: tuple[str, ...] = ()
-    """Resources that the host cannot list or that could not be queried, one sentence each."""
+    """Resources that are missing from `items`, because the host cannot list them or could not be queried. One
+    sentence each."""
     partial: bool = False
     """True if one of the host's lists could not be read."""
 

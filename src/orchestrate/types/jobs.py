@@ -46,8 +46,8 @@ class SubmitPhase(StrEnum):
 
 
 class Feature(StrEnum):
-    """A feature that a backend may support. Each backend lists the features it supports, and has a reason to
-    show to the user for each one that it doesn't support."""
+    """A feature that a backend may support. For each feature, a backend either declares support or gives a
+    reason, shown to the user, why it doesn't support it."""
 
     SFT = "sft"
     DPO = "dpo"

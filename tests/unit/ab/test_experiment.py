@@ -198,7 +198,7 @@ def test_one_wrong_line_and_none_is_recorded(store: Store, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_it_ramps_and_ships_what_is_better(store: Store, clock: Later) -> None:
     experiment = Experiment.begin(PLAN, store)
-    assert experiment.step().decision.why == "each arm needs 20 users at 50% (fewest so far: 0)"
+    assert experiment.step().decision.why == "each arm needs 20 users in the 50% stage (fewest so far: 0)"
     arms = given_models(experiment, store, 300)
     told(experiment, arms, base=0.2, tuned=0.7)
     assert "hours" in experiment.step().decision.why

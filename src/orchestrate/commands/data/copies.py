@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadOptions:
-    """Options for joining rows that hold one message each into conversations."""
+    """Options for grouping rows into conversations. Each row holds one message."""
 
     thread: Annotated[
         str | None,

@@ -131,7 +131,7 @@ def _print_plan(plan: RecordPlan) -> None:
     more = ", ".join(f"{n:,} {why}" for n, why in dropped if n)
     note(f"{plan.source}: {count(plan.prompts, 'prompt')}" + (f"; left out: {more}" if more else ""))
     for column in plan.unread:
-        warn(f"column {column} is not used. Its text differs in most rows and does not appear in any prompt")
+        warn(f"column {column} is not used: no prompt contains its text, which differs in most rows")
     if plan.taken < plan.prompts - plan.equal - plan.near:
         kinds = f" of {count(plan.clusters, 'kind')}" if plan.clusters else ""
         note(f"selected {count(plan.taken, 'prompt')}{kinds} to represent the file")

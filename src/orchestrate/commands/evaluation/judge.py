@@ -159,7 +159,7 @@ class Decision:
     margin: Annotated[
         float,
         typer.Option(
-            help="Required lead over the baseline. -0.02 accepts a score up to 2 percentage points lower."
+            help="Minimum lead over the baseline. -0.02 accepts a score up to 2 percentage points lower."
         ),
     ] = 0.0
     gate: Annotated[

@@ -48,10 +48,10 @@ class ReviewSelection:
     rubric: Annotated[Path | None, typer.Option(help="YAML file with question, guide and criteria.")] = None
     contenders: Annotated[
         list[str] | None,
-        typer.Option("--contender", metavar="NAME", help="Show only this contender. Default: all."),
+        typer.Option("--contender", metavar="NAME", help="Show only answers of this model. Default: all."),
     ] = None
     against: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Show only pairs with this contender.")
+        str | None, typer.Option(metavar="NAME", help="Show only pairs with an answer of this model.")
     ] = None
     items: Annotated[int | None, typer.Option(min=1, help="Number of items, drawn at random.")] = None
     evaluation: Annotated[

@@ -171,9 +171,9 @@ def spending(
     channels: NotifyOptions,
     end: OrphanOptions,
 ) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
-    """Show what is spent, committed and left, and what is still being billed. Also queries every configured
-    account, and lists resources that are or may be billed, no matter who started them, and accounts that
-    could not be reached."""
+    """Show spent, committed and remaining money, and what is still being billed. Also queries every
+    configured account. Lists resources there that are or may be billed, no matter who started them. Shows
+    which accounts could not be reached."""
     with orchestrator(context) as ft:
         if end.end_orphans:
             if what.offline:

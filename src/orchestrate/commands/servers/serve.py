@@ -29,7 +29,7 @@ class ServeReport(TypedDict):
     command: str | None
     proofs: list[Proof]
     costs: list[AdapterCost]
-    """Measured cost of each adapter: its load time and its time per token, in seconds."""
+    """Measured load time and time per token of each adapter, in seconds."""
 
 
 class Added(TypedDict):
@@ -73,8 +73,8 @@ class ServeEngineOptions:
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Model name to serve the run under, such as the one your code requests. Repeat for more "
-            "runs, in the same order. Default: the suffix in the spec.",
+            help="Model name that clients use for the run, such as the one already in your code. For several "
+            "runs, repeat the option in the same order. Default: the suffix in the spec.",
         ),
     ] = None
     engine: Annotated[str, typer.Option(help="Inference engine: auto, transformers, llama.cpp, vllm.")] = (
@@ -98,7 +98,7 @@ class ServeEngineOptions:
         bool | None,
         typer.Option(
             "--four-bit/--no-four-bit",
-            help="Load the base in 4-bit. Default: as in training, or by model size if that is unknown.",
+            help="Load the base in 4-bit. Default: as in training. If unknown, depends on the model's size.",
         ),
     ] = None
     precision: PrecisionOpt = None

@@ -33,8 +33,8 @@ from orchestrate.settings.config import CONFIG_NAME
 _FOLDER = Path("orchestrate-demo")
 _FILES = ("finetune.yaml", "train.jsonl", "validation.jsonl", "test.jsonl")
 _EPOCHS = "--epochs 2"
-"""Option that replaces the spec's three epochs with two. The demo's four runs then train a third faster, and
-their models are nearly as good."""
+"""Option that replaces the spec's three epochs with two. The demo's four runs then finish in two thirds of
+the time, and their models are nearly as good."""
 _CONFIG = 'home = "home"   # commands run in this folder use this store\n'
 
 
