@@ -225,7 +225,7 @@ def _on_host(ft: Workspace, handle: TrackedRun, arm: Arm) -> Upstream:
     return Upstream((config.base_url or "").rstrip("/"), chat.model, config.require_key(), on_use)
 
 
-def standing(report: ExperimentReport) -> str:
+def status_line(report: ExperimentReport) -> str:
     return f"{report.plan.name}: {pages.state_line(report)}"
 
 

@@ -216,9 +216,7 @@ class TrainingAttempt:
         """Report regularly, and after the end until the last report has succeeded."""
         while True:
             last = self._ending.is_set()
-            with suppress(
-                HostUnavailable, OSError
-            ):  # the next one may go through; without any, the switch ends it
+            with suppress(HostUnavailable, OSError):  # if none succeeds, the watchdog ends this process
                 if not self._report(ended=last):
                     self._superseded.set()
                     return

@@ -18,7 +18,7 @@ from orchestrate.errors import UsageError
 from orchestrate.local.weights import ask_all
 from orchestrate.serving.export.card import card
 from orchestrate.serving.export.folder import new_folder_at
-from orchestrate.serving.export.forms import Work, files_of, weights_hash
+from orchestrate.serving.export.forms import TaskRunner, files_of, weights_hash
 from orchestrate.serving.tuned import TunedModel
 from orchestrate.text import among
 from orchestrate.types import Merged
@@ -46,7 +46,7 @@ def combine(
     weights: Sequence[float] | None,
     density: float | None,
     rank: int | None,
-    work: Work = ask_all,
+    work: TaskRunner = ask_all,
 ) -> Merged:
     """Merge adapters or models into `folder`, which must be new or empty. Raises `UsageError` if they cannot
     be merged with these options."""

@@ -100,7 +100,7 @@ def used(deployment: Deployment, at: datetime) -> Deployment:
 
 def observed(
     deployment: Deployment,
-    standing: Sequence[BilledResource],
+    listed: Sequence[BilledResource],
     at: datetime,
     *,
     settled: bool,
@@ -112,7 +112,7 @@ def observed(
     may still appear, so its absence from the list is not conclusive. Because a list may be out of date, a
     deployment that was up only counts as lost after it has been missing for `patience`.
     """
-    there = [item for item in standing if item.kind == "deployment"]
+    there = [item for item in listed if item.kind == "deployment"]
     if there:
         return _seen(deployment, there, at)
     if deployment.state.over or deployment.state is State.INTENT:

@@ -137,13 +137,13 @@ def routes(site: Site) -> list[Route]:
             sandbox=sandbox,
         )
 
-    def standing(request: Request) -> Response:
+    def billed_page(request: Request) -> Response:
         sandbox = bool(request.query_params.get("sandbox"))
         report = site.ft.spending(_BY, sandbox=sandbox)
         ends = {id(found): way for found in report.standing if (way := _way_to_end(found)) is not None}
         return site.page(request, "standing.html", here="money", report=report, ends=ends, way=id)
 
-    asking = [] if site.read_only else [Route("/money/standing", standing, methods=["GET"])]
+    asking = [] if site.read_only else [Route("/money/standing", billed_page, methods=["GET"])]
     return [Route("/money", page, methods=["GET"]), *asking]
 
 

@@ -58,7 +58,7 @@ def routes(site: Site) -> list[Route]:
             here="runs",
             copy=_copy(run),
             head=head_of(site, handle),
-            worth=_worth(site, handle),
+            evaluation=_evaluation_summary(site, handle),
             reviews=_reviews(site, run),
             proofs=newest(handle.proofs()),
             axes=AXES,
@@ -128,7 +128,7 @@ async def _changes(request: Request, site: Site, handle: RunHandle) -> AsyncIter
 
 
 @dataclass(frozen=True)
-class _Worth:
+class _EvaluationSummary:
     """The newest evaluation of a run, as described in reports."""
 
     name: str
@@ -138,7 +138,7 @@ class _Worth:
     whole: Markup
 
 
-def _worth(site: Site, handle: RunHandle) -> _Worth | None:
+def _evaluation_summary(site: Site, handle: RunHandle) -> _EvaluationSummary | None:
     found = site.ft.evaluations(handle.id)
     if not found:
         return None
@@ -149,7 +149,7 @@ def _worth(site: Site, handle: RunHandle) -> _Worth | None:
         flips = flips_of(found[-1], handle.id)
     except OrchestrateError:  # the answers were cleared away; the scores are kept with the run
         flips = []
-    return _Worth(
+    return _EvaluationSummary(
         found[-1].id,
         Markup(html.verdicts(found[-1])),  # noqa: S704  reports escape what came from outside
         sum(one.broken_count for one in flips),

@@ -246,7 +246,7 @@ def test_what_would_fail_again_at_a_worker_fails_the_run(stored: StoredRun) -> N
 def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_path: Path) -> None:
     """Their rows would not be the same."""
     from orchestrate.local.run.parallel import Met
-    from orchestrate.places.kinds._ray.member import First, differing
+    from orchestrate.places.kinds._ray.member import FirstWorker, differing
 
     here = {"torch": "2.13.0", "tokenizers": "0.22"}
     assert differing([here, here]) == ""
@@ -254,7 +254,7 @@ def test_workers_of_other_versions_do_not_train_together(stored: StoredRun, tmp_
     assert apart == "worker 3 has tokenizers 0.21, but the first worker has 0.22"
     import torch
 
-    first = First(RunLease(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)
+    first = FirstWorker(RunLease(stored), tmp_path / "here", Met(0, 3), torch.device("cpu"), 0.05, apart)
     assert first.work() == 0
     state = JobState.from_json(stored.read("status.json") or b"")
     assert state.status == "failed" and state.error is not None and apart in state.error.message

@@ -108,7 +108,7 @@ def serve(
     )
 
     def print_report(report: ExperimentReport) -> None:
-        note(experiments.standing(report))
+        note(experiments.status_line(report))
 
     with orchestrator(context) as ft:
         experiment = experiments.begun(ft, plan, start=_require_every_outcome)
@@ -275,6 +275,6 @@ def _show_list(listed: Sequence[ExperimentReport]) -> None:
     from orchestrate.ab import launch as experiments
 
     for one in listed:
-        out.print(experiments.standing(one), soft_wrap=True)
+        out.print(experiments.status_line(one), soft_wrap=True)
     if not listed:
         note("no experiments yet. To start one: orchestrate ab serve PLAN.yaml")

@@ -282,7 +282,7 @@ class KeptQuestion(msgspec.Struct, tag="kept"):
 
 class OldSentEntry(msgspec.Struct, tag="asked"):
     """Log entry for a sent request, in the format of earlier versions. The outcome of the request is an
-    `OldAnswerEntry` or a `Failed` entry."""
+    `OldAnswerEntry` or a `FailedEntry`."""
 
     number: int
     worst_usd: Decimal
@@ -298,13 +298,13 @@ class OldAnswerEntry(msgspec.Struct, tag="answered"):
     completion_tokens: int | None = None
 
 
-class Failed(msgspec.Struct, tag="failed"):
+class FailedEntry(msgspec.Struct, tag="failed"):
     number: int
     usd: Decimal
     error: str
 
 
-Entry = GenerateStart | KeptQuestion | OldSentEntry | OldAnswerEntry | Failed
+Entry = GenerateStart | KeptQuestion | OldSentEntry | OldAnswerEntry | FailedEntry
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ class _State:
                 self._answered(entry.prompt_tokens, entry.completion_tokens)
                 self._keep(entry.rows, entry.refused)
                 self.earlier[entry.number] = entry.usd
-            case Failed():
+            case FailedEntry():
                 self.last_error = entry.error
                 self.earlier[entry.number] = entry.usd
             case Unanswered() | LostRequest():

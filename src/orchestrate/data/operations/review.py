@@ -101,8 +101,8 @@ class Decisions:
                     self.by_key[self.stack.pop().key].pop()
 
     def of(self, key: str) -> Decided | None:
-        standing = self.by_key.get(key)
-        return standing[-1] if standing else None
+        decisions = self.by_key.get(key)
+        return decisions[-1] if decisions else None
 
 
 def beside(path: Path) -> Path:
@@ -165,8 +165,8 @@ class RowReview:
         return self._decisions.required
 
     def counts(self) -> ReviewCounts:
-        standing = self._decisions.by_key.items()
-        found = Counter(found[-1].decision for key, found in standing if found and key in self._places)
+        decisions = self._decisions.by_key.items()
+        found = Counter(found[-1].decision for key, found in decisions if found and key in self._places)
         return ReviewCounts(
             rows=len(self),
             pending=len(self) - found.total(),
@@ -203,9 +203,9 @@ class RowReview:
             self._must_be_good(line)
             row = encode(decode(line)).decode()
         elif decision == "accepted":
-            standing = self._decisions.of(key)
-            if standing is not None and standing.row is not None:
-                decision, row = "edited", standing.row
+            latest = self._decisions.of(key)
+            if latest is not None and latest.row is not None:
+                decision, row = "edited", latest.row
             else:
                 self._must_be_good(self._line(index))
         self._record(Decided(key, decision, datetime.now(UTC), row))

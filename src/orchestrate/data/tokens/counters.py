@@ -223,13 +223,13 @@ class BpeCounter:
         self._count = Counts(batch_counter(vocabulary))
 
     def count(self, examples: Sequence[Example]) -> Lengths:
-        sheet = _Sheet(self._overhead)
+        batch = _TextBatch(self._overhead)
         for example in examples:
-            sheet.add(example)
-        return sheet.settle(self._count(sheet.texts))
+            batch.add(example)
+        return batch.settle(self._count(batch.texts))
 
 
-class _Sheet:
+class _TextBatch:
     """Collection of the texts of many rows, so that one call counts them all.
 
     A sequence is (fixed tokens, those of them with loss, end of its texts); `trained` marks the texts with

@@ -516,7 +516,7 @@ def no_model(name: str, known: list[str]) -> HostError:
 # (`shared.js`). They never insert untrusted text as markup, and load nothing from other servers.
 
 
-Asked = TypeVar("Asked")
+Body = TypeVar("Body")
 
 
 def page(path: str, package: str, name: str, *, back: Callable[[Request], str] | None = None) -> Route:
@@ -540,7 +540,7 @@ def page(path: str, package: str, name: str, *, back: Callable[[Request], str] |
     return Route(path, answer, methods=["GET"])
 
 
-def action(path: str, kind: type[Asked], act: Callable[[Asked, Request], Any]) -> Route:
+def action(path: str, kind: type[Body], act: Callable[[Body, Request], Any]) -> Route:
     """Build a POST route with a JSON body of type `kind`. `act` runs in a thread, concurrently with other
     requests, and returns the JSON response. An invalid body or an Orchestrate error gets status 422 with
     `{"error": sentence}`."""

@@ -33,7 +33,7 @@ from orchestrate.types import decoding
 if TYPE_CHECKING:
     from orchestrate.local.answers.engine import Engine
 
-Asked = dict[str, Any]
+WorkerRequest = dict[str, Any]
 LONG_BYTES = 64 << 10
 """Size in bytes above which requests are tokenized in a separate thread."""
 
@@ -53,7 +53,7 @@ class RequestQueue:
         Long requests are tokenized in a separate thread, so other requests don't have to wait for them."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizes") as lane:
             for line in lines:
-                asked = msgspec.json.decode(line, type=Asked)
+                asked = msgspec.json.decode(line, type=WorkerRequest)
                 take = partial(self._guarded, asked, partial(self._take, asked))
                 if len(line) > LONG_BYTES and asked["op"] in ("add", "tokenize"):
                     self._tokenizing.add(asked["id"])
@@ -62,7 +62,7 @@ class RequestQueue:
                     take()
         self._asked.put(None)
 
-    def _take(self, asked: Asked) -> None:
+    def _take(self, asked: WorkerRequest) -> None:
         op = asked.pop("op")
         if op == "add":
             self._add(asked)
@@ -74,10 +74,10 @@ class RequestQueue:
             self._tokenizing.discard(asked["id"])
             self._put(asked, partial(getattr(self, f"_{op}"), asked))
 
-    def _put(self, asked: Asked, work: Callable[[], None]) -> None:
+    def _put(self, asked: WorkerRequest, work: Callable[[], None]) -> None:
         self._asked.put(lambda: self._guarded(asked, work))
 
-    def _guarded(self, asked: Asked, work: Callable[[], None]) -> None:
+    def _guarded(self, asked: WorkerRequest, work: Callable[[], None]) -> None:
         """Report a request's error to the client that sent it."""
         try:
             work()
@@ -88,7 +88,7 @@ class RequestQueue:
             code = getattr(error, "code", type(error).__name__)
             self._answer(asked, **child.failure(error), code=code)
 
-    def _answer(self, asked: Asked, **answer: Any) -> None:
+    def _answer(self, asked: WorkerRequest, **answer: Any) -> None:
         self._send({"id": asked.get("id"), **answer})
 
     # -- the operations ------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class RequestQueue:
         assert self._engine is not None  # noqa: S101  whoever asks has opened it
         return self._engine
 
-    def _open(self, asked: Asked) -> None:
+    def _open(self, asked: WorkerRequest) -> None:
         with importing():
             from orchestrate.local.answers.engine import Engine, Loading
 
@@ -111,21 +111,21 @@ class RequestQueue:
             self._engine = held
         self._answer(asked, context=held.folder.context, folder=str(held.folder.path))
 
-    def _costs(self, asked: Asked) -> None:
+    def _costs(self, asked: WorkerRequest) -> None:
         self._answer(asked, costs=self.engine.costs())
 
-    def _prompts(self, asked: Asked) -> None:
+    def _prompts(self, asked: WorkerRequest) -> None:
         from orchestrate.local.answers.engine import PromptsRequest
 
         self.engine.answer(
             decoding.convert(asked, PromptsRequest), lambda answer: self._answer(asked, **answer)
         )
 
-    def _likelihoods(self, asked: Asked) -> None:
+    def _likelihoods(self, asked: WorkerRequest) -> None:
         rows = self.engine.likelihoods(asked["model"], asked["rows"], base=asked["base"])
         self._answer(asked, likelihoods=rows)
 
-    def _add(self, asked: Asked) -> None:
+    def _add(self, asked: WorkerRequest) -> None:
         from orchestrate.local.answers.engine import GenerationRequest
 
         request = decoding.convert(asked, GenerationRequest)
@@ -136,13 +136,13 @@ class RequestQueue:
         self._tokenizing.discard(request.id)
         self._put(asked, lambda: self.engine.add(request, prompt, self._send))
 
-    def _cancel(self, asked: Asked) -> None:
+    def _cancel(self, asked: WorkerRequest) -> None:
         self.engine.cancel(asked["id"])
 
-    def _load(self, asked: Asked) -> None:
+    def _load(self, asked: WorkerRequest) -> None:
         self._answer(asked, seconds=self.engine.load(asked["name"], asked["folder"]))
 
-    def _unload(self, asked: Asked) -> None:
+    def _unload(self, asked: WorkerRequest) -> None:
         self.engine.unload(asked["name"])
         self._answer(asked, done=True)
 

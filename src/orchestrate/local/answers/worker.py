@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NAME, TRAINS = "the inference process", "the training process"
-Take = Callable[[dict[str, Any] | None], None]
+AnswerHandler = Callable[[dict[str, Any] | None], None]
 
 
 class ModelProcess(Child):
@@ -38,7 +38,7 @@ class ModelProcess(Child):
         self.opened: dict[str, Any] = {}
         self.lost = ""
         """The reason why the process ended. Empty while the process is running."""
-        self._takes: dict[str, tuple[Take, bool]] = {}
+        self._takes: dict[str, tuple[AnswerHandler, bool]] = {}
         self._numbers = count(1)
         self._sending = threading.Lock()
         super().__init__(python(f"orchestrate.local.{kind}.process"), env={**own, **(env or {})}, name=name)
@@ -77,7 +77,7 @@ class ModelProcess(Child):
         for take, _ in takes:
             take(None)
 
-    def request(self, op: str, fields: Mapping[str, Any], take: Take, *, once: bool = True) -> str:
+    def request(self, op: str, fields: Mapping[str, Any], take: AnswerHandler, *, once: bool = True) -> str:
         """Send a request and return its key. Requests are sent in the order of the calls. `take` receives the
         answer or, with `once=False`, every message until you call `forget`. If the process ends, `take`
         receives `None`. Raises `Ended` if the process has already ended, and msgspec's errors if a field

@@ -132,11 +132,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def publish(run: RunDir, name: str, fill: Any, passport_of: dict[str, Any]) -> Path:
+def publish(run: RunDir, name: str, fill: Any, provenance: dict[str, Any]) -> Path:
     """Write the result and its provenance record to a draft folder, and atomically rename the folder to
     `name`."""
     final = run.path / name
     with whole_folder(final) as draft:
         fill(draft)
-        write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(passport_of)))
+        write_whole(draft / "passport.json", msgspec.json.format(msgspec.json.encode(provenance)))
     return final

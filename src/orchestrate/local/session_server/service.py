@@ -74,8 +74,8 @@ class Promise:
         self.keep({"error": message, "category": category})
 
 
-Work = Callable[[Promise], None]
-Take = Callable[[dict[str, Any]], None]
+PromisedWork = Callable[[Promise], None]
+AnswerHandler = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -87,7 +87,9 @@ class SessionModel:
     base: str
     lora: dict[str, Any]
     next: int = 1
-    waiting: dict[int, tuple[Promise, Work]] = field(default_factory=dict[int, tuple[Promise, Work]])
+    waiting: dict[int, tuple[Promise, PromisedWork]] = field(
+        default_factory=dict[int, tuple[Promise, PromisedWork]]
+    )
 
 
 @dataclass
@@ -149,7 +151,7 @@ class SessionService:
         """Results of earlier requests, as `{(id of the model or sampler, request number): result}`."""
         self._child: ModelProcess | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._unsent: list[tuple[str, Mapping[str, Any], Take]] | None = None
+        self._unsent: list[tuple[str, Mapping[str, Any], AnswerHandler]] | None = None
         """Requests that wait for the process to start. `None` if the process is not starting."""
         self._failed: tuple[float, str] = (-math.inf, "")
         """Time of the last failed start, and the reason."""
@@ -213,7 +215,7 @@ class SessionService:
             self._end_waiting(model)
         self.models.clear()
 
-    def _send(self, op: str, fields: Mapping[str, Any], take: Take) -> None:
+    def _send(self, op: str, fields: Mapping[str, Any], take: AnswerHandler) -> None:
         child = self._child
         if child is None:
             self._start_again(op, fields, take)
@@ -228,7 +230,7 @@ class SessionService:
         except Ended:
             arrived(None)
 
-    def _start_again(self, op: str, fields: Mapping[str, Any], take: Take) -> None:
+    def _start_again(self, op: str, fields: Mapping[str, Any], take: AnswerHandler) -> None:
         """Restart the process outside the event loop, which answers other requests meanwhile."""
         failed, why = self._failed
         if self._unsent is not None:
@@ -337,7 +339,7 @@ class SessionService:
         made = self._known[of, number] = self.promise(owner)
         return made, True
 
-    def in_turn(self, model: SessionModel, number: int, promise: Promise, work: Work) -> None:
+    def in_turn(self, model: SessionModel, number: int, promise: Promise, work: PromisedWork) -> None:
         """Execute a request after all of the model's requests with lower numbers. A number that is still
         missing after `GAP_S` is skipped. Clients number requests in order, but may send the same request
         twice."""
@@ -351,7 +353,7 @@ class SessionService:
         if model.waiting:
             asyncio.get_running_loop().call_later(GAP_S, self._give_up, model, model.next)
 
-    def carry_out(self, promise: Promise, work: Work) -> None:
+    def carry_out(self, promise: Promise, work: PromisedWork) -> None:
         try:
             work(promise)
         except HostError as error:

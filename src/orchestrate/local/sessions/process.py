@@ -30,7 +30,7 @@ from orchestrate.types import decoding
 if TYPE_CHECKING:
     from orchestrate.local.sessions import SessionEngine
 
-Asked = dict[str, Any]
+WorkerRequest = dict[str, Any]
 CHANGES = ("step", "load", "unload")
 """Requests that change a model's weights."""
 
@@ -41,14 +41,14 @@ class SessionBench:
     def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
         self._send = send
         self._engine: SessionEngine | None = None
-        self._lines: queue.Queue[Asked | None] = queue.Queue()
-        self._turns: dict[str, deque[Asked]] = {}
+        self._lines: queue.Queue[WorkerRequest | None] = queue.Queue()
+        self._turns: dict[str, deque[WorkerRequest]] = {}
         """Waiting requests, as {model id: requests in order}. The model whose request runs next comes
         first."""
 
     def read(self, lines: Any) -> None:
         for line in lines:
-            self._lines.put(msgspec.json.decode(line, type=Asked))
+            self._lines.put(msgspec.json.decode(line, type=WorkerRequest))
         self._lines.put(None)
 
     @property
@@ -88,7 +88,7 @@ class SessionBench:
     def _idle(self) -> bool:
         return self._engine is None or self._engine.idle
 
-    def _guarded(self, asked: Asked) -> None:
+    def _guarded(self, asked: WorkerRequest) -> None:
         try:
             answer = getattr(self, f"_{asked.pop('op')}")(asked)
         except BrokenPipeError:
@@ -98,7 +98,7 @@ class SessionBench:
         if answer is not None:
             self._send({"id": asked["id"], **answer})
 
-    def _open(self, asked: Asked) -> Asked:
+    def _open(self, asked: WorkerRequest) -> WorkerRequest:
         with importing():
             from orchestrate.local.sessions import Opening, SessionEngine
 
@@ -106,12 +106,12 @@ class SessionBench:
         folder = self._engine.folder
         return {"context": folder.context, "folder": str(folder.path), "tied": self._engine.tied}
 
-    def _create(self, asked: Asked) -> Asked:
+    def _create(self, asked: WorkerRequest) -> WorkerRequest:
         from orchestrate.local.sessions import AdapterShape
 
         return {"trained": self.engine.create(asked["model"], decoding.convert(asked["shape"], AdapterShape))}
 
-    def _forward(self, asked: Asked) -> Asked:
+    def _forward(self, asked: WorkerRequest) -> WorkerRequest:
         from orchestrate.local.sessions import Datum
 
         data = decoding.convert(asked["data"], list[Datum])
@@ -119,25 +119,25 @@ class SessionBench:
         log_p, metrics = self.engine.forward(model, data, loss, config, backward=asked["backward"])
         return {"logprobs": log_p, "metrics": metrics}
 
-    def _step(self, asked: Asked) -> Asked:
+    def _step(self, asked: WorkerRequest) -> WorkerRequest:
         from orchestrate.local.sessions import Adam
 
         return {"metrics": self.engine.step(asked["model"], decoding.convert(asked["adam"], Adam))}
 
-    def _save(self, asked: Asked) -> Asked:
+    def _save(self, asked: WorkerRequest) -> WorkerRequest:
         more = {name: asked[name] for name in ("optimizer", "note", "overwrite")}
         self.engine.save(asked["model"], Path(asked["folder"]), **more)
         return {}
 
-    def _load(self, asked: Asked) -> Asked:
+    def _load(self, asked: WorkerRequest) -> WorkerRequest:
         folder = Path(asked["folder"])
         return {"trained": self.engine.load(asked["model"], folder, optimizer=asked["optimizer"])}
 
-    def _unload(self, asked: Asked) -> Asked:
+    def _unload(self, asked: WorkerRequest) -> WorkerRequest:
         self.engine.unload(asked["model"])
         return {}
 
-    def _sample(self, asked: Asked) -> None:
+    def _sample(self, asked: WorkerRequest) -> None:
         from orchestrate.local.sessions import SampleRequest
 
         self.engine.ask(decoding.convert(asked, SampleRequest))

@@ -19,7 +19,7 @@ from orchestrate.core.files import own_folder
 from orchestrate.description import Described
 from orchestrate.errors import ConfigError, MissingKey, SpecError, UsageError
 from orchestrate.profile import Readable, described, profile
-from orchestrate.providers import base as standing
+from orchestrate.providers import base as provider_base
 from orchestrate.providers import files, offline
 from orchestrate.providers.base import (
     FEATURES,
@@ -198,14 +198,17 @@ class CompatibleProvider(SdkProvider, Serves):
     def billing(self) -> Billing:
         if self._deploying is None:
             unseen = "deployments of tuned models, which the API cannot list"
-            return standing.of_jobs(self, unseen)
+            return provider_base.of_jobs(self, unseen)
         deploying = self._deploying
-        parts = {"jobs": lambda: standing.jobs(self), "deployments": lambda: list(deploying.billing_items())}
+        parts = {
+            "jobs": lambda: provider_base.jobs(self),
+            "deployments": lambda: list(deploying.billing_items()),
+        }
         try:
-            return standing.joined(self, parts)
+            return provider_base.joined(self, parts)
         except (MissingKey, UsageError) as error:
             note = f"deployments of {self.profile.title}: {error.message} ({error.fix})"
-            found = standing.of_jobs(self)
+            found = provider_base.of_jobs(self)
             return Billing(items=found.items, partial=True, unseen=(note,))
 
     # -- the tuned model -----------------------------------------------------------------------------------

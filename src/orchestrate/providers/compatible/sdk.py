@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from orchestrate.data.dialects import target
 from orchestrate.errors import NotFound, UnexpectedAnswer, UsageError
-from orchestrate.providers import base as standing
+from orchestrate.providers import base as provider_base
 from orchestrate.providers import settings
 from orchestrate.providers.base import (
     Cancels,
@@ -251,7 +251,7 @@ class SdkResumes(SdkProvider, Resumes):
 
 class SdkDeletes(SdkProvider, Deletes, DeletesData, ListsStored):
     def stored(self) -> Storage:
-        return standing.stored(self, {"files": self._stored_files, "models": self._stored_models})
+        return provider_base.stored(self, {"files": self._stored_files, "models": self._stored_models})
 
     def _stored_files(self) -> Iterator[StoredItem]:
         for page in self._wire.pages(lambda: self.client.files.list()):

@@ -399,7 +399,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         """Add the cost that the place reports, once the run has ended."""
         self._keep_pace(run)
         job = reading.job(run, self.name)
-        with suppress(HostUnavailable):  # a depot that is gone since has nothing to tell of a run that ended
+        with suppress(HostUnavailable):  # without run storage, there is nothing to fetch
             job = msgspec.structs.replace(job, worked_seconds=self.place.worked_s(run.ref) or None)
         used = self.place.usage(run.ref)
         if used is None:
@@ -461,7 +461,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
     def reported_settings(self, job: Job) -> ReportedSettings:
         try:
             found = manifest.read_manifest(self.place.run_storage.run(job.handle.job_id))
-        except OrchestrateError:  # the depot is closed, or holds none: `recall` says which
+        except OrchestrateError:  # the storage is closed, or holds no run: `recall` says which
             return ReportedSettings()
         return ReportedSettings(
             spec=found.job.spec,

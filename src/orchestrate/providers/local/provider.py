@@ -23,7 +23,7 @@ from orchestrate.local.run import RunDir, checkpoints, launcher, now, runs
 from orchestrate.places.base import Place, Resources
 from orchestrate.places.process import ProcessPlace
 from orchestrate.profile import Profile
-from orchestrate.providers import base as standing
+from orchestrate.providers import base as provider_base
 from orchestrate.providers import rundirs as reading
 from orchestrate.providers import settings
 from orchestrate.providers.base import (
@@ -223,7 +223,7 @@ class LocalProvider(
 
     def billing(self) -> Billing:
         """Report the workers on this machine, which are not billed."""
-        return standing.of_jobs(self, kind="worker", bills=False, note="electricity and hardware wear")
+        return provider_base.of_jobs(self, kind="worker", bills=False, note="electricity and hardware wear")
 
     # -- acting --------------------------------------------------------------------------------------------
 

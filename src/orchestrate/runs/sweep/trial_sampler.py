@@ -15,7 +15,7 @@ from orchestrate.types import Trial, TrialState
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna import Trial as Asked
+    from optuna import Trial as OptunaTrial
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
@@ -57,7 +57,7 @@ def given_up(curves: Mapping[int, Mapping[float, float]], number: int) -> bool:
 
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=_FIRST_RUNG, reduction_factor=2)
     study = optuna.create_study(direction="minimize", pruner=pruner)
-    asked: dict[int, Asked] = {other: study.ask() for other in curves}
+    asked: dict[int, OptunaTrial] = {other: study.ask() for other in curves}
     order = [other for other in curves if other != number] + [number]
     last = max(curves[number], default=0.0)
     for step in sorted({step for curve in curves.values() for step in curve if step <= last}):

@@ -73,7 +73,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that `--max-lora-rank` accepts."""
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors")
 
-Work = Callable[..., list[dict[str, Any]]]
+TaskRunner = Callable[..., list[dict[str, Any]]]
 """A function that runs tasks in a separate process and returns their results. The default is `ask_all`."""
 
 
@@ -102,7 +102,7 @@ class ExportDraft:
     """Path of the export after completion. Printed commands use it instead of `folder`, the temporary
     path."""
     dress: dict[str, Any] = field(default_factory=dict[str, Any])
-    work: Work = ask_all
+    work: TaskRunner = ask_all
     commands: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
 
@@ -115,7 +115,12 @@ class ExportDraft:
 
 
 def export(
-    tuned: TunedModel, form: str, target: Path, options: WeightOptions | None = None, *, work: Work = ask_all
+    tuned: TunedModel,
+    form: str,
+    target: Path,
+    options: WeightOptions | None = None,
+    *,
+    work: TaskRunner = ask_all,
 ) -> Export:
     """Export a tuned model to `target`, a new or empty folder. `work` runs the steps that require torch.
     Raises `UsageError` if this model cannot be exported to the format, `SetupError` if a tool is missing, and
@@ -318,7 +323,7 @@ def _gguf_lora(draft: ExportDraft) -> None:
     draft.notes.append(f"replace BASE.gguf with a GGUF file of {tuned.base_name}, preferably in 16 bits")
 
 
-def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: Work = ask_all) -> Path:
+def base_gguf(tuned: TunedModel, target: Path, options: WeightOptions, *, work: TaskRunner = ask_all) -> Path:
     """Export an adapter's base model as a GGUF file with the tuned model's chat template. The type is F32 if
     `options.dtype` is fp32, and F16 otherwise. Leaves intermediate files in the same folder. Raises the same
     errors as `export`."""

@@ -96,7 +96,7 @@ class Driver:
     def _fit(self) -> None:
         try:
             self.fit(self.lease)
-        except Exception as error:  # noqa: BLE001  Ray's own, of many kinds; how the run stands is in the depot
+        except Exception as error:  # noqa: BLE001  Ray's own, of many kinds; the run storage holds the state
             self.fault = reason(error)
             _log.error("%s: %s", type(error).__name__, error)
             with suppress(HostUnavailable, OSError):
@@ -161,7 +161,7 @@ class Driver:
             status = "paused"
         storage.say(self.stored, state, status, error)
 
-    # -- the depot -------------------------------------------------------------------------------------------
+    # -- run storage -----------------------------------------------------------------------------------------
 
     def _keep_reporting(self) -> None:
         pulse: bytes | None = None

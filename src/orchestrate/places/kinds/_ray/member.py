@@ -66,7 +66,7 @@ class MemberProcess:
         self._thread.join()
 
 
-class First(TrainingAttempt):
+class FirstWorker(TrainingAttempt):
     """The first of several workers, which owns the run."""
 
     def __init__(
@@ -121,7 +121,7 @@ def main(given: dict[str, Any]) -> None:
         if lease is None:
             _help(stored, Path(folder), met)
             return
-        code = First(lease, Path(folder), met, device, report_s, differing(versions)).work()
+        code = FirstWorker(lease, Path(folder), met, device, report_s, differing(versions)).work()
         if code or (met.processes > 1 and not met.released):
             raise RuntimeError(f"the first worker exited with code {code}, so all others are stopped")
 
