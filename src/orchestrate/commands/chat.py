@@ -25,7 +25,6 @@ from orchestrate.types import Artifact, Message, Reply, decoding
 
 if TYPE_CHECKING:
     from orchestrate import RunHandle
-    from orchestrate.runs.chat import Talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +65,13 @@ def chat(
     """Chat with a tuned model. Sends each message in turn. Without a message, starts an interactive chat, in
     which /new starts over and /exit quits. After a tool call, type the tool's result (one message per
     call)."""
+    from orchestrate.runs.chat import Talk
+
     if message and not all(text.strip() for text in message):
         raise UsageError("the message is empty. Nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
     options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
-    with orchestrator(context) as ft, closing(_talk(ft.run(run), asked)) as talk:
+    with orchestrator(context) as ft, closing(Talk(ft.run(run), asked.on, asked.at)) as talk:
         opening = _opening(ft.run(run), asked)
         conversation = list(opening)
         replies: list[Reply] = []
@@ -123,12 +124,6 @@ class _Function(msgspec.Struct):
 
 class _Tool(msgspec.Struct):
     function: _Function
-
-
-def _talk(handle: RunHandle, asked: ChatSettings) -> Talk:
-    from orchestrate.runs.chat import Talk
-
-    return Talk(handle, asked.on, asked.at)
 
 
 def _opening(handle: RunHandle, asked: ChatSettings) -> list[Message]:

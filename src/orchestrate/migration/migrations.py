@@ -240,6 +240,8 @@ class PreparedMigration:
 
     def _held_out(self) -> HeldOutRows:
         """Return the held-out rows. Raises `UsageError` if there are none, before anything is spent."""
+        from orchestrate.data import Dataset
+
         if self.old.status is not JobStatus.SUCCEEDED:
             raise UsageError(
                 f"run {self.old.id} is {self.old.status.value}, so there is no old model to compare with",
@@ -266,7 +268,7 @@ class PreparedMigration:
             (self._spec.validation, "the run's validation file, which was not used for training"),
         ):
             if path is not None and not is_masked(path):
-                return HeldOutRows(path=str(path), rows=_rows(path), origin=origin)
+                return HeldOutRows(path=str(path), rows=Dataset.open(path).rows, origin=origin)
         if recording is not None:
             return replace(_recorded(recording), recording=None)
         raise UsageError(
@@ -389,12 +391,6 @@ def _with_serving(one: Suited, quote: Quote, total: Ownership) -> PricedModel:
     return PricedModel(
         suited=one, quote=quote, serving=f"{where}{best.serving}", monthly_usd=best.monthly_usd
     )
-
-
-def _rows(path: str | Path) -> int:
-    from orchestrate.data import Dataset
-
-    return Dataset.open(path).rows
 
 
 def _recorded(recording: recordings.Recording) -> HeldOutRows:

@@ -95,7 +95,8 @@ class RunLease:
         another attempt now owns the run."""
         self.stored = stored
         earlier = _attempts(stored)
-        if under is not None and not _within(earlier, under):
+        last = earlier[-1] if earlier else None
+        if under is not None and (last is None or under not in (last.token, last.under)):
             raise Superseded
         self.number = len(earlier) + 1
         alike = [number for number, one in enumerate(earlier, 1) if under and one.under == under]
@@ -160,10 +161,6 @@ class Signs:
         if content != self._content:
             self._content, self._at = content, self.clock()
         return self.clock() - self._at
-
-
-def _within(attempts: list[Attempt], token: str) -> bool:
-    return bool(attempts) and token in (attempts[-1].token, attempts[-1].under)
 
 
 def used_s(stored: StoredRun) -> float:

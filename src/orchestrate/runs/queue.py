@@ -281,7 +281,7 @@ class QueueServer:
         made = self.ft.store.runs.of_key(_key(entry))
         if error.retryable or isinstance(error, StoreError):  # a full disk isn't the entry's fault
             tries = self._tries[entry.id] = self._tries.get(entry.id, 0) + 1
-            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _again_s(tries)
+            self._again[entry.id] = self.ft.store.clock.uptime().seconds + _SOON_S * 2 ** min(tries - 1, 5)
             self.problems.append(f"{entry.id}: {error.message}")
             return None
         if made is None or made.phase in UNSENT:
@@ -384,11 +384,6 @@ def _key(entry: QueueEntry) -> str:
     """Return the idempotency key of the run, by which an interrupted submit is found again and never
     repeated."""
     return f"{_KEY}{entry.id}"
-
-
-def _again_s(tries: int) -> float:
-    """Return the wait until the next try to reach a host, which grows with each failure."""
-    return _SOON_S * 2 ** min(tries - 1, 5)
 
 
 class _Taken(Exception):

@@ -245,7 +245,7 @@ def verify(
         )
         used(ws, subject.id)
         return _kept(ws, judge(fingerprint_of(ws, subject, tuned), place, run_id=subject.id))
-    if not isinstance(subject, Path) and at in _deployed_at(ws, subject):
+    if not isinstance(subject, Path) and at in {one.record.provider for one in subject.deployments()}:
         deployment = require_open(ws, subject.id, at)
         place = HostPlace(
             capability(ws.provider(at), Chats), deployment.handle, deployment.model or subject.id
@@ -262,11 +262,6 @@ def verify(
     place = FolderPlace(folder, known, tuned.base, model=tuned.name, base_gguf=asking.base_gguf)
     weights = forms.weights_hash(tuned.folder)
     return _kept(ws, judge(known, place, run_id=key_of(subject), weights=weights))
-
-
-def _deployed_at(ws: Workspace, run: TrackedRun) -> set[str]:
-    """Return the hosts on which a run's adapter was deployed."""
-    return {one.record.provider for one in run.deployments()}
 
 
 def _key(asking: EndpointNames) -> str | None:

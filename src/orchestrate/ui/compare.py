@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -75,7 +75,7 @@ def routes(site: Site) -> list[Route]:
         axis = request.query_params.get("axis", AXES[0])
         most = _POINTS[len(runs) <= FEW]
         points = site.ft.store.history.sampled([run.id for run in runs], most)
-        named = _labelled(runs, points)
+        named = {label: points[run.id] for label, run in zip(_labels(runs), runs, strict=True)}
         only = None if len(runs) <= FEW else _OF_MANY
         return web.json_answer(charts(named, axis if axis in AXES else AXES[0], most, only))
 
@@ -150,13 +150,6 @@ def _score(found: Evaluation | None, run_id: str) -> str:
     mine = next((c for c in found.contenders if c.run_id == run_id), None) if found else None
     score = found.score(mine.name) if found and mine else None
     return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})" if score else ""
-
-
-def _labelled(
-    runs: Sequence[Run], points: Mapping[str, Sequence[MetricPoint]]
-) -> dict[str, Sequence[MetricPoint]]:
-    """Label runs by name, or by id if a name is not unique."""
-    return {label: points[run.id] for label, run in zip(_labels(runs), runs, strict=True)}
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -133,8 +133,8 @@ def test_what_others_wrote_is_text_in_a_model_card(known: Known, tmp_path: Path)
     assert blocks.count("td_open") == 2 * (rows - 1), "no cell more than two in a row"
 
 
-@pytest.mark.parametrize("passport", [[1], {"spec": [1], "adapter": "x"}, {"spec": {"method": 3}}])
-def test_a_passport_of_other_shapes_says_nothing(provenance: Any, known: Known, tmp_path: Path) -> None:
+@pytest.mark.parametrize("provenance", [[1], {"spec": [1], "adapter": "x"}, {"spec": {"method": 3}}])
+def test_a_provenance_of_other_shapes_says_nothing(provenance: Any, known: Known, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(known.adapter, tmp_path / "a"))
     (folder / "passport.json").write_text(json.dumps(provenance))
     tuned = TunedModel("t", folder, str(TINY), "adapter")

@@ -66,8 +66,10 @@ def csv_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[
     with file.open(encoding="utf-8-sig", newline="") as opened:
         sample = opened.read(64 << 10)
         opened.seek(0)
+        tabs = file.suffix.lower() in (".tsv", ".tab")
+        delimiter = "\t" if tabs else _separator(sample.split("\n", 1)[0])
         reader = csv.DictReader(
-            _lines(opened, file), delimiter=_delimiter(file, sample), restkey="(more cells)", strict=True
+            _lines(opened, file), delimiter=delimiter, restkey="(more cells)", strict=True
         )
         try:
             columns = reader.fieldnames or ()
@@ -122,10 +124,6 @@ def _lines(opened: IO[str], file: Path) -> Iterator[str]:
                 fix="close all quotes, or convert the file to JSON Lines",
             )
         yield line
-
-
-def _delimiter(file: Path, sample: str) -> str:
-    return "\t" if file.suffix.lower() in (".tsv", ".tab") else _separator(sample.split("\n", 1)[0])
 
 
 def _separator(header: str) -> str:

@@ -464,7 +464,7 @@ def _blocks(path: str, packed: IO[bytes], target: Path) -> Iterator[bytes]:
     """Yield blocks of the decompressed file. Raises `DataError` for a line that is too long for a row,
     because a megabyte can decompress to a gigabyte of zeros."""
     block, line = packed.read(BLOCK), 0
-    in_lines = _in_lines(target, block[:_HEAD])
+    in_lines = _container(target, block[:_HEAD])[0] in ("jsonl", "csv", "tsv", "tab", "txt")
     while block:
         end = block.rfind(b"\n") + 1
         line = len(block) - end if end else line + len(block)
@@ -475,11 +475,6 @@ def _blocks(path: str, packed: IO[bytes], target: Path) -> Iterator[bytes]:
             )
         yield block
         block = packed.read(BLOCK)
-
-
-def _in_lines(file: Path, head: bytes) -> bool:
-    """Return whether the file's records are single lines, so that the line length limit applies."""
-    return _container(file, head)[0] in ("jsonl", "csv", "tsv", "tab", "txt")
 
 
 def _gzip(file: Path) -> IO[bytes]:

@@ -132,7 +132,8 @@ def open_mix(
                 )
             _require_kind(opened[-1], opened[0])
             parts.append(_part(file, opened[-1], spool))
-        path = folder / f"{_name(parts)}.jsonl"
+        said = "\n".join(f"{p.file.digest} {p.file.weight} {p.file.seed}" for p in parts)
+        path = folder / f"{sha256(said.encode()).hexdigest()[:20]}.jsonl"
         if not path.is_file():
             with writing(path) as out:
                 _write(parts, out)
@@ -188,11 +189,6 @@ def _offsets(spool: Path) -> array[int]:
         for line in lines:
             offsets.append(offsets[-1] + len(line))
     return offsets
-
-
-def _name(parts: Sequence[_MixedFile]) -> str:
-    said = "\n".join(f"{p.file.digest} {p.file.weight} {p.file.seed}" for p in parts)
-    return sha256(said.encode()).hexdigest()[:20]
 
 
 def _write(parts: Sequence[_MixedFile], out: IO[bytes]) -> None:

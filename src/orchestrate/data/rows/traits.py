@@ -175,7 +175,7 @@ def examine(example: Example) -> tuple[int, list[Problem]]:
         case PreferenceExample():
             return _preference(example)
         case UnpairedExample():
-            return _unpaired(example)
+            return _answered(example, {"completion": example.completion}, "row")
         case RLExample():
             return _rl(example)
         case CompletionExample():
@@ -226,10 +226,6 @@ def _preference(example: PreferenceExample) -> tuple[int, list[Problem]]:
     if example.prompt and example.preferred == example.rejected:
         found.append(problem("same-answers", field="rejected"))
     return traits, found
-
-
-def _unpaired(example: UnpairedExample) -> tuple[int, list[Problem]]:
-    return _answered(example, {"completion": example.completion}, "row")
 
 
 def _answered(

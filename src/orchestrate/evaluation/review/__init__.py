@@ -94,7 +94,8 @@ def tasks_of(
             if len(answers) == 2 and _answer_key(answers[0]) == _answer_key(answers[1]):
                 same.append((names[0], names[1], one.item.id))
                 continue
-            key = _key(review, one.item.id, *names)
+            named = "\0".join((review, one.item.id, *names))
+            key = hashlib.sha256(named.encode()).hexdigest()[:12]
             tasks.append(ReviewTask(id=key, item=one.item, contenders=names, answers=answers))
     if not tasks:
         why = "all answers are identical" if same else "the evaluation has no answers from these contenders"
@@ -129,10 +130,6 @@ def order(tasks: Sequence[ReviewTask], seed: int, rater: str) -> list[tuple[Revi
 
 def _answer_key(answer: Answer) -> tuple[str, bytes]:
     return answer.text.strip(), msgspec.json.encode([call.get("function") for call in answer.tool_calls])
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

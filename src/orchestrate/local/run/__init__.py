@@ -209,7 +209,9 @@ class RunDir:
     def make(cls, home: Path, job: LocalJob) -> tuple[RunDir, bool]:
         """Create the folder `home/ref` with its job, atomically. Returns the folder, and True if this call
         created it. If two callers use the same ref, only one of them creates the folder."""
-        _require_plain(job.ref)
+        ref = job.ref
+        if not ref or ref.startswith(".") or Path(ref).name != ref or "\x00" in ref:
+            raise UsageError(f"{ref!r} is not a valid name for a run directory")
         private_folder(home)
         run = cls(home / job.ref)
         if run.exists():
@@ -412,8 +414,3 @@ def runs(home: Path) -> list[RunDir]:
         return []
     found = [RunDir(p) for p in home.iterdir() if not p.name.startswith(".") and (p / "job.json").is_file()]
     return sorted(found, key=lambda run: (run.path / "job.json").stat().st_mtime, reverse=True)
-
-
-def _require_plain(ref: str) -> None:
-    if not ref or ref.startswith(".") or Path(ref).name != ref or "\x00" in ref:
-        raise UsageError(f"{ref!r} is not a valid name for a run directory")

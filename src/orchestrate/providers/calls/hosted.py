@@ -444,7 +444,9 @@ class Wire:
         except Exception as error:
             if never_sent(error) or was_refused(error):
                 raise self.error(error) from error
-            raise OutcomeUnknown(self.provider, ref, self._loss_reason(error)) from error
+            status = status_of(error)
+            reason = f"HTTP {status}" if status is not None else _reason(error)
+            raise OutcomeUnknown(self.provider, ref, reason) from error
         try:
             job_id = identify(answer)
         except Exception as error:
@@ -472,10 +474,6 @@ class Wire:
 
     def error(self, error: BaseException) -> ProviderError:
         return hosted_error(self.provider, error, codes=self._codes)
-
-    def _loss_reason(self, error: BaseException) -> str:
-        status = status_of(error)
-        return f"HTTP {status}" if status is not None else _reason(error)
 
 
 def _kind(answer: object) -> str:

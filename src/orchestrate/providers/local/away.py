@@ -117,7 +117,10 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
             )
             return msgspec.structs.replace(first, settings=(*first.settings, row), memory=None)
         if found.gpu and found.count > 1:
-            engine = self._with_processes(engine, found.count)
+            # One process for each GPU, unless the spec says otherwise.
+            kind = LocalProvider.profile.kind
+            own = {"processes": found.count, **engine.provider_options.get(kind, {})}
+            engine = engine.model_copy(update={"provider_options": {kind: own}})
         whole = self._engine_translation(engine, self._planned_for(machine, found))
         rows = rented_machines.rows(asked, found, machine, why)
         if row := rented_machines.apart(found, whole.body.get("hyper", {}), groups=self.place.groups):
@@ -156,11 +159,6 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
         own = {name: value for name, value in given.items() if name not in rented_machines.MACHINE_OPTIONS}
         options = {LocalProvider.profile.kind: own} if own else {}
         return spec.model_copy(update={"model": spec.model_for(self.name), "provider_options": options})
-
-    def _with_processes(self, engine: JobSpec, count: int) -> JobSpec:
-        """Use one process for each GPU, unless the spec says otherwise."""
-        own = {"processes": count, **engine.provider_options.get(LocalProvider.profile.kind, {})}
-        return engine.model_copy(update={"provider_options": {LocalProvider.profile.kind: own}})
 
     @property
     def _engine_options(self) -> dict[str, Any]:

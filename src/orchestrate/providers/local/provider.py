@@ -151,7 +151,10 @@ class LocalProvider(
         """Create the run directory named `ref` atomically and start its worker. A second call with the same
         ref finds the directory and does not start another worker."""
         body = settings.body(translation)
-        resources = _within(decoding.convert(body.get("resources", {}), Resources), spec)
+        resources = decoding.convert(body.get("resources", {}), Resources)
+        # Only now is the run's limit certain: it may be a share of what the plan assumed.
+        limits = msgspec.structs.replace(resources.limits, max_usd=spec.max_cost_usd)
+        resources = msgspec.structs.replace(resources, limits=limits)
         job = LocalJob(
             ref=ref,
             model=translation.model,
@@ -399,12 +402,6 @@ class LocalProvider(
         self.place.look(run)
         if (asked := STATUS_AFTER.get(run.asked() or "")) and run.state().status == "interrupted":
             self._settle(run, asked)
-
-
-def _within(resources: Resources, spec: JobSpec) -> Resources:
-    """What the run may cost is known for certain only now: it may be a share of what was planned with."""
-    limits = msgspec.structs.replace(resources.limits, max_usd=spec.max_cost_usd)
-    return msgspec.structs.replace(resources, limits=limits)
 
 
 # -- restarts ----------------------------------------------------------------------------------------------

@@ -314,7 +314,9 @@ FULL_LEARNING_RATES = {"sft": 1e-5, "dpo": 1e-6, "rft": 1e-6}
 def translate(spec: JobSpec, options: Mapping[str, Any]) -> Translation:
     """Translate the spec for the local engine. `options` contains the machine's own settings (threads,
     device, gpu_memory_gib) from the configuration."""
-    rows = Rows("local", _without_options(spec))
+    # `provider_options.local` is checked here with types. `Rows` would merge it unchecked.
+    others = {kind: given for kind, given in spec.provider_options.items() if kind != "local"}
+    rows = Rows("local", spec.model_copy(update={"provider_options": others}))
     model = _model(rows, spec)
     _method(rows, spec, code=options.get("allow_grader_code") is True)
     adapter(rows, spec, model)
@@ -355,12 +357,6 @@ def memory(
         longest=longest,
         gpu_bytes=None if size is None else int(size * 2**30),
     )
-
-
-def _without_options(spec: JobSpec) -> JobSpec:
-    """Remove `provider_options.local`, which is checked here with types. `Rows` would merge it unchecked."""
-    others = {k: v for k, v in spec.provider_options.items() if k != "local"}
-    return spec.model_copy(update={"provider_options": others})
 
 
 def _model(rows: Rows, spec: JobSpec) -> str:

@@ -482,7 +482,9 @@ class TogetherAdapters(adapters.Adapters):
         base = text(found.get("baseModelId"))
         name = None
         if base is not None:
-            project = self._base_project(found)
+            # `projects/{baseProject}/models/{baseModelId}`, or else our own project.
+            parts = str(found.get("baseModel") or "").split("/")
+            project = parts[1] if len(parts) == 4 else self._serving.project()
             name = plain(self._wire.read(lambda: self._client().models.retrieve(base, project_id=project)))
         return {
             "id": id,
@@ -492,11 +494,6 @@ class TogetherAdapters(adapters.Adapters):
         }
 
     # -- steps ---------------------------------------------------------------------------------------------
-
-    def _base_project(self, registered: Mapping[str, Any]) -> str:
-        """Return the project in `projects/{baseProject}/models/{baseModelId}`, else our own."""
-        parts = str(registered.get("baseModel") or "").split("/")
-        return parts[1] if len(parts) == 4 else self._serving.project()
 
     def _base_id(self, adapter: Adapter) -> str:
         """Return the id of the host's deployable base model with this name. Searches like the SDK's command

@@ -155,7 +155,12 @@ class PreparedEvaluation:
             handle.check()
         self._asking = Asking(
             ft.settings.home / "evaluations" / "answers",
-            budget or _budget(ft, order, _scope(runs, dataset.digest, order)),
+            budget
+            or RequestBudget(
+                order.max_cost_usd,
+                scope=_scope(runs, dataset.digest, order),
+                account=ft.store.ledger.account("evaluation", ft.settings),
+            ),
             fresh=order.fresh,
             skip_failed=order.skip_failed,
         )
@@ -324,12 +329,6 @@ class PreparedEvaluation:
             pairing = paired_with_earlier(earlier, found, contender.name)
             if pairing is not None:
                 yield repeat_note(contender.name, pairing)
-
-
-def _budget(ft: Workspace, order: EvaluationOrder, scope: str) -> RequestBudget:
-    return RequestBudget(
-        order.max_cost_usd, scope=scope, account=ft.store.ledger.account("evaluation", ft.settings)
-    )
 
 
 def _scope(runs: Sequence[TrackedRun | str], digest: str, order: EvaluationOrder) -> str:

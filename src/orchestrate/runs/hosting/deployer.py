@@ -153,7 +153,8 @@ class Deployer:
                 with work(f"uploading the adapter to {self.provider.name}", BYTES) as advance:
                     self._adapters.upload(self.adapter, self.progress or advance)
                 self.reached("after-upload")
-            return self._make(deployment, _with_limit(deployment, price))
+            limit = {} if price is None else {"max_usd_per_hour": price}
+            return self._make(deployment, {**deployment.options, **limit})
 
     def _price(self, run: Run, before: Deployment | None, terms: DeployTerms) -> Decimal | None:
         """Return the price in US dollars per hour, after checking that the terms allow it."""
@@ -461,11 +462,6 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
 def _hours(deployment: Deployment, at: datetime) -> Decimal:
     """Return the number of hours since the deployment was created."""
     return Decimal(str((at - deployment.created_at).total_seconds())) / 3600
-
-
-def _with_limit(deployment: Deployment, price: Decimal | None) -> dict[str, Any]:
-    """Return the options, with the agreed price as the maximum hourly price."""
-    return dict(deployment.options) | ({"max_usd_per_hour": price} if price is not None else {})
 
 
 def _not_made(deployment: Deployment, problem: str, at: datetime) -> Deployment:

@@ -39,15 +39,12 @@ def opened(at: str | None, project: str | None) -> WandBExporter:
     return WandBExporter(project or PROJECT, url=at if folder is None else None, folder=folder)
 
 
-def _own() -> Any:
-    """Return the settings in wandb's own files and environment variables."""
-    return import_module("wandb").setup().settings
-
-
 class WandBExporter(ExporterContext):
     def __init__(self, project: str, *, url: str | None, folder: Path | None) -> None:
         self._project, self._url, self._folder = project, url, folder
-        self.address = None if folder is not None else url or str(_own().base_url)
+        if folder is None and not url:  # wandb's own files and environment variables
+            url = str(import_module("wandb").setup().settings.base_url)
+        self.address = url if folder is None else None
         self._open: dict[str, Any] = {}
         self._last: dict[str, int] = {}
 

@@ -360,7 +360,8 @@ class FireworksHost(Host):
             job, done = self.change(job.id, lambda j, now: _restart(j, now, takes))
             if not done:
                 raise HostError(400, f"job {job.id} is in state {self.state_name(job)} and cannot be resumed")
-            self._restarted(job)
+            if job.trained:
+                self.trainer.take(job)
             return json_answer(self.render(job))
 
         def metrics_url(request: Request) -> Response:
@@ -431,10 +432,6 @@ class FireworksHost(Host):
                 self.start(job)
                 made.append(job)
         return [job.id for job in made]
-
-    def _restarted(self, job: SandboxJob) -> None:
-        if job.trained:
-            self.trainer.take(job)
 
     # -- reading -------------------------------------------------------------------------------------------
 

@@ -101,7 +101,9 @@ class DialectHost(OpenAIHost):
             inner["grader"] = body["method"][self.described.methods["rft"]]["grader"]
         if self.described.ref == "metadata" and "metadata" in body:
             own["metadata"] = body["metadata"]
-        rate = parsed.get(self._absolute(kind) or "")
+        rule = self.described.settings.get("learning_rate")
+        field = self.described.field(rule, kind) if rule is not None and rule.field else None
+        rate = parsed.get(field or "")
         job = super()._new({**own, "method": {"type": method, method: inner}})
         if isinstance(rate, int | float):
             job.learning_rate = float(rate)
@@ -125,10 +127,6 @@ class DialectHost(OpenAIHost):
         if found is None:
             raise HostError(400, f"Invalid value for {field}: {method!r}", param=field)
         return found
-
-    def _absolute(self, kind: str) -> str | None:
-        rule = self.described.settings.get("learning_rate")
-        return self.described.field(rule, kind) if rule is not None and rule.field else None
 
     def _base(self, model: str, kind: str) -> str:
         """Return the base model. A host that lists its models only accepts these. Other hosts accept any Hub
@@ -203,7 +201,7 @@ class DialectHost(OpenAIHost):
         if how.adapters is not None:
             own.append(route(f"{how.root}{how.adapters.path}", "POST", self._bring))
         own += [
-            route(f"{how.root}{_template(path)}", method, self._deployment)
+            route(how.root + path.replace("{name}", "{name:path}"), method, self._deployment)
             for path in sorted(paths, key=len, reverse=True)
             for method in ("GET", "PUT", "POST", "DELETE")
         ]
@@ -315,10 +313,6 @@ def _judge(field: str, value: Any, rule: SettingRule) -> None:
     low, high = rule.least is not None and number < rule.least, rule.most is not None and number > rule.most
     if low or high or (rule.one_of and value not in rule.one_of):
         raise HostError(400, f"Invalid value for '{field}': {value} is out of range", param=field)
-
-
-def _template(path: str) -> str:
-    return path.replace("{name}", "{name:path}")
 
 
 def _read(template: str, value: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any
 
 from orchestrate.serving.tuned import TunedModel, table_of
@@ -73,15 +72,11 @@ def _about(tuned: TunedModel) -> str:
             ("trained on", run.provider + (" (sandbox)" if run.sandbox else "")),
             ("finished", f"{run.finished_at:%Y-%m-%d}" if run.finished_at else None),
             ("trained tokens", f"{run.trained_tokens:,}" if run.trained_tokens else None),
-            ("cost", _cost(run.bill.usd if run.bill is not None else None)),
+            ("cost", money(run.bill.usd) if run.bill is not None else None),
             ("spec", run.spec_hash),
         ]
     table = "\n".join(f"| {name} | {_plain(value)} |" for name, value in rows if value not in (None, ""))
     return f"| | |\n|---|---|\n{table}"
-
-
-def _cost(usd: Decimal | None) -> str | None:
-    return None if usd is None else money(usd)
 
 
 def _evaluations(tuned: TunedModel) -> str:

@@ -150,13 +150,9 @@ def use_packed_attention(loaded: Loaded) -> str | None:
     loaded.inner.set_attn_implementation(PACKED_NAME)
     loaded.packed_layout = True
     if reason := probes.packs(loaded):
-        _undo_packed_attention(loaded)
+        loaded.inner.set_attn_implementation("sdpa")
+        loaded.packed_layout = False
     return reason
-
-
-def _undo_packed_attention(loaded: Loaded) -> None:
-    loaded.inner.set_attn_implementation("sdpa")
-    loaded.packed_layout = False
 
 
 def packed_attention(
