@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestrate.catalog import HostModel, Model
-from orchestrate.catalog.models import Licence
+from orchestrate.catalog.models import License
 from orchestrate.costing import Rate
 
 SRC = Path(__file__).resolve().parent.parent / "src" / "orchestrate"
@@ -22,12 +22,12 @@ CATALOG = SRC / "catalog"
 SCHEMAS = {
     "rates": RATES / "rates.schema.json",
     "models": CATALOG / "models.schema.json",
-    "licences": CATALOG / "licences.schema.json",
+    "licenses": CATALOG / "licenses.schema.json",
 }
 FILES = {
     "rates": sorted(RATES.glob("*.yaml")),
     "models": [CATALOG / "models.yaml"],
-    "licences": [CATALOG / "licences.yaml"],
+    "licenses": [CATALOG / "licenses.yaml"],
 }
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "object", "additionalProperties": _TEXT}
@@ -66,10 +66,10 @@ def schemas() -> dict[str, dict[str, Any]]:
     defaults = {**host, "required": []}
     model = fields(Model)
     model["properties"]["hosts"] = {"type": "object", "additionalProperties": host}
-    licence = fields(Licence, without=("id",))
-    licence["properties"]["unread"] = {"type": "boolean"}
+    license = fields(License, without=("id",))
+    license["properties"]["unread"] = {"type": "boolean"}
     confidence = rate.pop("$defs")
-    for part in (host, model, licence, defaults):
+    for part in (host, model, license, defaults):
         part.pop("$defs")
     return {
         "rates": {
@@ -91,7 +91,7 @@ def schemas() -> dict[str, dict[str, Any]]:
             host_defaults={"type": "object", "additionalProperties": defaults},
             models={"type": "array", "items": model},
         ),
-        "licences": {"type": "object", "additionalProperties": licence},
+        "licenses": {"type": "object", "additionalProperties": license},
     }
 
 

@@ -168,7 +168,7 @@ _SHOWN = {
     "Setting": "name asked outcome sent rule",
     "Checkpoint": "id step created_at model",
     "Deployment": "id run_id provider model state usd_per_hour created_at ended_at problem",
-    "Model": "name params_b context licence reasoning vision",
+    "Model": "name params_b context license reasoning vision",
 }
 """Maps each record type that has too many fields for a table to the columns to show."""
 _SCORES = [

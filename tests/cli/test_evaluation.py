@@ -239,7 +239,7 @@ def test_asking_afresh_says_whether_the_host_changed_the_model(cli: Cli, host: C
     asked = ("eval", "--test", rows, *models(host, "moving"), "--json")
     first = cli(*asked).json
     same = cli(*asked, "--fresh").json
-    assert any(f"gave the same 60 answers as in {first['id']}" in note for note in same["notes"])
+    assert any(f"gave the same answers to all 60 items as in {first['id']}" in note for note in same["notes"])
     moved = cli(*asked, "--fresh").json
     [told] = [note for note in moved["notes"] if "answered differently than in" in note]
     assert same["id"] in told and "60 of 60 answers differ. The host may have changed" in told

@@ -111,7 +111,7 @@ CONSENT = {
     "commands/terminal/console.py": "on a terminal, to what a script does unasked: ending or resuming a run",
     "commands/training/submit.py": "to a second run of the same",
     "mcp/spending_tools.py": "a no to what is put by it, ends included",
-    "serving/agreements.py": "to a licence",
+    "serving/agreements.py": "to a license",
 }
 """Who refuses because nobody agreed."""
 AGREED = re.compile(r"^(_?confirm\w*|_?agree[sd]?|_?ticked|accepted|accept_\w+|consent\w*|yes)$")

@@ -104,7 +104,7 @@ def serve(
     experiment: Experiment,
     terms: ABTerms,
     *,
-    accept_licence: Sequence[str] = (),
+    accept_license: Sequence[str] = (),
     on_report: Callable[[ExperimentReport], None] = lambda _: None,
 ) -> Generator[ABUp]:
     """Serve an experiment's proxy, and the local runs that it forwards to, until the `with` block ends. If
@@ -115,7 +115,7 @@ def serve(
     clients = keys.Clients(ft.store, "serve")
     clients.require(terms.host, keys.NEW_KEY)
     with ExitStack() as ending:
-        arms = _arms(ft, experiment.plan, ending, accept_licence)
+        arms = _arms(ft, experiment.plan, ending, accept_license)
         proxy = Proxy(
             experiment,
             arms["base"],
@@ -162,7 +162,7 @@ def _deciding(
 
 
 def _arms(
-    ft: Workspace, plan: ExperimentPlan, ending: ExitStack, accept_licence: Sequence[str]
+    ft: Workspace, plan: ExperimentPlan, ending: ExitStack, accept_license: Sequence[str]
 ) -> dict[Arm, Upstream]:
     """Return the server that each arm's requests are sent to. Models on this machine are served until
     `ending` closes."""
@@ -172,7 +172,7 @@ def _arms(
     if here:
         names = list(dict.fromkeys(here.values()))
         terms = serving.ServerSettings(port=0)
-        up = ending.enter_context(serving.serve(ft, names, terms, accept_licence=accept_licence))
+        up = ending.enter_context(serving.serve(ft, names, terms, accept_license=accept_license))
         for arm, name in here.items():
             model = up.tuned[names.index(name)]
             key = None if up.key is None else Secret(up.key)

@@ -73,7 +73,7 @@ class Model(Record, frozen=True, kw_only=True, omit_defaults=True):
     tokenizer: str | None = None
     """Name of the tokenizer or its family, such as o200k, qwen3.5 or llama-3. Defined in
     `orchestrate.data.tokens.counters`."""
-    licence: str | None = None
+    license: str | None = None
     """The license's name on the Hub. `None` if the license is unknown or the weights are not available."""
     template: str | None = None
     """Name of the matching LLaMA-Factory chat template. `None` if unknown."""
@@ -327,7 +327,7 @@ def known_hosts() -> frozenset[str]:
     return _catalog().host_names
 
 
-class Licence(Record, frozen=True, kw_only=True):
+class License(Record, frozen=True, kw_only=True):
     """A short summary of a license, shown before the user accepts it. Only the license itself is binding."""
 
     id: str
@@ -345,20 +345,20 @@ class Licence(Record, frozen=True, kw_only=True):
 def _known() -> dict[str, dict[str, Any]]:
     import yaml
 
-    text = files("orchestrate.catalog").joinpath("licences.yaml").read_text(encoding="utf-8")
+    text = files("orchestrate.catalog").joinpath("licenses.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
 
-def licence(id: str) -> Licence:
+def license(id: str) -> License:
     """Return a license by its name on the Hub. For an unlisted license, `asks` is empty."""
     entry = dict(_known().get(id.lower(), {"title": id}))
     if entry.pop("unread", False):
         entry["asks"] = ["the license has not been reviewed for this catalog. Read it before you continue"]
-    return decoding.convert({"id": id, **entry}, Licence)
+    return decoding.convert({"id": id, **entry}, License)
 
 
-def licence_of(model: str) -> Licence | None:
+def license_of(model: str) -> License | None:
     """Return the license of a base model, given by any of its names. Returns `None` if the license is
     unknown."""
     found = lookup(model)
-    return licence(found.licence) if found is not None and found.licence is not None else None
+    return license(found.license) if found is not None and found.license is not None else None

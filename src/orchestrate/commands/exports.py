@@ -85,7 +85,7 @@ def export(
     prove: Annotated[
         bool, typer.Option(help="Load the export and verify that it matches the trained model.")
     ] = True,
-    accept_licence: AcceptOpt = None,
+    accept_license: AcceptOpt = None,
 ) -> Output[Export]:
     """Export a tuned model for another engine: weights, tokenizer, chat template, stop tokens, model card,
     provenance, and the commands that run it. Exit code 1 if verification fails."""
@@ -95,7 +95,7 @@ def export(
         subject = serving.subject(ft, run)
         if how.upload:
             serving.require_upload(ft, subject)
-        accepted = accepted_licenses(ft, [run], accept_licence)
+        accepted = accepted_licenses(ft, [run], accept_license)
         made = serving.export(
             ft,
             subject,
@@ -108,7 +108,7 @@ def export(
                 repo=how.repo,
                 whole=how.whole,
             ),
-            accept_licence=accepted,
+            accept_license=accepted,
             prove=prove,
             on_message=note,
         )
@@ -184,7 +184,7 @@ def merge(
         Path, typer.Option("-o", "--output", metavar="DIR", help="Output folder, which must not exist yet.")
     ],
     merging: MergeCommandOptions,
-    accept_licence: AcceptOpt = None,
+    accept_license: AcceptOpt = None,
 ) -> Output[Merged]:
     """Merge several adapters of the same base model into one, or several full models of the same
     architecture, and verify the result. Prints how much a merged adapter differs from the exact sum. Exit
@@ -192,7 +192,7 @@ def merge(
     from orchestrate.runs import serving
 
     with orchestrator(context) as ft:
-        accepted = accepted_licenses(ft, run, accept_licence)
+        accepted = accepted_licenses(ft, run, accept_license)
         made = serving.merge(
             ft,
             [serving.subject(ft, name) for name in run],
@@ -201,7 +201,7 @@ def merge(
             weights=merging.numbers,
             density=merging.density,
             rank=merging.rank,
-            accept_licence=accepted,
+            accept_license=accepted,
         )
     return Output(made, _show_merged, _code(made.proof))
 
@@ -285,14 +285,14 @@ def accepted_licenses(ft: Orchestrator, names: list[str], given: list[str] | Non
     from orchestrate.runs import serving
 
     accepted = list(given or [])
-    for licence in serving.unaccepted_licenses(ft, names, accepted):
+    for license in serving.unaccepted_licenses(ft, names, accepted):
         err.print(
-            f"The base model has the license {licence.title}. Conditions for distributing or serving it:"
+            f"The base model has the license {license.title}. Conditions for distributing or serving it:"
         )
-        for condition in licence.asks:
+        for condition in license.asks:
             err.print(f"  - {condition}", soft_wrap=True)
-        if licence.url:
-            err.print(f"  {licence.url}", soft_wrap=True)
+        if license.url:
+            err.print(f"  {license.url}", soft_wrap=True)
         if confirm("Do you agree?", yes=False):
-            accepted.append(licence.id)
+            accepted.append(license.id)
     return accepted

@@ -152,7 +152,7 @@ def _open_model_facts(model: Model) -> str:
     if not model.open:
         return ""
     facts = {
-        "license": model.licence,
+        "license": model.license,
         "context": f"{model.context:,}" if model.context else None,
         "tokenizer": model.tokenizer,
         "chat template": model.template,

@@ -199,7 +199,7 @@ class Suited(Record, frozen=True, kw_only=True):
     active_params_b: float | None = None
     context: int | None = None
     """Maximum tokens per training row on this backend. `None` if unknown."""
-    licence: str | None = None
+    license: str | None = None
     vision: bool = False
     reasoning: bool = False
     reasons: tuple[str, ...] = ()
@@ -294,13 +294,13 @@ def _judged(
         against.append(f"{profile.title} currently does not support fine-tuning this model")
     elif host.shutdown is not None:
         reasons.append(f"{profile.title} shuts the model down after {host.shutdown}")
-    reasons.append(f"license {model.licence}" if model.licence else "license not in the catalog")
+    reasons.append(f"license {model.license}" if model.license else "license not in the catalog")
     return Suited(
         model=model.name,
         params_b=model.params_b,
         active_params_b=model.active_params_b,
         context=context,
-        licence=model.licence,
+        license=model.license,
         vision=model.vision,
         reasoning=model.reasoning,
         reasons=tuple(reasons),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from orchestrate.catalog.models import licence_of
+from orchestrate.catalog.models import license_of
 from orchestrate.core import days, files
 from orchestrate.data.files import require_writable
 from orchestrate.errors import UsageError
@@ -300,8 +300,8 @@ def terms(ft: Workspace, recording: Recording) -> tuple[str, ...]:
         found.append(profile.output_terms or unknown)
     else:
         found.append(f"{who.served_by}: read the host's terms")
-    if (licence := licence_of(who.model)) is not None:
-        found += [f"the base model's license, {licence.title}: {asks}" for asks in licence.asks]
+    if (license := license_of(who.model)) is not None:
+        found += [f"the base model's license, {license.title}: {asks}" for asks in license.asks]
     return tuple(found)
 
 

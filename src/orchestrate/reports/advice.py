@@ -610,9 +610,9 @@ def _by_money(totals: Sequence[Ownership]) -> Iterable[AdviceVote]:
     way = Way.TUNE_OWN if own else Way.TUNE_HOSTED
     gap = text.money(abs(best.base_usd - paid.counted_usd))
     comparison = (
-        f"tuning costs {text.span(paid.least_usd, paid.counted_usd)} over {best.months} months on "
-        f"{best.place}, and prompting costs {text.money(best.base_usd)} with "
-        f"{best.base_words or best.base.model}"
+        f"tuning costs {text.span(paid.least_usd, paid.counted_usd)} over "
+        f"{text.count(best.months, 'month')} on {best.place}, and prompting costs "
+        f"{text.money(best.base_usd)} with {best.base_words or best.base.model}"
     )
     since = best.break_even_requests_per_day
     if paid.high_usd < best.base_usd:

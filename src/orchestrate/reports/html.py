@@ -527,7 +527,7 @@ def _money(comparison: ComparedRuns) -> str:
     chart = ""
     if items:
         drawn = charts.bars(items, title="Cost of training", x_name="US dollars")
-        caption = "Dashed: quoted low and high end. Filled: actual cost."
+        caption = "Dashed: low and high end of the quote. Filled: actual cost."
         chart = figure("Cost of training", drawn, caption, 3)
     facts = rows.money(comparison)
     return chart + (_facts(comparison, facts) if facts else "")

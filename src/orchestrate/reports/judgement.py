@@ -251,7 +251,7 @@ def repeat_note(label: str, pairing: Pairing) -> str:
             f"{label}: {other} of {pairing.items} answers differ from those in {pairing.first}, but no "
             "score changed by more than chance would explain."
         )
-    return f"{label} gave the same {pairing.items} answers as in {pairing.first}."
+    return f"{label} gave the same answers to all {pairing.items} items as in {pairing.first}."
 
 
 def notes(runs: Sequence[Compared]) -> list[str]:

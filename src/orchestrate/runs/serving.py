@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrate.catalog.models import Licence, licence_of
+from orchestrate.catalog.models import License, license_of
 from orchestrate.core.files import locked, private_folder
 from orchestrate.errors import AuthenticationFailed, OrchestrateError, UsageError
 from orchestrate.http.web import free_port
@@ -47,16 +47,16 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
     return tracked(ft, name)
 
 
-def unaccepted_licenses(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[Licence]:
+def unaccepted_licenses(ft: Workspace, names: Iterable[str], accepted: Sequence[str]) -> list[License]:
     """List the licenses of base models that the user still has to accept."""
-    found: dict[str, Licence] = {}
+    found: dict[str, License] = {}
     for name in names:
         what = subject(ft, name)
         base = models.of(ft, what).base if isinstance(what, Path) else what.record.model
-        licence = licence_of(base)
-        new = licence is not None and licence.id not in accepted
-        if licence is not None and new and not agreements.agreed(licence, ft.settings.home):
-            found[licence.id] = licence
+        license = license_of(base)
+        new = license is not None and license.id not in accepted
+        if license is not None and new and not agreements.agreed(license, ft.settings.home):
+            found[license.id] = license
     return list(found.values())
 
 
@@ -135,18 +135,18 @@ def serve(
     choice: EngineOptions | None = None,
     *,
     called: Sequence[str] = (),
-    accept_licence: Sequence[str] = (),
+    accept_license: Sequence[str] = (),
 ) -> Generator[RunningModels]:
     """Serve these runs and adapter folders until the `with` block ends. `called` sets the models' names, in
-    order. Models without an entry keep their own names. Raises `LicenceAsks` if a base model's license must
-    be accepted first, `UsageError` for models that cannot be served together, and `SetupError` for an engine
-    that is not installed."""
+    order. Models without an entry keep their own names. Raises `LicenseNotAccepted` if a base model's license
+    must be accepted first, `UsageError` for models that cannot be served together, and `SetupError` for an
+    engine that is not installed."""
     choice = choice or EngineOptions()
     if choice.engine not in ENGINES:
         raise UsageError(f"--engine must be one of {', '.join(ENGINES)} (got {choice.engine!r})")
     tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
     for one in tuned:
-        models.agree(ft, one, accept_licence)
+        models.agree(ft, one, accept_license)
     engine, why = choice.engine, None
     if engine == "auto":
         engine, why = engines.choose(
@@ -277,7 +277,7 @@ def add(
     ft: Workspace,
     names: Sequence[str],
     url: str,
-    accept_licence: Sequence[str],
+    accept_license: Sequence[str],
     called: Sequence[str] = (),
 ) -> list[tuple[str, str, float]]:
     """Add adapters to a running server: a server that was started from this home folder, or a vLLM server.
@@ -288,7 +288,7 @@ def add(
     own = any(note.url == root for note in server_process.notes(ft.settings.home))
     found: list[tuple[str, str, float]] = []
     for tuned in _named([models.of(ft, subject(ft, name)) for name in names], called):
-        models.agree(ft, tuned, accept_licence)
+        models.agree(ft, tuned, accept_license)
         if own:
             seconds = server_process.add(ft.settings.home, tuned, root)
         else:

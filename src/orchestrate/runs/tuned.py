@@ -69,7 +69,9 @@ def _of_folder(folder: Path) -> TunedModel:
     if not given and bare.adapter:
         given = bare.config.get("base_model_name_or_path")
     if not given:
-        raise UsageError(f"{folder} does not name its base model", fix="add a passport.json with base_model")
+        raise UsageError(
+            f"{folder} does not name its base model", fix="add a passport.json file that sets base_model"
+        )
     return replace(bare, base=str(given))
 
 
@@ -150,10 +152,10 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
 
 
 def agree(ws: Workspace, tuned: TunedModel, accepted: Sequence[str]) -> None:
-    """Raise `LicenceAsks` if the base model's license requires acceptance and has not been accepted.
+    """Raise `LicenseNotAccepted` if the base model's license requires acceptance and has not been accepted.
     `accepted` lists the licenses that the user accepts now."""
     agreements.require(
-        tuned.licence,
+        tuned.license,
         tuned.base_name,
         ws.settings.home,
         accepted,
@@ -168,16 +170,16 @@ def export(
     folder: Path,
     *,
     options: WeightOptions | None = None,
-    accept_licence: Sequence[str] = (),
+    accept_license: Sequence[str] = (),
     prove: bool = True,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Export:
     """Write the tuned model to `folder` in one of the formats in `forms.FORMS`. With `prove`, then verify
-    that the result matches the trained model, if this machine can load it. Raises `LicenceAsks` if the base
+    that the result matches the trained model, if this machine can load it. Raises `LicenseNotAccepted` if the base
     model's license must be accepted first, `UsageError` for a format that the model cannot be converted to,
     and `SetupError` if a tool is missing."""
     tuned = of(ws, subject)
-    agree(ws, tuned, accept_licence)
+    agree(ws, tuned, accept_license)
     with work(f"writing it as {form}"):
         made = forms.export(tuned, form, folder, options)
     on_message(f"written to {made.folder}")
@@ -292,13 +294,13 @@ def merge(
     weights: Sequence[float] | None = None,
     density: float | None = None,
     rank: int | None = None,
-    accept_licence: Sequence[str] = (),
+    accept_license: Sequence[str] = (),
 ) -> Merged:
     """Merge several adapters of one base model into a folder, with PEFT's methods and a provenance file. Then
     load and verify the result. All adapters have equal weight unless `weights` is set."""
     tuned = [of(ws, part) for part in parts]
     for one in tuned:
-        agree(ws, one, accept_licence)
+        agree(ws, one, accept_license)
     names = [key_of(p) for p in parts]
     with work(f"merging {text.count(len(tuned), 'adapter' if tuned[0].adapter else 'model')}"):
         made = combination.combine(

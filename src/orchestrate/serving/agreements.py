@@ -8,42 +8,42 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.catalog.models import Licence
+from orchestrate.catalog.models import License
 from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
 
 
-class LicenceAsks(UsageError):
+class LicenseNotAccepted(UsageError):
     """Raised if the base model's license must be accepted and this home folder doesn't record that it was.
     Nothing was written or served."""
 
-    def __init__(self, licence: Licence, base: str) -> None:
-        asks = "".join(f"\n  - {ask}" for ask in licence.asks)
+    def __init__(self, license: License, base: str) -> None:
+        asks = "".join(f"\n  - {ask}" for ask in license.asks)
         super().__init__(
-            f"{base} is licensed under the {licence.title}. If you merge, distribute or serve the model, "
-            f"this license requires:{asks}" + (f"\n  {licence.url}" if licence.url else ""),
-            fix=f"read the license and, if you agree, pass --accept-license {licence.id}",
+            f"{base} is licensed under the {license.title}. If you merge, distribute or serve the model, "
+            f"this license requires:{asks}" + (f"\n  {license.url}" if license.url else ""),
+            fix=f"read the license and, if you agree, pass --accept-license {license.id}",
         )
-        self.licence = licence
+        self.license = license
 
 
-def require(licence: Licence | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
+def require(license: License | None, base: str, home: Path, accepted: Sequence[str], by: str) -> None:
     """Require that the user has accepted the base model's license. If the license is in `accepted`, records
-    this in the home folder. Raises `LicenceAsks` if acceptance is required and is neither given nor
+    this in the home folder. Raises `LicenseNotAccepted` if acceptance is required and is neither given nor
     recorded."""
-    if licence is None or agreed(licence, home):
+    if license is None or agreed(license, home):
         return
-    if licence.id not in accepted:
-        raise LicenceAsks(licence, base)
-    file = home / "licences.json"
+    if license.id not in accepted:
+        raise LicenseNotAccepted(license, base)
+    file = home / "licenses.json"
     known = _read(file)
-    known[licence.id] = {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    known[license.id] = {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     write_whole(file, msgspec.json.format(msgspec.json.encode(known), indent=2), private=True)
 
 
-def agreed(licence: Licence, home: Path) -> bool:
+def agreed(license: License, home: Path) -> bool:
     """Return True if the license doesn't have to be accepted, or if this home folder records that it was."""
-    return not licence.asks or licence.id in _read(home / "licences.json")
+    return not license.asks or license.id in _read(home / "licenses.json")
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrate.catalog.models import Licence, licence_of, lookup
+from orchestrate.catalog.models import License, license_of, lookup
 from orchestrate.core.tensors import tensors
 from orchestrate.errors import UsageError
 from orchestrate.local.answers.provenance import trained_in_four_bit
@@ -126,8 +126,8 @@ class TunedModel:
         return hub_name(self.base)
 
     @property
-    def licence(self) -> Licence | None:
-        return licence_of(self.base)
+    def license(self) -> License | None:
+        return license_of(self.base)
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Export(Record, frozen=True, kw_only=True):
     folder: str
     files: tuple[ArtifactFile, ...]
     base_model: str
-    licence: str | None = None
+    license: str | None = None
     commands: tuple[str, ...]
     """Commands that serve the export, one per line."""
     notes: tuple[str, ...] = ()

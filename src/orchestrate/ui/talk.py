@@ -212,7 +212,7 @@ def _export(site: Site) -> list[Route]:
         kind, folder = first(form, "form"), first(form, "folder").strip()
         if not folder:
             raise UsageError("choose the output folder")
-        accepted = [first(form, "licence").strip()] if first(form, "licence").strip() else []
+        accepted = [first(form, "license").strip()] if first(form, "license").strip() else []
         site.work.begin(handle.id, "export", lambda: _exported(handle, kind, Path(folder), accepted))
         return f"/runs/{handle.id}"
 
@@ -223,6 +223,6 @@ def _export(site: Site) -> list[Route]:
 
 
 def _exported(handle: RunHandle, kind: str, folder: Path, accepted: list[str]) -> str:
-    made = handle.export(kind, folder, accept_licence=accepted)
+    made = handle.export(kind, folder, accept_license=accepted)
     proof = "" if made.proof is None else f", {made.proof.badge}"
     return f"{count(len(made.files), 'file')} in {made.folder}{proof}"

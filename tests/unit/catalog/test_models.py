@@ -223,14 +223,14 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_models_that_teams_start_from(name: str) -> None:
     model = catalog.find(name)
-    assert (model.licence, model.tokenizer, model.template) == FAMILIES[name]
+    assert (model.license, model.tokenizer, model.template) == FAMILIES[name]
     assert model.params_b and model.context and model.sources
     assert catalog.find(str(model.hub)) is model
     assert catalog.resolve(name, "local", TODAY).id == model.hub
 
 
-def test_every_open_model_has_a_licence() -> None:
-    unlicensed = {m.name for m in catalog.all_models() if m.hub and not m.licence}
+def test_every_open_model_has_a_license() -> None:
+    unlicensed = {m.name for m in catalog.all_models() if m.hub and not m.license}
     assert unlicensed == set()
 
 

@@ -89,7 +89,7 @@ _IMPERATIVES = """
     divide do download drain draw drop encode encrypt end enforce enter escape estimate evaluate
     examine exchange exclude execute exit expand expire explain export express extend extract fail
     fetch fill filter find finish fit fix flag flatten flush fold follow force forget format forward
-    free freeze generate get give go grade group guard guess handle hash have hold identify ignore
+    free freeze gather generate get give go grade group guard guess handle hash have hold identify ignore
     import include increase index infer initialize inject insert inspect install interpolate invert
     issue iterate join judge keep kill label launch lay learn leave let lift limit link list load
     locate lock log look lower make map mark mask match measure merge migrate mix monitor mount move

@@ -52,7 +52,7 @@ def test_the_open_models_nearest_to_a_closed_one_are_proposed_in_their_order() -
     first = found[0]
     host = catalog.find(first.model).on("together")
     assert host is not None and host.context is not None and first.context == host.context[0]
-    assert first.licence == catalog.find(first.model).licence and not first.against
+    assert first.license == catalog.find(first.model).license and not first.against
 
 
 def test_the_same_base_goes_first_where_it_is_still_trained() -> None:

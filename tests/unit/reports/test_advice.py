@@ -326,7 +326,7 @@ def test_each_reason_is_in_points_or_money() -> None:
         assert choice.points == sum(int(text.split(" ", 1)[0]) for text in choice.reasons)
     money = next(text for c in found.choices for text in c.reasons if "$" in text)
     assert (
-        "tuning costs $10.00 over 1 months on together, and prompting costs $100.00 with b: $90.00 less"
+        "tuning costs $10.00 over 1 month on together, and prompting costs $100.00 with b: $90.00 less"
         in money
     )
 

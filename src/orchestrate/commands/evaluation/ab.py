@@ -90,7 +90,7 @@ def serve(
     ],
     where: ServeAddress,
     options: ExperimentOptions,
-    accept_licence: AcceptOpt = None,
+    accept_license: AcceptOpt = None,
 ) -> Iterator[Output[ABServing]]:
     """Start or resume an A/B experiment. Runs a chat completions proxy in front of both models until
     interrupted. You can stop and restart it anytime."""
@@ -112,10 +112,10 @@ def serve(
 
     with orchestrator(context) as ft:
         experiment = experiments.begun(ft, plan, start=_require_every_outcome)
-        licences = tuple(accept_licence or ())
+        licenses = tuple(accept_license or ())
         with (
             ended_by_signal() as ended,
-            experiments.serve(ft, experiment, terms, accept_licence=licences, on_report=print_report) as up,
+            experiments.serve(ft, experiment, terms, accept_license=licenses, on_report=print_report) as up,
         ):
             name, phase = experiment.plan.name, experiment.phases()[-1]
             url = f"{up.url}/v1"

@@ -177,7 +177,7 @@ def serve(
     ] = None,
     keys: KeyOptions,
     prove: Annotated[bool, typer.Option(help="Verify each model before serving it.")] = True,
-    accept_licence: AcceptOpt = None,
+    accept_license: AcceptOpt = None,
 ) -> Iterator[Output[ServeReport] | Output[list[Added]]]:
     """Serve tuned models and their base through the chat completions API until interrupted. Verifies each
     model first. If verification fails, nothing is served (exit code 1)."""
@@ -189,7 +189,7 @@ def serve(
             return
         if not names and how.base is None:
             raise UsageError("nothing to serve: name a run, or set --base MODEL")
-        accepted = accepted_licenses(ft, names, accept_licence)
+        accepted = accepted_licenses(ft, names, accept_license)
         if into is not None:
             added = serving.add(ft, names, into, accepted, how.called or ())
             yield Output([Added(model=m, url=f"{url}/v1", seconds=s) for m, url, s in added], _show_added)
@@ -197,7 +197,7 @@ def serve(
         terms, choice = _terms(where, how), _choice(how)
         with (
             ended_by_signal() as ended,
-            serving.serve(ft, names, terms, choice, called=how.called or (), accept_licence=accepted) as up,
+            serving.serve(ft, names, terms, choice, called=how.called or (), accept_license=accepted) as up,
         ):
             if up.why is not None:
                 note(f"engine: {up.engine}, as {up.why}")

@@ -37,7 +37,7 @@ LONGEST_PROMPT = 2_048
 """Maximum length of a prompt in tokens. Longer prompts would make checks more expensive but not more
 reliable."""
 MOST_LINES = 2_000
-"""Number of lines of a data file that are read to find prompts."""
+"""Maximum number of lines to read from a data file when looking for prompts."""
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {

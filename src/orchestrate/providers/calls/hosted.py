@@ -89,7 +89,7 @@ MOST_PAGES = 2_000
 
 
 class SdkPage(Protocol):
-    """A page of a list, with the methods that all SDKs define."""
+    """One page of a paginated list, with the methods that all SDKs define."""
 
     def has_next_page(self) -> bool: ...
     def next_page_info(self) -> Any: ...

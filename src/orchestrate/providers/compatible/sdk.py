@@ -338,7 +338,7 @@ def _second(at: datetime) -> datetime:
 
 
 class ListedPage:
-    """A page of a list, with the entries in `data`."""
+    """One page of a paginated list, with the entries in `data`."""
 
     def __init__(self, ask: Callable[..., Any], after: str | None = None) -> None:
         """Request a page. `ask` is a list method of `with_raw_response` that accepts `after`. Raises

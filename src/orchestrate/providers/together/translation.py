@@ -64,8 +64,8 @@ def translate(spec: JobSpec, provider: str = PROFILE.kind) -> Translation:
     _names(rows)
     rows.refuse_if_set(
         {
-            "eval_steps": "Together expects the number of evaluations per run: set evals",
-            "checkpoint_steps": "Together expects the number of checkpoints per run: set checkpoints",
+            "eval_steps": "Together takes a number of evaluations per run: set `evals`",
+            "checkpoint_steps": "Together takes a number of checkpoints per run: set `checkpoints`",
         }
     )
     rows.without_engine_settings("Together")

@@ -20,14 +20,14 @@ def card(tuned: TunedModel, form: str, commands: Sequence[str], notes: Sequence[
         _evaluations(tuned),
         "## Run it\n\n" + "\n\n".join(map(_fenced, commands)),
         "## To know\n\n" + "\n".join(f"- {_plain(note)}" for note in notes) if notes else "",
-        _licence(tuned),
+        _license(tuned),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def title(tuned: TunedModel) -> str:
     """Return the model's title. Some licenses require the title to start with a given name."""
-    begins = tuned.licence.name_begins if tuned.licence else None
+    begins = tuned.license.name_begins if tuned.license else None
     name = _plain(tuned.name)
     return name if begins is None or name.lower().startswith(begins.lower()) else f"{begins} {name}"
 
@@ -49,8 +49,8 @@ def _front(tuned: TunedModel, form: str) -> str:
     lines = ["---"]
     lines.append(f"base_model: {json.dumps(tuned.base_name)}")
     lines.append(f"library_name: {'peft' if form in ('peft', 'vllm', 'gguf-lora') else 'transformers'}")
-    if tuned.licence is not None:
-        lines.append(f"license: {tuned.licence.id}")
+    if tuned.license is not None:
+        lines.append(f"license: {tuned.license.id}")
     lines += ["pipeline_tag: text-generation", "tags:", "- orchestrate", f"- {tuned.kind}", "---"]
     return "\n".join(lines)
 
@@ -100,15 +100,15 @@ def _score(score: Score | None) -> str:
     return "" if score is None else f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
-def _licence(tuned: TunedModel) -> str:
-    licence = tuned.licence
-    if licence is None:
+def _license(tuned: TunedModel) -> str:
+    license = tuned.license
+    if license is None:
         return "## License\n\nThe base model's license is not in Orchestrate's catalog."
     lines = [
-        f"## License\n\nThe base model's license: {licence.title}"
-        + (f", {licence.url}" if licence.url else "")
+        f"## License\n\nThe base model's license: {license.title}"
+        + (f", {license.url}" if license.url else "")
     ]
-    lines += [f"- {ask}" for ask in licence.asks]
-    if licence.notice:
-        lines.append(f"\n{licence.notice}")
+    lines += [f"- {ask}" for ask in license.asks]
+    if license.notice:
+        lines.append(f"\n{license.notice}")
     return "\n".join(lines)

@@ -137,7 +137,7 @@ def export(
         folder=str(target),
         files=files_of(target),
         base_model=tuned.base_name,
-        licence=tuned.licence.id if tuned.licence else None,
+        license=tuned.license.id if tuned.license else None,
         commands=tuple(draft.commands),
         notes=tuple(draft.notes),
     )

@@ -487,9 +487,9 @@ class GatewayKeys:
         if both are for the same kind of server. Raises `UsageError` if the name is taken or invalid.
         """
         if not key.name.strip() or not key.name.isprintable() or len(key.name) > 64:
-            raise UsageError("a key's name must have 1 to 64 characters")
+            raise UsageError("a key's name must be 1 to 64 characters long")
         if not key.project.strip() or not key.project.isprintable() or len(key.project) > 64:
-            raise UsageError("the name of a key's project must have 1 to 64 characters")
+            raise UsageError("a key's project name must be 1 to 64 characters long")
         made = PREFIXES[key.opens] + secrets.token_urlsafe(32)
         with self._db.writing() as connection:
             one_at_a_time(connection)
