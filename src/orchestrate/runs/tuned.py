@@ -175,9 +175,9 @@ def export(
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Export:
     """Write the tuned model to `folder` in one of the formats in `forms.FORMS`. With `prove`, then verify
-    that the result matches the trained model, if this machine can load it. Raises `LicenseNotAccepted` if the base
-    model's license must be accepted first, `UsageError` for a format that the model cannot be converted to,
-    and `SetupError` if a tool is missing."""
+    that the result matches the trained model, if this machine can load it. Raises `LicenseNotAccepted` if the
+    base model's license must be accepted first, `UsageError` for a format that the model cannot be converted
+    to, and `SetupError` if a tool is missing."""
     tuned = of(ws, subject)
     agree(ws, tuned, accept_license)
     with work(f"writing it as {form}"):

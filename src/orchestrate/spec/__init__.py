@@ -123,7 +123,8 @@ class JobSpec(SpecPart):
         default=None, description="Optimizer: a name, or a mapping with its parameters"
     )
     batch_size: Int | Literal["max"] | None = Field(
-        default=None, description="Examples per optimizer step. Use max for the largest batch that fits"
+        default=None,
+        description="Examples per optimizer step. Some backends accept max: the largest batch that fits",
     )
     batch_tokens: Int | None = Field(
         default=None,
