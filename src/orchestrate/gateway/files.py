@@ -6,7 +6,7 @@ import hashlib
 import io
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -439,15 +439,11 @@ def _require_md5(sources: Sequence[Any], md5: str | None) -> None:
         return
     digest = hashlib.md5(usedforsecurity=False)
     for source in sources:
-        for block in _read_blocks(source):
+        while block := source.read(1 << 20):
             digest.update(block)
         source.seek(0)
     if digest.hexdigest() != md5.lower():
         raise HostError(422, "The MD5 hash of the parts does not match", param="md5")
-
-
-def _read_blocks(source: Any) -> Iterable[bytes]:
-    return iter(lambda: source.read(1 << 20), b"")
 
 
 def _upload_shown(upload: dict[str, Any]) -> dict[str, Any]:

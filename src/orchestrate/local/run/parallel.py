@@ -138,7 +138,8 @@ class WorkerGroup(Peers):
 
     def _started(self, rank: int, threads: int | None) -> subprocess.Popen[bytes]:
         env = launcher.worker_environment(threads)
-        env["CUDA_VISIBLE_DEVICES"] = _visible(rank)
+        names = machine.visible() or []
+        env["CUDA_VISIBLE_DEVICES"] = names[rank] if rank < len(names) else str(rank)
         command = [sys.executable, "-P", "-m", "orchestrate.local.run.helper"]
         command += [str(self.run.path), str(rank), str(self.processes), str(self._meeting)]
         # This process holds the other end of the helpers' standard input, so they notice when it exits.
@@ -260,9 +261,3 @@ def _wait(works: Any) -> None:
     for work in list(works):
         if work is not None:
             work.wait()
-
-
-def _visible(rank: int) -> str:
-    """Return the GPU for one process, out of those that this process may use."""
-    names = machine.visible() or []
-    return names[rank] if rank < len(names) else str(rank)

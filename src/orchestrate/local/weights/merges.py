@@ -106,7 +106,8 @@ def combine(
     for name, folder in zip(names[1:], adapters[1:], strict=True):
         add_adapter(peft, folder, name)
     ranks = [peft.peft_config[name].r for name in names]
-    used = _variant(method, ranks)
+    # Methods that add the factors themselves need equal ranks. Their `_svd` variants do not.
+    used = f"{method}_svd" if method in ("ties", "dare_ties") and len(set(ranks)) > 1 else method
     more: dict[str, Any] = {"density": 0.5 if density is None else density} if "ties" in used else {}
     if "svd" in used and rank is not None:
         more["svd_rank"] = rank
@@ -167,12 +168,6 @@ def combine_models(
     except (RuntimeError, ValueError, KeyError) as error:
         raise UsageError(f"cannot merge these models with method {method}: {error}") from error
     return {"dtype": dtype}
-
-
-def _variant(method: str, ranks: Sequence[int]) -> str:
-    """Return the merging method. Methods that add the factors themselves need equal ranks. Their `_svd`
-    variants do not."""
-    return f"{method}_svd" if method in ("ties", "dare_ties") and len(set(ranks)) > 1 else method
 
 
 def _error(peft: Any, names: Sequence[str], weights: Sequence[float]) -> float:

@@ -218,13 +218,10 @@ def _asked(model: Any, tokenizer: Any, config: Any, row: dict[str, Any]) -> dict
     out = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=config)[
         0, len(ids) :
     ].tolist()
-    ended = bool(out) and out[-1] in _listed(config.eos_token_id)
+    ends = config.eos_token_id
+    ended = bool(out) and out[-1] in (ends if isinstance(ends, list) else [ends])
     text = tokenizer.decode(out[:-1] if ended else out, skip_special_tokens=True)
     return {"ids": ids, "answer": out, "text": text, "ended": ended}
-
-
-def _listed(ids: Any) -> list[int]:
-    return list(ids) if isinstance(ids, list) else [ids]
 
 
 def _as_published(path: Path) -> Any:
