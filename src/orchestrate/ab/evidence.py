@@ -201,8 +201,8 @@ def gate_of_mean(means: Means) -> str | None:
 
 _LN10 = math.log(10)
 _LOOKS, _POINTS = 1000, 200
-"""`_LOOKS` is how often the evidence of a numeric metric is evaluated. `_POINTS` is the number of points on
-any metric's evidence curve. Both are approximate upper limits per metric."""
+"""Approximate upper limits per metric: `_LOOKS` for how many times the evidence for a numeric metric is
+evaluated, `_POINTS` for the points on a metric's evidence curve."""
 
 
 class EvidenceUnit(NamedTuple):

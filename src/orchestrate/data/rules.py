@@ -145,7 +145,7 @@ class RowTarget:
     name: str
     rules: HostRules
     encode: Callable[[Example], Any]
-    """Picklable function that encodes an example as the target's row."""
+    """Picklable function that encodes an example as a row in the target's format."""
     backend: bool = True
 
 

@@ -243,7 +243,7 @@ class AwayPlace(Place):
         return Hourly(
             usd_per_hour=manifest.limits.usd_per_hour,
             machine=decoding.convert(manifest.job.resources, Resources).machine or self.name,
-            source="price read before the start",
+            source="price fetched before the run started",
             as_of=manifest.job.created_at,
         )
 

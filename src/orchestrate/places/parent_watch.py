@@ -1,5 +1,5 @@
-"""Run a worker that exits as soon as its parent process does, because an orphaned worker would continue to be
-billed: `python -m orchestrate.places.parent_watch RUN_DIR`."""
+"""Run a worker that exits when its parent process exits, because an orphaned worker would continue to be
+billed. Usage: `python -m orchestrate.places.parent_watch RUN_DIR`."""
 
 from __future__ import annotations
 

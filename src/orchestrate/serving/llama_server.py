@@ -61,7 +61,9 @@ def bindings(asked: argparse.Namespace) -> None:
     it changes the model's answers even at temperature 0 and no flag disables it."""
     caches = {asked.cache_type_k, asked.cache_type_v}
     if asked.lora or asked.chat_template_file or asked.flash_attn != "auto" or caches != {"f16"}:
-        raise SystemExit("llama-cpp-python's server lacks these flags: pip install xllamacpp")
+        raise SystemExit(
+            "llama-cpp-python's server does not support these flags. Instead: pip install xllamacpp"
+        )
     types: Any = import_module("llama_cpp.server.types")
     for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):
         request.model_fields["repeat_penalty"].default = 1.0

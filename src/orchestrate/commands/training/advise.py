@@ -185,7 +185,7 @@ def _show(found: Advice, name: str) -> None:
         out.print(str(found.rule))
     else:
         note(
-            "the 80% rule was not checked: do not fine-tune if prompting already reaches 80% of the "
+            "the 80% rule was not checked. It says not to fine-tune if prompting already reaches 80% of the "
             f"target. To check it: orchestrate advise {quote(name)} --measure MODEL --test FILE "
             "--target 0.9"
         )

@@ -80,7 +80,7 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
     except msgspec.ValidationError as error:
         return [], [problem("bad-tool-call", f"a function_call turn: {error}", field=field)]
     except (msgspec.DecodeError, RecursionError):
-        return [], [problem("bad-tool-call", "a function_call turn is not JSON", field=field)]
+        return [], [problem("bad-tool-call", "a function_call turn is not valid JSON", field=field)]
     if not given:
         return [], [problem("bad-tool-call", "a function_call turn contains no call", field=field)]
     return [

@@ -183,7 +183,7 @@ Compare = Callable[[str, str], float]
 
 
 def exact_match(expected: str, answer: str) -> float:
-    """Return 1 if both texts are the same except for surrounding white space, and 0 otherwise."""
+    """Return 1 if both texts are the same except for leading and trailing white space, and 0 otherwise."""
     return float(expected.strip() == answer.strip())
 
 
@@ -245,7 +245,7 @@ def matcher(pattern: str) -> Compare:
 
 
 def same_text_or_number(expected: str, answer: str) -> bool:
-    """Compare texts exactly, except for surrounding white space. Compare numbers by value: 1,000 equals
+    """Compare texts exactly, except for leading and trailing white space. Compare numbers by value: 1,000 equals
     1000.0."""
     want, got = (unicodedata.normalize("NFC", text.strip()) for text in (expected, answer))
     if want == got:

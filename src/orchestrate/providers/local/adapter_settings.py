@@ -300,7 +300,7 @@ def _names(rows: Rows, spec: JobSpec, model: str) -> None:
 
 _RULES = {
     "target_parameters": "expert weights, adapted one expert at a time",
-    "modules_to_save": "trained in full in 32 bits and saved with the adapter",
+    "modules_to_save": "fully trained in fp32 and saved with the adapter",
     "exclude_modules": "excluded from the targets",
 }
 

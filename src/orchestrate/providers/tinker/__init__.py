@@ -11,7 +11,7 @@ from orchestrate.profile import HUB_ID, Profile
 PROFILE = Profile(
     kind="tinker",
     title="Tinker",
-    provider="orchestrate.providers.tinker.recipes:TinkerProvider",
+    provider="orchestrate.providers.tinker.sessions:TinkerProvider",
     rank=50,
     rules=HostRules(
         kinds={**EVERY_KIND, "unpaired": f"Tinker {NO_KTO}"},

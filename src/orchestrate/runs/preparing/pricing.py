@@ -43,7 +43,7 @@ class LivePrice(Record, frozen=True, kw_only=True):
     within_band: bool | None = None
     """True if the host's figure lies between the low and high ends of the quote."""
     reason: str | None = None
-    """Reason for a missing live price."""
+    """Reason why no live price is available."""
 
 
 def live_prices(ft: Workspace, prepared: Prepared) -> list[LivePrice]:

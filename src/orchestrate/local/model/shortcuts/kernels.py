@@ -129,7 +129,7 @@ class PackedLine:
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     starts: list[int]
-    """Position in the packed sequence of each row's first token after the shared prefix."""
+    """For each row, the index in the packed sequence of its first token after the shared prefix."""
     shared: list[int]
     """For each row, the length in tokens of the prefix that it shares with its family."""
     times: npt.NDArray[np.float32]
