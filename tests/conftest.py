@@ -4,15 +4,17 @@ that it wrote."""
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from _pytest import logging as pytest_logging
 from hypothesis import HealthCheck, settings
 from tests import forking, key_scan, sources
 from tests.paths import ROOT
@@ -72,6 +74,29 @@ LONG = (
 )
 """What takes minutes, the longest first: each worker begins with some of it, so that none is left with it, or
 with a second making of what its tests share, when the others have ended."""
+
+
+class CatchingLogs(pytest_logging.catching_logs[Any]):
+    """Six times in each test pytest looks through the thousands of loggers that the libraries have, for those
+    that do not propagate. Here only where there are more of them than there were."""
+
+    seen = 0
+    apart: ClassVar[list[logging.Logger]] = []
+
+    def __enter__(self) -> Any:
+        root = logging.getLogger()
+        loggers = root.manager.loggerDict
+        if self.level is not None or len(loggers) != CatchingLogs.seen:
+            CatchingLogs.seen = len(loggers)
+            CatchingLogs.apart = [
+                one for one in loggers.values() if isinstance(one, logging.Logger) and not one.propagate
+            ]
+            return super().__enter__()
+        self.attached_loggers = [root, *(one for one in CatchingLogs.apart if not one.propagate)]
+        for one in self.attached_loggers:
+            one.addHandler(self.handler)
+        return self.handler
+
 
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
 
@@ -197,6 +222,8 @@ def pytest_configure(config: pytest.Config) -> None:
     ):  # the tests are found here, not in workers of this process
         # Until all is imported: hardly anything of it is garbage, and no compiler of torch is needed.
         loading.enter_context(importing())
+    if hasattr(CatchingLogs, "attached_loggers"):  # else this pytest looks through none
+        pytest_logging.catching_logs = CatchingLogs  # type: ignore[misc]
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Seconds(), "seconds")
@@ -204,6 +231,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Failures(config), "failures")
     else:
         forking.shared = config.workerinput["python"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """For all tests the workers are forked from one that has imported what they need. Not where coverage has
+    to see the imports."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if everything and not getattr(config.option, "cov_source", None):
+        for spec in specs:
+            spec.python = f"{forking.python()} -m tests.tester"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -261,6 +298,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         session.items[:] = dealt(session.items, workers)
     gc.freeze()
     loading.close()
+    gc.set_threshold(10_000, 20, 20)  # few tests make much garbage, and a thirtieth of the time looked for it
 
 
 @pytest.hookimpl(trylast=True)  # after the workers of xdist have ended

@@ -35,7 +35,12 @@ from tests.paths import ROOT
 
 from orchestrate.local.run.launcher import worker_environment
 
-WARM = {"commands": "tests.warm", "engines": "tests.warm_engines", "engines again": "tests.warm_engines"}
+WARM = {
+    "commands": "tests.warm",
+    "engines": "tests.warm_engines",
+    "engines again": "tests.warm_engines",
+    "testers": "tests.warm_testers",
+}
 """What the process has imported from which the forks of a kind are made. Sets have another order in those of
 another kind, as in an interpreter of their own."""
 FORKED = {
@@ -50,6 +55,7 @@ FORKED = {
     "orchestrate.runs.watch": "commands",
     "tests.command": "commands",
     "tests.mortal": "engines",
+    "tests.tester": "testers",
     "tests.unit.sessions.left": "commands",
     "tests.unit.sessions.loop": "commands",
 }
@@ -114,9 +120,9 @@ def python() -> str:
         listening.bind(place)
         listening.listen(64)
         words = [sys.executable, "-m", __name__, str(listening.fileno()), WARM[kind], str(program)]
-        # As workers have it: how much torch keeps is read as it loads.
-        env = {**os.environ, **worker_environment(int(THREADS))}
-        env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        if kind != "testers":  # as workers have it: how much torch keeps is read as it loads
+            env |= {**worker_environment(int(THREADS)), "HF_HUB_OFFLINE": "1"}
         server = subprocess.Popen(
             words,
             cwd=ROOT,

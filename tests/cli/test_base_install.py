@@ -17,7 +17,8 @@ from tests.paths import ROOT
 EXTRAS = ("numpy", "torch", "transformers", "peft", "bitsandbytes", "starlette", "uvicorn")
 EXTRAS += ("pyarrow", "fsspec", "rensa", "hyperscan", "langdetect", "psycopg")
 BARE = f"""
-import json, os, sys
+import gc, json, os, sys
+gc.disable()
 sys.modules.update(dict.fromkeys({EXTRAS}))
 import orchestrate.data.operations.check, orchestrate.runs.preparing.pricing, orchestrate.api.orchestrator
 import orchestrate.spec.specfile
@@ -28,6 +29,8 @@ from orchestrate.cli import main
 built_in()
 for vocabulary in ("o200k_base", "qwen3.5"):
     batch_counter(vocabulary)(["warm"])
+gc.enable()
+gc.freeze()
 for line in sys.stdin:
     words, folder, env, *streams = json.loads(line)
     child = os.fork()
