@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ import pytest
 from _pytest import logging as pytest_logging
 from hypothesis import HealthCheck, settings
 from tests import forking, key_scan, sources
+from tests.cells import ALL_OF_IT
 from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
 from tests.workers import Nursery
@@ -42,15 +42,16 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 REPEATED = (
-    # folder, the variants of its tests, and the files that have them in the fast half too
-    ("tests/faults/", {"postgres"}, ("store/test_records.py",)),
-    ("tests/contract/", {"nebius", "crusoe"}, ()),
-    ("tests/unit/places/", {"sky", "hf-jobs", "kuberay", "anyscale"}, ()),
+    # folder, the variants of its tests
+    ("tests/faults/", {"postgres"}),
+    ("tests/contract/", {"nebius", "crusoe"}),
+    ("tests/unit/places/", {"sky", "hf-jobs", "kuberay", "anyscale", "s3"}),
 )
 """What shows the same of another database, host or place as of the first one: it runs in the slow half."""
 
-ALL_OF_IT = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(slow|gpu)\b", re.MULTILINE)
-"""How a file marks all of its tests."""
+HOSTS = {"together", "fireworks"}
+"""The second and the third host: of a fault's test without other variants the fast half has the first host's.
+Where it has more, each host is met there with some of them (`tests/cells.py`)."""
 
 loading = ExitStack()
 
@@ -262,12 +263,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):  # takes seconds to start
             item.add_marker("slow")
-        for folder, variants, in_both in REPEATED:
-            inside = item.nodeid.startswith(folder) and not item.nodeid.split("::")[0].endswith(in_both)
-            if inside and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-                named = {str(getattr(value, "name", value)) for value in item.callspec.params.values()}
-                if named & variants:
-                    item.add_marker("slow")
+        if not isinstance(item, pytest.Function):
+            continue
+        given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        named = {str(getattr(value, "name", value)) for value in given}
+        repeated = any(item.nodeid.startswith(folder) and named & them for folder, them in REPEATED)
+        another = item.nodeid.startswith("tests/faults/") and named and named <= HOSTS
+        if repeated or another or "postgres" in item.fixturenames:
+            item.add_marker("slow")
 
 
 def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:

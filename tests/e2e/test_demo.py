@@ -52,6 +52,7 @@ def last_json(text: str) -> str:
     return [line for line in text.splitlines() if line.startswith("{")][-1]
 
 
+@pytest.mark.slow
 def test_its_files_are_written_and_never_over_those_of_others(tmp_path: Path, cli: Cli) -> None:
     """The files alone: what they are is checked and quoted by the commands that the demo shows."""
     assert cli("demo", "--files-only").code == 0

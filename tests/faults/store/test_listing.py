@@ -7,6 +7,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 from sqlalchemy import text
+from tests.cells import first
 
 from orchestrate.errors import UsageError
 from orchestrate.spec import JobSpec
@@ -53,7 +54,7 @@ def seven(store: Store) -> list[Run]:
     return made
 
 
-@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("sort", first(SORTS[::-1], 4))
 def test_pages_in_any_order_have_each_run_once(store: Store, seven: list[Run], sort: str) -> None:
     for group in GROUPS:
         for query in (RunQuery(sort=sort, group=group), RunQuery(sort=f"-{sort}", group=group)):

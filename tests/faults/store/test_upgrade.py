@@ -64,6 +64,7 @@ def test_a_store_from_before_silences_were_noted_notes_them(older: str) -> None:
         assert [one.seconds for one in store.watching.silences(marks).values()] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_answers_counted_before_it_was_kept_which_are_not_counted_again(older: str) -> None:
     with Store.open(older) as store, store.database.writing() as connection:
         schema.answers_ended.drop(connection)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.paths import ROOT
 
 MODULE = """
@@ -62,6 +63,7 @@ print(json.dumps([found.profile.title, found.place.started, job.status, handle.p
 """
 
 
+@pytest.mark.slow
 def test_it_is_a_backend_like_ours(tmp_path: Path) -> None:
     (tmp_path / "shed.py").write_text(MODULE)
     about = tmp_path / "shed-1.0.dist-info"

@@ -66,6 +66,7 @@ def test_the_page_stands_alone(comparison: Comparison) -> None:
     assert len(text.encode()) < 1_500_000
 
 
+@pytest.mark.slow
 def test_a_large_comparison_stays_small(run: Make, points: Callable[..., list[MetricPoint]]) -> None:
     runs = [run("together", id=f"run-{i}") for i in range(30)]
     text = compare(

@@ -127,7 +127,7 @@ def other_scale(folder: Path, known: Known) -> None:
     [
         (other_template, "tokens", "chat_template.jinja"),
         (no_stop, "stop", "eos_token_id"),
-        (early_stop, "stop", "eos_token_id"),
+        pytest.param(early_stop, "stop", "eos_token_id", marks=pytest.mark.slow),
         (the_base, "answers", "the adapter is not applied"),
         (
             another,

@@ -97,6 +97,7 @@ def test_of_many_processes_with_different_hosts_one_ties_the_key(pins: Pins) -> 
     assert sorted(told) == sorted(["True", *[f"('{winner}',)"] * 5])
 
 
+@pytest.mark.slow
 def test_many_processes_that_allow_at_once_lose_none(pins: Pins) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom orchestrate.settings.hosts import Pins\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from starlette.testclient import TestClient
 from tests.unit.reports.conftest import make_result
 from tests.unit.ui.conftest import MARKUP, MakeRun, ended
@@ -43,6 +44,7 @@ def test_runs_of_one_name_are_told_apart(web: TestClient, make_run: MakeRun) -> 
     assert [s["label"] for s in loss["series"]] == [f"{run_id}, train" for run_id in ids]
 
 
+@pytest.mark.slow
 def test_many_are_compared_by_their_settings_and_curves_alone(web: TestClient, make_run: MakeRun) -> None:
     ids = [make_run(f"run-{n}", settings={"seed": n}, points=300).id for n in range(13)]
     page = Parsed(web.get("/compare", params=query(*ids)).text)

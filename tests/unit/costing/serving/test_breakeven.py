@@ -68,6 +68,7 @@ def test_by_counting_through_every_traffic(training: str, saved: str, units: lis
     assert asked(training, saved, *units) == expected
 
 
+@pytest.mark.slow
 def test_drawn_prices_by_counting_through_every_traffic() -> None:
     draw = random.Random(13)
     found = 0

@@ -58,6 +58,7 @@ def lines(kind: str) -> list[str]:
         ),
     ],
 )
+@pytest.mark.slow
 def test_the_true_count_is_in_the_interval_as_often_as_is_said(tmp_path: Path, kind: str) -> None:
     file, seeds = tmp_path / "rows.jsonl", 200
     file.write_text("\n".join(lines(kind)), "utf-8")

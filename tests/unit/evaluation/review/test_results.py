@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from tests.cells import first
 
 from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.review import ReviewTask, results
@@ -141,7 +142,7 @@ def test_raters_of_one_item_do_not_make_it_surer_than_it_is() -> None:
     assert 0.925 <= held / 400 <= 0.98 and naive / 400 < 0.88
 
 
-@pytest.mark.parametrize("raters", [1, 3, 5])
+@pytest.mark.parametrize("raters", first([3, 1, 5]))
 def test_so_many_items_and_raters_show_a_preference_in_four_of_five_tries(raters: int) -> None:
     [plan] = results.planned(0.65, likeness=0.4, raters=(raters,))
     rng = np.random.default_rng(raters)

@@ -51,6 +51,7 @@ def far(chosen: Any) -> float:
     return abs(math.log10(chosen["learning_rate"]) + 3.3) + (0.5 if chosen["r"] != 16 else 0.0)
 
 
+@pytest.mark.slow
 def test_tpe_finds_what_is_better_than_chance_does() -> None:
     """The mean over seeds, of the best of 24 trials."""
 

@@ -57,6 +57,7 @@ def test_full_tuning_gets_a_tenth(tmp_path: Path) -> None:
     assert not {"adapter.r", "adapter.alpha"} & full.values.keys()
 
 
+@pytest.mark.slow
 def test_the_rank_holds_the_trained_tokens(tmp_path: Path) -> None:
     """On a model so small that many words exceed it."""
     tiny = str(Path(__file__).parents[4] / "src" / "orchestrate" / "bundled" / "tiny-chat")
