@@ -169,7 +169,7 @@ class InternalNotes:
             raise DataError(
                 f"{self._path}: row {n}: {str(value)[:40]!r} in {column} does not show whether the "
                 "message was public",
-                fix=f"set it to true or false. To train on all messages instead, use --ignore {quote(column)}",
+                fix=f"set it to true or false. To train on all messages, use --ignore {quote(column)}",
             )
         self.columns.add(column)
         return said is (name in _PRIVATE)

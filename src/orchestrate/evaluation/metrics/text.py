@@ -245,8 +245,8 @@ def matcher(pattern: str) -> Compare:
 
 
 def same_text_or_number(expected: str, answer: str) -> bool:
-    """Compare texts exactly, except for leading and trailing white space. Compare numbers by value: 1,000 equals
-    1000.0."""
+    """Compare texts exactly, except for leading and trailing white space. Compare numbers by value: 1,000
+    equals 1000.0."""
     want, got = (unicodedata.normalize("NFC", text.strip()) for text in (expected, answer))
     if want == got:
         return True

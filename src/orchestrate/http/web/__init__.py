@@ -422,7 +422,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _log = logging.getLogger(__name__)
 
 
-def openai_error_response(error: HostError) -> Response:
+def api_error_response(error: HostError) -> Response:
     """Convert an error to a response in the format of OpenAI's API."""
     return JSONResponse(error_body(error), error.status, headers=error.headers)
 
@@ -434,7 +434,7 @@ def edge(
     names: Collection[str] = (),
     origins: Collection[str] = (),
     max_body: int,
-    format_error: ErrorFormatter = openai_error_response,
+    format_error: ErrorFormatter = api_error_response,
     refusal: Callable[[OrchestrateError], HostError] | None = None,
     lifespan: Any = None,
 ) -> RequestGuard:
@@ -488,7 +488,7 @@ class Keyed:
             try:
                 await self._admit(scope)
             except HostError as error:
-                await openai_error_response(error)(scope, receive, send)
+                await api_error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from orchestrate.http.web import Endpoint, Keyed, bearer, edge, no_model, openai_error_response
+from orchestrate.http.web import Endpoint, Keyed, bearer, edge, no_model, api_error_response
 from orchestrate.http.wire import Body, HostError, json_body, parse
 from orchestrate.http.wire.openai import page
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
@@ -128,7 +128,7 @@ class Api:
             try:
                 done = await answer(request)
             except HostError as error:
-                done = openai_error_response(error)
+                done = api_error_response(error)
             name = str(getattr(request.state, "model", ""))
             self.load.requests[name if name in self.names() else "", done.status_code] += 1
             return done
