@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from orchestrate.http.web import Endpoint, Keyed, bearer, edge, no_model, api_error_response
+from orchestrate.http.web import Endpoint, Keyed, api_error_response, bearer, edge, no_model
 from orchestrate.http.wire import Body, HostError, json_body, parse
 from orchestrate.http.wire.openai import page
 from orchestrate.http.wire.openai.chat import ChatRequest, CompletionRequest, TokenizeRequest
