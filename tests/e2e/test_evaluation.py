@@ -155,7 +155,7 @@ def test_the_rival_of_a_qlora_run_is_its_base_in_16_bits(
         [], rows(tmp_path / "few.jsonl", 0, 3), models=[f"local={TINY}:nf4", f"local={TINY}:16-bit"], **order
     )
     assert [c.precision for c in named.contenders] == ["NF4 (4 bits)", base.precision]
-    with pytest.raises(UsageError, match="can't choose the precision"):
+    with pytest.raises(UsageError, match="cannot be chosen"):
         ft.evaluate([in_four_bits.id], **order, base_precision="nf4", on="together")
 
 

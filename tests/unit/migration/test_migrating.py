@@ -275,7 +275,7 @@ def test_old_and_new_answer_the_same_prompts(
     assert [m.at for m in results(ft, old.id)] == [found.at]
     page = report(found).save(tmp_path / "r.html").read_text()
     assert "✓ holds" in page and "SANDBOX" in page and "learning_rate_multiplier" in page
-    assert "30 of 30 of the prompts" in report(found).render("md")
+    assert "for 30 of 30 prompts" in report(found).render("md")
     assert json.loads(report(found).render("json"))["proposal"]["run_id"] == old.id
 
 
@@ -362,7 +362,7 @@ def test_a_plan_goes_where_training_and_serving_together_cost_least(
 def test_one_multiplier_that_becomes_other_learning_rates_is_told(ft: Orchestrator, old: RunHandle) -> None:
     both = PreparedMigration(ft, old, order("together", "local", models={"local": str(TINY)})).proposal
     [told] = both.notes
-    assert "1.8e-05 on together and 0.00036 on local (a factor of 20)" in told
+    assert "1.8e-05 on together and 0.00036 on local (factor 20)" in told
     assert PreparedMigration(ft, old, order("together")).proposal.notes == ()
 
 
