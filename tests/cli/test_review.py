@@ -221,7 +221,7 @@ def test_mistakes_are_told(cli: Cli, run_id: str, tmp_path: Path) -> None:
     with Orchestrator(config.load(home=tmp_path / "home")) as ft:
         desk = reviews.opened(ft, [run_id])
         for file, rater, words in (
-            ("sheet.csv", None, "for one rater"),
+            ("sheet.csv", None, "needs a rater.s name"),
             ("sheet.xlsx", "a", "use .csv for a spreadsheet to fill in, or .jsonl for the ratings"),
             ("rated.jsonl", None, "no ratings yet"),
         ):

@@ -125,12 +125,12 @@ def said(folder: Path, environment: dict[str, str], width: int, encoding: str) -
     return out
 
 
-ReportedSettings = dict[str, tuple[str, str]]
+Outputs = dict[str, tuple[str, str]]
 
 
 def told_by(
     asked: list[str], folder: Path, environment: dict[str, str], width: int, encoding: str
-) -> tuple[ReportedSettings, ReportedSettings]:
+) -> tuple[Outputs, Outputs]:
     """By command: what it gave with its exit code, and what it noted beside that."""
     env = environment | {
         "HOME": str(folder), "ORCHESTRATE_HOME": str(folder / "home"), "COLUMNS": str(width),
@@ -143,8 +143,8 @@ def told_by(
     return parted(out, len({*asked})), parted(err, len({*asked}))
 
 
-def parted(told: str, commands: int) -> ReportedSettings:
-    found: ReportedSettings = {}
+def parted(told: str, commands: int) -> Outputs:
+    found: Outputs = {}
     for part in told.split("<<< ")[1:]:
         words, _, rest = part.partition("\n")
         text, _, code = rest.rpartition("\n>>>")
@@ -213,7 +213,7 @@ def judged(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_first_screens_of_what_goes_on_are_whole(folder: Path, cli_env: dict[str, str]) -> None:
-    seen: dict[int, tuple[ReportedSettings, ReportedSettings]] = {}
+    seen: dict[int, tuple[Outputs, Outputs]] = {}
     for width in (1000, 80, 100, 140):
         scene(folder)
         judged(folder)
@@ -237,9 +237,15 @@ def test_what_is_looked_for_is_found() -> None:
     assert not strangers("total\n$1,752.01\n  qwen3-30b-a3b-instruct", wide, loosely=False)
 
 
-def test_a_command_in_a_note_can_be_copied() -> None:
-    rows = "/home/ann/tickets/of-november/held-out.jsonl"
-    command = f"orchestrate eval NEW-RUN --model record:rec-1 --against record:rec-1 -p local --test {rows}"
+@pytest.mark.parametrize(
+    "command",
+    [
+        "orchestrate eval NEW-RUN --model record:rec-1 --against record:rec-1 -p local --test /home/rows.jsonl",
+        "orchestrate advise train.jsonl --measure qwen3-8b --test /home/ann/of-november/held-out.jsonl",
+        "orchestrate data check train.jsonl --for together,fireworks,openai --tokens sampled --near",
+    ],
+)
+def test_a_command_in_a_note_can_be_copied(command: str) -> None:
     text = f"it is kept, and is compared with what comes by {command} once it has ended\n  {command}"
     wide = console.err.width
     console.err.width = 80

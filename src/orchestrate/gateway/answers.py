@@ -194,7 +194,7 @@ class OnDemand:
             reason.fix = (
                 f"to deploy it, run this on the gateway's machine: orchestrate deploy {run.id}\n"
                 "to deploy it automatically within limits, set `deploy` for the model's name in "
-                "[gateway.models]\nto serve it on the gateway's machine for free, set `on` to \"here\" there"
+                '[gateway.models]\nto serve it on the gateway\'s machine for free, set `on` to "here" there'
             )
             refusal = refusal_of(reason)
             refusal.code, refusal.param = "model_not_deployed", "model"

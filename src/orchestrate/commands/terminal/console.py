@@ -218,8 +218,9 @@ def filled(
 
 
 _COMMAND = re.compile(
-    r"(?:orchestrate|pip)(?: [a-z-]+){1,2}"  # then everything that is not a plain word: flags, names, paths
-    r"(?: (?:-[\w-]+(?: (?:'[^']*'|[^\s;,()]+))?|'[^']*'|[A-Z\d\"'$\[./~]\S*|[a-z]\S*[-=/._:\d]\S*))*"
+    # One or two plain words, then everything that is not one: flags, names, paths.
+    r"(?:orchestrate|pip)(?: [a-z-]+(?![^\s;,().:]|[.:]\S)){1,2}"
+    r"(?: (?:-[\w-]+(?: (?:'[^']*'|(?:[^\s;,()]|,(?=\S))+))?|'[^']*'|[A-Z\d\"'$\[./~]\S*|[a-z]\S*[-=/._:\d]\S*))*"
 )
 _JOINED = "\0"
 
