@@ -240,9 +240,9 @@ def test_what_is_looked_for_is_found() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "orchestrate eval NEW-RUN --model record:rec-1 --against record:rec-1 -p local --test /home/rows.jsonl",
+        "orchestrate eval NEW-RUN --model record:rec-1 --against record:rec-1 -p local --test rows.jsonl",
         "orchestrate advise train.jsonl --measure qwen3-8b --test /home/ann/of-november/held-out.jsonl",
-        "orchestrate data check train.jsonl --for together,fireworks,openai --tokens sampled --near",
+        "orchestrate data check train.jsonl --for together,fireworks,openai --near --tokens sampled",
     ],
 )
 def test_a_command_in_a_note_can_be_copied(command: str) -> None:
