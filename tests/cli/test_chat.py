@@ -29,6 +29,7 @@ def rows_of(folder: Path, systems: list[str | None]) -> str:
     return str(train)
 
 
+@pytest.mark.slow
 def test_a_conversation_at_the_prompt(cli: Cli, tmp_path: Path) -> None:
     train = rows_of(tmp_path, [SYSTEM] * 12)
     with running(train=False, speed=1000) as sandbox:

@@ -118,6 +118,7 @@ def test_what_has_left_the_group_holds_nobody_up() -> None:
     assert time.monotonic() - begun < LONG_S
 
 
+@pytest.mark.slow
 def test_a_flood_fills_no_memory_and_a_long_line_comes_in_parts() -> None:
     with running("while True: print('x' * 999, flush=True)", longest_bytes=100) as one:
         assert len(one.receive(LONG_S)) == 100

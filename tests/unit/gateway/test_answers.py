@@ -310,6 +310,7 @@ def test_tools_of_a_response_are_those_of_a_chat() -> None:
     assert [event.sequence_number for event in read] == list(range(len(read)))
 
 
+@pytest.mark.slow
 def test_a_hosts_model_is_answered_here_where_the_configuration_says_so(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:

@@ -291,6 +291,7 @@ def test_a_job_that_failed_leaves_no_run_to_be_sent_though_its_gateway_was_kille
         assert run.record.status is JobStatus.CANCELLED, "an unsent run holds a share of the budget"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cancelled_here_while_its_gateway_submits_is_shown_cancelled(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:

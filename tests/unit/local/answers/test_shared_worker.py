@@ -194,6 +194,7 @@ def test_a_base_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     assert "--base-precision nf4" in (told.value.fix or "")
 
 
+@pytest.mark.slow
 def test_it_stays_one_process_until_its_owner_closes_it(adapters: Adapters, worker: Worker) -> None:
     first = Generator(str(TINY), adapters["first"], threads=1, worker=worker)
     with first:
@@ -264,6 +265,7 @@ def test_what_cannot_be_loaded_costs_the_others_nothing(
     assert asked(one) == whole
 
 
+@pytest.mark.slow
 def test_what_has_gone_since_costs_the_others_nothing(
     adapters: Adapters, worker: Worker, tmp_path: Path
 ) -> None:
