@@ -82,6 +82,7 @@ def test_each_fault_of_a_server_is_caught_in_its_stage(
     assert stage in proof.badge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refused", [(), ("return_token_ids",), ("logprobs",)])
 def test_a_front_that_passes_on_the_api_alone_is_not_taken_for_a_fault(
     refused: tuple[str, ...], served: ServingApp, known: Known

@@ -102,6 +102,7 @@ def test_each_answers_as_it_does_alone(adapters: Adapters, worker: Worker) -> No
         assert asked(of(None)) == plain, f"after {name}"
 
 
+@pytest.mark.slow
 def test_the_base_is_loaded_once(adapters: Adapters) -> None:
     def load(*names: str) -> Loading:
         models = {name: str(adapters[name]) for name in names}
@@ -206,6 +207,7 @@ def test_it_stays_one_process_until_its_owner_closes_it(adapters: Adapters, work
     assert process.poll() is not None
 
 
+@pytest.mark.slow
 def test_whoever_leaves_amid_an_answer_does_not_leave_it_to_the_next(
     adapters: Adapters, worker: Worker
 ) -> None:
@@ -219,6 +221,7 @@ def test_whoever_leaves_amid_an_answer_does_not_leave_it_to_the_next(
     assert asked(one) == whole
 
 
+@pytest.mark.slow
 def test_a_stream_may_be_read_on_in_another_thread(adapters: Adapters, worker: Worker) -> None:
     """As servers do that have a pool of threads; and then the next one has its turn."""
     one = Generator(str(TINY), adapters["first"], threads=1, worker=worker)
@@ -229,6 +232,7 @@ def test_a_stream_may_be_read_on_in_another_thread(adapters: Adapters, worker: W
         assert pool.submit(asked, one).result(240)
 
 
+@pytest.mark.slow
 def test_it_may_be_closed_amid_a_question(adapters: Adapters, worker: Worker) -> None:
     one = Generator(str(TINY), adapters["first"], threads=1, worker=worker)
     whole = asked(one)
@@ -251,6 +255,7 @@ def test_who_asks_for_other_threads_gets_a_process_of_its_own(adapters: Adapters
     assert process_of(worker) is not process and process.poll() is not None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_costs_the_others_nothing(
     adapters: Adapters, worker: Worker, tmp_path: Path
 ) -> None:
