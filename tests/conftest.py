@@ -79,16 +79,17 @@ with a second making of what its tests share, when the others have ended."""
 
 class CatchingLogs(pytest_logging.catching_logs[Any]):
     """Six times in each test pytest looks through the thousands of loggers that the libraries have, for those
-    that do not propagate. Here only where there are more of them than there were."""
+    that do not propagate. Here once in each, and where there are more of them than there were."""
 
-    seen = 0
+    seen: ClassVar[tuple[str | None, int]] = (None, 0)
     apart: ClassVar[list[logging.Logger]] = []
 
     def __enter__(self) -> Any:
         root = logging.getLogger()
         loggers = root.manager.loggerDict
-        if self.level is not None or len(loggers) != CatchingLogs.seen:
-            CatchingLogs.seen = len(loggers)
+        seen = (os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0], len(loggers))
+        if self.level is not None or seen != CatchingLogs.seen:
+            CatchingLogs.seen = seen
             CatchingLogs.apart = [
                 one for one in loggers.values() if isinstance(one, logging.Logger) and not one.propagate
             ]
@@ -302,6 +303,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     loading.close()
     gc.set_threshold(10_000, 20, 20)  # few tests make much garbage, and a thirtieth of the time looked for it
+
+
+@pytest.fixture
+def usual_collection() -> Iterator[None]:
+    """Garbage is looked for as often as where nobody has said otherwise: for tests that measure memory."""
+    rare = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*rare)
 
 
 @pytest.hookimpl(trylast=True)  # after the workers of xdist have ended

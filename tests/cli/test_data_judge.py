@@ -126,7 +126,7 @@ def test_without_people_nothing_is_left_out(cli: Cli, host: ChatHost, folder: Pa
     pairs = {"prompt": "q", "answers": ["a", "b"], "preferred": "first"}
     (folder / "pairs.jsonl").write_text(json.dumps(pairs) + "\n")
     wrong = cli(*command(host, "--calibrate", "pairs.jsonl", "--yes"))
-    assert wrong.code == 2 and "must be calibrated on single answers" in wrong.err
+    assert wrong.code == 2 and "needs ratings of single answers" in wrong.err
     assert host.bodies == []
     loose = cli(*command(host, "--uncalibrated", "--yes", "--json"))
     assert loose.code == 0

@@ -232,9 +232,9 @@ def _of_work(quote: Quote | None) -> Bill | None:
     """Return what the work was quoted at, without the minimum that topped it up."""
     if quote is None or quote.price is None:
         return None
-    parts = [e.usd_high if quote.job_recovery else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]
+    parts = [e.usd_high if quote.recovered else e.usd for e in quote.lines if e.unit == "usd_per_mtok"]
     usd = sum(parts, Decimal(0))
-    origin = f"{'the high end of a ' * quote.job_recovery}quote"
+    origin = f"{'the high end of a ' * quote.recovered}quote"
     return Bill(usd=usd, origin=origin, final=False) if usd else None
 
 
@@ -269,7 +269,7 @@ def reconcile(run: Run) -> Reconciliation | None:
     if the quote had no expected price. Compares individual components only if the bill is itemized."""
     quote, paid = run.quote, run.bill
     named = quote.price if quote is not None else None
-    if quote is None or named is None or paid is None or quote.job_recovery or not paid.final:
+    if quote is None or named is None or paid is None or quote.recovered or not paid.final:
         return None
     if named.expected_usd is None:
         return None

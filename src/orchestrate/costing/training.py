@@ -568,7 +568,7 @@ def spec_of(model: str, reported: JobRecovery | None) -> dict[str, Any]:
     return spec
 
 
-def quote_recalled(job: PricedJob, reported: JobRecovery) -> Quote:
+def quote_recovered(job: PricedJob, reported: JobRecovery) -> Quote:
     """Quote a job from what its host reports about it. If there is no price, `unavailable` states why."""
     if reported.usd_per_hour is not None or reported.most_seconds is not None:
         return _by_the_hour(job, reported)
@@ -579,7 +579,7 @@ def quote_recalled(job: PricedJob, reported: JobRecovery) -> Quote:
             job, "the host bills each row at the maximum length but does not report the number of rows"
         )
     return msgspec.structs.replace(
-        quote_sized_job(job, lambda: size_of(job.profile, reported)), job_recovery=True
+        quote_sized_job(job, lambda: size_of(job.profile, reported)), recovered=True
     )
 
 
@@ -612,7 +612,7 @@ def _by_the_hour(job: PricedJob, reported: JobRecovery) -> Quote:
         ),
         expected_usd=None,
         high_usd=line.usd_high,
-        job_recovery=True,
+        recovered=True,
         undecided="the job was recovered without its quote. Only the maximum running time of its machine "
         "is known",
     )
@@ -670,4 +670,4 @@ def _tokens(size: int | None) -> int:
 
 
 def _none(job: PricedJob, reason: str) -> Quote:
-    return Quote(provider=job.provider, model=job.resolved.name, unavailable=reason, job_recovery=True)
+    return Quote(provider=job.provider, model=job.resolved.name, unavailable=reason, recovered=True)

@@ -284,7 +284,7 @@ class RequestBudget:
     the limit too."""
     account: RequestLedger | None = None
     """Ledger of the account. Each request is also reserved in the account's budget."""
-    job_recovery: bool = False
+    earlier_counted: bool = False
     """True if the costs of earlier runs of this command have been counted."""
     spent_usd: Decimal = Decimal(0)
     """Cost of the answers, plus the maximum cost of unanswered requests that may have been billed."""

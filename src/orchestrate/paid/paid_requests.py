@@ -457,10 +457,10 @@ class Asking:
             return
         name = hashlib.sha256(budget.scope.encode()).hexdigest()[:32]
         journal: Journal[Touched] = Journal(self.folder / f"{name}.scope", Touched)
-        for entry in journal.entries if not budget.job_recovery else ():
+        for entry in journal.entries if not budget.earlier_counted else ():
             log = AnswerLog(self.folder / f"{entry.key}.jsonl")
             budget.settle(Decimal(0), entry.key, log.costs(entry.questions, priced=entry.priced))
-        budget.job_recovery = True
+        budget.earlier_counted = True
         known = {q for entry in journal.entries if entry.key == respondent.key for q in entry.questions}
         if new := [digest for digest in wanted if digest not in known]:
             journal.append(Touched(respondent.key, new, priced))

@@ -12,6 +12,8 @@ from orchestrate.catalog.models import License
 from orchestrate.core.files import write_whole
 from orchestrate.errors import UsageError
 
+_AGREED = "licences.json"  # in home folders since before the spelling changed
+
 
 class LicenseNotAccepted(UsageError):
     """Raised if the base model's license must be accepted and this home folder doesn't record that it was.
@@ -35,7 +37,7 @@ def require(license: License | None, base: str, home: Path, accepted: Sequence[s
         return
     if license.id not in accepted:
         raise LicenseNotAccepted(license, base)
-    file = home / "licenses.json"
+    file = home / _AGREED
     known = _read(file)
     known[license.id] = {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     write_whole(file, msgspec.json.format(msgspec.json.encode(known), indent=2), private=True)
@@ -43,7 +45,7 @@ def require(license: License | None, base: str, home: Path, accepted: Sequence[s
 
 def agreed(license: License, home: Path) -> bool:
     """Return True if the license doesn't have to be accepted, or if this home folder records that it was."""
-    return not license.asks or license.id in _read(home / "licenses.json")
+    return not license.asks or license.id in _read(home / _AGREED)
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from msgspec.structs import force_setattr
 
 from orchestrate.types.listing import Listing
@@ -241,7 +242,7 @@ class Quote(Record, frozen=True, kw_only=True):
     """Modeled or measured training time. `None` if unknown."""
     unavailable: str | None = None
     warnings: tuple[str, ...] = ()
-    job_recovery: bool = False
+    recovered: bool = msgspec.field(default=False, name="recalled")
     """True if the job's spec and data are lost, and the quote is computed from what the host reports about
     the job instead. The user never confirmed this price."""
     open_end: str | None = None

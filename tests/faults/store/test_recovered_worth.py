@@ -150,7 +150,8 @@ def test_the_share_that_is_held_covers_what_the_job_will_cost(world: World, name
     # As where the host tells no price before the end.
     silent = msgspec.structs.replace(job, cost_usd=None, trained_tokens=None)
     worth = recovered_cost(provider, silent)
-    assert worth.quote is not None and worth.quote.job_recovery and worth.bill is None, worth.reason
+    assert worth.quote is not None and worth.quote.recovered and worth.bill is None, worth.reason
+    assert worth.quote.to_dict()["recalled"] is True, "stores have it by this name"
     world.hosts.skip(100_000)
     job = provider.get(run.handle)
     final = job.cost_usd

@@ -41,5 +41,6 @@ def test_what_is_asked_is_agreed_to_once_in_a_home_folder(tmp_path: Path) -> Non
     require(gemma, "gemma-3-4b", tmp_path, ["gemma"], "me@here")
     require(gemma, "gemma-3-4b", tmp_path, (), "me@here")
     assert agreed(gemma, tmp_path) and not agreed(license("llama4"), tmp_path)
+    assert (tmp_path / "licences.json").is_file(), "the name that home folders have it by"
     require(None, "own", tmp_path, (), "me")
     require(license("mit"), "own", tmp_path, (), "me")

@@ -384,7 +384,7 @@ def _quote(run: Run) -> str | None:
         return None
     if run.quote.unavailable:
         return f"none: {run.quote.unavailable}"
-    by_data = run.quote.job_recovery and not run.quote.undecided
+    by_data = run.quote.recovered and not run.quote.undecided
     origin = ", computed from the host's data (recovered run)" if by_data else ""
     return f"{quoted(run.quote)}{origin}"
 

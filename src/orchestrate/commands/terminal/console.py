@@ -219,7 +219,7 @@ def filled(
 
 _COMMAND = re.compile(
     # One or two plain words, then everything that is not one: flags, names, paths.
-    r"(?:orchestrate|pip)(?: [a-z-]+(?![^\s;,().:]|[.:]\S)){1,2}"
+    r"(?:orchestrate|pip)(?: [a-z-]+(?![^\s;,().:'\"`]|[.:]\S)){1,2}"
     r"(?: (?:-[\w-]+(?: (?:'[^']*'|(?!-)(?:[^\s;,()]|,(?=\S))+))?"
     r"|'[^']*'|[A-Z\d\"'$\[./~]\S*|[a-z]\S*[-=/._:\d]\S*))*"
 )

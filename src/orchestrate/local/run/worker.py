@@ -112,7 +112,7 @@ def _train(
         error=None,
     )
     begun = time.monotonic()
-    with process.importing():
+    with process.importing(freeze=True):
         from orchestrate.local.run.loop import StopRequested
         from orchestrate.local.run.session import Session  # torch loads here
 

@@ -459,7 +459,7 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
     def reported_settings(self, job: Job) -> ReportedSettings:
         try:
             found = manifest.read_manifest(self.place.run_storage.run(job.handle.job_id))
-        except OrchestrateError:  # the storage is closed, or holds no run: `recall` says which
+        except OrchestrateError:  # the storage is closed, or holds no run: `recover_job` says which
             return ReportedSettings()
         return ReportedSettings(
             spec=found.job.spec,

@@ -52,7 +52,7 @@ class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
 def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) -> RecoveredCost:
     """Compute the cost of a recovered job. Queries the host for the size of the job's data if nothing better
     is known, and continues without it if the query fails."""
-    job_recovery, problem = _recalled(provider, job)
+    job_recovery, problem = _recovered(provider, job)
     asked = reported_settings(provider, job)
     whole = _complete_spec(asked)
     spec = whole or costing.spec_of(job.model or "unknown", job_recovery)
@@ -68,7 +68,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
         # The host accepted this job, so price it even if the host has since retired its model.
         sandbox=True,
     )
-    quote = costing.quote_recalled(priced, job_recovery) if job_recovery is not None else None
+    quote = costing.quote_recovered(priced, job_recovery) if job_recovery is not None else None
     problem = problem or (quote.why_none if quote is not None else None)
     usable = quote if quote is not None and quote.price is not None else None
     bill = costing.bill(
@@ -121,7 +121,7 @@ def reported_settings(provider: Provider, job: Job) -> ReportedSettings:
     return provider.reported_settings(job) if isinstance(provider, RecoversJobs) else ReportedSettings()
 
 
-def _recalled(provider: Provider, job: Job) -> tuple[JobRecovery | None, str | None]:
+def _recovered(provider: Provider, job: Job) -> tuple[JobRecovery | None, str | None]:
     try:
         return provider.recover_job(job) if isinstance(provider, RecoversJobs) else None, None
     except OrchestrateError as error:

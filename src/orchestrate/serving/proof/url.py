@@ -80,9 +80,8 @@ class UrlPlace:
         self._client = client or httpx.Client(timeout=TIMEOUT_S)
         self._headers = headers
         self._observed: dict[bool, list[ObservedAnswer] | None] = {}
-        self._options: dict[str, list[dict[str, Any]]] = {}
-        """Optional request fields that the server may support, as {path: [combinations, best first]}. A
-        combination is removed when the server rejects it."""
+        self._options: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        """Options that the server may accept, by path and by whether there are tools."""
 
     def close(self) -> None:
         self._client.close()
@@ -202,11 +201,15 @@ class UrlPlace:
         ids = {"return_token_ids": True} if self.engine in ("vLLM", "orchestrate") else {}
         # Some servers, and gateways in front of them, reject one of the two options or both.
         every = [{**logprobs, **ids}, logprobs, ids, {}] if ids else [logprobs, {}]
-        options = self._options.setdefault(path, every)
+        # Remembered for requests of the same kind, once one of them succeeds without an option.
+        kind = (path, bool(canary.tools))
+        options = self._options.get(kind, every)
         done = self._post(path, {**body, **own, **options[0]})
         while done.status_code in (400, 422) and len(options) > 1:
-            options.pop(0)
+            options = options[1:]
             done = self._post(path, {**body, **own, **options[0]})
+        if done.status_code == 200:
+            self._options[kind] = options
         if done.status_code != 200:
             raise UnexpectedAnswer(
                 self._root, f"{name} rejected a prompt ({done.status_code}): {_message(done)}"

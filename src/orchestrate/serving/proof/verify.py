@@ -92,8 +92,8 @@ def _tokens(probes: Sequence[Probe], asked: Sequence[PromptView]) -> ProofStage:
             name="tokens",
             state="failed",
             detail="the server tokenizes prompts differently than in training: " + "; ".join(other),
-            fix="serve the model with the chat_template.jinja and tokenizer files of its export. The first "
-            "token (BOS) must be added exactly once, by the server or by the chat template",
+            fix="serve the model with the chat_template.jinja and tokenizer files of its export. If the "
+            "model has a first token (BOS), the server or the chat template must add it exactly once",
             figures=figures,
         )
     if same == len(probes):

@@ -75,6 +75,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_encoded(tmp_path: Path, templa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_collection")
 def test_a_row_more_costs_its_place_in_memory_and_not_its_tokens(tmp_path: Path, template: Template) -> None:
     """Some 200 tokens in each: held as lists they are over 10,000 bytes."""
     peaks: list[int] = []
@@ -91,6 +92,7 @@ def test_a_row_more_costs_its_place_in_memory_and_not_its_tokens(tmp_path: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_collection")
 def test_a_prompt_more_costs_its_place_in_memory_and_not_its_words(
     tmp_path: Path, template: Template
 ) -> None:
