@@ -223,7 +223,7 @@ def test_what_a_run_measured_there_is_what_the_next_quote_is_made_of(
         return told
 
     assert not [one for one in found.check(asked, data, found.translate(asked)) if "limit" in one.message]
-    assert "estimated for" in checked() and "pauses after 0.2s because of its time or cost limit" in checked()
+    assert "estimated for" in checked() and "paused after 0.2s because of its time or cost limit" in checked()
     modelled, before = quoted()
     assert f"estimated for {world.gpu} (to measure the speed: train once on {world.name}" in modelled
     handle = submit(found, asked)

@@ -170,7 +170,7 @@ def test_a_limit_ends_the_machine_and_holds(host: RentedHost, ft: Orchestrator, 
     before = len(host.machines(sandbox))
     with pytest.raises(UsageError, match="set a limit"):
         host.opened(ft, max_cost_usd=None)
-    with pytest.raises(OverBudget, match="left running"):
+    with pytest.raises(OverBudget, match="may still bill after the program ends"):
         host.opened(ft, max_cost_usd=Decimal("0.5"))
     assert len(host.machines(sandbox)) == before
     cap = Decimal(host.usd_per_hour * (420 + 20)) / 3600  # twenty seconds, and what a kill would cost
