@@ -367,6 +367,7 @@ class Exclusive(PaperHost):
         return super().upload(*given, **more)
 
 
+@pytest.mark.slow
 def test_many_submits_of_new_data_at_once_upload_it_once(store: Store, tmp_path: Path) -> None:
     host = Exclusive(tmp_path / "exclusive")
     with ThreadPoolExecutor(6) as pool:

@@ -176,6 +176,7 @@ def test_clients_that_never_finish_a_request_are_cut_off_and_others_served(gatew
                 one.close()
 
 
+@pytest.mark.slow
 def test_one_body_twice_at_once_is_two_jobs_without_a_sign_and_one_with(gateway: Gateway) -> None:
     with gateway.http() as http, ThreadPoolExecutor(4) as pool:
         upload = {"file": ("t.jsonl", rows(mark="twice at once"))}

@@ -12,7 +12,9 @@ from tests.unit.gateway.conftest import MODELS, Gateway, ended, rows
 HOSTED = [name for name, target in MODELS.items() if target["backend"] != "local"]
 
 
-@pytest.mark.parametrize("model", HOSTED)
+@pytest.mark.parametrize(
+    "model", [HOSTED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in HOSTED[1:])]
+)
 def test_a_whole_life_on_a_host(gateway: Gateway, openai: OpenAI, model: str) -> None:
     content = rows(mark=model)
     named = io.BytesIO(content) if model == HOSTED[0] else ("train.jsonl", content)  # guides send it without

@@ -111,6 +111,7 @@ def test_a_key_finds_its_jobs_after_the_store_was_restored(sandbox: Sandbox, tmp
     assert len(refs) == len(set(refs))
 
 
+@pytest.mark.slow
 def test_a_store_restored_from_before_a_second_try_finds_the_job_of_it(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_backend_that_stays_busy_fails_the_job_in_the_end(sandbox: Sandbox, tm
         assert run.record.job_id is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [StoreError("the store is busy"), LeaseLost("another worker is at it")])
 def test_what_is_wrong_here_between_two_tries_gives_no_job_up(
     sandbox: Sandbox, tmp_path: Path, error: OrchestrateError
@@ -278,6 +280,7 @@ def test_a_job_that_was_cancelled_while_it_waits_for_its_backend_is_not_sent(
         assert [run.record.job_id for run in gateway.ft.runs()] == [None], "nothing was made to be ended"
 
 
+@pytest.mark.slow
 def test_a_job_that_failed_leaves_no_run_to_be_sent_though_its_gateway_was_killed_in_between(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:

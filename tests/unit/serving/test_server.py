@@ -511,6 +511,7 @@ def test_sixteen_clients_are_answered_side_by_side(served: ServingApp) -> None:
     assert (len(begun), ended) == (clients, set())
 
 
+@pytest.mark.slow
 def test_keys_are_asked_for_once_there_are_some_and_kept_as_hashes(known: Known, tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="needs keys"),
