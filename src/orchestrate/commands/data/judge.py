@@ -21,6 +21,23 @@ if TYPE_CHECKING:
     from orchestrate.runs.evaluation.reviews import FromReview
 
 RubricOpt = Annotated[Path | None, typer.Option(help="YAML file with the question, guidelines and criteria.")]
+CalibrateOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar="RATED",
+        help="Human ratings to compare the judge with: a .jsonl file, or a review's id.",
+    ),
+]
+UncalibratedOpt = Annotated[
+    bool,
+    typer.Option(
+        "--uncalibrated", help="Allow a judge that isn't sufficiently calibrated against human ratings."
+    ),
+]
+JudgeCostOpt = Annotated[
+    str | None, typer.Option(metavar="USD", help="Maximum total cost of the judge's answers.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +51,10 @@ class JudgeAndRubric:
         ),
     ]
     rubric: RubricOpt = None
-    rated: Annotated[
-        str | None,
-        typer.Option(
-            "--calibrate",
-            metavar="RATED",
-            help="Human ratings to compare the judge with: a .jsonl file, or a review's id.",
-        ),
-    ] = None
-    uncalibrated: Annotated[
-        bool,
-        typer.Option(
-            "--uncalibrated", help="Allow a judge that isn't sufficiently calibrated against human ratings."
-        ),
-    ] = False
+    rated: CalibrateOpt = None
+    uncalibrated: UncalibratedOpt = False
     key_variable: KeyVariableOpt = None
-    max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Maximum total cost of the judge's answers.")
-    ] = None
+    max_cost: JudgeCostOpt = None
     skip_failed: SkipFailedOpt = False
 
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrate.commands.data.judge import KeyVariableOpt, RubricOpt, print_plan
+from orchestrate.commands.data.judge import (
+    CalibrateOpt,
+    JudgeCostOpt,
+    KeyVariableOpt,
+    RubricOpt,
+    UncalibratedOpt,
+    print_plan,
+)
 from orchestrate.commands.data.options import FileArg, OutputOpt, ReadOptions, engine
 from orchestrate.commands.evaluation.judge import answer_progress
 from orchestrate.commands.terminal.command import Output, command
@@ -37,24 +44,10 @@ class JudgeOptions:
         typer.Option(help="Let a model rate the rows: MODEL, HOST=MODEL or https://ADDRESS/v1=MODEL."),
     ] = None
     rubric: RubricOpt = None
-    rated: Annotated[
-        str | None,
-        typer.Option(
-            "--calibrate",
-            metavar="RATED",
-            help="Human ratings to compare the judge with: a .jsonl file, or a review's id.",
-        ),
-    ] = None
-    uncalibrated: Annotated[
-        bool,
-        typer.Option(
-            "--uncalibrated", help="Allow a judge that isn't sufficiently calibrated against human ratings."
-        ),
-    ] = False
+    rated: CalibrateOpt = None
+    uncalibrated: UncalibratedOpt = False
     key_variable: KeyVariableOpt = None
-    max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Maximum total cost of the judge's answers.")
-    ] = None
+    max_cost: JudgeCostOpt = None
     skip_failed: SkipFailedOpt = False
 
 

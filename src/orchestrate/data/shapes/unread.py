@@ -315,7 +315,7 @@ def unused_column_warnings(columns: dict[str, UnreadColumn], rows: int) -> Itera
 
 def held_out_rows(columns: Mapping[str, UnreadColumn]) -> tuple[str, Counter[str]] | None:
     """Return the first column that assigns rows to test or validation, with the number of rows in each split.
-    Returns `None` if there is no such column."""
+    Returns `None` if no column does that."""
     return next(((name, c.held_out) for name, c in columns.items() if c.held_out), None)
 
 
