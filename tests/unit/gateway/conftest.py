@@ -18,7 +18,9 @@ from tests.waiting import until
 
 from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.gateway import server, terms
+from orchestrate.providers.base import Deploys, capability
 from orchestrate.runs import watch as watching
+from orchestrate.runs.hosting.deployment import READY
 from orchestrate.sandbox import running as sandbox_running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.sandbox.server import Sandbox
@@ -126,3 +128,16 @@ def ended(client: OpenAI, id: str, patience_s: float = 240) -> Any:
         return job if job.status in ("succeeded", "failed", "cancelled") else None
 
     return until(look, patience_s=patience_s)
+
+
+def deployed(gateway: Gateway, run_id: str) -> None:
+    """Deploys the run's model, and returns once its host answers with it."""
+    run = gateway.ft.run(run_id)
+    run.deploy(accept_unknown_price=True)
+    host = capability(gateway.ft.provider(run.record.provider), Deploys)
+
+    def ready() -> bool:
+        endpoint = host.endpoint(run.record.handle)
+        return endpoint is not None and endpoint.state == READY
+
+    until(ready, "the endpoint")

@@ -12,15 +12,12 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 from tests.paths import TINY
-from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, ended, gateway_of, rows
+from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, deployed, ended, gateway_of, rows
 from tests.unit.serving.conftest import random_adapter
-from tests.waiting import until
 
 from orchestrate.errors import Unsupported
 from orchestrate.http.wire.openai.chat import ChatRequest
 from orchestrate.providers import files
-from orchestrate.providers.base import Deploys, capability
-from orchestrate.runs.hosting.deployment import READY
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.types import Artifact, GatewayJob
 
@@ -52,15 +49,7 @@ def hosted(gateway: Gateway) -> str:
         assert caught.value.code == "model_not_deployed"
     found = gateway.ft.store.gateway_jobs.get(job.id)
     assert found is not None and found.run_id is not None
-    run = gateway.ft.run(found.run_id)
-    run.deploy(accept_unknown_price=True)
-    host = capability(gateway.ft.provider(run.record.provider), Deploys)
-
-    def ready() -> bool:
-        endpoint = host.endpoint(run.record.handle)
-        return endpoint is not None and endpoint.state == READY
-
-    until(ready)
+    deployed(gateway, found.run_id)
     return name
 
 

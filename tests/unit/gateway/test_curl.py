@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.unit.gateway.conftest import Gateway, ended, gateway_of, rows, until
+from tests.unit.gateway.conftest import Gateway, deployed, ended, gateway_of, rows, until
 from tests.unit.gateway.test_published import described, wrong
 
 from orchestrate.sandbox.server import Sandbox
@@ -58,7 +58,7 @@ def there(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterato
             model = ended(client, job.id).fine_tuned_model
         made = gateway.ft.store.gateway_jobs.get(job.id)
         assert made is not None and made.run_id is not None
-        gateway.ft.run(made.run_id).deploy(accept_unknown_price=True)
+        deployed(gateway, made.run_id)
         yield gateway, model
 
 
