@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
 from orchestrate.local.model.loaded import Loaded, OutputHead
-from orchestrate.local.model.shortcuts.kernels import common_start, line_up
+from orchestrate.local.model.shortcuts.kernels import common_start, even, line_up
 
 # To save memory, these losses never hold the logits of all tokens. The head is applied only to trained
 # tokens, one block at a time.
@@ -25,6 +25,12 @@ from orchestrate.local.model.shortcuts.kernels import common_start, line_up
 
 # torch, transformers and numpy have incomplete type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+def _product(rows: Tensor, weight: Tensor) -> Tensor:
+    """Multiply [rows, n] by [n, m]. On a CPU, the number of rows is made `even` for the multiplication."""
+    more = even(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
+    return (F.pad(rows, (0, 0, 0, more)) @ weight)[: len(rows)] if more else rows @ weight
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -41,7 +47,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if wanted else None
         for start in range(0, len(hidden), head.block):
             part = slice(start, start + head.block)
-            logits = (hidden[part] @ weight.t()).float()
+            logits = _product(hidden[part], weight.t()).float()
             if head.multiplier != 1.0:
                 logits *= head.multiplier
             if head.softcap is not None:
@@ -58,7 +64,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             grad *= weights[part, None] * head.multiplier
             if slope is not None:
                 grad *= slope
-            torch.mm(grad.to(weight.dtype), weight, out=gradient[part])
+            gradient[part] = _product(grad.to(weight.dtype), weight)
             del logits, grad  # before the next block makes its own
         ctx.gradient = gradient
         ctx.mark_non_differentiable(correct)
@@ -206,6 +212,8 @@ class TrainingBatch:
     """Positions in the flattened `ids` that predict a trained token, as [trained]."""
     targets: Tensor
     weights: Tensor
+    computed: Tensor
+    """The `places`, and in a line others, so that their number is `even`."""
     row: Tensor
     """For each trained token, the index of its row in this batch, as [trained]."""
     tokens: int
@@ -253,7 +261,7 @@ def collate(
     whole = [rows.row(i) for i in numbers]
     parts = [_TargetRow.of(*row) for row in whole]
     if line:
-        ids, starts, inputs, real = _in_line(parts, rows.pairs, share)
+        ids, starts, inputs, real = _in_line(parts, pad, rows.pairs, share)
     else:
         ids, starts, inputs = _side_by_side(parts, pad, packing)
         if layout_of is not None:
@@ -265,11 +273,14 @@ def collate(
     def tensor(values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
 
+    places = np.concatenate([p.places + start for p, start in zip(parts, starts, strict=True)])
+    others = np.setdiff1d(np.arange(ids.size), places) if line else places[:0]
     return TrainingBatch(
         ids=tensor(ids),
-        places=tensor(np.concatenate([p.places + start for p, start in zip(parts, starts, strict=True)])),
+        places=tensor(places),
         targets=tensor(np.concatenate([p.targets for p in parts]).astype(np.int64)),
         weights=tensor(np.concatenate([p.weights for p in parts])),
+        computed=tensor(np.concatenate([places, others[: even(len(places)) - len(places)]])),
         row=tensor(np.repeat(np.arange(len(parts)), [len(p.places) for p in parts])),
         tokens=sum(len(ids) for ids, _ in whole),
         real=tensor(real),
@@ -297,12 +308,12 @@ def _side_by_side(parts: Sequence[_TargetRow], pad: int, packing: bool) -> Colla
 
 
 def _in_line(
-    parts: Sequence[_TargetRow], pairs: bool, share: bool
+    parts: Sequence[_TargetRow], pad: int, pairs: bool, share: bool
 ) -> tuple[*Collated, npt.NDArray[np.float32]]:
     """Put rows in one sequence. Like `_side_by_side`, but also returns the number of rows that contain each
     token. For its trained positions, a row's first token counts as if its family's prefix stood directly
     before it."""
-    half = len(parts) // 2
+    rows, half = [p.ids for p in parts], len(parts) // 2
     families = [[r, r + half] for r in range(half)] if pairs else [list(range(len(parts)))]
     shared = [0] * len(families)
     for f, members in enumerate(families):
@@ -311,8 +322,14 @@ def _in_line(
             # rows.
             limit = min(int(parts[r].places[0]) if len(parts[r].places) else 0 for r in members)
             shared[f] = common_start([parts[r].ids for r in members], limit)
-    line = line_up([p.ids for p in parts], families, shared)
-    starts = [start - n for start, n in zip(line.starts, line.shared, strict=True)]
+    tokens = sum(map(len, rows)) - sum(
+        n * (len(members) - 1) for n, members in zip(shared, families, strict=True)
+    )
+    if padding := even(tokens) - tokens:  # one more row, which predicts nothing
+        rows, families, shared = [*rows, np.full(padding, pad)], [*families, [len(rows)]], [*shared, 0]
+    line = line_up(rows, families, shared)
+    line.times[tokens:] = 0
+    starts = [start - n for start, n in zip(line.starts, line.shared, strict=True)][: len(parts)]
     inputs = {"position_ids": line.positions[None], "layout": line.layout}
     return line.ids[None], starts, inputs, line.times[None]
 
@@ -365,7 +382,7 @@ class Objective:
 
     def trained_hidden(self, batch: TrainingBatch) -> Tensor:
         """Return the hidden states that predict the trained tokens: [trained, hidden]."""
-        hidden = self.loaded.hidden(batch.ids, batch.places, **batch.inputs)
+        hidden = self.loaded.hidden(batch.ids, batch.computed, **batch.inputs)
         return hidden.reshape(-1, hidden.shape[-1])[batch.places]
 
     def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:

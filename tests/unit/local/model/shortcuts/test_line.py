@@ -17,7 +17,7 @@ from tests.unit.local.sessions import make_session, pairs
 
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.shortcuts import kernels
-from orchestrate.local.model.shortcuts.kernels import attention, line_up
+from orchestrate.local.model.shortcuts.kernels import attention, even, line_up
 from orchestrate.local.model.shortcuts.probes import line_limit
 from orchestrate.local.objectives.base import collate
 from orchestrate.local.run.session import Session
@@ -94,8 +94,29 @@ def test_rows_that_are_trained_from_the_start_share_nothing(tmp_path: Path) -> N
     session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method=method)
     rows = session.loop.train
     batch = collate(rows, range(12), 0, session.device, line=True, share=True)
-    assert batch.ids.numel() == rows.tokens - rows.examples  # each but its last token
-    assert len(batch.places) == batch.ids.numel()
+    read = rows.tokens - rows.examples  # each but its last token
+    assert batch.ids.numel() == even(read) and batch.real.sum() == read
+    assert len(batch.places) == read and len(batch.computed) == batch.ids.numel()
+
+
+def test_sizes_take_few_values_and_grow_little() -> None:
+    sizes = range(1, 5000)
+    assert all(0 <= even(n) - n <= max(15, n / 16) for n in sizes)
+    assert len({even(n) for n in range(1024, 2048)}) == 16
+    assert all(even(even(n)) == even(n) for n in sizes)
+
+
+def test_steps_of_other_lengths_use_the_kernels_of_earlier_ones(tmp_path: Path) -> None:
+    """Each row of the second step is another, and the shapes of the matrices are the same."""
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 24), method={"type": "sft"})
+    objective, rows = session.loop.objective, session.loop.train
+    first = objective.collate(rows, range(12))
+    others = [objective.collate(rows, range(n, n + 12)) for n in range(1, 12)]
+    assert len({batch.tokens for batch in others}) > 5
+    assert {batch.ids.shape for batch in others} <= {first.ids.shape, (1, first.ids.shape[1] + 16)}
+    for batch in [first, *others]:
+        assert set(batch.places.tolist()) <= set(batch.computed.tolist())
+        assert len(batch.computed) == len(set(batch.computed.tolist())) == even(len(batch.places))
 
 
 @pytest.mark.parametrize("noise", [None, pytest.param(5.0, marks=pytest.mark.slow)])
@@ -118,7 +139,7 @@ def test_the_event_tells_what_the_work_shows(tmp_path: Path, noise: float | None
     told = "packing up to 1024 tokens, shared prefixes computed once"
     if noise is None:
         assert told in event.data["in_use"] and told in event.message
-        assert alike > 10 and passed == [sum(read) - 11 * alike]
+        assert alike > 10 and passed == [even(sum(read) - 11 * alike)]
     else:
         assert "packing" not in event.message
         assert passed == [12 * max(read)]
