@@ -13,6 +13,7 @@ from tests import command
 from tests.cli.conftest import Result
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.slow
 PLUGIN = ROOT / "tests" / "contract" / "plugin"
 
 

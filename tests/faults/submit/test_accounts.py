@@ -190,7 +190,9 @@ def tells(request: pytest.FixtureRequest, hosts: Any) -> Iterator[bool]:
     settings.reports_account = True
 
 
-@pytest.mark.parametrize("name", HOSTED)
+@pytest.mark.parametrize(
+    "name", ["openai", *(pytest.param(name, marks=pytest.mark.slow) for name in HOSTED if name != "openai")]
+)
 def test_a_key_that_was_switched_loses_and_doubles_nothing(
     world: World, hosts: Any, tally: Callable[..., None], name: str, tells: bool
 ) -> None:

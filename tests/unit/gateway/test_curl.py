@@ -17,7 +17,10 @@ from tests.unit.gateway.test_published import described, wrong
 
 from orchestrate.sandbox.server import Sandbox
 
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+pytestmark = [
+    pytest.mark.slow,  # the same routes are asked by the SDK in the fast half
+    pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"),
+]
 EXAMPLES: list[dict[str, str]] = json.loads(
     Path(__file__).with_name("published_curl.json").read_text(encoding="utf-8")
 )["examples"]

@@ -59,9 +59,8 @@ def submitted(ft: Orchestrator, old: RunHandle) -> RunHandle:
             return found
 
 
-@pytest.mark.parametrize(
-    "point", [p if p == "after-post" else pytest.param(p, marks=pytest.mark.slow) for p in POINTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
 def test_a_migration_killed_at_each_step_is_one_job(
     ft: Orchestrator,
     old: RunHandle,

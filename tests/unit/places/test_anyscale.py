@@ -58,6 +58,7 @@ from orchestrate.store.store import Store
 from orchestrate.types import ArtifactFile, JobStatus, Run, SubmitPhase
 
 consoles = pytest.importorskip("tests.unit.places.console")
+pytestmark = pytest.mark.slow  # a place's own client; what all places have in common is in the fast half
 TOKEN = consoles.TOKEN
 
 

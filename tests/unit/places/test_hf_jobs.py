@@ -35,6 +35,8 @@ from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.types import JobStatus, Severity
 
+pytestmark = pytest.mark.slow  # a place's own client; what all places have in common is in the fast half
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:

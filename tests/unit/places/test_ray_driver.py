@@ -41,6 +41,9 @@ from orchestrate.places.kinds._ray.driver import Driver, lacking
 Fit = Callable[[RunLease], object]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def stored(tmp_path: Path) -> StoredRun:
     return placed(tmp_path, WorkerLimits())

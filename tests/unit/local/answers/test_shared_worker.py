@@ -282,6 +282,7 @@ def test_what_has_gone_since_costs_the_others_nothing(
     assert asked(one) == whole
 
 
+@pytest.mark.slow
 def test_an_adapter_without_safetensors_is_told_as_such(tmp_path: Path, worker: Worker) -> None:
     folder = random_adapter(tmp_path / "pickled", 6, target_modules=["q_proj"])
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
