@@ -122,7 +122,9 @@ def test_killed_it_goes_on_from_its_newest_checkpoint_in_another_attempt(
     assert here.state().status == "succeeded" and lease.attempts(stored) == 2
 
 
-@pytest.mark.parametrize(("word", "end"), [("pause", "paused"), ("cancel", "cancelled")])
+@pytest.mark.parametrize(
+    ("word", "end"), [("pause", "paused"), pytest.param("cancel", "cancelled", marks=pytest.mark.slow)]
+)
 def test_it_heeds_what_it_is_asked(word: str, end: str, job: LocalJob, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/depot"
     write_manifest(RunStorage(url), job, WorkerLimits())

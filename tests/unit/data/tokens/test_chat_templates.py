@@ -387,6 +387,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", each(n for n in TEMPLATES if not n.endswith("_training")))
 def test_settings_in_the_template_are_those_that_are_handed_to_it(name: str) -> None:
     """As transformers hands them in; and one that is handed to it later goes before them."""
