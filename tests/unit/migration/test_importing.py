@@ -189,7 +189,9 @@ def test_what_is_lost_is_told_of_the_run_that_lost_it(ft: Orchestrator, sandbox:
     assert away.data == f"gone: {kept} no longer exists"
 
 
-@pytest.mark.parametrize("moved", [False, True], ids=["files lost", "home moved"])
+@pytest.mark.parametrize(
+    "moved", [pytest.param(False, marks=pytest.mark.slow), True], ids=["files lost", "home moved"]
+)
 def test_a_restored_store_fetches_the_files_that_it_knows_and_has_not(
     ft: Orchestrator, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path, moved: bool
 ) -> None:
@@ -214,7 +216,11 @@ def test_a_restored_store_fetches_the_files_that_it_knows_and_has_not(
 CONTENT = r"/v1/files/file-(?!result).*/content"
 
 
-@pytest.mark.parametrize(("kind", "status"), [("error", 403), ("html", 200)], ids=["refused", "proxy's page"])
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [("error", 403), pytest.param("html", 200, marks=pytest.mark.slow)],
+    ids=["refused", "proxy's page"],
+)
 def test_a_file_that_is_not_given_out_today_is_asked_for_again(
     ft: Orchestrator, sandbox: Sandbox, kind: str, status: int
 ) -> None:
@@ -358,7 +364,7 @@ def killed_import(arguments: list[str]) -> None:
     "place",
     [
         pytest.param(("jobs listed", 2), marks=pytest.mark.slow),
-        ("files fetched", 1),
+        pytest.param(("files fetched", 1), marks=pytest.mark.slow),
         pytest.param(("runs completed", 1), marks=pytest.mark.slow),
     ],
     ids=["list", "files", "details"],

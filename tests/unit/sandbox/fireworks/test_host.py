@@ -16,6 +16,9 @@ from tests.unit.sandbox.conftest import slowed
 
 from orchestrate.sandbox.server import Sandbox
 
+pytestmark = pytest.mark.slow  # the fast half has the first host's stand-in
+
+
 MODEL = "accounts/fireworks/models/qwen3-8b"
 WORDS = {
     word

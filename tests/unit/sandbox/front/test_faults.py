@@ -17,6 +17,9 @@ from tests import loopback
 
 from orchestrate.sandbox.server import Sandbox
 
+pytestmark = pytest.mark.slow  # the tests under faults use each of them
+
+
 MODEL = "gpt-4o-mini-2024-07-18"
 Write = Callable[..., Path]
 Until = Callable[[Callable[[], Any]], Any]

@@ -25,6 +25,9 @@ from together.types import FinetuneEventType, FinetuneResponse
 from orchestrate.core.zstd import zstd
 from orchestrate.sandbox.server import Sandbox
 
+pytestmark = pytest.mark.slow  # the fast half has the first host's stand-in
+
+
 MODEL = "Qwen/Qwen3.5-9B"
 COMMAND = str(Path(sys.executable).parent / "together")
 WORDS = set(get_args(FinetuneResponse.model_fields["status"].annotation))
