@@ -10,13 +10,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from _pytest import logging as pytest_logging
 from hypothesis import HealthCheck, settings
 from tests import forking, key_scan, sources
 from tests.cells import ALL_OF_IT
+from tests.logged import Logged
 from tests.paths import ROOT
 from tests.postgres_server import Postgres, postgres_binaries
 from tests.workers import Nursery
@@ -75,29 +75,6 @@ LONG = (
 )
 """What takes minutes, the longest first: each worker begins with some of it, so that none is left with it, or
 with a second making of what its tests share, when the others have ended."""
-
-
-class CatchingLogs(pytest_logging.catching_logs[Any]):
-    """Six times in each test pytest looks through the thousands of loggers that the libraries have, for those
-    that do not propagate. Here once in each, and where there are more of them than there were."""
-
-    seen: ClassVar[tuple[str | None, int]] = (None, 0)
-    apart: ClassVar[list[logging.Logger]] = []
-
-    def __enter__(self) -> Any:
-        root = logging.getLogger()
-        loggers = root.manager.loggerDict
-        seen = (os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0], len(loggers))
-        if self.level is not None or seen != CatchingLogs.seen:
-            CatchingLogs.seen = seen
-            CatchingLogs.apart = [
-                one for one in loggers.values() if isinstance(one, logging.Logger) and not one.propagate
-            ]
-            return super().__enter__()
-        self.attached_loggers = [root, *(one for one in CatchingLogs.apart if not one.propagate)]
-        for one in self.attached_loggers:
-            one.addHandler(self.handler)
-        return self.handler
 
 
 COLUMNS = ("cases", "runs", "jobs", "alarms", "lost", "doubled")
@@ -196,6 +173,17 @@ def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    root, made = logging.getLogger(), Logged()
+    before = root.level
+    root.addHandler(made)
+    root.setLevel(logging.DEBUG)
+    yield made
+    root.setLevel(before)
+    root.removeHandler(made)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     binaries = postgres_binaries()
@@ -224,8 +212,6 @@ def pytest_configure(config: pytest.Config) -> None:
     ):  # the tests are found here, not in workers of this process
         # Until all is imported: hardly anything of it is garbage, and no compiler of torch is needed.
         loading.enter_context(importing())
-    if hasattr(CatchingLogs, "attached_loggers"):  # else this pytest looks through none
-        pytest_logging.catching_logs = CatchingLogs  # type: ignore[misc]
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")
         config.pluginmanager.register(Seconds(), "seconds")

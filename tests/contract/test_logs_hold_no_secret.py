@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.logged import Logged
 
 from orchestrate.providers.calls import hosted
 from orchestrate.sandbox import running
@@ -65,24 +66,21 @@ def factory():
     logging.setLogRecordFactory(before)
 
 
-def test_records_of_these_libraries_are_masked_and_others_are_not(
-    factory: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_records_of_these_libraries_are_masked_and_others_are_not(factory: None, logged: Logged) -> None:
     secret = Secret("not-like-any-known-key")
     hosted.guard()
     hosted.guard()
     url = "https://h.example/x?signature=abc"
-    caplog.set_level(logging.DEBUG)
     try:
         raise ValueError(f"{secret.reveal()} at {url}")
     except ValueError:
         logging.getLogger("together.lib.files").exception("sent %s to %s", secret.reveal(), url)
     logging.getLogger("httpx").info("100%% of %(a)s", {"a": url})
     logging.getLogger("mine").info("kept %s", url)
-    text = caplog.text
+    text = logged.text
     assert text.count("[removed]") == 5 and "signature" not in text.replace(url, "", 1)
     assert secret.reveal() not in text
-    assert [r.getMessage() for r in caplog.records][1:] == [
+    assert [r.getMessage() for r in logged.records][1:] == [
         "100% of https://h.example/x?[removed]",
         f"kept {url}",
     ]

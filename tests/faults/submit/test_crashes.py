@@ -13,6 +13,7 @@ import pytest
 from tests import command
 from tests.faults.submitting import BACKENDS
 from tests.faults.world import CREATE, HOSTED, Counted, World
+from tests.logged import Logged
 
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.store.store import POINTS, Store
@@ -124,12 +125,9 @@ def test_a_lost_store_is_rebuilt_from_the_hosts(world: World, counted: Counted) 
     world.sync()
 
 
-def test_no_key_is_in_any_file_that_was_written(world: World, hosts: Any, caplog: Any) -> None:
-    import logging
-
+def test_no_key_is_in_any_file_that_was_written(world: World, hosts: Any, logged: Logged) -> None:
     from orchestrate.errors import OrchestrateError
 
-    caplog.set_level(logging.DEBUG)
     for name in HOSTED:
         world.submit(name)
         hosts.fault(name, "error", method="POST", path=CREATE[name], status=401)
@@ -139,7 +137,7 @@ def test_no_key_is_in_any_file_that_was_written(world: World, hosts: Any, caplog
     world.store.close()
     keys = {value for name, value in hosts.env.items() if name.endswith("_API_KEY")}
     assert keys
-    assert not any(key in caplog.text for key in keys)
+    assert not any(key in logged.text for key in keys)
     files = [file for file in world.folder.rglob("*") if file.is_file()]
     assert any(file.name == "runs.sqlite3" for file in files)
     for file in files:
