@@ -193,6 +193,9 @@ class Desirability:
 
 
 MOST_ROWS = 1 << 20
+LEAST_SHARED = 64
+"""Prefixes are shared if that saves at least one token in this many. If nothing is shared, long rows use
+torch's attention, which is faster for them."""
 PACKED_LINE = 256
 """Minimum length in tokens of a packed sequence."""
 
@@ -322,9 +325,11 @@ def _in_line(
             # rows.
             limit = min(int(parts[r].places[0]) if len(parts[r].places) else 0 for r in members)
             shared[f] = common_start([parts[r].ids for r in members], limit)
-    tokens = sum(map(len, rows)) - sum(
-        n * (len(members) - 1) for n, members in zip(shared, families, strict=True)
-    )
+    saved = sum(n * (len(members) - 1) for n, members in zip(shared, families, strict=True))
+    tokens = sum(map(len, rows))
+    if saved * LEAST_SHARED < tokens:
+        saved, shared = 0, [0] * len(families)
+    tokens -= saved
     if padding := even(tokens) - tokens:  # one more row, which predicts nothing
         rows, families, shared = [*rows, np.full(padding, pad)], [*families, [len(rows)]], [*shared, 0]
     line = line_up(rows, families, shared)

@@ -10,12 +10,14 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -103,6 +105,10 @@ Piece = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 Each of the segment's own tokens attends to the prefix, to the segment's earlier tokens and to itself."""
 
 
+LONG_ROW = 512
+"""Row length in tokens from which torch's own attention is at least as fast: on one core with AMX, forward
+and backward over 8 heads took 25.7 ms here and 19.6 ms in torch for 860 tokens, 37.0 and 23.5 ms for 1,024,
+and 3.1 and 6.3 ms for 5 rows of 80 tokens."""
 AT_ONCE = 32_768
 """Maximum number of attention scores per head if several segments are computed as one group."""
 
@@ -133,6 +139,14 @@ class AttentionGroup:
 @dataclass(frozen=True)
 class Layout:
     groups: tuple[AttentionGroup, ...]
+
+    @property
+    def long_rows(self) -> bool:
+        """True if no rows share a prefix and most attention scores belong to rows of at least `LONG_ROW`
+        tokens."""
+        scores = [(group.last - group.first) ** 2 for group in self.groups]
+        most = sum(n for n in scores if n >= LONG_ROW**2)
+        return all(g.pieces == 1 and not g.before for g in self.groups) and 2 * most > sum(scores)
 
 
 @dataclass(frozen=True)
@@ -293,6 +307,16 @@ def _add(total: Tensor, group: AttentionGroup, x: Tensor) -> None:
 def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """Compute attention over packed rows, with the shapes of transformers' attention interface: [1, heads,
     tokens, dim] -> [1, tokens, heads, dim]."""
+    if layout.long_rows:
+        rows = [slice(group.first, group.last) for group in layout.groups]
+        attention_of = partial(
+            scaled_dot_product_attention,
+            is_causal=True,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        found = [attention_of(query[:, :, row], key[:, :, row], value[:, :, row]) for row in rows]
+        return torch.cat(found, dim=2).transpose(1, 2)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     return _LineAttention.apply(q, k, v, layout, scale)[None]  # type: ignore[no-any-return]
 

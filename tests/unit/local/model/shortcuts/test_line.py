@@ -19,6 +19,7 @@ from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.shortcuts import kernels
 from orchestrate.local.model.shortcuts.kernels import attention, even, line_up
 from orchestrate.local.model.shortcuts.probes import line_limit
+from orchestrate.local.objectives import base
 from orchestrate.local.objectives.base import collate
 from orchestrate.local.run.session import Session
 
@@ -208,6 +209,25 @@ def test_attention_over_a_line_is_attention_over_each_row(
 def test_attention_over_a_line_of_long_rows() -> None:
     """Of more than one block as it is."""
     compare([140, 300, 7], 133, 2, 0)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_attention_over_long_rows_that_share_nothing_is_torchs(
+    kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "attend", None)
+    compare([520, 9, 600], 0, kv_heads, 0)
+
+
+def test_a_beginning_too_short_to_be_worth_it_is_not_shared(tmp_path: Path) -> None:
+    session = exact(make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"}))
+    rows, found = session.loop.train, dict[int, float]()
+    for least in (1, 64, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(base, "LEAST_SHARED", least)
+            batch = collate(rows, range(12), 0, session.device, line=True, share=True)
+            found[least] = float(batch.real.max())
+    assert found == {1: 1.0, 64: 12.0, 1 << 20: 12.0}
 
 
 def compare(lengths: list[int], shared: int, kv_heads: int, seed: int) -> None:
