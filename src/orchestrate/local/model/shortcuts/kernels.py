@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -308,14 +307,13 @@ def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
     """Compute attention over packed rows, with the shapes of transformers' attention interface: [1, heads,
     tokens, dim] -> [1, tokens, heads, dim]."""
     if layout.long_rows:
-        rows = [slice(group.first, group.last) for group in layout.groups]
-        attention_of = partial(
-            scaled_dot_product_attention,
-            is_causal=True,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        found = [attention_of(query[:, :, row], key[:, :, row], value[:, :, row]) for row in rows]
+        sizes = [group.last - group.first for group in layout.groups]
+        rows = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
+        gqa = query.shape[1] != key.shape[1]
+        found = [
+            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+            for q, k, v in rows
+        ]
         return torch.cat(found, dim=2).transpose(1, 2)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     return _LineAttention.apply(q, k, v, layout, scale)[None]  # type: ignore[no-any-return]
