@@ -164,6 +164,13 @@ def cpu_multiplies_bf16() -> bool:
     return not known.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
+@cache
+def cpu_has_amx() -> bool:
+    """Return whether the CPU has matrix instructions for bf16 (Intel's AMX), according to the Linux
+    kernel."""
+    return "amx_bf16" in _cpuinfo("flags").split()
+
+
 def _cpuinfo(key: str) -> str:
     """Read the fields of the first core. Empty if Linux does not report them."""
     try:

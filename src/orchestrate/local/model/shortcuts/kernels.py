@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from orchestrate.local import machine
 from orchestrate.local.model.loaded import decoder_of
 
 # Causal attention, one block of queries at a time. Scores for keys after the block are never computed.
@@ -105,9 +106,9 @@ Each of the segment's own tokens attends to the prefix, to the segment's earlier
 
 
 LONG_ROW = 512
-"""Row length in tokens from which torch's own attention is at least as fast: on one core with AMX, forward
-and backward over 8 heads took 25.7 ms here and 19.6 ms in torch for 860 tokens, 37.0 and 23.5 ms for 1,024,
-and 3.1 and 6.3 ms for 5 rows of 80 tokens."""
+"""Row length in tokens from which torch's own attention is faster on a CPU with AMX: on one core, forward and
+backward over 8 heads took 37.0 ms here and 23.5 ms in torch for 1,024 tokens, 25.7 and 19.6 ms for 860, but
+3.1 and 6.3 ms for 5 rows of 80 tokens."""
 AT_ONCE = 32_768
 """Maximum number of attention scores per head if several segments are computed as one group."""
 
@@ -141,11 +142,12 @@ class Layout:
 
     @property
     def long_rows(self) -> bool:
-        """True if no rows share a prefix and most attention scores belong to rows of at least `LONG_ROW`
-        tokens."""
+        """True if torch's attention is faster: the CPU has AMX, no rows share a prefix, and most attention
+        scores belong to rows of at least `LONG_ROW` tokens."""
         scores = [(group.last - group.first) ** 2 for group in self.groups]
         most = sum(n for n in scores if n >= LONG_ROW**2)
-        return all(g.pieces == 1 and not g.before for g in self.groups) and 2 * most > sum(scores)
+        apart = all(group.pieces == 1 and not group.before for group in self.groups)
+        return apart and 2 * most > sum(scores) and machine.cpu_has_amx()
 
 
 @dataclass(frozen=True)

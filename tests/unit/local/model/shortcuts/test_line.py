@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.local.sessions import make_session, pairs
 
+from orchestrate.local import machine
 from orchestrate.local.model.loaded import Loaded
 from orchestrate.local.model.shortcuts import kernels
-from orchestrate.local.model.shortcuts.kernels import attention, even, line_up
+from orchestrate.local.model.shortcuts.kernels import attend, attention, even, line_up
 from orchestrate.local.model.shortcuts.probes import line_limit
 from orchestrate.local.objectives import base
 from orchestrate.local.objectives.base import collate
@@ -211,12 +212,16 @@ def test_attention_over_a_line_of_long_rows() -> None:
     compare([140, 300, 7], 133, 2, 0)
 
 
+@pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_attention_over_long_rows_that_share_nothing_is_torchs(
-    kv_heads: int, monkeypatch: pytest.MonkeyPatch
+def test_attention_over_long_rows_that_share_nothing_is_torchs_with_amx(
+    kv_heads: int, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "attend", None)
+    monkeypatch.setattr(machine, "cpu_has_amx", lambda: amx)
+    calls: list[int] = []
+    monkeypatch.setattr(kernels, "attend", lambda *args: calls.append(1) or attend(*args))
     compare([520, 9, 600], 0, kv_heads, 0)
+    assert bool(calls) is not amx
 
 
 def test_a_beginning_too_short_to_be_worth_it_is_not_shared(tmp_path: Path) -> None:
