@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
 from orchestrate.local.model.loaded import Loaded, OutputHead
-from orchestrate.local.model.shortcuts.kernels import common_start, even, line_up
+from orchestrate.local.model.shortcuts.kernels import common_start, even, even_below, line_up
 
 # To save memory, these losses never hold the logits of all tokens. The head is applied only to trained
 # tokens, one block at a time.
@@ -45,8 +45,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
         correct = torch.zeros((), device=hidden.device)
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
-        for start in range(0, len(hidden), head.block):
-            part = slice(start, start + head.block)
+        block = even_below(head.block)
+        for start in range(0, len(hidden), block):
+            part = slice(start, start + block)
             logits = _product(hidden[part], weight.t()).float()
             if head.multiplier != 1.0:
                 logits *= head.multiplier
@@ -245,6 +246,16 @@ class _TargetRow:
         return cls(ids[:read], places, ids[places + 1], weights[places + 1])
 
 
+@dataclass(frozen=True)
+class Line:
+    """How rows are put in one sequence."""
+
+    share: bool = False
+    """True to store prefixes that rows have in common only once."""
+    steady: bool = False
+    """True if neither sharing nor the attention's kernel may be chosen by the rows' lengths."""
+
+
 def collate(
     rows: EncodedRows,
     numbers: Sequence[int],
@@ -252,19 +263,18 @@ def collate(
     device: torch.device,
     *,
     packing: bool = False,
-    line: bool = False,
-    share: bool = False,
+    line: Line | None = None,
     layout_of: Callable[[npt.NDArray[np.int64]], dict[str, Any]] | None = None,
 ) -> TrainingBatch:
     """Combine the rows at these indices into one model input.
 
     By default, each row is a sequence of its own. With `packing`, a sequence may contain several rows. With
-    `line`, all rows are in a single sequence. With `line` and `share`, prefixes that rows have in common are
-    stored only once. `layout_of` computes additional inputs for packed rows from their position ids."""
+    `line`, all rows are in a single sequence. `layout_of` computes additional inputs for packed rows from
+    their position ids."""
     whole = [rows.row(i) for i in numbers]
     parts = [_TargetRow.of(*row) for row in whole]
     if line:
-        ids, starts, inputs, real = _in_line(parts, pad, rows.pairs, share)
+        ids, starts, inputs, real = _in_line(parts, rows.pairs, line)
     else:
         ids, starts, inputs = _side_by_side(parts, pad, packing)
         if layout_of is not None:
@@ -311,28 +321,29 @@ def _side_by_side(parts: Sequence[_TargetRow], pad: int, packing: bool) -> Colla
 
 
 def _in_line(
-    parts: Sequence[_TargetRow], pad: int, pairs: bool, share: bool
+    parts: Sequence[_TargetRow], pairs: bool, how: Line
 ) -> tuple[*Collated, npt.NDArray[np.float32]]:
-    """Put rows in one sequence. Like `_side_by_side`, but also returns the number of rows that contain each
-    token. For its trained positions, a row's first token counts as if its family's prefix stood directly
-    before it."""
+    """Put rows in one sequence, and behind them one that predicts nothing, so that the length is `even`. Like
+    `_side_by_side`, but also returns the number of rows that contain each token. For its trained positions, a
+    row's first token counts as if its family's prefix stood directly before it."""
     rows, half = [p.ids for p in parts], len(parts) // 2
     families = [[r, r + half] for r in range(half)] if pairs else [list(range(len(parts)))]
     shared = [0] * len(families)
     for f, members in enumerate(families):
-        if share and len(members) > 1:
+        if how.share and len(members) > 1:
             # Share no position that predicts a trained token, because the predicted tokens may differ between
             # rows.
             limit = min(int(parts[r].places[0]) if len(parts[r].places) else 0 for r in members)
             shared[f] = common_start([parts[r].ids for r in members], limit)
     saved = sum(n * (len(members) - 1) for n, members in zip(shared, families, strict=True))
     tokens = sum(map(len, rows))
-    if saved * LEAST_SHARED < tokens:
+    if saved * LEAST_SHARED < tokens and not how.steady:
         saved, shared = 0, [0] * len(families)
     tokens -= saved
-    if padding := even(tokens) - tokens:  # one more row, which predicts nothing
-        rows, families, shared = [*rows, np.full(padding, pad)], [*families, [len(rows)]], [*shared, 0]
-    line = line_up(rows, families, shared)
+    if padding := even(tokens) - tokens:
+        filler = np.full(padding, rows[0][0])  # a token that surely has an embedding
+        rows, families, shared = [*rows, filler], [*families, [len(rows)]], [*shared, 0]
+    line = line_up(rows, families, shared, steady=how.steady)
     line.times[tokens:] = 0
     starts = [start - n for start, n in zip(line.starts, line.shared, strict=True)][: len(parts)]
     inputs = {"position_ids": line.positions[None], "layout": line.layout}
@@ -370,6 +381,9 @@ class Objective:
 
     divisible: ClassVar[bool] = True
     """True if `run` can process a batch in parts."""
+    steady: ClassVar[bool] = False
+    """True if log-probabilities are compared with those of a reference, which were computed in other batches.
+    Otherwise the kernels' rounding could differ between the two."""
 
     def __init__(self, loaded: Loaded, pad: int, *, packing: bool = False) -> None:
         self.loaded = loaded
@@ -403,8 +417,7 @@ class Objective:
             self.pad,
             self.loaded.device,
             packing=packing,
-            line=line,
-            share=line and self.loaded.shares,
+            line=Line(self.loaded.shares, self.steady) if line else None,
             layout_of=self.loaded.layout_of if packing else None,
         )
 

@@ -38,6 +38,8 @@ from orchestrate.local.objectives.base import (
 class JudgedObjective(Objective):
     """A loss computed from the log-probabilities of entire answers."""
 
+    steady: ClassVar[bool] = True
+
     def weight_of(self, rows: EncodedRows, examples: Sequence[int]) -> float:
         return float(len(examples))
 

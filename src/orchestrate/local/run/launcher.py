@@ -21,7 +21,7 @@ from orchestrate.local.job import LocalJob
 from orchestrate.local.run import RunDir, now
 from orchestrate.text import duration
 
-KERNEL_CACHE = 256
+KERNEL_CACHE = 128
 """Number of compiled kernels that oneDNN keeps in its cache on a CPU. Torch has a second cache of the same
 size. Each kernel is compiled for one shape of its matrices. A step's shapes are rounded (`kernels.even`), so
 they recur. With 400 steps of 3 rows of the bundled model, a worker compiled 2,172 kernels with a cache of 128

@@ -85,11 +85,19 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def even(size: int) -> int:
-    """Round a matrix's size up, by at most a sixteenth. Sizes that differ from step to step then take few
-    values, so that few kernels are compiled. In steps of 1,200 tokens of the bundled model, compiling took
-    twice as long as calculating."""
-    unit = max(16, 1 << max(size.bit_length() - 5, 0))
-    return -(-size // unit) * unit
+    """Round a matrix's size up, by at most a sixteenth or 15. Sizes that differ from step to step then take
+    few values, so that few kernels are compiled. In steps of 1,200 tokens of the bundled model, compiling
+    took twice as long as calculating."""
+    return -(-size // _unit(size)) * _unit(size)
+
+
+def even_below(size: int) -> int:
+    """Round a size of at least 16 down to one that `even` leaves as it is."""
+    return size // _unit(size) * _unit(size)
+
+
+def _unit(size: int) -> int:
+    return max(16, 1 << max(size.bit_length() - 5, 0))
 
 
 # Pack a step's rows into one sequence, with shared prefixes stored once.
@@ -123,8 +131,8 @@ class AttentionGroup:
     """End (exclusive) of the segments' own tokens. They occupy positions first:last of the packed sequence,
     one segment after another."""
     queries: Tensor
-    """Positions of the queries in the packed sequence, padded to the longest segment, as [pieces * longest].
-    Positions of padding are arbitrary."""
+    """Positions of the queries in the packed sequence, padded to the `even` length of the longest segment, as
+    [pieces * longest]. Positions of padding are arbitrary."""
     real: Tensor
     """1 for tokens and 0 for padding, as [pieces * longest, 1]."""
     back: Tensor
@@ -133,21 +141,32 @@ class AttentionGroup:
     """Positions of the keys in the packed sequence, as [pieces * (before + longest)]."""
     before: int
     """Length of the shared prefix in tokens, the same for each segment."""
-    pieces: int
+    sizes: tuple[int, ...]
+    """Number of each segment's own tokens."""
+
+    @property
+    def pieces(self) -> int:
+        return len(self.sizes)
 
 
 @dataclass(frozen=True)
 class Layout:
     groups: tuple[AttentionGroup, ...]
+    steady: bool = False
+    """True if the kernel must not be chosen by the rows' lengths, because the kernels round differently."""
+
+    @property
+    def sizes(self) -> list[int]:
+        return [size for group in self.groups for size in group.sizes]
 
     @property
     def long_rows(self) -> bool:
-        """True if torch's attention is faster: the CPU has AMX, no rows share a prefix, and most attention
-        scores belong to rows of at least `LONG_ROW` tokens."""
-        scores = [(group.last - group.first) ** 2 for group in self.groups]
-        most = sum(n for n in scores if n >= LONG_ROW**2)
-        apart = all(group.pieces == 1 and not group.before for group in self.groups)
-        return apart and 2 * most > sum(scores) and machine.cpu_has_amx()
+        """True if torch's attention is used, because it is faster: the CPU has AMX, no rows share a prefix,
+        and most attention scores belong to rows of at least `LONG_ROW` tokens. It rounds differently."""
+        if self.steady or any(group.before for group in self.groups):
+            return False
+        scores = [size**2 for size in self.sizes]
+        return 2 * sum(n for n in scores if n >= LONG_ROW**2) > sum(scores) and machine.cpu_has_amx()
 
 
 @dataclass(frozen=True)
@@ -172,9 +191,12 @@ def common_start(rows: Sequence[Ids], limit: int) -> int:
     return limit
 
 
-def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequence[int]) -> PackedLine:
+def line_up(
+    rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequence[int], *, steady: bool = False
+) -> PackedLine:
     """Pack rows into one sequence in which shared prefixes occur only once. `families` is a partition of the
-    rows. All rows of family f start with the same `shared[f]` tokens and have more tokens than that."""
+    rows. All rows of family f start with the same `shared[f]` tokens and have more tokens than that. With
+    `steady`, the attention's kernel is not chosen by the rows' lengths."""
     begun = [f for f, n in enumerate(shared) if n]
     family = {r: f for f, members in enumerate(families) for r in members}
     order = [r for members in families for r in members]
@@ -198,7 +220,9 @@ def line_up(rows: Sequence[Ids], families: Sequence[Sequence[int]], shared: Sequ
             np.array([len(families[f]) for f in begun] + [1] * len(order), dtype=np.float32),
             [len(part) for part in ids],
         ),
-        layout=Layout(tuple(map(_group, _alike([(nothing, own) for own in beginning.values()] + pieces)))),
+        layout=Layout(
+            tuple(map(_group, _alike([(nothing, own) for own in beginning.values()] + pieces))), steady
+        ),
     )
 
 
@@ -208,11 +232,11 @@ def _alike(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
     found: list[Piece] = []
     longest = 0
     for piece in pieces:
-        seen, wider = len(piece[0]), max(longest, len(piece[1]))
+        seen, wider = len(piece[0]), max(longest, even(len(piece[1])))
         full = (len(found) + 1) * wider * (seen + wider) > AT_ONCE
         if found and (full or seen != len(found[0][0])):
             yield found
-            found, wider = [], len(piece[1])
+            found, wider = [], even(len(piece[1]))
         found.append(piece)
         longest = wider
     yield found
@@ -234,7 +258,7 @@ def _group(pieces: Sequence[Piece]) -> AttentionGroup:
         back=torch.from_numpy(np.flatnonzero(real)),
         keys=torch.from_numpy(keys.reshape(-1)),
         before=before,
-        pieces=len(pieces),
+        sizes=tuple(len(own) for _, own in pieces),
     )
 
 
@@ -309,8 +333,7 @@ def line_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
     """Compute attention over packed rows, with the shapes of transformers' attention interface: [1, heads,
     tokens, dim] -> [1, tokens, heads, dim]."""
     if layout.long_rows:
-        sizes = [group.last - group.first for group in layout.groups]
-        rows = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
+        rows = zip(*(x.split(layout.sizes, dim=2) for x in (query, key, value)), strict=True)
         gqa = query.shape[1] != key.shape[1]
         found = [
             scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)

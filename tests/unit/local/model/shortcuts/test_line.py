@@ -21,7 +21,7 @@ from orchestrate.local.model.shortcuts import kernels
 from orchestrate.local.model.shortcuts.kernels import attend, attention, even, line_up
 from orchestrate.local.model.shortcuts.probes import line_limit
 from orchestrate.local.objectives import base
-from orchestrate.local.objectives.base import collate
+from orchestrate.local.objectives.base import Line, collate
 from orchestrate.local.run.session import Session
 
 pytestmark = [
@@ -95,7 +95,7 @@ def test_rows_that_are_trained_from_the_start_share_nothing(tmp_path: Path) -> N
     method = {"type": "sft", "train_on_inputs": True}
     session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method=method)
     rows = session.loop.train
-    batch = collate(rows, range(12), 0, session.device, line=True, share=True)
+    batch = collate(rows, range(12), 0, session.device, line=Line(share=True))
     read = rows.tokens - rows.examples  # each but its last token
     assert batch.ids.numel() == even(read) and batch.real.sum() == read
     assert len(batch.places) == read and len(batch.computed) == batch.ids.numel()
@@ -224,13 +224,40 @@ def test_attention_over_long_rows_that_share_nothing_is_torchs_with_amx(
     assert bool(calls) is not amx
 
 
+@pytest.mark.parametrize("lengths", [[9, 9, 1000, 1000], [900, 9, 9], [1000] * 3, [8] * 40, [600, 600, 80]])
+def test_a_comparison_with_a_reference_has_one_kernel_whatever_is_beside_it(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_has_amx", lambda: True)
+    rows = [np.arange(3, 3 + n) for n in lengths]
+    layouts = [line_up(rows, [range(len(rows))], [0], steady=steady).layout for steady in (True, False)]
+    assert [layout.long_rows for layout in layouts] == [False, max(lengths) > 512]
+    assert layouts[0].sizes == lengths
+
+
+@pytest.mark.parametrize("lengths", [[1] * 2000, [17] * 300, [50] * 90, [129, 3, 5], [2000]])
+def test_no_more_scores_are_computed_at_once_than_allowed(lengths: list[int]) -> None:
+    line = line_up([np.arange(3, 3 + n) for n in lengths], [range(len(lengths))], [0])
+    for group in line.layout.groups:
+        each = len(group.queries) // group.pieces
+        assert group.pieces == 1 or len(group.queries) * (group.before + each) <= kernels.AT_ONCE
+
+
+def test_a_line_is_filled_with_a_token_that_has_an_embedding(tmp_path: Path) -> None:
+    """The pad id of a tokenizer to which it was added may lie behind them."""
+    session = make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"})
+    session.loop.objective.pad = 1 << 20
+    sums = session.loop.objective.run(session.loop.train, range(6), 1.0, backward=True)
+    assert np.isfinite(sums.loss)
+
+
 def test_a_beginning_too_short_to_be_worth_it_is_not_shared(tmp_path: Path) -> None:
     session = exact(make_session(tmp_path, chats(tmp_path / "t.jsonl", 12), method={"type": "sft"}))
     rows, found = session.loop.train, dict[int, float]()
     for least in (1, 64, 1 << 20):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(base, "LEAST_SHARED", least)
-            batch = collate(rows, range(12), 0, session.device, line=True, share=True)
+            batch = collate(rows, range(12), 0, session.device, line=Line(share=True))
             found[least] = float(batch.real.max())
     assert found == {1: 1.0, 64: 12.0, 1 << 20: 12.0}
 
