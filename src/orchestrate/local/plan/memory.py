@@ -177,9 +177,10 @@ SHORT_ROW = 1024
 same as `kernels.SHORT_ROW`."""
 BLOCK = 128
 """Number of queries in a block of attention, the same as `kernels.BLOCK`."""
-OVERHEAD = {"cpu": 560 << 20, "cuda": 900 << 20}
-"""Bytes of memory used by libraries. On a CPU, 530 to 600 MiB of a worker's resident memory was not tensors
-(torch 2.13). On a GPU, the value is typical for the driver's context and kernels, but not measured."""
+OVERHEAD = {"cpu": 680 << 20, "cuda": 900 << 20}
+"""Bytes of memory used by libraries. On a CPU, 620 to 700 MiB of a worker's resident memory was not tensors
+(torch 2.13, with the kernels that `launcher.KERNEL_CACHE` keeps). On a GPU, the value is typical for the
+driver's context and kernels, but not measured."""
 SLACK = 0.05
 """Fraction of temporary memory that the allocator loses to fragmentation."""
 
