@@ -346,7 +346,7 @@ def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
     ft: Orchestrator, old: RunHandle, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
 ) -> None:
     """Ctrl-C in the command, while four prompts wait for their answers."""
-    stuck = {"method": "POST", "path": "/v1/chat/completions", "skip": 10, "count": 0, "delay_s": 3}
+    stuck = {"method": "POST", "path": "/v1/chat/completions", "skip": 10, "count": 0, "delay_s": 10}
     sandbox.fault("openai", "slow", **stuck)
     streams = [tmp_path / name for name in ("in", "out", "err")]
     streams[0].touch()

@@ -44,7 +44,9 @@ def test_a_tuned_model_of_this_machine_and_its_base_are_served_behind_the_proxy(
             OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=0) as client,
         ):
             said: dict[str, str] = {}
-            for user in (f"u{n}" for n in range(8)):
+            for user in (f"u{n}" for n in range(64)):  # all in one arm is as likely as 2^-63
+                if (arm := experiment.assign(user).arm) in said:
+                    continue
                 done = client.chat.completions.create(
                     model="bot",
                     messages=canary.messages,  # type: ignore[arg-type]
@@ -52,6 +54,6 @@ def test_a_tuned_model_of_this_machine_and_its_base_are_served_behind_the_proxy(
                     max_tokens=max(len(canary.tuned.ids), len(canary.base.ids)),
                     user=user,
                 )
-                said.setdefault(experiment.assign(user).arm, done.choices[0].message.content or "")
+                said[arm] = done.choices[0].message.content or ""
     assert said["tuned"].strip().startswith(canary.tuned.text.strip())
     assert said["base"].strip().startswith(canary.base.text.strip())

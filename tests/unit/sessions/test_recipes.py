@@ -83,12 +83,16 @@ def test_a_recipe_has_the_losses_of_a_job_even_when_it_is_interrupted(
     assert {name: known[name] for name in last} == pytest.approx(last)
     by_job, by_recipe = [p.values for p in job.run.metrics()], points(ft, s.id)
     assert len(by_recipe) == len(by_job) == 4
-    for theirs, ours in zip(by_job, by_recipe, strict=True):
+    for step, (theirs, ours) in enumerate(zip(by_job, by_recipe, strict=True)):
+        # Adam's first step moves each weight by the sign of its gradient, and those around 0 differ in rounding.
+        near = 1e-6 if step == 0 else 5e-4
         # Steps in which the interruption lost the evaluation have none.
         shared = theirs.keys() & ours.keys() - {"tokens", "tokens_per_second"}
         assert {"train_loss", "learning_rate", "grad_norm"} <= shared
         for value in shared:
-            assert ours[value] == pytest.approx(theirs[value], rel=1e-4, abs=1e-5), value
+            assert ours[value] == pytest.approx(theirs[value], rel=near, abs=1e-6 if step == 0 else 1e-5), (
+                value
+            )
     assert "valid_loss" in by_recipe[1] and "valid_loss" in by_recipe[3]
     assert ft.run(s.id).record.total_steps == 4
     assert [one.step for one in ft.run(s.id).checkpoints()] == [2, 3, 4]
