@@ -85,7 +85,7 @@ def test_a_recipe_has_the_losses_of_a_job_even_when_it_is_interrupted(
     assert len(by_recipe) == len(by_job) == 4
     for step, (theirs, ours) in enumerate(zip(by_job, by_recipe, strict=True)):
         # Adam's first step moves weights by the sign of their gradients, which rounding decides around 0.
-        near = 1e-6 if step == 0 else 5e-4
+        near = 1e-5 if step == 0 else 5e-4
         # Steps in which the interruption lost the evaluation have none.
         shared = theirs.keys() & ours.keys() - {"tokens", "tokens_per_second"}
         assert {"train_loss", "learning_rate", "grad_norm"} <= shared
