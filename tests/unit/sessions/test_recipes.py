@@ -56,18 +56,20 @@ def test_a_recipe_has_the_losses_of_a_job_even_when_it_is_interrupted(
 ) -> None:
     write = recipe_rows.chats if name == "sft" else recipe_rows.preferences
     file = write(tmp_path / "rows.jsonl")
+    # Without it, Adam moves a weight at first by the sign of its gradient, which rounding decides around 0.
+    alike = {**SETTINGS, "eps": 1e-4}
     job = make_session(
         tmp_path,
         file,
         method={"type": name},
         adapter={"type": "lora", "r": HALF["rank"], "alpha": 32.0},
-        hyper=SETTINGS,
+        hyper=alike,
         validation=str(file),
         seed=HALF["seed"],
         precision="fp32",
     )
     job.loop.run()
-    recipe, settings = getattr(recipes, name), {**SETTINGS, "seed": HALF["seed"], "validation": file}
+    recipe, settings = getattr(recipes, name), {**alike, "seed": HALF["seed"], "validation": file}
     with pytest.raises(ZeroDivisionError), opened(ft) as s:
         s.log = fails_at(3, s)
         recipe(s, file, **settings)
@@ -83,16 +85,12 @@ def test_a_recipe_has_the_losses_of_a_job_even_when_it_is_interrupted(
     assert {name: known[name] for name in last} == pytest.approx(last)
     by_job, by_recipe = [p.values for p in job.run.metrics()], points(ft, s.id)
     assert len(by_recipe) == len(by_job) == 4
-    for step, (theirs, ours) in enumerate(zip(by_job, by_recipe, strict=True)):
-        # Adam's first step moves weights by the sign of their gradients, which rounding decides around 0.
-        near = 1e-5 if step == 0 else 5e-4
+    for theirs, ours in zip(by_job, by_recipe, strict=True):
         # Steps in which the interruption lost the evaluation have none.
         shared = theirs.keys() & ours.keys() - {"tokens", "tokens_per_second"}
         assert {"train_loss", "learning_rate", "grad_norm"} <= shared
         for value in shared:
-            assert ours[value] == pytest.approx(theirs[value], rel=near, abs=1e-6 if step == 0 else 1e-5), (
-                value
-            )
+            assert ours[value] == pytest.approx(theirs[value], rel=1e-4, abs=1e-5), value
     assert "valid_loss" in by_recipe[1] and "valid_loss" in by_recipe[3]
     assert ft.run(s.id).record.total_steps == 4
     assert [one.step for one in ft.run(s.id).checkpoints()] == [2, 3, 4]
