@@ -127,16 +127,14 @@ class AttentionGroup:
     tokens. Its keys are the shared prefix and its own tokens."""
 
     first: int
-    last: int
-    """End (exclusive) of the segments' own tokens. They occupy positions first:last of the packed sequence,
-    one segment after another."""
+    """Position of the segments' first own token in the packed sequence. They stand one after another."""
     queries: Tensor
     """Positions of the queries in the packed sequence, padded to the `even` length of the longest segment, as
     [pieces * longest]. Positions of padding are arbitrary."""
     real: Tensor
     """1 for tokens and 0 for padding, as [pieces * longest, 1]."""
     back: Tensor
-    """Index in `queries` of each of the segments' own tokens, as [last - first]."""
+    """Index in `queries` of each of the segments' own tokens, as [own tokens]."""
     keys: Tensor
     """Positions of the keys in the packed sequence, as [pieces * (before + longest)]."""
     before: int
@@ -152,21 +150,12 @@ class AttentionGroup:
 @dataclass(frozen=True)
 class Layout:
     groups: tuple[AttentionGroup, ...]
-    steady: bool = False
-    """True if the kernel must not be chosen by the rows' lengths, because the kernels round differently."""
+    long_rows: bool
+    """True if torch's attention is used, because it is faster (`_long`). It rounds differently."""
 
     @property
     def sizes(self) -> list[int]:
         return [size for group in self.groups for size in group.sizes]
-
-    @property
-    def long_rows(self) -> bool:
-        """True if torch's attention is used, because it is faster: the CPU has AMX, no rows share a prefix,
-        and most attention scores belong to rows of at least `LONG_ROW` tokens. It rounds differently."""
-        if self.steady or any(group.before for group in self.groups):
-            return False
-        scores = [size**2 for size in self.sizes]
-        return 2 * sum(n for n in scores if n >= LONG_ROW**2) > sum(scores) and machine.cpu_has_amx()
 
 
 @dataclass(frozen=True)
@@ -205,7 +194,7 @@ def line_up(
     beginning = {f: np.arange(offsets[i], offsets[i + 1]) for i, f in enumerate(begun)}
     nothing = np.arange(0)
     starts = [0] * len(rows)
-    pieces: list[Piece] = []
+    pieces: list[Piece] = [(nothing, own) for own in beginning.values()]
     for i, r in enumerate(order, len(begun)):
         starts[r] = int(offsets[i])
         pieces.append((beginning.get(family[r], nothing), np.arange(offsets[i], offsets[i + 1])))
@@ -220,10 +209,16 @@ def line_up(
             np.array([len(families[f]) for f in begun] + [1] * len(order), dtype=np.float32),
             [len(part) for part in ids],
         ),
-        layout=Layout(
-            tuple(map(_group, _alike([(nothing, own) for own in beginning.values()] + pieces))), steady
-        ),
+        layout=Layout(tuple(map(_group, _alike(pieces))), long_rows=not steady and _long(pieces)),
     )
+
+
+def _long(pieces: Sequence[Piece]) -> bool:
+    """Return whether torch's attention is faster: the CPU has AMX, no rows share a prefix, and most attention
+    scores belong to rows of at least `LONG_ROW` tokens."""
+    scores = [len(own) ** 2 for _, own in pieces]
+    apart = not any(len(seen) for seen, _ in pieces)
+    return apart and 2 * sum(n for n in scores if n >= LONG_ROW**2) > sum(scores) and machine.cpu_has_amx()
 
 
 def _alike(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -252,7 +247,6 @@ def _group(pieces: Sequence[Piece]) -> AttentionGroup:
         keys[p, : before + len(own)] = np.concatenate([seen, own])
     return AttentionGroup(
         first=int(pieces[0][1][0]),
-        last=int(pieces[-1][1][-1]) + 1,
         queries=torch.from_numpy(queries.reshape(-1)),
         real=torch.from_numpy(real.reshape(-1, 1)),
         back=torch.from_numpy(np.flatnonzero(real)),
@@ -322,7 +316,7 @@ def _join(x: Tensor, pieces: int, heads: int, kv_heads: int) -> Tensor:
 def _put(out: Tensor, group: AttentionGroup, x: Tensor) -> None:
     kv_heads = len(x) // group.pieces
     joined = _join(x, group.pieces, out.shape[1], kv_heads)
-    torch.index_select(joined, 0, group.back, out=out[group.first : group.last])
+    torch.index_select(joined, 0, group.back, out=out[group.first : group.first + len(group.back)])
 
 
 def _add(total: Tensor, group: AttentionGroup, x: Tensor) -> None:
