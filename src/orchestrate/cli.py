@@ -22,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from orchestrate.commands import COMMANDS, MEANT, load
-from orchestrate.commands.terminal.pages import plain_type, plain_types, prepare_help
+from orchestrate.commands.terminal.pages import prepare_help, prepare_parameter, prepare_parameters
 from orchestrate.core.underway import ProgressCallback, listening
 from orchestrate.text import escaped, inert, lookalike
 
@@ -64,7 +64,7 @@ class LazyGroup(TyperGroup):
             name: LazyCommand(panel=panel, name=name, target=target, help=help)
             for panel, name, target, help in COMMANDS
         }
-        plain_types(self)
+        prepare_parameters(self)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and (meant := MEANT.get(args[0])):
@@ -79,7 +79,7 @@ class LazyGroup(TyperGroup):
         """Return the group's options, including shell completion options, which typer adds later."""
         found = super().get_params(ctx)
         for parameter in found:
-            plain_type(parameter)
+            prepare_parameter(parameter)
         return found
 
 
@@ -203,6 +203,18 @@ def _collect_later() -> None:
     gc.set_threshold(_LATE, *usual[1:])
 
 
+def _of_argument(error: Exception) -> Exception:
+    """Return the error to report. Arguments may be any bytes, as file names are, but only valid UTF-8 can be
+    stored or sent."""
+    if isinstance(error, UnicodeEncodeError):
+        from orchestrate.errors import UsageError
+
+        for argument in sys.argv[1:]:
+            if argument != argument.encode(errors="replace").decode():
+                return UsageError(f"the argument {argument!r} is not valid UTF-8")
+    return error
+
+
 def main() -> None:
     """Run the command line and exit. Turns errors into a message and an exit code."""
     as_json = "--json" in sys.argv
@@ -221,7 +233,11 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  the last handler, which reports it
         from orchestrate.commands.terminal.console import report
 
-        code = report(error, as_json=as_json, verbose=any(a in sys.argv for a in ("-v", "-vv", "--verbose")))
+        code = report(
+            _of_argument(error),
+            as_json=as_json,
+            verbose=any(a in sys.argv for a in ("-v", "-vv", "--verbose")),
+        )
     # Exiting frees all memory anyway. Without the freeze, Python would scan it several times first.
     gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)

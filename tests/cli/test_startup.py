@@ -32,6 +32,14 @@ def test_a_plan_loads_nothing_of_what_rows_and_runs_need(tmp_path: Path) -> None
     assert in_a_process(program, tmp_path) == "[]"
 
 
+def test_what_converts_options_is_not_loaded_where_none_is_given(tmp_path: Path) -> None:
+    program = (
+        "import sys; from orchestrate.cli import app; app(['runs'], standalone_mode=False); "
+        "print('pydantic' in sys.modules)"
+    )
+    assert in_a_process(program, tmp_path) == "False"
+
+
 def test_garbage_is_collected_as_usual_from_the_first_collection_on(tmp_path: Path) -> None:
     program = (
         "import atexit, gc, sys; from orchestrate.cli import main; sys.argv = ['orchestrate', '--version']\n"

@@ -166,3 +166,11 @@ def test_a_key_on_the_command_line_is_refused_and_not_shown(
     assert not (tmp_path / "keys.toml").exists()
     told = cli("keys", "set", "openai", stdin="sk-other-1234567\n")
     assert told.code == 0 and "sk-other-1234567" in (tmp_path / "keys.toml").read_text()
+
+
+@pytest.mark.parametrize("words", [[b"show", b"run\xff"], [b"runs", b"--tag", b"a\xff"]])
+def test_an_argument_that_is_no_utf_8_is_named(cli_env: dict[str, str], words: list[bytes]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "orchestrate.cli", *words], env=cli_env, capture_output=True, check=False
+    )
+    assert told.returncode == 2 and rb"\udcff' is not valid UTF-8" in told.stderr

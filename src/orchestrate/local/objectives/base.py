@@ -27,53 +27,72 @@ from orchestrate.local.model.shortcuts.kernels import common_start, even, even_b
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 
-def _product(rows: Tensor, weight: Tensor) -> Tensor:
-    """Multiply [rows, n] by [n, m]. On a CPU, the number of rows is made `even` for the multiplication."""
+def _padded(rows: Tensor) -> Tensor:
+    """Add rows of zeros on a CPU, so that their number is `even`."""
     more = even(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
-    return (F.pad(rows, (0, 0, 0, more)) @ weight)[: len(rows)] if more else rows @ weight
+    return F.pad(rows, (0, 0, 0, more)) if more else rows
 
 
-class _FrozenHeadLoss(torch.autograd.Function):
-    """Weighted sum of cross-entropies over a frozen head. The gradient is computed together with the loss,
-    while a block's logits are available, so logits are neither stored nor computed twice."""
+LOGITS_AT_ONCE = 1 << 19
+"""Number of logits that a CPU processes in fp32 at once, so that they stay in its cache through all passes.
+On a GPU, it is 16 times as large."""
+
+
+def _rows_at_once(logits: Tensor) -> int:
+    return max(1, LOGITS_AT_ONCE * (1 if logits.device.type == "cpu" else 16) // logits.shape[1])
+
+
+def _to_slopes(logits: Tensor, right: Tensor, out: Tensor, head: OutputHead, *, wanted: bool) -> Tensor:
+    """Write the cross-entropies of logits [n, vocabulary] to `out` [n], and return how many predictions are
+    correct. If `wanted`, the logits are replaced by the slopes of their cross-entropies, without the head's
+    multiplier."""
+    scores = logits.float()
+    if head.multiplier != 1.0:
+        scores = scores * head.multiplier
+    if head.softcap is not None:
+        scores = torch.tanh(scores / head.softcap) * head.softcap
+    slopes = scores.log_softmax(dim=1)
+    out.copy_(slopes.gather(1, right[:, None]).squeeze(1).neg_())
+    correct = (scores.argmax(dim=1) == right).sum()
+    if wanted:
+        slopes.exp_().scatter_add_(1, right[:, None], torch.full_like(out, -1)[:, None])
+        if head.softcap is not None:
+            slopes *= 1 - (scores / head.softcap) ** 2
+        logits.copy_(slopes)
+    return correct
+
+
+class _FrozenHeadLosses(torch.autograd.Function):
+    """Cross-entropies over a frozen head. Their gradients are computed at once, while a block's logits are
+    available, so logits are neither stored nor computed twice."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, head: OutputHead
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: OutputHead
     ) -> tuple[Tensor, Tensor]:
-        total = torch.zeros((), device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        losses = torch.empty(len(hidden), device=hidden.device)
         correct = torch.zeros((), device=hidden.device)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
         block = even_below(head.block)
         for start in range(0, len(hidden), block):
             part = slice(start, start + block)
-            logits = _product(hidden[part], weight.t()).float()
-            if head.multiplier != 1.0:
-                logits *= head.multiplier
-            if head.softcap is not None:
-                logits = torch.tanh(logits / head.softcap) * head.softcap
-            right = targets[part, None]
-            correct += (logits.argmax(dim=1) == targets[part]).sum()
-            log_sum = logits.logsumexp(dim=1, keepdim=True)
-            total += ((log_sum - logits.gather(1, right)).squeeze(1) * weights[part]).sum()
-            if gradient is None:
-                continue
-            slope = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
-            grad = logits.sub_(log_sum).exp_()
-            grad.scatter_add_(1, right, torch.full_like(right, -1, dtype=grad.dtype))
-            grad *= weights[part, None] * head.multiplier
-            if slope is not None:
-                grad *= slope
-            gradient[part] = _product(grad.to(weight.dtype), weight)
-            del logits, grad  # before the next block makes its own
-        ctx.gradient = gradient
+            right, out = targets[part], losses[part]
+            logits = _padded(hidden[part]) @ weight.t()
+            few = _rows_at_once(logits)
+            parts = logits[: len(right)].split(few), right.split(few), out.split(few)
+            for some in zip(*parts, strict=True):
+                correct += _to_slopes(*some, head, wanted=gradient is not None)
+            if gradient is not None:
+                gradient[part] = (logits @ weight)[: len(right)]
+            del logits  # before the next block makes its own
+        ctx.gradient, ctx.multiplier = gradient, head.multiplier
         ctx.mark_non_differentiable(correct)
-        return total, correct
+        return losses, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None, None]:
-        return ctx.gradient * grads[0].to(ctx.gradient.dtype), None, None, None, None
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
+        slopes: Tensor = ctx.gradient
+        return (slopes * (grads[0] * ctx.multiplier)[:, None]).to(slopes.dtype), None, None, None
 
 
 def _block_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
@@ -82,8 +101,11 @@ def _block_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Te
 
 
 def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:
-    """Compute the cross-entropy of each token [n] and the number of correctly predicted tokens. To save
-    memory, logits are not stored but recomputed in the backward pass."""
+    """Compute the cross-entropy of each token [n] and the number of correctly predicted tokens. `hidden` is
+    [n, hidden]. To save memory, logits are not stored. For a head that is trained, they are computed again in
+    the backward pass."""
+    if head.frozen:
+        return _FrozenHeadLosses.apply(hidden, head.layer.weight, targets, head)  # type: ignore[no-any-return]
     losses: list[Tensor] = []
     correct = torch.zeros((), device=hidden.device)
     for start in range(0, len(hidden), head.block):
@@ -92,17 +114,6 @@ def token_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Ten
         losses.append(loss)
         correct = correct + right
     return torch.cat(losses), correct
-
-
-def weighted_loss(
-    hidden: Tensor, targets: Tensor, weights: Tensor, head: OutputHead
-) -> tuple[Tensor, Tensor]:
-    """Compute the weighted sum of the tokens' cross-entropies, and the number of correctly predicted tokens.
-    `hidden` is [n, hidden]."""
-    if head.frozen:
-        return _FrozenHeadLoss.apply(hidden, head.layer.weight, targets, weights, head)  # type: ignore[no-any-return]
-    losses, correct = token_losses(hidden, targets, head)
-    return (losses * weights).sum(), correct
 
 
 def _log_complement(log_p: Tensor) -> Tensor:
@@ -431,10 +442,8 @@ class Objective:
     ) -> tuple[Tensor, Tensor, dict[str, float] | None]:
         """Compute the loss of a batch. Returns (loss summed over the batch, number of correctly predicted
         tokens, sums of other metrics)."""
-        loss, correct = weighted_loss(
-            self.trained_hidden(batch), batch.targets, batch.weights, self.loaded.head
-        )
-        return loss, correct, None
+        losses, correct = token_losses(self.trained_hidden(batch), batch.targets, self.loaded.head)
+        return (losses * batch.weights).sum(), correct, None
 
     def longest(self, rows: EncodedRows, examples: Sequence[int]) -> int:
         """Return the length of the longest example in tokens. A micro-batch's token limit can't be lower than

@@ -172,6 +172,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 parameters, plus a 32-bit scale for every 256 of these scales."""
 LOGITS = 1 << 25
 """Number of logits in one block, the same as `loaded.BLOCK_ELEMENTS`."""
+LOGITS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 23}
+"""Number of them that a frozen output layer has in fp32, the same as `objectives.base.LOGITS_AT_ONCE`."""
 SHORT_ROW = 1024
 """Maximum row length in tokens for which attention weights are stored for the backward pass on a CPU, the
 same as `kernels.SHORT_ROW`."""
@@ -431,7 +433,7 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
         copies = 0
     final = layer.norm - layer.norm_output
     kept = before + last + final * tokens
-    logits, head_gradient = _head(shape, setup)
+    logits, head_gradient = _head(shape, setup, device)
     table = 4 * shape.vocabulary * shape.hidden if full else 0
     # If embeddings are tied, the output layer's gradient is kept until the embeddings' gradient is computed.
     # Their sum is a third tensor of this size.
@@ -468,7 +470,7 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
         yield _Moment("the embeddings", end, 0, 4 * trainable)
 
 
-def _head(shape: ModelShape, setup: Setup) -> tuple[float, float]:
+def _head(shape: ModelShape, setup: Setup, device: str) -> tuple[float, float]:
     """Return (bytes of the logits in progress, bytes of the output layer's gradient)."""
     block = max(16, LOGITS // shape.vocabulary)
     size = min(round(setup.tokens * setup.trained), block) * shape.vocabulary
@@ -476,9 +478,12 @@ def _head(shape: ModelShape, setup: Setup) -> tuple[float, float]:
         # First the log-softmax, its gradient and the logits' gradient, all in fp32. Then the logits' gradient
         # and the weight's gradient.
         return 12 * size, 4 * size + 4 * shape.vocabulary * shape.hidden
-    if setup.pairs or setup.judged or setup.drawn:
+    lora = setup.lora
+    named = [setup.targets, lora.targets, *(lora.modules_to_save or ())] if lora else [setup.targets]
+    if setup.added_tokens or "lm_head" in str(named):
         return 12 * size, 0
-    return 8 * size, 0  # two of 32 bits
+    # All of them, which become their own gradient, and a few in fp32, with their softmax.
+    return setup.bytes * size + 8 * min(size, LOGITS_AT_ONCE[device]), 0
 
 
 def _advice(shape: ModelShape, setup: Setup, device: str, available: int) -> Iterator[str]:

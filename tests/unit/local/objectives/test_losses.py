@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from orchestrate.local.model.loaded import OutputHead
-from orchestrate.local.objectives.base import Preference, token_losses, weighted_loss
+from orchestrate.local.objectives.base import Preference, token_losses
 
 
 @pytest.mark.parametrize(("multiplier", "softcap"), [(1.0, None), (0.25, None), (1.0, 5.0), (2.0, 3.0)])
@@ -31,7 +31,8 @@ def test_loss_and_gradient_equal_those_of_whole_logits(
             loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
             right = (logits.argmax(1) == targets).sum()
         else:
-            loss, right = weighted_loss(hidden, targets, weights, head)
+            losses, right = token_losses(hidden, targets, head)
+            loss = (losses * weights).sum()
         (loss * 0.5).backward()
         assert hidden.grad is not None
         gradients.append(hidden.grad)
