@@ -205,12 +205,13 @@ def _collect_later() -> None:
 
 def _of_argument(error: Exception) -> Exception:
     """Return the error to report. Arguments may be any bytes, as file names are, but only valid UTF-8 can be
-    stored or sent."""
+    stored or sent. An argument that contains the text that could not be encoded is named."""
     if isinstance(error, UnicodeEncodeError):
         from orchestrate.errors import UsageError
 
+        wrong = error.object[error.start : error.end]
         for argument in sys.argv[1:]:
-            if argument != argument.encode(errors="replace").decode():
+            if wrong in argument and (argument in error.object or error.object in argument):
                 return UsageError(f"the argument {argument!r} is not valid UTF-8")
     return error
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from orchestrate.cli import LazyCommand, app
 
 HEAVY = ("jinja2", "tokenizers", "numpy", "packaging", "sqlalchemy", "keyring", "httpx", "multiprocessing")
 ROW = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
@@ -38,6 +44,25 @@ def test_what_converts_options_is_not_loaded_where_none_is_given(tmp_path: Path)
         "print('pydantic' in sys.modules)"
     )
     assert in_a_process(program, tmp_path) == "False"
+
+
+def numbers(command: Any) -> Iterator[Any]:
+    """The options of a command and of those below it that have a number as their default."""
+    if isinstance(command, LazyCommand):
+        command = command.load()
+    yield from (p for p in command.params if type(p.default) in (int, float))
+    for below in getattr(command, "commands", {}).values():
+        yield from numbers(below)
+
+
+def test_default_numbers_need_no_conversion() -> None:
+    """Those of the annotated type are not converted, nor compared with the option's limits."""
+    found = list(numbers(get_command(app)))
+    assert len(found) > 20
+    for option in found:
+        info = option.type_descriptor.parameter_info
+        assert info.min is None or option.default >= info.min, option.name
+        assert info.max is None or option.default <= info.max, option.name
 
 
 def test_garbage_is_collected_as_usual_from_the_first_collection_on(tmp_path: Path) -> None:

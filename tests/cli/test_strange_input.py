@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.cli.conftest import Cli
 
@@ -168,9 +169,28 @@ def test_a_key_on_the_command_line_is_refused_and_not_shown(
     assert told.code == 0 and "sk-other-1234567" in (tmp_path / "keys.toml").read_text()
 
 
-@pytest.mark.parametrize("words", [[b"show", b"run\xff"], [b"runs", b"--tag", b"a\xff"]])
-def test_an_argument_that_is_no_utf_8_is_named(cli_env: dict[str, str], words: list[bytes]) -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", "orchestrate.cli", *words], env=cli_env, capture_output=True, check=False
-    )
-    assert told.returncode == 2 and rb"\udcff' is not valid UTF-8" in told.stderr
+@pytest.mark.parametrize(
+    ("words", "json"),
+    [
+        ([b"show", b"run\xff"], False),
+        ([b"runs", b"--tag=a\xff"], False),
+        ([b"show", b"run\xff", b"--json"], True),
+        ([b"runs", b"--\xff", b"--json"], True),
+        ([b"data", b"check", b"no\xff.jsonl", b"--json"], True),
+    ],
+)
+def test_an_argument_that_is_no_utf_8_is_named(
+    cli_env: dict[str, str], words: list[bytes], json: bool
+) -> None:
+    command = [sys.executable, "-m", "orchestrate.cli", *words]
+    told = subprocess.run(command, env=cli_env, capture_output=True, check=False)
+    assert told.returncode in (1, 2, 3) and b"bug" not in told.stderr and rb"\udcff" in told.stderr
+    assert not json or msgspec.json.decode(told.stderr.splitlines()[-1])["exit_code"] == told.returncode
+
+
+def test_a_key_that_no_request_can_carry_is_not_stored(cli_env: dict[str, str]) -> None:
+    for key in (b"sk-\xff\xfe12345\n", "sk-\u20ac12345\n".encode()):
+        command = [sys.executable, "-m", "orchestrate.cli", "keys", "set", "openai"]
+        told = subprocess.run(command, env=cli_env, input=key, capture_output=True, check=False)
+        assert told.returncode == 2 and b"Nothing was written" in told.stderr
+    assert not list(Path(cli_env["ORCHESTRATE_KEYS"]).parent.glob("*keys*"))

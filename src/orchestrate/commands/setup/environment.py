@@ -88,6 +88,10 @@ def keys_set(
     given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
         raise UsageError("the key is empty. Nothing was written")
+    if not key.isascii():
+        raise UsageError(
+            "the key contains characters that are not ASCII, which no request can carry. Nothing was written"
+        )
     host = settings.hosts.get(name)
     _require_a_host_of_its_own(name, key, host)
     path = key_file()

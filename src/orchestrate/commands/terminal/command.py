@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
-import msgspec
 import typer
 
-from orchestrate.commands.terminal.console import print_json, printing_json, prints_json
-from orchestrate.text import inert_json
+from orchestrate.commands.terminal.console import json_line, print_json, printing_json, prints_json
 
 Printed = TypeVar("Printed")
 Shown = TypeVar("Shown")
@@ -38,7 +36,7 @@ class Output(Generic[Printed]):
         """Print this output immediately, on one line if it is JSON. For a command with several outputs, call
         this for each."""
         if prints_json():
-            sys.stdout.write(inert_json(msgspec.json.encode(self.record).decode()) + "\n")
+            sys.stdout.write(json_line(self.record))
         else:
             self.view(self.record)
         sys.stdout.flush()

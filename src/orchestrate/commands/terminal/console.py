@@ -184,6 +184,17 @@ def print_json(value: Any) -> None:
     sys.stdout.write(inert_json(text) + "\n")
 
 
+def json_line(record: Any) -> str:
+    """Return a record as one line of JSON. Bytes of file names that are not valid UTF-8 are shown as
+    `\\udcff`, because many JSON parsers reject their escapes."""
+    try:
+        text = msgspec.json.encode(record).decode()
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False)
+        text = re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", text)
+    return inert_json(text) + "\n"
+
+
 def print_text(text: str) -> None:
     """Print a string, such as a path or a document, on stdout without wrapping or truncating it."""
     sys.stdout.write(inert(text) + "\n")
@@ -287,7 +298,7 @@ class ErrorLine(Record, frozen=True, kw_only=True):
     """Maximum cost of the lost requests, in US dollars. `None` if no price is known."""
 
     def write(self) -> None:
-        sys.stderr.write(inert_json(self.to_json().decode()) + "\n")
+        sys.stderr.write(json_line(self))
 
 
 def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:

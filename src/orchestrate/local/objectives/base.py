@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
@@ -34,37 +35,55 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 LOGITS_AT_ONCE = 1 << 19
-"""Number of logits that a CPU processes in fp32 at once, so that they stay in its cache through all passes.
-On a GPU, it is 16 times as large."""
+"""Number of logits that each of a CPU's threads processes in fp32 at once, so that they stay in its cache
+through all passes."""
+MOST_AT_ONCE = 16
+"""Maximum of `LOGITS_AT_ONCE` that are processed at once: by so many threads, or by a GPU."""
 
 
 def _rows_at_once(logits: Tensor) -> int:
-    return max(1, LOGITS_AT_ONCE * (1 if logits.device.type == "cpu" else 16) // logits.shape[1])
+    threads = torch.get_num_threads() if logits.device.type == "cpu" else MOST_AT_ONCE
+    return max(1, LOGITS_AT_ONCE * min(threads, MOST_AT_ONCE) // logits.shape[1])
 
 
-def _to_slopes(logits: Tensor, right: Tensor, out: Tensor, head: OutputHead, *, wanted: bool) -> Tensor:
-    """Write the cross-entropies of logits [n, vocabulary] to `out` [n], and return how many predictions are
-    correct. If `wanted`, the logits are replaced by the slopes of their cross-entropies, without the head's
+def _to_slopes(logits: Tensor, right: Tensor, losses: Tensor, head: OutputHead) -> Tensor:
+    """Write the cross-entropies of logits [n, vocabulary] to `losses` [n], and return the number of correct
+    predictions. The logits are replaced by the slopes of their cross-entropies, without the head's
     multiplier."""
-    scores = logits.float()
+    scores = logits.float()  # in fp32, these are the logits themselves
     if head.multiplier != 1.0:
-        scores = scores * head.multiplier
+        scores.mul_(head.multiplier)
     if head.softcap is not None:
-        scores = torch.tanh(scores / head.softcap) * head.softcap
-    slopes = scores.log_softmax(dim=1)
-    out.copy_(slopes.gather(1, right[:, None]).squeeze(1).neg_())
+        scores.div_(head.softcap).tanh_().mul_(head.softcap)
     correct = (scores.argmax(dim=1) == right).sum()
-    if wanted:
-        slopes.exp_().scatter_add_(1, right[:, None], torch.full_like(out, -1)[:, None])
-        if head.softcap is not None:
-            slopes *= 1 - (scores / head.softcap) ** 2
-        logits.copy_(slopes)
+    place = right[:, None]
+    slopes = scores.log_softmax(dim=1)
+    losses.copy_(slopes.gather(1, place).squeeze(1).neg_())
+    # Torch's log-softmax adds in few partial sums, where small terms beside a large one are lost.
+    total = slopes.exp_().sum(dim=1, keepdim=True)
+    losses += total.log().squeeze(1)
+    slopes.div_(total).scatter_add_(1, place, slopes.new_full(place.shape, -1))
+    if head.softcap is not None:
+        slopes.mul_(scores.div_(head.softcap).square_().neg_().add_(1))
+    logits.copy_(slopes)
     return correct
+
+
+def _block_slopes(
+    hidden: Tensor, weight: Tensor, targets: Tensor, losses: Tensor, head: OutputHead
+) -> tuple[Tensor, Tensor]:
+    """Write the cross-entropies of a block to `losses`. Returns their slopes as [rows, vocabulary], with
+    rows that were added to make the number even, and the number of correct predictions."""
+    logits = _padded(hidden) @ weight.t()
+    few = _rows_at_once(logits)
+    parts = logits[: len(targets)].split(few), targets.split(few), losses.split(few)
+    correct = sum(_to_slopes(*part, head) for part in zip(*parts, strict=True))
+    return logits, torch.as_tensor(correct)
 
 
 class _FrozenHeadLosses(torch.autograd.Function):
     """Cross-entropies over a frozen head. Their gradients are computed at once, while a block's logits are
-    available, so logits are neither stored nor computed twice."""
+    available, so logits are neither stored nor computed twice. There are no second derivatives."""
 
     @staticmethod
     def forward(
@@ -76,23 +95,25 @@ class _FrozenHeadLosses(torch.autograd.Function):
         block = even_below(head.block)
         for start in range(0, len(hidden), block):
             part = slice(start, start + block)
-            right, out = targets[part], losses[part]
-            logits = _padded(hidden[part]) @ weight.t()
-            few = _rows_at_once(logits)
-            parts = logits[: len(right)].split(few), right.split(few), out.split(few)
-            for some in zip(*parts, strict=True):
-                correct += _to_slopes(*some, head, wanted=gradient is not None)
+            slopes, right = _block_slopes(hidden[part], weight, targets[part], losses[part], head)
+            correct += right
             if gradient is not None:
-                gradient[part] = (logits @ weight)[: len(right)]
-            del logits  # before the next block makes its own
-        ctx.gradient, ctx.multiplier = gradient, head.multiplier
+                gradient[part] = (slopes @ weight)[: len(gradient[part])]
+            del slopes  # before the next block makes its own
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        ctx.multiplier = head.multiplier
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
-        slopes: Tensor = ctx.gradient
-        return (slopes * (grads[0] * ctx.multiplier)[:, None]).to(slopes.dtype), None, None, None
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  of the decorator
+        ctx: Any, *grads: Any
+    ) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        scale = (grads[0] * ctx.multiplier)[:, None]
+        return (gradient * scale).to(gradient.dtype), None, None, None
 
 
 def _block_losses(hidden: Tensor, targets: Tensor, head: OutputHead) -> tuple[Tensor, Tensor]:

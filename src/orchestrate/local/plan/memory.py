@@ -172,8 +172,10 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 parameters, plus a 32-bit scale for every 256 of these scales."""
 LOGITS = 1 << 25
 """Number of logits in one block, the same as `loaded.BLOCK_ELEMENTS`."""
-LOGITS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 23}
-"""Number of them that a frozen output layer has in fp32, the same as `objectives.base.LOGITS_AT_ONCE`."""
+LOGITS_AT_ONCE = 1 << 19
+MOST_AT_ONCE = 16
+"""Number of logits that each thread has in fp32 at once, and the maximum number of threads of which this is
+true. Both are the same as in `objectives.base`."""
 SHORT_ROW = 1024
 """Maximum row length in tokens for which attention weights are stored for the backward pass on a CPU, the
 same as `kernels.SHORT_ROW`."""
@@ -438,8 +440,10 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     # If embeddings are tied, the output layer's gradient is kept until the embeddings' gradient is computed.
     # Their sum is a third tensor of this size.
     waiting = table if shape.tied else 0
-    chosen = 2 * b * h * tokens * setup.trained  # hidden states of the trained tokens, and their gradient
-    yield _Moment("the output layer", kept + chosen, max(logits, head_gradient), gradients)
+    one = h * tokens * setup.trained
+    chosen = 2 * b * one  # hidden states of the trained tokens, and their gradient
+    scaled = 4 * one  # the gradient in fp32, when the logits are no longer needed
+    yield _Moment("the output layer", kept + chosen, max(logits, head_gradient, scaled), gradients)
     yield _Moment("the last norm", kept + waiting + layer.norm_work * tokens, 0, gradients)
     # A frozen 4-bit weight is dequantized. A trained weight has a new gradient in addition to the accumulated
     # one.
@@ -478,12 +482,24 @@ def _head(shape: ModelShape, setup: Setup, device: str) -> tuple[float, float]:
         # First the log-softmax, its gradient and the logits' gradient, all in fp32. Then the logits' gradient
         # and the weight's gradient.
         return 12 * size, 4 * size + 4 * shape.vocabulary * shape.hidden
-    lora = setup.lora
-    named = [setup.targets, lora.targets, *(lora.modules_to_save or ())] if lora else [setup.targets]
-    if setup.added_tokens or "lm_head" in str(named):
+    if _trains_head(shape, setup):
         return 12 * size, 0
-    # All of them, which become their own gradient, and a few in fp32, with their softmax.
-    return setup.bytes * size + 8 * min(size, LOGITS_AT_ONCE[device]), 0
+    # All of them, which become their own slopes, and a few in fp32, with their softmax.
+    parts = min(machine.cores(), MOST_AT_ONCE) if device == "cpu" else MOST_AT_ONCE
+    return setup.bytes * size + 8 * min(size, parts * LOGITS_AT_ONCE), 0
+
+
+def _trains_head(shape: ModelShape, setup: Setup) -> bool:
+    """Return whether the output layer has an adapter, or is trained itself."""
+    adapter = setup.lora or AdapterSettings(type=setup.adapter, targets=setup.targets)
+    # In a tied model, peft saves the output layer together with the embeddings.
+    tables = ("lm_head", *(("model.embed_tokens",) if shape.tied else ()))
+    if setup.added_tokens or any(_is_saved(adapter.modules_to_save or (), name) for name in tables):
+        return True
+    targets = adapter.targets
+    if targets is None or targets == ALL_LINEAR or not _matches(targets, "lm_head"):
+        return False
+    return adapter.exclude_modules is None or not _matches(adapter.exclude_modules, "lm_head")
 
 
 def _advice(shape: ModelShape, setup: Setup, device: str, available: int) -> Iterator[str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import math
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrate.local.model.loaded import OutputHead
 from orchestrate.local.objectives.base import Preference, token_losses
@@ -40,6 +45,41 @@ def test_loss_and_gradient_equal_those_of_whole_logits(
     torch.testing.assert_close(values[0], values[2])
     assert values[1] == values[3]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("vocabulary", "gap"), [(32_000, 17.0), (151_936, 18.0)])
+def test_small_losses_of_large_vocabularies_are_exact(vocabulary: int, gap: float) -> None:
+    """Confident predictions, where most of the loss is the sum of many small terms beside a large one."""
+    layer = torch.nn.Linear(1, vocabulary, bias=False).requires_grad_(False)
+    layer.weight.zero_()[:4, 0] = gap
+    hidden, targets = torch.ones(4, 1, requires_grad=True), torch.arange(4)
+    with torch.no_grad():
+        layer.weight[1:4] = 0
+    loss, _ = token_losses(hidden[:1], targets[:1], OutputHead(layer))
+    loss.sum().backward()
+    exact = math.log1p((vocabulary - 1) * math.exp(-gap))
+    assert loss.item() == pytest.approx(exact, rel=1e-3)
+    assert hidden.grad is not None
+    assert hidden.grad[0].item() == pytest.approx(gap * math.expm1(-exact), rel=1e-3)
+
+
+def test_only_one_block_of_logits_is_in_memory() -> None:
+    layer = torch.nn.Linear(8, 32_000, bias=False).requires_grad_(False)
+    head = OutputHead(layer, block_elements=64 * 32_000)
+    hidden, targets = torch.randn(512, 8, requires_grad=True), torch.randint(32_000, (512,))
+    held: list[int] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.mm.default:
+                alive = (x for x in gc.get_objects() if type(x) is torch.Tensor and x.numel() > 10_000)
+                held.append(len({x.untyped_storage().data_ptr() for x in alive if x.shape[-1] == 32_000}))
+            return out
+
+    with Watching():
+        token_losses(hidden, targets, head)
+    assert len(held) >= 8 and max(held) <= 2  # the weight, and one block
 
 
 def test_a_head_that_is_trained_gets_its_gradient() -> None:
