@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from orchestrate.local.encoding.encoded import EncodedRows
+from orchestrate.local.job import AdapterSettings
 from orchestrate.local.model.loaded import Loaded, OutputHead
-from orchestrate.local.model.loader import in_32_bits
+from orchestrate.local.model.loader import in_32_bits, saves_tied
 from orchestrate.local.model.shortcuts.selection import fuse
 from orchestrate.local.objectives.base import Objective
 from orchestrate.local.plan import ModelShape
@@ -223,3 +224,43 @@ def test_a_tensor_on_the_wrong_device_would_be_seen() -> None:
         objective, rows = Objective(loaded, 0), rows_of(setup, LLAMA_8B["vocab_size"])
         with pytest.raises(Exception, match="device"):
             objective.run(rows, [0], 1.0, backward=False)
+
+
+ADAPTED: tuple[tuple[Any, tuple[str, ...] | None, str | None], ...] = (
+    (None, None, None),
+    ("all-linear", None, None),
+    (("q_proj", "lm_head"), None, None),
+    (("q_proj", "lm_head"), None, "lm_head"),
+    (".*lm_head", None, None),
+    (".*(q_proj|_head)", None, None),
+    (r"^(?!.*lm_head).*proj$", None, None),
+    (("q_proj",), ("lm_head",), None),
+    (("q_proj",), ("head",), None),
+    (("q_proj",), ("embed_tokens",), None),
+    (("q_proj",), ("norm",), None),
+)
+"""Targets, modules that are saved whole, and modules left out."""
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("targets", "saved", "excluded"), ADAPTED)
+def test_the_plan_knows_which_output_layers_peft_trains(
+    tied: bool, targets: Any, saved: tuple[str, ...] | None, excluded: str | None
+) -> None:
+    """A frozen one takes a few bytes a logit, as its logits become their own slopes; another takes 12."""
+    adapter = AdapterSettings(type="lora", targets=targets, modules_to_save=saved, exclude_modules=excluded)
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=64, tie_word_embeddings=tied, **sizes)
+    model = LlamaForCausalLM(config)
+    lora = LoraConfig(
+        target_modules=adapter.modules,
+        modules_to_save=list(saved) if saved else None,
+        exclude_modules=excluded,
+        ensure_weight_tying=saves_tied(model, adapter),
+    )
+    get_peft_model(model, lora)
+    frozen = OutputHead.of(model).frozen
+    shape = ModelShape.of({**sizes, "vocab_size": 1 << 18, "tie_word_embeddings": tied})
+    setup = Setup(adapter="lora", targets=targets, lora=adapter, longest=64)
+    logits = plan(shape, setup, device="cpu", available_bytes=64 << 30).parts["logits"]
+    assert (logits < 12 * 64 * shape.vocabulary) == frozen
