@@ -203,6 +203,8 @@ class Setup(Record, frozen=True, kw_only=True):
     lora: AdapterSettings | None = None
     """The adapter's settings, if its size depends on more than `rank`, `targets` and `dora`."""
     added_tokens: int = 0
+    threads: int = 1
+    """Number of threads that compute on a CPU."""
     packing: bool = False
     """True if `rows` counts packed sequences, each filled up to `longest` tokens."""
     rows: int = 1
@@ -485,7 +487,7 @@ def _head(shape: ModelShape, setup: Setup, device: str) -> tuple[float, float]:
     if _trains_head(shape, setup):
         return 12 * size, 0
     # All of them, which become their own slopes, and a few in fp32, with their softmax.
-    parts = min(machine.cores(), MOST_AT_ONCE) if device == "cpu" else MOST_AT_ONCE
+    parts = min(setup.threads, MOST_AT_ONCE) if device == "cpu" else MOST_AT_ONCE
     return setup.bytes * size + 8 * min(size, parts * LOGITS_AT_ONCE), 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrate.local import machine
 from orchestrate.local import model as engines
 from orchestrate.local.job import AdapterSettings, Hyper, Method, Preferences, Reinforcement
 from orchestrate.local.model import files
@@ -23,10 +24,17 @@ LONGEST = 2048
 
 
 def setup_of(
-    method: Method, adapter: AdapterSettings, hyper: Hyper, *, precision: str, added_tokens: int = 0
+    method: Method,
+    adapter: AdapterSettings,
+    hyper: Hyper,
+    *,
+    precision: str,
+    added_tokens: int = 0,
+    threads: int | None = None,
 ) -> Setup:
     """Build the setup of a job for `plan`. `fit` later sets the number of rows, their length, and the number
-    of answers sampled in one batch."""
+    of answers sampled in one batch. `threads` are those of the job. `None` means all of this machine's
+    cores."""
     unpaired = isinstance(method, Preferences) and method.unpaired
     anchored = isinstance(method, Reinforcement) and bool(method.kl_beta)
     return Setup(
@@ -35,6 +43,7 @@ def setup_of(
         targets=adapter.targets,
         lora=adapter if added_tokens or _is_particular(adapter) else None,
         added_tokens=added_tokens,
+        threads=threads or machine.cores(),
         rank=adapter.rank,
         dropout=bool(adapter.dropout),
         dora=adapter.dora,
@@ -209,6 +218,7 @@ def of_job(
             hyper,
             precision=products.name,
             added_tokens=len(body.get("added_tokens", ())),
+            threads=body.get("threads"),
         ),
         lengths,
         most_rows=most_rows,

@@ -255,6 +255,7 @@ class Session:
             hyper,
             precision=self.loaded.precision.name,
             added_tokens=len(self.job.added_tokens),
+            threads=self.job.threads,
         )
         counts = np.unique(rows.lengths, return_counts=True)
         counted = dict(zip(*(c.tolist() for c in counts), strict=True))

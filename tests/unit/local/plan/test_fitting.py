@@ -187,15 +187,15 @@ def test_a_job_is_planned_from_a_configuration_without_weights(tmp_path: Path) -
 def test_the_engine_s_settings_reach_the_plan() -> None:
     shape = ModelShape.of(SMALL)
     hyper = Hyper(early_stopping_patience=2, gradient_checkpointing=True, optimizer="paged_adamw_8bit")
-    setup = memory_fit.setup_of(
-        Preferences(), AdapterSettings(type="lora", r=4, dora=True, dropout=0.1), hyper, precision="fp32"
-    )
+    adapter = AdapterSettings(type="lora", r=4, dora=True, dropout=0.1)
+    setup = memory_fit.setup_of(Preferences(), adapter, hyper, precision="fp32", threads=3)
     assert setup == Setup(
         adapter="lora",
         precision="fp32",
         rank=4,
         dora=True,
         dropout=True,
+        threads=3,
         pairs=True,
         optimizer="paged_adamw_8bit",
         gradient_checkpointing=True,

@@ -249,7 +249,12 @@ def test_the_plan_knows_which_output_layers_peft_trains(
 ) -> None:
     """A frozen one takes a few bytes a logit, as its logits become their own slopes; another takes 12."""
     adapter = AdapterSettings(type="lora", targets=targets, modules_to_save=saved, exclude_modules=excluded)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     config = LlamaConfig(vocab_size=64, tie_word_embeddings=tied, **sizes)
     model = LlamaForCausalLM(config)
     lora = LoraConfig(
