@@ -12,11 +12,11 @@ thread too, and on a CPU with AMX also without it. A run is kept in the JSON as 
 Every contender trains the same adapter (LoRA r=16 on all linear layers over NF4 with double quantisation, in
 bf16 or fp32, whichever the device is made for) from the same weights on the same rows, as many (or their
 tokens, where rows are packed) to the optimizer step, the same learning rates; all with the same settings of
-torch's caches and of the allocator, the engine in the environment of its workers. Counted are the rows' own tokens, padding left
-out. Speed is told by the second where nothing else ran, else by the second of processor time: what other work
-took meanwhile is kept with each run. Loading and encoding are left out, the engine's look at its own speed
-before the first step is not. Afterwards one and the same code computes the loss of each adapter on held-out
-rows of the same kind.
+torch's caches and of the allocator, the engine in the environment of its workers. Counted are the rows' own
+tokens, padding left out. Speed is told by the second where nothing else ran, else by the second of processor
+time: what other work took meanwhile is kept with each run. Loading and encoding are left out, the engine's
+look at its own speed before the first step is not. Afterwards one and the same code computes the loss of each
+adapter on held-out rows of the same kind.
 
 The model is random: speed does not depend on what a model knows, and a loss that falls from ln(vocabulary)
 shows what each contender learnt from the same tokens.
