@@ -46,10 +46,10 @@ def _rows_at_once(logits: Tensor) -> int:
     return max(1, LOGITS_AT_ONCE * min(threads, MOST_AT_ONCE) // logits.shape[1])
 
 
-def _to_slopes(logits: Tensor, right: Tensor, losses: Tensor, head: OutputHead) -> Tensor:
+def _to_slopes(logits: Tensor, right: Tensor, losses: Tensor, head: OutputHead, *, wanted: bool) -> Tensor:
     """Write the cross-entropies of logits [n, vocabulary] to `losses` [n], and return the number of correct
-    predictions. The logits are replaced by the slopes of their cross-entropies, without the head's
-    multiplier."""
+    predictions. If `wanted`, the logits are replaced by the slopes of their cross-entropies, without the
+    head's multiplier."""
     scores = logits.float()  # in fp32, these are the logits themselves
     if head.multiplier != 1.0:
         scores.mul_(head.multiplier)
@@ -62,6 +62,8 @@ def _to_slopes(logits: Tensor, right: Tensor, losses: Tensor, head: OutputHead) 
     # Torch's log-softmax adds in few partial sums, where small terms beside a large one are lost.
     total = slopes.exp_().sum(dim=1, keepdim=True)
     losses += total.log().squeeze(1)
+    if not wanted:
+        return correct
     slopes.div_(total).scatter_add_(1, place, slopes.new_full(place.shape, -1))
     if head.softcap is not None:
         slopes.mul_(scores.div_(head.softcap).square_().neg_().add_(1))
@@ -70,15 +72,17 @@ def _to_slopes(logits: Tensor, right: Tensor, losses: Tensor, head: OutputHead) 
 
 
 def _block_slopes(
-    hidden: Tensor, weight: Tensor, targets: Tensor, losses: Tensor, head: OutputHead
+    hidden: Tensor, weight: Tensor, targets: Tensor, losses: Tensor, head: OutputHead, *, wanted: bool
 ) -> tuple[Tensor, Tensor]:
-    """Write the cross-entropies of a block to `losses`. Returns their slopes as [rows, vocabulary], with
-    rows that were added to make the number even, and the number of correct predictions."""
+    """Write the cross-entropies of a block to `losses`. Returns the number of correct predictions, and if
+    `wanted`, the slopes as [rows, vocabulary], with rows that were added to make the number even."""
     logits = _padded(hidden) @ weight.t()
     few = _rows_at_once(logits)
+    correct = torch.zeros((), device=hidden.device)
     parts = logits[: len(targets)].split(few), targets.split(few), losses.split(few)
-    correct = sum(_to_slopes(*part, head) for part in zip(*parts, strict=True))
-    return logits, torch.as_tensor(correct)
+    for part in zip(*parts, strict=True):
+        correct += _to_slopes(*part, head, wanted=wanted)
+    return correct, logits
 
 
 class _FrozenHeadLosses(torch.autograd.Function):
@@ -95,10 +99,11 @@ class _FrozenHeadLosses(torch.autograd.Function):
         block = even_below(head.block)
         for start in range(0, len(hidden), block):
             part = slice(start, start + block)
-            slopes, right = _block_slopes(hidden[part], weight, targets[part], losses[part], head)
-            correct += right
+            right, out = targets[part], losses[part]
+            hits, slopes = _block_slopes(hidden[part], weight, right, out, head, wanted=gradient is not None)
+            correct += hits
             if gradient is not None:
-                gradient[part] = (slopes @ weight)[: len(gradient[part])]
+                gradient[part] = (slopes @ weight)[: len(right)]
             del slopes  # before the next block makes its own
         if gradient is not None:
             ctx.save_for_backward(gradient)
