@@ -4,6 +4,7 @@ that it wrote."""
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -210,7 +211,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if (
         getattr(config.option, "dist", "no") == "no"
     ):  # the tests are found here, not in workers of this process
-        # Until all is imported: hardly anything of it is garbage, and no compiler of torch is needed.
+        # Until all is imported: hardly anything of it is garbage, and no compiler of torch is needed. scipy
+        # is, by some tests.
+        importlib.import_module("scipy")
         loading.enter_context(importing())
     if not hasattr(config, "workerinput"):  # in each worker of xdist too there is a session, but no end of it
         config.pluginmanager.register(Table(), "jobs-table")

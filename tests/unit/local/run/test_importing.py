@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import sys
 from orchestrate.local.run import importing
 with importing():
     import peft, bitsandbytes
-assert "torch._inductor.compile_fx" not in sys.modules
-import torch
+assert "torch._inductor.compile_fx" not in sys.modules and "scipy" not in sys.modules
+import torch, scipy.optimize, transformers
+assert transformers.utils.is_scipy_available()
 double = torch.compile(lambda x: 2 * x, backend="eager")
 assert double(torch.ones(1)).item() == 2
 print(torch._dynamo.utils.counters["frames"]["ok"])
@@ -32,9 +34,12 @@ def test_libraries_come_without_a_compiler_which_can_still_be_had() -> None:
 
 def test_all_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NO_COMPILER, raising=False)
+    monkeypatch.delitem(sys.modules, "scipy", raising=False)
     with importing():
         assert os.environ[NO_COMPILER] == "1" and not gc.isenabled()
-    assert NO_COMPILER not in os.environ and gc.isenabled()
+        with importing(), pytest.raises(ImportError):
+            importlib.import_module("scipy")
+    assert NO_COMPILER not in os.environ and gc.isenabled() and "scipy" not in sys.modules
     monkeypatch.setenv(NO_COMPILER, "0")
     with importing():
         assert os.environ[NO_COMPILER] == "1"
