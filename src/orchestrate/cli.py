@@ -203,16 +203,19 @@ def _collect_later() -> None:
     gc.set_threshold(_LATE, *usual[1:])
 
 
-def _of_argument(error: Exception) -> Exception:
-    """Return the error to report. Arguments may be any bytes, as file names are, but only valid UTF-8 can be
-    stored or sent. An argument that contains the text that could not be encoded is named."""
+def _of_input(error: Exception) -> Exception:
+    """Return the error to report. Arguments and environment variables may be any bytes, as file names are,
+    but only valid UTF-8 can be stored or sent. The one that contains the text that could not be encoded is
+    named."""
     if isinstance(error, UnicodeEncodeError):
         from orchestrate.errors import UsageError
 
         wrong = error.object[error.start : error.end]
-        for argument in sys.argv[1:]:
-            if wrong in argument and (argument in error.object or error.object in argument):
-                return UsageError(f"the argument {argument!r} is not valid UTF-8")
+        given = [(f"argument {argument!r}", argument) for argument in sys.argv[1:]]
+        given += [(f"environment variable {name}", value) for name, value in os.environ.items()]
+        for name, value in given:
+            if wrong in value and (value in error.object or error.object in value):
+                return UsageError(f"the {name} is not valid UTF-8")
     return error
 
 
@@ -235,7 +238,7 @@ def main() -> None:
         from orchestrate.commands.terminal.console import report
 
         code = report(
-            _of_argument(error),
+            _of_input(error),
             as_json=as_json,
             verbose=any(a in sys.argv for a in ("-v", "-vv", "--verbose")),
         )

@@ -188,6 +188,16 @@ def test_an_argument_that_is_no_utf_8_is_named(
     assert not json or msgspec.json.decode(told.stderr.splitlines()[-1])["exit_code"] == told.returncode
 
 
+def test_an_environment_variable_that_is_no_utf_8_is_named(cli_env: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrate.cli", "runs"]
+    env = {
+        **{k.encode(): v.encode() for k, v in cli_env.items()},
+        b"ORCHESTRATE_HOME": bytes(tmp_path) + b"/\xff",
+    }
+    told = subprocess.run(command, env=env, capture_output=True, check=False)
+    assert told.returncode == 2 and b"environment variable ORCHESTRATE_HOME" in told.stderr
+
+
 def test_a_key_that_no_request_can_carry_is_not_stored(cli_env: dict[str, str]) -> None:
     for key in (b"sk-\xff\xfe12345\n", "sk-\u20ac12345\n".encode()):
         command = [sys.executable, "-m", "orchestrate.cli", "keys", "set", "openai"]

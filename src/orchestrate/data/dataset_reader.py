@@ -42,6 +42,7 @@ from orchestrate.data.shapes.row_reader import parse, renamed
 from orchestrate.data.tokens import Lengths, counters
 from orchestrate.data.tokens.counters import counter
 from orchestrate.errors import DataError, OrchestrateError, UsageError
+from orchestrate.text import count
 from orchestrate.types import Problem, TokensFrom
 
 PARALLEL_BYTES = 24 << 20
@@ -340,12 +341,12 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
     votes: Counter[str] = Counter()
     given: Counter[str] = Counter()
     fields: Counter[str] = Counter()
-    first = None
+    unreadable: list[str] = []
     example: dict[str, Any] = {}
     for line in islice((line for line in of if line.strip()), SAMPLE_ROWS):
-        value, wrong = parse(line)
+        value, wrong = parse(line.rstrip())
         if not isinstance(value, dict):
-            first = first or (wrong.message if wrong else "the row is not an object")
+            unreadable.append(wrong.message if wrong else "the row is not an object")
             continue
         given.update(cast("dict[str, Any]", value).keys())
         row = renamed(cast("dict[str, Any]", value), columns)
@@ -363,12 +364,17 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
         return known.BY_NAME[votes.most_common(1)[0][0]]
     if fields:
         raise DataError(
-            f"{path}: no known training format has the fields {_listed(fields)}",
+            f"{path}: no known training format has the fields {_listed(fields)}"
+            + (
+                f". {count(len(unreadable), 'more row')} could not be read: {unreadable[0]}"
+                if unreadable
+                else ""
+            ),
             fix=advice(path, example),
         )
     raise DataError(
-        f"{path}: no row could be read: {first or 'the file is empty'}",
-        fix="fix the first row" if first else "add at least one row, or pass another file",
+        f"{path}: no row could be read: {unreadable[0] if unreadable else 'the file is empty'}",
+        fix="fix the first row" if unreadable else "add at least one row, or pass another file",
     )
 
 

@@ -131,6 +131,7 @@ def test_of_very_many_problems_the_first_are_shown_and_the_rest_counted(tmp_path
         ("a.jsonl", b"\x89PNG\r\n\x1a\n\x00\x00", "a picture, not rows"),
         ("a.jsonl", b"\x00\xff" * 500, "no row could be read"),
         ("a.jsonl", b'{"foo": 1}\n', "foo"),
+        ("a.jsonl", b'{"foo": 1\n{"foo": 1}\n', "foo.*1 more row could not be read: Expecting"),
         ("a.jsonl.gz", gzip.compress(ROW * 100_000)[:200], "ended before"),
         ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 50, "cannot read"),
         ("a.jsonl.zst", zstd.compress(random.Random(1).randbytes(100_000))[:5000], "cannot read|no row"),
