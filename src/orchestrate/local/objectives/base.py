@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from orchestrate.local.encoding.encoded import EncodedRows, micro_batches
 from orchestrate.local.model.loaded import Loaded, OutputHead
 from orchestrate.local.model.shortcuts.kernels import common_start, even, even_below, line_up
+from orchestrate.local.plan.memory import LOGITS_AT_ONCE, MOST_AT_ONCE
 
 # To save memory, these losses never hold the logits of all tokens. The head is applied only to trained
 # tokens, one block at a time.
@@ -32,13 +33,6 @@ def _padded(rows: Tensor) -> Tensor:
     """Add rows of zeros on a CPU, so that their number is `even`."""
     more = even(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
     return F.pad(rows, (0, 0, 0, more)) if more else rows
-
-
-LOGITS_AT_ONCE = 1 << 19
-"""Number of logits that each of a CPU's threads processes in fp32 at once, so that they stay in its cache
-through all passes."""
-MOST_AT_ONCE = 16
-"""Maximum of `LOGITS_AT_ONCE` that are processed at once: by so many threads, or by a GPU."""
 
 
 def _rows_at_once(logits: Tensor) -> int:

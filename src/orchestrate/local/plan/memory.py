@@ -173,9 +173,10 @@ parameters, plus a 32-bit scale for every 256 of these scales."""
 LOGITS = 1 << 25
 """Number of logits in one block, the same as `loaded.BLOCK_ELEMENTS`."""
 LOGITS_AT_ONCE = 1 << 19
+"""Number of logits that each of a CPU's threads processes in fp32 at once, so that they stay in its cache
+through all passes."""
 MOST_AT_ONCE = 16
-"""Number of logits that each thread has in fp32 at once, and the maximum number of threads of which this is
-true. Both are the same as in `objectives.base`."""
+"""Maximum of `LOGITS_AT_ONCE` that are processed at once: by so many threads, or by a GPU."""
 SHORT_ROW = 1024
 """Maximum row length in tokens for which attention weights are stored for the backward pass on a CPU, the
 same as `kernels.SHORT_ROW`."""
