@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -221,7 +224,7 @@ class OwnLogits(torch.nn.Module):
         return logits
 
 
-# Detect out-of-memory errors, and free what the failed pass had allocated. Imports torch.
+# Detect out-of-memory errors, and prepare the retry of the failed pass. Imports torch.
 
 
 # The type annotations of torch are incomplete.
@@ -230,10 +233,35 @@ class OwnLogits(torch.nn.Module):
 
 R = TypeVar("R")
 
+NO_KERNEL = "could not create a primitive"
+"""Start of oneDNN's messages if it can't compile a kernel."""
+_of_thread = threading.local()
+"""`pool` is the pool that runs the passes of a thread in which oneDNN can no longer compile kernels."""
+
+
+def run_pass(compute: Callable[[], R]) -> R:
+    """Run a pass that may be retried after it ran out of memory. If oneDNN can't compile a kernel for it, the
+    passes that follow run in a new thread. oneDNN's assembler (Xbyak) stores its first error per thread and
+    never clears it, so the old thread can't compile any kernel again, however much memory is free."""
+    pool: ThreadPoolExecutor | None = getattr(_of_thread, "pool", None)
+    modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # each thread has its own
+
+    def as_here() -> R:
+        with torch.inference_mode(modes[0]), torch.set_grad_enabled(modes[1]):
+            return compute()
+
+    try:
+        return compute() if pool is None else pool.submit(as_here).result()
+    except RuntimeError as error:
+        if NO_KERNEL in str(error):
+            threads = torch.get_num_threads()
+            _of_thread.pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        raise
+
 
 def out_of_memory(error: BaseException) -> bool:
     # On a CPU, torch has no separate exception class for this, and oneDNN uses other messages.
-    said = ("DefaultCPUAllocator", "bad_alloc", "could not create a memory", "could not create a primitive")
+    said = ("DefaultCPUAllocator", "bad_alloc", "could not create a memory", NO_KERNEL)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
 
 
@@ -256,7 +284,7 @@ def halving(rows: int, device: torch.device, compute: Callable[[int], R]) -> tup
     result and the number of rows that fit. If even one row does not fit, the error propagates."""
     while True:
         try:
-            return compute(rows), rows
+            return run_pass(partial(compute, rows)), rows
         except (RuntimeError, MemoryError) as error:
             if rows <= 1 or not out_of_memory(error):
                 raise

@@ -8,6 +8,7 @@ directory, and end when their parent process ends."""
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def assist(run: Silent, met: Met) -> None:
         if orders[0] is None:
             return
         try:
-            parallel.at_once(loop.objective, loop.train, loop.parameters, orders[0], met.rank)
+            step = loop.objective, loop.train, loop.parameters, orders[0], met.rank
+            parallel.run_pass(partial(parallel.at_once, *step))
         except torch.OutOfMemoryError:
             parallel.give_back(loop.loaded.device)
         for parameter in loop.parameters.values():

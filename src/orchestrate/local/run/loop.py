@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import Batches, EncodedRows
 from orchestrate.local.job import Hyper, LocalJob, option
-from orchestrate.local.model.loaded import Loaded, give_back, out_of_memory
+from orchestrate.local.model.loaded import Loaded, give_back, out_of_memory, run_pass
 from orchestrate.local.objectives.base import Objective, Sums, means
 from orchestrate.local.plan.memory_fit import DEFAULT_TOKENS
 from orchestrate.local.plan.throughput import READ_SHARE
@@ -117,7 +118,7 @@ class TrainingWork:
 
     def _time(self, objective: Objective, examples: Sequence[int]) -> tuple[float, float]:
         begun = time.perf_counter()
-        sums = objective.run(self.rows, examples, 1.0, backward=True)
+        sums = run_pass(partial(objective.run, self.rows, examples, 1.0, backward=True))
         return float(sums.tokens), time.perf_counter() - begun
 
 
@@ -306,7 +307,7 @@ class Loop(CheckpointedLoop):
         random = random_state(self.loaded.device)
         while True:
             try:
-                sums = self._gradients(batch)
+                sums = run_pass(partial(self._gradients, batch))
                 break
             except StopRequested as stopped:
                 set_random_state(random)
@@ -335,7 +336,7 @@ class Loop(CheckpointedLoop):
             pass  # too large for fp16: the next step is tried at half the scale
         elif self.guard.acceptable(values["loss"], norm, self.progress) and norm > 0:
             set_rate(self.optimizer, rate)
-            self.optimizer.step()
+            run_pass(self.optimizer.step)
             mean = self.progress.loss_mean
             mean = values["loss"] if mean is None else 0.95 * mean + 0.05 * values["loss"]
             self.progress = msgspec.structs.replace(self.progress, loss_mean=mean)
@@ -444,7 +445,7 @@ class Loop(CheckpointedLoop):
             try:
                 if self.sharded is not None:
                     return self.sharded.evaluate(self.objective, rows, tokens)
-                return self.objective.evaluate(rows, tokens)
+                return run_pass(partial(self.objective.evaluate, rows, tokens))
             except (RuntimeError, MemoryError) as error:
                 if self.sharded is not None or not out_of_memory(error) or tokens <= int(rows.lengths.max()):
                     raise

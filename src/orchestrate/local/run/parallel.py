@@ -34,6 +34,7 @@ from orchestrate.local.encoding.encoded import EncodedRows
 from orchestrate.local.job import option
 from orchestrate.local.model.loaded import give_back as give_back
 from orchestrate.local.model.loaded import out_of_memory
+from orchestrate.local.model.loaded import run_pass as run_pass
 from orchestrate.local.objectives.base import Objective, Sums, add
 from orchestrate.local.run import RunDir, launcher, now
 from orchestrate.types import JobError

@@ -28,7 +28,7 @@ from orchestrate.local.model import files as models
 from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters.starts import AdapterInit, add_tokens
 from orchestrate.local.model.files import ModelFolder
-from orchestrate.local.model.loaded import Loaded
+from orchestrate.local.model.loaded import Loaded, run_pass
 from orchestrate.local.model.loader import load, load_tokenizer, pick_device
 from orchestrate.local.model.sampling.sampler import Sampler
 from orchestrate.local.objectives.base import Objective
@@ -448,7 +448,8 @@ class Session:
         if self.sharded is not None:
             return  # it is made when it is needed, by one process
         try:
-            save_fingerprint(self.run, self.job, self.loaded, self.template, self.folder)
+            found = self.run, self.job, self.loaded, self.template, self.folder
+            run_pass(partial(save_fingerprint, *found))
         except Exception as error:  # noqa: BLE001  message, and made anew when it is needed
             self.run.add_event(
                 f"could not save the model's fingerprint: {error}", level="warning", type="proof"

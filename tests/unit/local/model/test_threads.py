@@ -1,13 +1,15 @@
-"""How many threads a worker takes: by simulated machines, and as the environment says."""
+"""How many threads a worker takes: by simulated machines, as the environment says. Which one runs a pass."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from orchestrate.local.model.loaded import chosen, fastest, of_run
+from orchestrate.local.model.loaded import chosen, fastest, halving, of_run, run_pass
 from orchestrate.local.plan.throughput import ThroughputKey, estimate, slowdown
 
 CPU = torch.device("cpu")
@@ -50,3 +52,30 @@ def test_how_much_slower_is_the_share_of_the_cores() -> None:
     assert slowdown(one, 3.0, 2) == 2.0  # four want two cores
     assert slowdown(two, 4.0, 2) == 9.0  # seen: nine times the quoted time
     assert slowdown(ThroughputKey(device="NVIDIA H100", threads=1, parameters=2e6), 9.0, 2) == 1.0
+
+
+def test_passes_leave_a_thread_that_cannot_compile_kernels_and_run_as_in_it() -> None:
+    stuck, threads = threading.local(), torch.get_num_threads()
+
+    def compute(rows: int) -> tuple[int, bool, bool, int]:
+        if rows > 2 or getattr(stuck, "here", False):
+            stuck.here = True
+            raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        return threading.get_ident(), *modes, torch.get_num_threads()
+
+    def passes() -> None:
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            (there, *state), rows = halving(8, CPU, compute)
+        assert rows == 2 and there != threading.get_ident() and state == [False, True, threads]
+        assert run_pass(lambda: compute(1)) == (there, True, False, threads)  # it stays there
+        with pytest.raises(RuntimeError, match="could not create"):
+            compute(1)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="could not create"):
+            halving(3, CPU, lambda _: compute(3))
+        with torch.no_grad():
+            assert run_pass(lambda: compute(1))[1:] == (False, False, threads), "the next one is whole"
+
+    with ThreadPoolExecutor(1) as alone:
+        alone.submit(passes).result()

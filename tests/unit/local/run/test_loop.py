@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +420,37 @@ def test_too_little_memory_halves_the_micro_batch_not_the_batch(make: Make) -> N
     assert losses(session) == pytest.approx(losses(reference), rel=2e-2)
     assert max(sizes[-3:]) <= 3
     assert any(e.type == "memory" for e in session.run.events())
+
+
+@pytest.mark.slow
+def test_a_thread_that_cannot_compile_kernels_costs_nothing_but_time(make: Make) -> None:
+    """In a thread in which oneDNN once had no memory for a kernel, it never compiles one again. The run is to
+    the bit as one that only runs out of memory."""
+    stuck = threading.local()
+
+    def trained(ref: str, error: RuntimeError) -> Session:
+        session = make(ref, epochs=1, validation=True)
+        honest = session.loop.objective.run
+
+        def tight(data: Any, examples: Any, total: float, *, backward: bool) -> Any:
+            if len(examples) > 3 or getattr(stuck, "here", False):
+                stuck.here = "primitive" in str(error)
+                raise error
+            return honest(data, examples, total, backward=backward)
+
+        session.loop.objective.run = tight  # type: ignore[method-assign]
+        with ThreadPoolExecutor(1) as alone:  # the threads of other tests can still compile
+            alone.submit(session.loop.run).result()
+            assert alone.submit(getattr, stuck, "here", None).result() is ("primitive" in str(error))
+        return session
+
+    one = trained("a", RuntimeError("could not create a primitive"))
+    other = trained("b", torch.OutOfMemoryError("no room"))
+    assert [e.message for e in one.run.events()] == [e.message for e in other.run.events()]
+    assert losses(one) == losses(other)
+    assert one.loop.result == other.loop.result
+    there = weights(other)
+    assert all(torch.equal(tensor, there[name]) for name, tensor in weights(one).items())
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from orchestrate.local.model import sampling
-from orchestrate.local.model.loaded import give_back, out_of_memory
+from orchestrate.local.model.loaded import give_back, out_of_memory, run_pass
 from orchestrate.local.model.sampling import (
     NO_MEMORY,
     DrawnToken,
@@ -501,7 +501,7 @@ class Batching:
 def _fits(compute: Callable[[], None]) -> bool:
     """Run the computation and return whether memory sufficed."""
     try:
-        compute()
+        run_pass(compute)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
