@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.main import get_command
 
 from orchestrate.cli import LazyCommand, app
@@ -38,9 +39,11 @@ def test_a_plan_loads_nothing_of_what_rows_and_runs_need(tmp_path: Path) -> None
     assert in_a_process(program, tmp_path) == "[]"
 
 
-def test_what_converts_options_is_not_loaded_where_none_is_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["runs"], ["data", "check", "train.jsonl"]])
+def test_what_converts_options_is_not_loaded_where_none_is_given(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(ROW * 12)
     program = (
-        "import sys; from orchestrate.cli import app; app(['runs'], standalone_mode=False); "
+        f"import sys; from orchestrate.cli import app; app({words}, standalone_mode=False); "
         "print('pydantic' in sys.modules)"
     )
     assert in_a_process(program, tmp_path) == "False"

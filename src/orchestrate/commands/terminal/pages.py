@@ -77,8 +77,8 @@ def prepare_parameter(parameter: Any) -> None:
 
 def _process_value(parameter: Any, ctx: Any, value: Any) -> Any:
     """Process a parameter's value as typer does, but skip conversions that change nothing: those of text,
-    of default numbers and of options that were not given. For any conversion, typer imports pydantic, which
-    takes a fifth of a short command's time."""
+    of default numbers and choices, and of options that were not given. For any conversion, typer imports
+    pydantic, which takes a fifth of a short command's time."""
     kind = getattr(parameter, "type_descriptor", None)
     if value is None and not parameter.required:
         value = () if parameter.multiple or parameter.nargs == -1 else None
@@ -90,7 +90,7 @@ def _process_value(parameter: Any, ctx: Any, value: Any) -> Any:
 def _stays(kind: Any, value: Any) -> bool:
     """Return True if typer's conversion would not change the value. `kind` is typer's type, `None` in older
     versions."""
-    if kind is None or type(value) not in (str, int, float):
+    if kind is None or not isinstance(value, str | int | float) or type(value) is bool:
         return False
     return kind.annotation is type(value) and kind.parameter_info.parser is None
 
