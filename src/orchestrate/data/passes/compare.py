@@ -27,8 +27,8 @@ from orchestrate.data.rows import ChatExample, ChatMessage, Example, Kind, Unpai
 from orchestrate.data.shapes.row_reader import reading, visible
 from orchestrate.errors import MissingExtra
 
-FEW = 100_000
-"""Number of rows up to which plain Python is faster than importing numpy."""
+FEW = 400_000
+"""Number of rows up to which plain Python is faster than importing numpy, if few rows are repeated."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def repeats(hashes: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
 
 def _repeats_plainly(hashes: Sequence[int]) -> tuple[list[int], list[int]]:
     """Find repeats without numpy, which the base installation lacks. Slower and larger for many rows."""
+    if len(set(hashes)) == len(hashes):
+        return [], []
     seen: dict[int, int] = {}
     first = [seen.setdefault(value, i) for i, value in enumerate(hashes)]
     again = [i for i, j in enumerate(first) if i != j]
@@ -86,8 +88,8 @@ def conflicts(total: Total, kind: Kind, most: int = 100) -> Matches:
     different reference), or the same prompt and answers with the opposite judgment."""
     again, first = repeats(total.answered if kind in ("preference", "unpaired") else total.prompts)
     said = total.answered if kind == "rl" else total.hashes
-    repeated = {int(i) for i in repeats(total.hashes)[0]}
     pairs = [(int(i), int(j)) for i, j in zip(again, first, strict=True)]
+    repeated = {int(i) for i in repeats(total.hashes)[0]} if pairs else set[int]()
     found = [(i, j) for i, j in pairs if said[i] != said[j] and i not in repeated]
     return _matches(total, total, found, most)
 
