@@ -240,13 +240,15 @@ class _CountedRanges:
         self._task = task = tasks[0]
         self._folder, self._read_as = Path(cast("str", task.memory)), (task.format, task.columns)
         self._stat = self._state()
-        with rows_file(task.path) as file:
-            self._keys = {one.start: _hash_of(file, one) for one in tasks}
         self._tasks = tasks
         self._known = {
             name: counters.find_ranges(task.path, self._read_as, name, self._folder)
             for name in task.tokenizers
         }
+        self._keys: dict[int, str] = {}
+        if any(self._known.values()):
+            with rows_file(task.path) as file:
+                self._keys = {one.start: _hash_of(file, one) for one in tasks}
         self._found: dict[str, counters.Ranges] = {name: {} for name in task.tokenizers}
 
     def due(self) -> list[ScanTask]:
@@ -254,14 +256,16 @@ class _CountedRanges:
         return [
             replace(
                 task,
-                tokenizers=tuple(n for n in task.tokenizers if self._keys[task.start] not in self._known[n]),
+                tokenizers=tuple(
+                    n for n in task.tokenizers if self._keys.get(task.start) not in self._known[n]
+                ),
             )
             for task in self._tasks
         ]
 
     def complete(self, task: ScanTask, part: ScannedRange) -> None:
         """Add the counts that are known to what was found in a range, and remember the others."""
-        key = self._keys[task.start]
+        key = self._keys.get(task.start) or part.content
         for name, found in self._found.items():
             if name in task.tokenizers:
                 found[key] = counters.StoredRange.of(part.lengths[name])

@@ -24,7 +24,7 @@ from typing import IO
 
 import msgspec
 from msgspec.structs import replace
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128
 
 from orchestrate.data.files.records import LONGEST_RECORD
 from orchestrate.data.rows import (
@@ -139,6 +139,8 @@ class ScannedRange(Tally):
 
     digests: bytearray = field(default_factory=bytearray)
     """32 bytes for each valid row, the sha256 of its canonical form."""
+    content: str = ""
+    """The hash of the range's bytes, if its token counts can be cached."""
 
     def report(self, found: Sequence[Problem], row: int) -> None:
         for p in found:
@@ -178,14 +180,16 @@ def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
         ) from error
 
 
-def pieces(path: str, start: int, end: int) -> Iterator[list[bytes]]:
+def pieces(path: str, start: int, end: int, content: xxh3_128 | None = None) -> Iterator[list[bytes]]:
     """Yield the lines of a byte range without their line endings, about `PIECE` bytes at a time. A
-    byte-order mark is removed."""
+    byte-order mark is removed. `content` is updated with all bytes of the range."""
     begun: list[bytes] = []  # pieces of an unfinished line
     with rows_file(path, buffering=0) as file:
         file.seek(start)
         left = end - start
         while left > 0 and (block := file.read(min(PIECE, left))):
+            if content is not None:
+                content.update(block)
             if left == end:  # the first block
                 block = block.removeprefix(b"\xef\xbb\xbf")
             left = end - file.tell()
@@ -273,7 +277,8 @@ def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) 
     rows."""
     part = ScannedRange()
     counting = [(part.lengths.setdefault(name, Lengths()), counter(name)) for name in task.tokenizers]
-    for lines in pieces(task.path, task.start, task.end):
+    hashed = xxh3_128() if task.memory and task.tokenizers else None
+    for lines in pieces(task.path, task.start, task.end, hashed):
         rows = _rows(task, lines)
         content = _content(lines, rows, _folder(task)) if task.content else {}
         for index, row in enumerate(rows):
@@ -286,6 +291,8 @@ def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) 
         for lengths, by in counting:
             lengths.extend(by.count([example for _, example in good]), lambda place: good[place][0])  # noqa: B023
         part.lines += len(lines)
+    if hashed is not None:
+        part.content = hashed.hexdigest()
     return part
 
 
