@@ -1,14 +1,14 @@
 """Tokens a second of `orchestrate serve`, against transformers' `generate` and llama.cpp's server.
 
-    python benchmarks/serving.py [--requests 48] [--threads 1] [--llama-python ENV/bin/python] [--json FILE]
+    python benchmarks/serving.py [--requests 48] [--threads 1] [--rounds 5] [--llama-python PYTHON]
 
 A random Llama of about 10M parameters with an adapter of rank 8, whose tokenizer llama.cpp knows; all
 weights in fp32, greedy. Every request asks for its own number of tokens, 16 to 96, none of which ends it,
 and only tokens that were asked for count. `generate` gets batches of 16 of the file's order and pads them,
 as a script would. llama.cpp gets the merged weights as a GGUF file in F32; its server is `llama-server`
 where it is on the PATH, else that of xllamacpp, whose wheel suits processors of any age. Each figure is
-the best of two by each clock, loading left out; processor time is that of the server, of what it started and
-of the client that asks.
+the best of five rounds by each clock, loading left out, in which all take turns; processor time is that of
+the server, of what it started and of the client that asks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,19 @@ def asked(requests: int) -> list[tuple[list[dict[str, str]], int]]:
     return found
 
 
-def best(work: Callable[[], int]) -> dict[str, float]:
-    """Tokens for a second of each clock."""
-    found: list[dict[str, float]] = []
-    for _ in range(2):
-        begun = Meter.now()
-        tokens = work()
-        found.append({clock: tokens / seconds for clock, seconds in begun.took().items()})
-    return {clock: max(one[clock] for one in found) for clock in found[0]}
+def compared(ways: dict[str, Callable[[int], int]], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Tokens for a second of each clock, by the number of clients: the best of all rounds. The ways take
+    turns, so that a slow minute of the machine is none of one way alone."""
+    found: dict[str, list[dict[str, float]]] = {name: [{} for _ in CLIENTS] for name in ways}
+    for _ in range(rounds):
+        for place, clients in enumerate(CLIENTS):
+            for name, way in ways.items():
+                begun = Meter.now()
+                tokens = way(clients)
+                for clock, seconds in begun.took().items():
+                    known = found[name][place]
+                    known[clock] = max(known.get(clock, 0.0), tokens / seconds)
+    return found
 
 
 def over_http(url: str, requests: int, clients: int, more: dict[str, Any]) -> int:
@@ -178,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--llama-python", type=Path)
     parser.add_argument("--no-llama", action="store_true")
     parser.add_argument("--json", type=Path, help="the figures, for docs/figures.py")
@@ -185,31 +191,30 @@ def main() -> None:
     figures = about("torch", "transformers") | {
         "requests": options.requests,
         "threads": options.threads,
-        "rows": {},
+        "rounds": options.rounds,
     }
-    begun, rows = Meter.now(), figures["rows"]
+    begun = Meter.now()
     torch.set_num_threads(options.threads)
     no_end: dict[str, Any] = {"logit_bias": {"2": -100}}
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         tuned = made(home)
-        terms = ServerSettings(port=0, threads=options.threads, four_bit=False)
-        with (
-            Store.open(f"sqlite:///{home}/runs.sqlite3") as store,
-            serve([tuned], home / "home", store, terms) as up,
-        ):
-            rows["serve"] = [
-                best(lambda n=n: over_http(up.url, options.requests, n, no_end)) for n in CLIENTS
-            ]
+        terms = ServerSettings(port=0, threads=options.threads, four_bit=False, precision="fp32")
         generate = by_generate(tuned)
-        rows["generate"] = [best(lambda b=b: generate(options.requests, b)) for b in (1, BATCH)]
-        if not options.no_llama:
-            with llama_cpp(tuned, home, options.llama_python, options.threads) as there:
-                if there is not None:
-                    url, figures["llama.cpp"] = there
-                    rows["llama.cpp"] = [
-                        best(lambda n=n: over_http(url, options.requests, n, no_end)) for n in CLIENTS
-                    ]
+        with ExitStack() as stack:
+            store = stack.enter_context(Store.open(f"sqlite:///{home}/runs.sqlite3"))
+            ours = stack.enter_context(serve([tuned], home / "home", store, terms)).url
+            ways = {
+                "serve": lambda n: over_http(ours, options.requests, n, no_end),
+                "generate": lambda n: generate(options.requests, n),
+            }
+            there = None
+            if not options.no_llama:
+                there = stack.enter_context(llama_cpp(tuned, home, options.llama_python, options.threads))
+            if there is not None:
+                theirs, figures["llama.cpp"] = there
+                ways["llama.cpp"] = lambda n: over_http(theirs, options.requests, n, no_end)
+            figures["rows"] = compared(ways, options.rounds)
     figures["others"] = begun.others()
     print(json.dumps(figures, indent=1))
     if options.json:
