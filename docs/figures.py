@@ -114,7 +114,7 @@ def evaluation(figures: dict[str, Any]) -> str:
 
 
 SERVERS = {
-    "serve": "`orchestrate serve`, transformers engine",
+    "serve": "`orchestrate serve`, transformers engine, fp32",
     "generate": "transformers' `generate`, one row and batches of 16",
     "llama.cpp": "llama.cpp's server, F32",
 }

@@ -72,12 +72,12 @@ class _Added:
         return cls(torch.cat(a), blocks.t().contiguous(), float(scale[0]) if same else scale)
 
     def add(self, said: Tensor, x: Tensor, index: Tensor | None) -> Tensor:
-        """Add the term to the layers' outputs `said`, for all rows or for those of `index`. Like PEFT, it is
-        added before rounding."""
-        low = linear((x if index is None else x[index]).to(self.a.dtype), self.a)
+        """Add the term to the layers' outputs `said`, for all tokens or for those of `index`. Like PEFT, add
+        before rounding."""
+        given = x if index is None else x[index]
+        low = linear(given if given.dtype == self.a.dtype else given.to(self.a.dtype), self.a)
         if index is None and isinstance(self.scale, float) and low.dtype == said.dtype == torch.float32:
-            said.view(-1, said.shape[-1]).addmm_(low.flatten(0, -2), self.b, alpha=self.scale)
-            return said
+            return said.addmm_(low, self.b, alpha=self.scale)
         more = (low @ self.b).mul_(self.scale)
         if index is None:
             return more.add_(said).to(said.dtype)
@@ -115,6 +115,7 @@ class _Joined:
         self._added = {n: self._added[n] if n in self._added else _Added.of(layers, n) for n in names}
 
     def __call__(self, x: Tensor, groups: Sequence[Group]) -> Tensor:
+        """Compute the layers. `x` is [tokens, inputs], and the groups' indices are of tokens."""
         said = _product(x, self.weight, self.bias)
         for name, index in groups:
             if (found := self._added.get(name)) is not None:
@@ -141,31 +142,34 @@ class _Layer:
     def __call__(
         self,
         x: Tensor,
+        rows: int,
         turn: tuple[Tensor, Tensor],
         seen: Any,
         mask: Tensor | None,
         groups: Sequence[Group],
         last: int,
     ) -> Tensor:
-        """Compute the layer. `seen` is its cache. `last` is the number of last positions whose states are
-        needed."""
-        rows, length = x.shape[:2]
+        """Compute the layer. `x` is [rows * length, size], because operations on two dimensions have less
+        overhead. `seen` is its cache. `last` is the number of last positions whose states are needed."""
+        length = len(x) // rows
         heads, shared = self.heads, self.shared
-        all_heads = self.into(_normed(x, self.norms[0]), groups).view(rows, length, -1, self.size)
+        all_heads = self.into(_normed(x, self.norms[0]), _of_tokens(groups, length))
+        all_heads = all_heads.view(rows, length, -1, self.size)
         turning, v = all_heads.split((heads + shared, shared), dim=2)
         if self.own_norms[0] is not None:
             asked = _normed(turning[:, :, :heads], self.own_norms[0])
             turning = torch.cat((asked, _normed(turning[:, :, heads:], self.own_norms[1])), dim=2)
         turned = turning.roll(self.size // 2, dims=-1).mul_(turn[1]).add_(turning * turn[0])
         q, k = turned.transpose(1, 2).split((heads, shared), dim=1)
-        q, v = q[:, :, -last:], v.transpose(1, 2)
+        v = v.transpose(1, 2)
         if seen is not None:
             k, v = seen.update(k, v)
+        if last < length:
+            q, x = q[:, :, -last:], x.view(rows, length, -1)[:, -last:].flatten(0, 1)
         if last == 1:  # the queries that share a key are its rows
             mask = None if mask is None else mask[:, :, -1:]
             q = q.reshape(rows, shared, heads // shared, self.size)
             found = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-            found = found.reshape(rows, 1, -1)
         else:
             columns = k.shape[2]
             alone = mask is None and last == columns
@@ -174,9 +178,9 @@ class _Layer:
                 part = _of_last(last, columns)
             found = scaled_dot_product_attention(
                 q, k, v, attn_mask=part, is_causal=alone, scale=self.scale, enable_gqa=True
-            )
-            found = found.transpose(1, 2).reshape(rows, last, -1)
-        x = x[:, -last:] + self.out(found, groups)
+            ).transpose(1, 2)
+        groups = _of_tokens(groups, last)
+        x = x + self.out(found.reshape(rows * last, -1), groups)
         gate, up = self.up(_normed(x, self.norms[1]), groups).chunk(2, dim=-1)
         return x + self.down(silu(gate).mul_(up), groups)
 
@@ -234,7 +238,7 @@ class QuickPass:
         positions = given.get("position_ids")
         if positions is None:
             positions = torch.arange(before, before + length, device=ids.device)[None]
-        x = self._decoder.embed_tokens(ids)
+        x = self._decoder.embed_tokens(ids).flatten(0, 1)
         cos, sin = self._decoder.rotary_emb(x, positions)
         half = sin.shape[-1] // 2
         turn = cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
@@ -243,8 +247,16 @@ class QuickPass:
         for number, layer in enumerate(self._layers):
             last = kept if number == len(self._layers) - 1 else length
             seen = None if cache is None else cache.layers[number]
-            x = layer(x, turn, seen, seeing, groups, last)
-        return _normed(x, self._decoder.norm)
+            x = layer(x, len(ids), turn, seen, seeing, groups, last)
+        return _normed(x, self._decoder.norm).view(len(ids), kept, -1)
+
+
+def _of_tokens(groups: Sequence[Group], length: int) -> Sequence[Group]:
+    """Return groups of rows as groups of their tokens, of which each row has `length`."""
+    if length == 1:
+        return groups
+    places = torch.arange(length)
+    return [(name, i if i is None else (i[:, None] * length + places).flatten()) for name, i in groups]
 
 
 def _joined(weights: Sequence[Tensor]) -> Tensor:

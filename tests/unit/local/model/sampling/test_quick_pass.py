@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.unit.local.families import make
 from transformers import AutoModelForCausalLM
 
 from orchestrate.local.model.sampling import SamplingSettings
-from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow
+from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow, Mixing
 from orchestrate.local.model.sampling.quick_pass import quick_of, quicken
 
 pytestmark = [
@@ -110,6 +111,26 @@ def test_the_last_positions_see_what_is_before_them_alone(kept: int, tmp_path: P
     with torch.inference_mode():
         found = inner(input_ids=ids, logits_to_keep=kept, use_cache=False).logits
         torch.testing.assert_close(found, plain(ids, logits_to_keep=kept).logits)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 9])
+def test_prompts_with_different_adapters_are_read_in_one_pass(kept: int, tmp_path: Path) -> None:
+    plain, inner = adapted(loaded("llama", tmp_path / "m")), loaded("llama", tmp_path / "m")
+    quick = quicken(inner)
+    model = adapted(inner)
+    batching = Batching(model, most_rows=4)
+    batching.use(model)
+    assert quick is not None and isinstance(quick.mixing, Mixing)
+    names = ["wide", BASE, "few", "wide"]
+    ids = torch.tensor([PROMPTS[1], PROMPTS[1][::-1], PROMPTS[1], [12] * 9])
+    with torch.inference_mode():
+        quick.mixing.rows(names, ids.device)
+        found = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits
+        for name, row, logits in zip(names, ids, found, strict=True):
+            with plain.disable_adapter() if name == BASE else nullcontext():
+                if name != BASE:
+                    plain.set_adapter(name)
+                torch.testing.assert_close(logits, plain(row[None], logits_to_keep=kept).logits[0])
 
 
 def test_another_shape_keeps_the_pass_of_the_library(tmp_path: Path) -> None:
