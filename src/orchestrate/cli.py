@@ -212,6 +212,7 @@ def _of_input(error: Exception) -> Exception:
 
         wrong = error.object[error.start : error.end]
         given = [(f"argument {argument!r}", argument) for argument in sys.argv[1:]]
+        given.append(("path of the current folder", str(Path.cwd())))
         given += [(f"environment variable {name}", value) for name, value in os.environ.items()]
         for name, value in given:
             if wrong in value and (value in error.object or error.object in value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_an_environment_variable_that_is_no_utf_8_is_named(cli_env: dict[str, st
     }
     told = subprocess.run(command, env=env, capture_output=True, check=False)
     assert told.returncode == 2 and b"environment variable ORCHESTRATE_HOME" in told.stderr
+
+
+def test_a_folder_that_is_no_utf_8_is_named(cli_env: dict[str, str], tmp_path: Path) -> None:
+    folder = bytes(tmp_path) + b"/d\xff"
+    os.mkdir(folder)  # noqa: PTH102  pathlib takes no bytes
+    Path(os.fsdecode(folder), "train.jsonl").write_text('{"text": "a"}\n')
+    command = [sys.executable, "-m", "orchestrate.cli", "data", "check", "train.jsonl"]
+    env = {**cli_env, "PWD": os.fsdecode(folder)}
+    told = subprocess.run(command, env=env, cwd=folder, capture_output=True, check=False)
+    assert b"bug" not in told.stderr and b"PWD" not in told.stderr
+    assert told.returncode in (0, 1) or b"path of the current folder" in told.stderr
 
 
 def test_a_key_that_no_request_can_carry_is_not_stored(cli_env: dict[str, str]) -> None:

@@ -89,12 +89,14 @@ def importing(*, freeze: bool = False) -> Generator[None]:
     and scanning these would take a seventh of the loading time. With `freeze`, later collections skip them
     too, which saves 4% of a short run's CPU time. Use it only if nothing is loaded that must be freed later.
     Also keeps bitsandbytes from loading torch's compiler, which takes 2 s and 40 MB, and transformers from
-    loading scipy, which takes 0.3 s and 40 MB. Neither is used. scipy can be imported afterwards."""
+    loading scipy, which takes 0.3 s and 40 MB. Neither is used. scipy and sklearn can be imported
+    afterwards."""
     asked = os.environ.get(NO_COMPILER)
     os.environ[NO_COMPILER] = "1"
-    hidden = "scipy" not in sys.modules
-    if hidden:
-        sys.modules["scipy"] = cast("Any", None)
+    # Older releases of transformers load scipy through sklearn. One that is loaded may know that it is there.
+    known = {"scipy", "transformers"} & sys.modules.keys()
+    hidden = set[str]() if known else {"scipy", "sklearn"} - sys.modules.keys()
+    sys.modules.update({name: cast("Any", None) for name in hidden})
     gc.disable()
     try:
         yield
@@ -106,10 +108,10 @@ def importing(*, freeze: bool = False) -> Generator[None]:
             del os.environ[NO_COMPILER]
         else:
             os.environ[NO_COMPILER] = asked
-        if hidden:
-            del sys.modules["scipy"]
-            with suppress(KeyError, AttributeError):  # not loaded, or a release without a cache
-                sys.modules["transformers.utils.import_utils"].is_scipy_available.cache_clear()
+        for name in hidden:
+            sys.modules.pop(name, None)
+        with suppress(KeyError, AttributeError):  # not loaded, or a release without a cache
+            sys.modules["transformers.utils.import_utils"].is_scipy_available.cache_clear()
 
 
 def leave(code: int) -> NoReturn:

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -32,9 +33,22 @@ def test_libraries_come_without_a_compiler_which_can_still_be_had() -> None:
     assert int(done.stdout.split()[-1]) > 0
 
 
+def test_a_scipy_that_is_known_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "scipy", raising=False)
+    monkeypatch.setitem(sys.modules, "transformers", types.ModuleType("transformers"))
+    with importing():
+        assert "scipy" not in sys.modules
+    monkeypatch.delitem(sys.modules, "transformers")
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    with importing(), pytest.raises(ImportError):
+        importlib.import_module("sklearn")  # as older releases of transformers do where it is there
+    assert not {"scipy", "sklearn"} & sys.modules.keys()
+
+
 def test_all_is_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NO_COMPILER, raising=False)
-    monkeypatch.delitem(sys.modules, "scipy", raising=False)
+    for name in ("scipy", "sklearn", "transformers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with importing():
         assert os.environ[NO_COMPILER] == "1" and not gc.isenabled()
         with importing(), pytest.raises(ImportError):

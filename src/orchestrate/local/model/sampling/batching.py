@@ -108,6 +108,8 @@ def can_mix(model: Any) -> bool:
     """Return whether all of a model's adapters can be mixed in one batch."""
     if not hasattr(model, "peft_config"):
         return False
+    if any(getattr(config, name, None) for config in model.peft_config.values() for name in ALONE):
+        return False
     return all(_is_plain(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
 
 

@@ -10,6 +10,7 @@ transformers. Calls with unsupported arguments use the transformers pass."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -210,6 +211,12 @@ class QuickPass:
             for joined in one.joined:
                 joined.take(adapters)
 
+    def undo(self) -> None:
+        """Store the model's weights as before."""
+        for joined in (joined for one in self._layers for joined in one.joined):
+            for layer in joined.layers:
+                layer.weight.data = layer.weight.data.contiguous()
+
     def __call__(self, **given: Any) -> Any:
         given = {name: value for name, value in given.items() if value is not None}
         groups = self._groups()
@@ -306,13 +313,12 @@ def quicken(inner: Any) -> QuickPass | None:
     if type(inner).__name__ not in KINDS or not _is_plain(inner):
         return None
     quick = QuickPass(inner)
-    try:
-        if not _agrees(inner, quick):
-            return None
-    except Exception:  # noqa: BLE001  whatever a model's code raises: it keeps its own pass
-        return None
-    inner.forward = quick
-    return quick
+    with suppress(Exception):  # whatever a model's code raises: it keeps its own pass
+        if _agrees(inner, quick):
+            inner.forward = quick
+            return quick
+    quick.undo()
+    return None
 
 
 def quick_of(model: Any) -> QuickPass | None:

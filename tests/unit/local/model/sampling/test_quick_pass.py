@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tests.unit.local.families import make
 from transformers import AutoModelForCausalLM
 
-from orchestrate.local.model.sampling import SamplingSettings
+from orchestrate.local.model.sampling import SamplingSettings, quick_pass
 from orchestrate.local.model.sampling.batching import BASE, Batching, DecodingRow, Mixing
 from orchestrate.local.model.sampling.quick_pass import quick_of, quicken
 
@@ -131,6 +131,44 @@ def test_prompts_with_different_adapters_are_read_in_one_pass(kept: int, tmp_pat
                 if name != BASE:
                     plain.set_adapter(name)
                 torch.testing.assert_close(logits, plain(row[None], logits_to_keep=kept).logits[0])
+
+
+@pytest.mark.parametrize("saved", ["lm_head", "input_layernorm", "norm"])
+def test_modules_that_an_adapter_saved_answer_its_rows_alone(saved: str, tmp_path: Path) -> None:
+    def tuned() -> Any:
+        inner = loaded("llama", tmp_path / "m")
+        quicken(inner)
+        torch.manual_seed(3)
+        model: Any = get_peft_model(inner, LoraConfig(modules_to_save=[saved], task_type="CAUSAL_LM"), "own")
+        for name, weights in model.named_parameters():
+            if "modules_to_save" in name:
+                weights.data.normal_()
+        return model.eval()
+
+    def greedy(model: Any, prompt: list[int], tokens: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        for _ in range(tokens):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+        return ids[0, len(prompt) :].tolist()
+
+    plain, names = tuned(), ["own", BASE]
+    plain.get_base_model().forward = quick_of(plain).library  # type: ignore[union-attr]
+    wanted = list[list[int]]()
+    with torch.inference_mode():
+        for n, prompt in enumerate(PROMPTS):
+            with nullcontext() if names[n % 2] == "own" else plain.disable_adapter():
+                wanted.append(greedy(plain, prompt, 6 + n))
+    assert drawn(tuned(), names) == wanted
+
+
+def test_a_pass_that_disagrees_leaves_the_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick_pass, "_agrees", lambda *_: False)
+    inner, plain = loaded("llama", tmp_path / "m"), loaded("llama", tmp_path / "m")
+    assert quicken(inner) is None and quick_of(inner) is None
+    for (name, weights), (_, before) in zip(inner.named_parameters(), plain.named_parameters(), strict=True):
+        assert weights.is_contiguous() and torch.equal(weights, before), name
 
 
 def test_another_shape_keeps_the_pass_of_the_library(tmp_path: Path) -> None:
