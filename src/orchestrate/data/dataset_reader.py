@@ -367,13 +367,11 @@ def sniff(path: str, of: Iterator[bytes], columns: tuple[tuple[str, str], ...]) 
     if votes:
         return known.BY_NAME[votes.most_common(1)[0][0]]
     if fields:
+        more = "".join(
+            f". {count(len(unreadable), 'more row')} could not be read: {one}" for one in unreadable[:1]
+        )
         raise DataError(
-            f"{path}: no known training format has the fields {_listed(fields)}"
-            + (
-                f". {count(len(unreadable), 'more row')} could not be read: {unreadable[0]}"
-                if unreadable
-                else ""
-            ),
+            f"{path}: no known training format has the fields {_listed(fields)}{more}",
             fix=advice(path, example),
         )
     raise DataError(

@@ -108,9 +108,14 @@ def can_mix(model: Any) -> bool:
     """Return whether all of a model's adapters can be mixed in one batch."""
     if not hasattr(model, "peft_config"):
         return False
-    if any(getattr(config, name, None) for config in model.peft_config.values() for name in ALONE):
+    if any(_is_alone(config) for config in model.peft_config.values()):
         return False
     return all(_is_plain(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
+
+
+def _is_alone(config: Any) -> bool:
+    """Return whether an adapter cannot be applied to individual rows of a batch."""
+    return any(getattr(config, name, None) for name in ALONE)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -410,8 +415,7 @@ class Batching:
     def _mixes(self, adapter: str) -> bool:
         if self._mixing is not None:
             return True
-        config = None if adapter == BASE else self.model.peft_config[adapter]
-        return not any(getattr(config, name, None) for name in ALONE)
+        return adapter == BASE or not _is_alone(self.model.peft_config[adapter])
 
     def _next(self, batch: DecodingBatch) -> Iterator[tuple[DecodingRow, DrawnToken]]:
         logits = self._logits(batch.rows, batch.cache, batch.inputs())

@@ -147,14 +147,15 @@ class _Layer:
         turn: tuple[Tensor, Tensor],
         seen: Any,
         mask: Tensor | None,
-        groups: Sequence[Group],
+        groups: tuple[Sequence[Group], Sequence[Group]],
         last: int,
     ) -> Tensor:
         """Compute the layer. `x` is [rows * length, size], because operations on two dimensions have less
-        overhead. `seen` is its cache. `last` is the number of last positions whose states are needed."""
+        overhead. `seen` is its cache. `last` is the number of last positions whose states are needed.
+        `groups` are those of all tokens, and those of the last positions."""
         length = len(x) // rows
         heads, shared = self.heads, self.shared
-        all_heads = self.into(_normed(x, self.norms[0]), _of_tokens(groups, length))
+        all_heads = self.into(_normed(x, self.norms[0]), groups[0])
         all_heads = all_heads.view(rows, length, -1, self.size)
         turning, v = all_heads.split((heads + shared, shared), dim=2)
         if self.own_norms[0] is not None:
@@ -180,10 +181,9 @@ class _Layer:
             found = scaled_dot_product_attention(
                 q, k, v, attn_mask=part, is_causal=alone, scale=self.scale, enable_gqa=True
             ).transpose(1, 2)
-        groups = _of_tokens(groups, last)
-        x = x + self.out(found.reshape(rows * last, -1), groups)
-        gate, up = self.up(_normed(x, self.norms[1]), groups).chunk(2, dim=-1)
-        return x + self.down(silu(gate).mul_(up), groups)
+        x = x + self.out(found.reshape(rows * last, -1), groups[1])
+        gate, up = self.up(_normed(x, self.norms[1]), groups[1]).chunk(2, dim=-1)
+        return x + self.down(silu(gate).mul_(up), groups[1])
 
 
 class QuickPass:
@@ -215,7 +215,7 @@ class QuickPass:
         """Store the model's weights as before."""
         for joined in (joined for one in self._layers for joined in one.joined):
             for layer in joined.layers:
-                layer.weight.data = layer.weight.data.contiguous()
+                layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
 
     def __call__(self, **given: Any) -> Any:
         given = {name: value for name, value in given.items() if value is not None}
@@ -251,10 +251,11 @@ class QuickPass:
         turn = cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
         seeing = _mask(mask, before, length, x)
         kept = min(given.get("logits_to_keep") or length, length)
+        every, ends = _of_tokens(groups, length), _of_tokens(groups, kept)
         for number, layer in enumerate(self._layers):
-            last = kept if number == len(self._layers) - 1 else length
+            last, those = (kept, ends) if number == len(self._layers) - 1 else (length, every)
             seen = None if cache is None else cache.layers[number]
-            x = layer(x, len(ids), turn, seen, seeing, groups, last)
+            x = layer(x, len(ids), turn, seen, seeing, (every, those), last)
         return _normed(x, self._decoder.norm).view(len(ids), kept, -1)
 
 
