@@ -31,7 +31,7 @@ from orchestrate.migration import recordings
 from orchestrate.migration.recordings import PreparedRecording, RecordOrder
 from orchestrate.providers.calls.hosted import Wire
 from orchestrate.providers.chat import Chat
-from orchestrate.runs.evaluation.contenders import Contenders
+from orchestrate.runs.evaluation.contenders import SANDBOX_THREADS, Contenders
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.sandbox.training import ANSWER, Trainer
 from orchestrate.settings import config
@@ -345,12 +345,15 @@ def test_a_recording_goes_on_after_a_kill(
 def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
     ft: Orchestrator, old: RunHandle, sandbox: Sandbox, own_env: dict[str, str], tmp_path: Path
 ) -> None:
-    """Ctrl-C in the command, while four prompts wait for their answers."""
+    """Ctrl-C in the command, while some of its prompts wait for their answers and most are not sent yet: a
+    sandbox is asked `SANDBOX_THREADS` at once."""
+    prompts = 6 * SANDBOX_THREADS
+    path = chat_rows(tmp_path / "many.jsonl", 200, 200 + prompts)
     stuck = {"method": "POST", "path": "/v1/chat/completions", "skip": 10, "count": 0, "delay_s": 10}
     sandbox.fault("openai", "slow", **stuck)
     streams = [tmp_path / name for name in ("in", "out", "err")]
     streams[0].touch()
-    words = ["record", old.id, "--max-tokens", "16", "--max-cost", "1"]
+    words = ["record", old.id, "--prompts", path, "--max-tokens", "16", "--max-cost", "1"]
     env = {**os.environ, **own_env}
     process = command.start(command.orchestrate, words, cwd=tmp_path, env=env, streams=streams)
     deadline = time.monotonic() + 240
@@ -364,12 +367,12 @@ def test_an_interrupted_recording_says_how_to_go_on_and_loses_nothing(
     [kept] = recordings.all_recordings(ft)
     before = asked(sandbox)
     # What was under way is waited for and kept; one that was just being written down is asked again.
-    assert 10 < before - 1 <= kept.answered <= before < 30
-    with PreparedRecording(ft, old.id, RecordOrder(sampling=SHORT)) as rest:
+    assert 10 < before - 1 <= kept.answered <= before < prompts
+    with PreparedRecording(ft, old.id, RecordOrder(prompts=path, sampling=SHORT)) as rest:
         left = rest.plan().asked
         assert kept.answered <= left.kept <= before, "the journal may have one that the record does not yet"
         assert rest.run().complete
-    assert asked(sandbox) - before == 30 - left.kept
+    assert asked(sandbox) - before == prompts - left.kept
 
 
 def test_a_limit_that_is_reached_midway_keeps_what_was_paid_and_goes_on_under_a_higher_one(
