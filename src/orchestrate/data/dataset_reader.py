@@ -211,10 +211,12 @@ def run(
     if known is not None:
         tasks = known.due()
     total = Total()
-    read = _scanned if join is None else _scanned_with_lines
     first_due = next((one for one in tasks if one.tokenizers), task)
-    found = ordered(read, tasks, worker_count(workers, size), partial(_ready, first_due))
-    for done, (part, rows) in zip(tasks, found, strict=True):
+    # Workers import the module of the function that they call: that of `scan` is the smallest that does.
+    read = scan if join is None else _scanned_with_lines
+    found = ordered(read, tasks, worker_count(workers, size), partial(ready, first_due))
+    for done, result in zip(tasks, found, strict=True):
+        part, rows = (result, b"") if isinstance(result, ScannedRange) else result
         if known is not None:
             known.complete(done, part)
         total.add(part)
@@ -226,10 +228,6 @@ def run(
     if known is not None:
         known.keep()
     return total
-
-
-def _ready(task: ScanTask, _first: ScanTask) -> None:
-    ready(task)
 
 
 class _CountedRanges:
@@ -295,10 +293,6 @@ def _hash_of(file: IO[bytes], task: ScanTask) -> str:
         content.update(block)
         left -= len(block)
     return content.hexdigest()
-
-
-def _scanned(task: ScanTask) -> tuple[ScannedRange, bytes]:
-    return scan(task), b""
 
 
 def _scanned_with_lines(task: ScanTask) -> tuple[ScannedRange, bytes]:

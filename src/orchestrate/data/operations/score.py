@@ -506,7 +506,8 @@ def select(
     places = {one.row: (n, doubt(one)) for n, one in enumerate(order, start=1)}
     errors = 0
     with writing(output) as file, writing(rest) as log:
-        each = (line for part in pieces(lines.lines, 0, lines.line_bytes) for line in part)
+        parts = pieces(lines.lines, 0, lines.line_bytes)
+        each = (line.removesuffix(b"\n") for part in parts for line in part)
         for line, (number, row) in zip(each, data.read(), strict=True):
             if (row.example is None) == (number in places):
                 raise changed(data)

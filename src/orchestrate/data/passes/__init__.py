@@ -70,14 +70,14 @@ def ordered(
     function: Callable[[T], R],
     tasks: Sequence[T],
     workers: int | None = None,
-    ready: Callable[[T], object] | None = None,
+    ready: Callable[[], object] | None = None,
 ) -> Iterator[R]:
     """Yield `function(task)` for each task, in order. If there is only one task or one worker, everything
     runs in this process.
 
     `function` must be a module-level function, and its exceptions are raised here. `ready` loads data that
-    workers can share. It is called with the first task if sharing saves time. Exceptions from `ready` are
-    ignored, because `function` will raise them again."""
+    workers can share. It is called if sharing saves time. Exceptions from `ready` are ignored, because
+    `function` will raise them again."""
     engine = _engine.get()
     if engine is not None:
         yield from engine(function, tasks)
@@ -99,7 +99,7 @@ class _Pool:
         function: Callable[[T], object],
         tasks: Sequence[T],
         count: int,
-        ready: Callable[[T], object] | None,
+        ready: Callable[[], object] | None,
     ) -> None:
         self._function, self._tasks = function, tasks
         self._next: Iterator[int] = iter(range(len(tasks)))
@@ -109,7 +109,7 @@ class _Pool:
         self._done = False
         self._workers = _forked(count) if FORKS else [_child() for _ in range(count)]
         self._processes = {worker.process.pid: worker.process for worker in self._workers}.values()
-        first = pickle.dumps((ready, tasks[0]), protocol=5)
+        first = pickle.dumps(ready, protocol=5)
         for process in self._processes:
             with suppress(OSError):  # an early crash is reported when its result is missing
                 cast("IO[bytes]", process.stdin).write(first)
@@ -217,10 +217,10 @@ def serve(sockets: str) -> None:
     """Run as a child process of `ordered`. Loads the shared data, then processes tasks from standard input.
     With `sockets` (comma-separated file descriptors), forks one worker for each socket instead, and waits for
     all of them."""
-    ready, task = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
+    ready = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
     if ready is not None:
         with suppress(Exception):
-            ready(task)
+            ready()
     gc.freeze()  # exclude loaded data from garbage collection
     gc.enable()
     if not sockets:
@@ -242,6 +242,7 @@ def serve(sockets: str) -> None:
         code = os.waitstatus_to_exitcode(os.wait()[1])
         if code:
             os._exit(code if code > 0 else 128 - code)
+    os._exit(0)  # the system frees what was loaded faster than Python
 
 
 def _work(tasks: IO[bytes], answers: IO[bytes]) -> None:

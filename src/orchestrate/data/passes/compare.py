@@ -193,7 +193,8 @@ def shared_form(files: Sequence[tuple[ScanTask, int]]) -> Any:
     for task, size in files:
         for start, end in ranges(task.path, size):
             for lines in pieces(task.path, start, end):
-                sample.update({xxh3_64_intdigest(line): (task, line) for line in lines if line.strip()})
+                written = [line.removesuffix(b"\n") for line in lines if line.strip()]
+                sample.update({xxh3_64_intdigest(line): (task, line) for line in written})
                 if len(sample) > 2 * SAMPLED:
                     sample = {key: sample[key] for key in sorted(sample)[:SAMPLED]}
     examples: list[Example] = []

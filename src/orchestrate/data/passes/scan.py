@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
+from io import BytesIO
 from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -38,7 +39,7 @@ from orchestrate.data.rows import (
     problem,
 )
 from orchestrate.data.rows.content import candidates, confirmed, sifted
-from orchestrate.data.rows.traits import IMAGES, TOOLS, Picture, Trait, pictures
+from orchestrate.data.rows.traits import IMAGES, TEXT_PARTS, TOOLS, Picture, Trait, pictures
 from orchestrate.data.rows.traits import add as add_pictures
 from orchestrate.data.shapes.row_reader import (
     ReadRow,
@@ -58,6 +59,7 @@ from orchestrate.errors import DataError
 from orchestrate.types import Problem, Severity
 
 _JUDGED = (UnpairedExample, PreferenceExample, RLExample)
+_PARTS = IMAGES | TEXT_PARTS
 CHUNK = 8 << 20
 """Size of one task in bytes."""
 PIECE = 256 << 10
@@ -181,8 +183,8 @@ def rows_file(path: str, buffering: int = -1) -> Generator[IO[bytes]]:
 
 
 def pieces(path: str, start: int, end: int, content: xxh3_128 | None = None) -> Iterator[list[bytes]]:
-    """Yield the lines of a byte range without their line endings, about `PIECE` bytes at a time. A
-    byte-order mark is removed. `content` is updated with all bytes of the range."""
+    """Yield the lines of a byte range with their line endings, about `PIECE` bytes at a time. A byte-order
+    mark is removed. `content` is updated with all bytes of the range."""
     begun: list[bytes] = []  # pieces of an unfinished line
     with rows_file(path, buffering=0) as file:
         file.seek(start)
@@ -193,13 +195,14 @@ def pieces(path: str, start: int, end: int, content: xxh3_128 | None = None) -> 
             if left == end:  # the first block
                 block = block.removeprefix(b"\xef\xbb\xbf")
             left = end - file.tell()
-            lines = block.split(b"\n")
-            if len(lines) > 1:
+            lines = BytesIO(block).readlines()  # a third of the time of `bytes.split`
+            rest = b"" if block.endswith(b"\n") or not lines else lines.pop()
+            if lines:
                 lines[0] = b"".join((*begun, lines[0]))
-                begun = [lines.pop()]
+                begun = [rest]
                 yield lines
             else:
-                begun.append(block)
+                begun.append(rest)
     if last := b"".join(begun):
         yield [last]
 
@@ -280,11 +283,15 @@ def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) 
     hashed = xxh3_128() if task.memory and task.tokenizers else None
     for lines in pieces(task.path, task.start, task.end, hashed):
         rows = _rows(task, lines)
-        content = _content(lines, rows, _folder(task)) if task.content else {}
+        forms = [
+            line if row.example is None else canonical(row.example)
+            for line, row in zip(lines, rows, strict=True)
+        ]
+        content = _content(forms, rows, _folder(task)) if task.content else {}
         for index, row in enumerate(rows):
             if row.problems or row.unread or index in content:
                 _report(part, part.lines + index + 1, row, content.get(index, []))
-        _note(part, rows, task.path, task.compare)
+        _note(part, rows, forms, task)
         good = [(number, row.example) for number, row in enumerate(rows, part.lines + 1) if row.example]
         if keep is not None:
             keep([example for _, example in good])
@@ -296,11 +303,13 @@ def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) 
     return part
 
 
-def _content(lines: list[bytes], rows: list[ReadRow], folder: Path | None) -> dict[int, list[Problem]]:
-    """Return the problems found in the content, by row index."""
+def _content(forms: list[bytes], rows: list[ReadRow], folder: Path | None) -> dict[int, list[Problem]]:
+    """Return the problems found in the content, by row index. The canonical form of a row contains each text
+    that a model sees as it is, so it is searched first, and only the texts of rows that may match are joined.
+    A content in parts is joined before, and so is that of a row whose form is JSON, which escapes it."""
     texts = [
-        line if row.example is None else visible(row.example).encode()
-        for line, row in zip(lines, rows, strict=True)
+        visible(row.example).encode() if row.example and (row.traits & _PARTS or form[:1] == b"{") else form
+        for form, row in zip(forms, rows, strict=True)
     ]
     patterns: dict[int, list[int]] = {}
     starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
@@ -309,8 +318,10 @@ def _content(lines: list[bytes], rows: list[ReadRow], folder: Path | None) -> di
     found: dict[int, list[Problem]] = {}
     for index, numbers in patterns.items():
         example = rows[index].example
-        learnt = None if example is None else answers(example).encode()
-        found[index] = confirmed(texts[index], numbers, learnt)
+        if example is None:
+            found[index] = confirmed(forms[index], numbers)
+        else:
+            found[index] = confirmed(visible(example).encode(), numbers, answers(example).encode())
     return found
 
 
@@ -323,41 +334,47 @@ def _report(part: ScannedRange, number: int, row: ReadRow, content: list[Problem
         note(part.unread, row.unread, "" if row.example is None else visible(row.example))
 
 
-def _note(part: ScannedRange, rows: list[ReadRow], path: str, compare: bool) -> None:
+def _note(part: ScannedRange, rows: list[ReadRow], forms: list[bytes], task: ScanTask) -> None:
     """Add the counts of more rows. The first row has the number `part.lines` + 1."""
     first = part.lines + 1
     good = [(number, row.example, row.traits) for number, row in enumerate(rows, first) if row.example]
     part.rows += len(good)
     part.numbers.extend([number for number, _, _ in good])
     part.canonical_bytes += SIZED * sum(json_bytes(e) for n, e, _ in good if n % SIZED == 1)
-    part.digests += b"".join([sha256(canonical(example)).digest() for _, example, _ in good])
+    part.digests += b"".join(
+        [sha256(form).digest() for form, row in zip(forms, rows, strict=True) if row.example]
+    )
     for _, example, traits in good:
         if traits & IMAGES:
-            add_pictures(part.pictures, pictures(messages_of(example), Path(path).parent))
+            add_pictures(part.pictures, pictures(messages_of(example), Path(task.path).parent))
     part.notice([(traits, number) for number, _, traits in good])
     sequences = Counter([tuple([m.role for m in messages_of(example)]) for _, example, _ in good])
     for roles, count in sequences.items():
         for role in roles:
             part.roles[role] += count
-        if compare:
+        if task.compare:
             part.turns[roles.count("user")] += count
-    if compare:
+    if task.compare:
         for _, example, traits in good:
-            _compare(part, example, traits)
+            if traits & TOOLS:
+                part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
+        _compare(part, [example for _, example, _ in good])
 
 
-def _compare(part: ScannedRange, example: Example, traits: int) -> None:
-    if traits & TOOLS:
-        part.tools.update(c.function.name for m in messages_of(example) for c in m.tool_calls or ())
-    part.prompts.append(xxh3_64_intdigest(canonical_prompt(example)))
-    if isinstance(example, _JUDGED):
-        part.answered.append(xxh3_64_intdigest(canonical_answered(example)))
-    if isinstance(example, UnpairedExample):
-        part.labels[DESIRABLE if example.label else UNDESIRABLE] += 1
-        return
-    answer = last_answer(example)
-    if len(answer) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
-        part.labels[answer] += 1
+def _compare(part: ScannedRange, examples: list[Example]) -> None:
+    part.prompts.extend([xxh3_64_intdigest(canonical_prompt(example)) for example in examples])
+    part.answered.extend(
+        [
+            xxh3_64_intdigest(canonical_answered(example))
+            for example in examples
+            if isinstance(example, _JUDGED)
+        ]
+    )
+    for example in examples:
+        if isinstance(example, UnpairedExample):
+            part.labels[DESIRABLE if example.label else UNDESIRABLE] += 1
+        elif len(answer := last_answer(example)) <= LONGEST_LABEL and len(part.labels) <= MOST_LABELS:
+            part.labels[answer] += 1
 
 
 @dataclass

@@ -253,7 +253,7 @@ PATTERNS: tuple[Pattern, ...] = (
         "a payment card number",
         rb"(?<!\d[.,])\b\d(?:[ -]?\d){12,18}\b",  # digits after a decimal point are not a card number
         confirm=_luhn,
-        sieve=rb"\b[3-6](?:[ -]?\d){12}",
+        sieve=rb"(?:\b|[\xd9-\xdb][\x00-\xff]{1,4})[3-6](?:[ -]?\d){12}",
     ),
     Pattern(
         "personal-data",

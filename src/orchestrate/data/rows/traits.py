@@ -280,9 +280,16 @@ def _completion(example: CompletionExample) -> tuple[int, list[Problem]]:
 
 
 # Plain integers, because combining `IntFlag` values takes about a microsecond each time.
-TOOLS, IMAGES, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
+TOOLS, IMAGES, TEXT_PARTS, _MULTI_TURN, _MESSAGE_WEIGHTS, _SEVERAL_TRAINED = (
     t.value
-    for t in (Trait.TOOLS, Trait.IMAGES, Trait.MULTI_TURN, Trait.MESSAGE_WEIGHTS, Trait.SEVERAL_TRAINED)
+    for t in (
+        Trait.TOOLS,
+        Trait.IMAGES,
+        Trait.TEXT_PARTS,
+        Trait.MULTI_TURN,
+        Trait.MESSAGE_WEIGHTS,
+        Trait.SEVERAL_TRAINED,
+    )
 )
 _ROLE_TRAITS = {
     "developer": Trait.DEVELOPER.value,

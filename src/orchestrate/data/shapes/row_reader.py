@@ -223,13 +223,9 @@ def _named(value: object) -> str:
     return {"list": "a list", "str": "text", "bool": "true or false"}.get(type(value).__name__, "a number")
 
 
-def canonical(example: Example) -> bytes:
-    """Return the canonical bytes from which the digest is computed: all fields that are set, with the keys of
-    free-form objects sorted."""
-    return _canonical(example)
-
-
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
+    """Return the canonical bytes of an example, from which the digest is computed, or of a part of it: all
+    fields that are set, with the keys of free-form objects sorted."""
     try:
         return _ENCODER.encode(value)
     except OverflowError:  # an integer of more than 64 bits in a schema or a grader field
@@ -246,11 +242,11 @@ def canonical_prompt(example: Example) -> bytes:
     answers contradict each other."""
     match example:
         case ChatExample():
-            return _canonical((example.messages[:-1], example.tools))
+            return canonical((example.messages[:-1], example.tools))
         case PreferenceExample() | UnpairedExample():
-            return _canonical((example.prompt, example.tools))
+            return canonical((example.prompt, example.tools))
         case RLExample():
-            return _canonical((example.messages, example.tools))
+            return canonical((example.messages, example.tools))
         case CompletionExample():
             return example.prompt.encode()
         case TextExample():
@@ -263,12 +259,12 @@ def canonical_answered(example: UnpairedExample | PreferenceExample | RLExample)
     values that a grader uses for comparison."""
     match example:
         case UnpairedExample():
-            return _canonical((example.prompt, example.completion, example.tools))
+            return canonical((example.prompt, example.completion, example.tools))
         case PreferenceExample():
-            answers = sorted((_canonical(example.preferred), _canonical(example.rejected)))
-            return _canonical((example.prompt, answers, example.tools, example.parallel_tool_calls))
+            answers = sorted((canonical(example.preferred), canonical(example.rejected)))
+            return canonical((example.prompt, answers, example.tools, example.parallel_tool_calls))
         case RLExample():
-            return _canonical((example.messages, known.reference(example.fields), example.tools))
+            return canonical((example.messages, known.reference(example.fields), example.tools))
 
 
 def last_answer(example: Example) -> str:

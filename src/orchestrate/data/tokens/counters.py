@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -447,7 +446,7 @@ def _version(counter: str) -> str:
     """Return a hash of everything that affects a count, except the rows."""
     parts = [sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
     for library in _LIBRARIES:
-        with suppress(PackageNotFoundError):
+        with suppress(ModuleNotFoundError):
             parts.append(f"{library} {installed(library)}")
     if counter.startswith("hf:"):
         parts += _contents(folder_of(counter))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -21,6 +22,7 @@ from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes.scan import ScanTask, scan
 from orchestrate.data.rows import CODES
 from orchestrate.data.rows.content import PATTERNS, candidates, confirmed, is_damaged, plain_candidates
+from orchestrate.data.shapes.row_reader import canonical, reading
 from orchestrate.types import Severity
 
 BAD = DATASETS / "formats" / "bad"
@@ -455,3 +457,22 @@ def test_the_digits_after_a_decimal_point_are_no_card() -> None:
     [card] = [i for i, p in enumerate(PATTERNS) if p.what == "a payment card number"]
     assert confirmed(b"card no.4111111111111111", [card]) and confirmed(b"4111 1111 1111 1111", [card])
     assert not confirmed(b"a score of 0.4111111111111111 or 0,4111111111111111", [card])
+
+
+def test_content_is_found_wherever_its_text_is(tmp_path: Path) -> None:
+    """At the start of a text of any length, which precedes it in the canonical form and may be a digit; in
+    several parts; and in a row with a number that only JSON holds, which escapes its texts."""
+    card, parameters = "4111111111111111", {"type": "object", "maximum": 10**30}
+    answer = {"role": "assistant", "content": "a"}
+    asked: list[Any] = [card + " " * n for n in range(600)]
+    asked.append([{"type": "text", "text": part} for part in (card[:9], card[9:])])
+    rows: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": said}, answer]} for said in asked]
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    rows.append({"messages": [{"role": "user", "content": "a\0b"}, answer], "tools": [tool]})
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    candidates(b"", [0])  # loads the automaton, so that small files are searched with it too
+    counts = check({"train": str(file)}).files[0].counts
+    assert (counts["personal-data"], counts["control-character"]) == (601, 1)
+    forms = [canonical(reading("openai-chat").read(json.dumps(row).encode()).example) for row in rows[:600]]
+    assert all(candidates(form, [0]) and plain_candidates(form, [0]) for form in forms)
