@@ -4,7 +4,8 @@
 
 A random Llama of about 10M parameters with an adapter of rank 8, whose tokenizer llama.cpp knows; all
 weights in fp32, greedy. Every request asks for its own number of tokens, 16 to 96, none of which ends it,
-and only tokens that were asked for count. `generate` gets batches of 16 of the file's order and pads them,
+and only tokens that were asked for count. No prompt is asked twice: llama.cpp keeps what it has read.
+`generate` gets batches of 16 of the file's order and pads them,
 as a script would. llama.cpp gets the merged weights as a GGUF file in F32; its server is `llama-server`
 where it is on the PATH, else that of xllamacpp, whose wheel suits processors of any age. Each figure is
 the best of five rounds by each clock, loading left out, in which all take turns; processor time is that of
@@ -82,35 +83,42 @@ def made(folder: Path, **size: int) -> TunedModel:
     return TunedModel(NAME, folder / NAME, str(folder / "base"), "adapter")
 
 
-def asked(requests: int) -> list[tuple[list[dict[str, str]], int]]:
-    """Prompts, and how many tokens each wants."""
-    found: list[tuple[list[dict[str, str]], int]] = []
+Asked = list[tuple[list[dict[str, str]], int]]
+"""Prompts, and how many tokens each wants."""
+
+
+def asked(requests: int, turn: int) -> Asked:
+    """Those of one turn, which no other turn has."""
+    found: Asked = []
     for n in range(requests):
-        text = f"Case {n}: " + "what does the guide say of this? " * (1 + n % 5)
+        text = f"Case {turn * requests + n}: " + "what does the guide say of this? " * (1 + n % 5)
         found.append(([{"role": "user", "content": text}], 16 + (37 * n) % 81))
     return found
 
 
-def compared(ways: dict[str, Callable[[int], int]], rounds: int) -> dict[str, list[dict[str, float]]]:
+def compared(
+    ways: dict[str, Callable[[Asked, int], int]], requests: int, rounds: int
+) -> dict[str, list[dict[str, float]]]:
     """Tokens for a second of each clock, by the number of clients: the best of all rounds. The ways take
     turns, so that a slow minute of the machine is none of one way alone."""
     found: dict[str, list[dict[str, float]]] = {name: [{} for _ in CLIENTS] for name in ways}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for place, clients in enumerate(CLIENTS):
+            rows = asked(requests, turn * len(CLIENTS) + place)
             for name, way in ways.items():
                 begun = Meter.now()
-                tokens = way(clients)
+                tokens = way(rows, clients)
                 for clock, seconds in begun.took().items():
                     known = found[name][place]
                     known[clock] = max(known.get(clock, 0.0), tokens / seconds)
     return found
 
 
-def over_http(url: str, requests: int, clients: int, more: dict[str, Any]) -> int:
+def over_http(url: str, rows: Asked, clients: int, more: dict[str, Any]) -> int:
     """`clients` at a time, each of which asks for the next when its answer is there."""
 
     async def run() -> int:
-        waiting, counted = iter(asked(requests)), 0
+        waiting, counted = iter(rows), 0
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="a-key-of-a-benchmark", timeout=600) as client:
 
             async def one() -> None:
@@ -131,13 +139,13 @@ def over_http(url: str, requests: int, clients: int, more: dict[str, Any]) -> in
     return asyncio.run(run())
 
 
-def by_generate(tuned: TunedModel) -> Callable[[int, int], int]:
+def by_generate(tuned: TunedModel) -> Callable[[Asked, int], int]:
     tokenizer = AutoTokenizer.from_pretrained(tuned.base, padding_side="left")
     base = AutoModelForCausalLM.from_pretrained(tuned.base)
     model = PeftModel.from_pretrained(base, tuned.folder).eval()
 
-    def run(requests: int, batch: int) -> int:
-        rows, counted = asked(requests), 0
+    def run(rows: Asked, batch: int) -> int:
+        counted = 0
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
             texts = [
@@ -205,16 +213,16 @@ def main() -> None:
             store = stack.enter_context(Store.open(f"sqlite:///{home}/runs.sqlite3"))
             ours = stack.enter_context(serve([tuned], home / "home", store, terms)).url
             ways = {
-                "serve": lambda n: over_http(ours, options.requests, n, no_end),
-                "generate": lambda n: generate(options.requests, n),
+                "serve": lambda rows, n: over_http(ours, rows, n, no_end),
+                "generate": generate,
             }
             there = None
             if not options.no_llama:
                 there = stack.enter_context(llama_cpp(tuned, home, options.llama_python, options.threads))
             if there is not None:
                 theirs, figures["llama.cpp"] = there
-                ways["llama.cpp"] = lambda n: over_http(theirs, options.requests, n, no_end)
-            figures["rows"] = compared(ways, options.rounds)
+                ways["llama.cpp"] = lambda rows, n: over_http(theirs, rows, n, no_end)
+            figures["rows"] = compared(ways, options.requests, options.rounds)
     figures["others"] = begun.others()
     print(json.dumps(figures, indent=1))
     if options.json:

@@ -147,9 +147,9 @@ def _changed(logits: Tensor, settings: SamplingSettings, counts: Counter[int]) -
         return logits
     logits = logits.clone()
     for id, bias in settings.bias.items():
-        logits[id] += bias
+        logits[id].add_(bias)
     for id, count in counts.items():
-        logits[id] -= settings.presence + settings.frequency * count
+        logits[id].sub_(settings.presence + settings.frequency * count)
     return logits
 
 
@@ -198,9 +198,10 @@ class GrowingLayer(DynamicLayer):
         room = self._room
         if room is None or room[0].data_ptr() != keys.data_ptr() or room[0].shape[2] < after:
             self._room = room = _with_room(keys, after), _with_room(self.values, after)
-        for whole, new in zip(room, (key_states, value_states), strict=True):
-            whole[:, :, before:after] = new
-        self.keys, self.values = (whole[:, :, :after] for whole in room)
+        all_keys, all_values = room
+        all_keys[:, :, before:after] = key_states
+        all_values[:, :, before:after] = value_states
+        self.keys, self.values = all_keys[:, :, :after], all_values[:, :, :after]
         return self.keys, self.values
 
     @torch.inference_mode()  # as the answers, some of which are given up outside of a step

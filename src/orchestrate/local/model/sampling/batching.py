@@ -277,24 +277,27 @@ class Batching:
     """All waiting and active rows of a model and its adapters."""
 
     def __init__(self, model: Any, *, most_rows: int, reader: PromptReader | None = None) -> None:
-        self.model = model
+        self.model = self._forward = model
         self.most_rows = most_rows
         self._reader = reader
         self.waiting: list[DecodingRow] = []
         self._batches: dict[str, DecodingBatch] = {}
         self._lies: bool | None = None
         self._mixing: Mixing | None = None
+        self._device = model.device  # transformers looks through all weights for it
         self._cache, only_last = takes(model)
         self._last = {"logits_to_keep": 1} if only_last else {}
 
     def use(self, model: Any) -> Any:
         """Switch to the same model with different adapters. Answers in progress continue."""
         self.changing()
-        self.model = model
+        self.model = self._forward = model
         self._mixing = Mixing(model) if can_mix(model) else None
         if (quick := quick_of(model)) is not None:
             adapters = list(getattr(model, "peft_config", ()))
-            quick.bind(self._mixing, adapters, fits=self._mixing is not None or not adapters)
+            fits = self._mixing is not None or not adapters
+            quick.bind(self._mixing, adapters, fits=fits)
+            self._forward = quick if fits else model  # PEFT's wrappers would only hand the call on
         return model
 
     def changing(self) -> None:
@@ -305,6 +308,7 @@ class Batching:
             self._mixing = None
         if (quick := quick_of(self.model)) is not None:
             quick.mixing = None
+        self._forward = self.model
 
     @property
     def rows(self) -> int:
@@ -439,7 +443,7 @@ class Batching:
         """Run a forward pass. Raises `Torn` if PEFT mixed the adapters, because its hooks then remain in the
         model."""
         try:
-            return self.model(**inputs)
+            return self._forward(**inputs)
         except (RuntimeError, MemoryError) as error:
             if "adapter_names" in inputs:
                 raise Torn("the model is no longer usable") from error
@@ -489,7 +493,7 @@ class Batching:
         """Return the arguments that select the rows' adapters in the forward pass."""
         names = [row.adapter for row in rows]
         if self._mixing is not None:
-            self._mixing.rows(names, self.model.device)
+            self._mixing.rows(names, self._device)
             yield {}
         elif names[0] == AS_IT_IS or not hasattr(self.model, "peft_config"):
             yield {}

@@ -17,16 +17,20 @@ from typing import Any, Protocol
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch import Tensor, addcmul
+from torch.linalg import vector_norm
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from orchestrate.local.model import sampling
 from orchestrate.local.model.loaded import decoder_of
+from orchestrate.local.model.sampling import MORE_COLUMNS
 from orchestrate.local.model.shortcuts.probes import CLOSE, distance
 
 KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 KNOWN = {"input_ids", "attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep"}
 """Supported arguments. Calls with any other argument use the transformers pass."""
+FIXED = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings in which a position's angles do not depend on the length of the row."""
 Group = tuple[str, Tensor | None]
 """An adapter's name and the indices of its rows. `None` means all rows."""
 
@@ -131,8 +135,9 @@ class _Layer:
         self.out = _Joined(attention, "o_proj")
         self.up = _Joined(mlp, "gate_proj", "up_proj")
         self.down = _Joined(mlp, "down_proj")
-        self.norms = layer.input_layernorm, layer.post_attention_layernorm
-        self.own_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        own = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self.own_norms = [_Norm(norm) for norm in own if norm is not None]
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.size, self.scale = attention.head_dim, attention.scaling
 
@@ -155,14 +160,14 @@ class _Layer:
         `groups` are those of all tokens, and those of the last positions."""
         length = len(x) // rows
         heads, shared = self.heads, self.shared
-        all_heads = self.into(_normed(x, self.norms[0]), groups[0])
+        all_heads = self.into(self.norms[0](x), groups[0])
         all_heads = all_heads.view(rows, length, -1, self.size)
-        turning, v = all_heads.split((heads + shared, shared), dim=2)
-        if self.own_norms[0] is not None:
-            asked = _normed(turning[:, :, :heads], self.own_norms[0])
-            turning = torch.cat((asked, _normed(turning[:, :, heads:], self.own_norms[1])), dim=2)
+        turning, v = all_heads.split_with_sizes((heads + shared, shared), dim=2)
+        if self.own_norms:
+            parts = zip(self.own_norms, turning.split_with_sizes((heads, shared), dim=2), strict=True)
+            turning = torch.cat([norm(part) for norm, part in parts], dim=2)
         turned = turning.roll(self.size // 2, dims=-1).mul_(turn[1]).add_(turning * turn[0])
-        q, k = turned.transpose(1, 2).split((heads, shared), dim=1)
+        q, k = turned.transpose(1, 2).split_with_sizes((heads, shared), dim=1)
         v = v.transpose(1, 2)
         if seen is not None:
             k, v = seen.update(k, v)
@@ -182,7 +187,7 @@ class _Layer:
                 q, k, v, attn_mask=part, is_causal=alone, scale=self.scale, enable_gqa=True
             ).transpose(1, 2)
         x = x + self.out(found.reshape(rows * last, -1), groups[1])
-        gate, up = self.up(_normed(x, self.norms[1]), groups[1]).chunk(2, dim=-1)
+        gate, up = self.up(self.norms[1](x), groups[1]).chunk(2, dim=-1)
         return x + self.down(silu(gate).mul_(up), groups[1])
 
 
@@ -196,6 +201,10 @@ class QuickPass:
         decoder = decoder_of(inner)
         self._inner, self._decoder, self.library = inner, decoder, inner.forward
         self._layers = [_Layer(layer, inner.config) for layer in decoder.layers]
+        self._norm = _Norm(decoder.norm)
+        self._frequencies: Tensor | None = None
+        """Those from which `_turns` was computed, of the positions up to its length."""
+        self._turns = torch.empty(0)
         self._adapted: Any = None
         """A layer with adapters, from which the active adapter is read."""
         self._fits = True
@@ -246,9 +255,7 @@ class QuickPass:
         if positions is None:
             positions = torch.arange(before, before + length, device=ids.device)[None]
         x = self._decoder.embed_tokens(ids).flatten(0, 1)
-        cos, sin = self._decoder.rotary_emb(x, positions)
-        half = sin.shape[-1] // 2
-        turn = cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
+        turn = self._turn(x, positions, before + length)
         seeing = _mask(mask, before, length, x)
         kept = min(given.get("logits_to_keep") or length, length)
         every, ends = _of_tokens(groups, length), _of_tokens(groups, kept)
@@ -256,7 +263,27 @@ class QuickPass:
             last, those = (kept, ends) if number == len(self._layers) - 1 else (length, every)
             seen = None if cache is None else cache.layers[number]
             x = layer(x, len(ids), turn, seen, seeing, (every, those), last)
-        return _normed(x, self._decoder.norm).view(len(ids), kept, -1)
+        return self._norm(x).view(len(ids), kept, -1)
+
+    def _turn(self, x: Tensor, positions: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        """Return what rotates each position's queries and keys: cosines and signed sines. All positions are
+        below `columns`. Where a position's angles are fixed, they are computed for many positions at once."""
+        rotary = self._decoder.rotary_emb
+        if getattr(rotary, "rope_type", "") not in FIXED:
+            found = self._turns_of(x, positions)
+        else:
+            # A cast replaces the frequencies, and rounds them.
+            if self._frequencies is not rotary.inv_freq or len(self._turns) < columns:
+                self._frequencies = rotary.inv_freq
+                self._turns = self._turns_of(x, torch.arange(columns + MORE_COLUMNS)[None])[0]
+            found = self._turns[positions]
+        cos, sin = found.unbind(2)
+        return cos[:, :, None], sin[:, :, None]
+
+    def _turns_of(self, x: Tensor, positions: Tensor) -> Tensor:
+        cos, sin = self._decoder.rotary_emb(x, positions)
+        half = sin.shape[-1] // 2
+        return torch.stack((cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)), dim=2)
 
 
 def _of_tokens(groups: Sequence[Group], length: int) -> Sequence[Group]:
@@ -280,12 +307,19 @@ def _base(layer: Any) -> Any:
     return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
 
 
-def _normed(x: Tensor, norm: Any) -> Tensor:
-    if x.dtype == torch.float32:
-        return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-    wide = x.float()
-    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-    return wide.mul_(scale.add_(norm.variance_epsilon).rsqrt_()).to(x.dtype).mul_(norm.weight)
+class _Norm:
+    """An RMS norm, in four operations. torch's own takes seven."""
+
+    def __init__(self, norm: Any) -> None:
+        self._weight = norm.weight
+        self._epsilon = torch.tensor(norm.variance_epsilon)
+        self._share = 1 / len(norm.weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        length = vector_norm(wide, dim=-1, keepdim=True)
+        scale = addcmul(self._epsilon, length, length, value=self._share).rsqrt_()
+        return (wide * scale).to(x.dtype).mul_(self._weight)
 
 
 def _of_last(positions: int, columns: int) -> Tensor:
