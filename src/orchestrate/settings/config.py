@@ -230,7 +230,7 @@ def load(
         config_named=named is not None,
         hosts=HostRegistry(values.get("hosts", {}), env, path),
         pins=pin_file(env),
-        local=options(values.get("local", {}), this_machine(), path, "local"),
+        local=options(values["local"], this_machine(), path, "local") if "local" in values else {},
         gateway=table(values.get("gateway", {}), path, "gateway"),
         queue=_slots(table(values.get("queue", {}), path, "queue"), path),
         notify=_notify(env),
