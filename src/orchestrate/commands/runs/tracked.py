@@ -11,7 +11,6 @@ import typer
 from msgspec import structs
 from rich.text import Text
 
-from orchestrate.commands.deployments import describe
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     RunArg,
@@ -83,7 +82,11 @@ def show(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output
         deployment=deployed.record if deployed is not None else None,
     )
     so_far = points[-1].values.get("cost_usd") if points and record.bill is None else None
-    words = describe(deployed) if deployed is not None else None
+    words = None
+    if deployed is not None:
+        from orchestrate.commands.deployments import describe  # late: few runs are deployed
+
+        words = describe(deployed)
     return Output(shown, partial(_show, deployed=words, so_far_usd=so_far))
 
 
