@@ -212,7 +212,7 @@ def run(
         tasks = known.due()
     total = Total()
     first_due = next((one for one in tasks if one.tokenizers), task)
-    # Workers import the module of the function that they call: that of `scan` is the smallest that does.
+    # Workers import the module of the function that they call. The one of `scan` imports the least.
     read = scan if join is None else _scanned_with_lines
     found = ordered(read, tasks, worker_count(workers, size), partial(ready, first_due))
     for done, result in zip(tasks, found, strict=True):

@@ -304,9 +304,10 @@ def scan(task: ScanTask, keep: Callable[[list[Example]], object] | None = None) 
 
 
 def _content(forms: list[bytes], rows: list[ReadRow], folder: Path | None) -> dict[int, list[Problem]]:
-    """Return the problems found in the content, by row index. The canonical form of a row contains each text
-    that a model sees as it is, so it is searched first, and only the texts of rows that may match are joined.
-    A content in parts is joined before, and so is that of a row whose form is JSON, which escapes it."""
+    """Return the problems found in the content, by row index. `forms` are the rows' canonical forms, which
+    contain each text unchanged. They are searched first, and only the texts of rows that may match are
+    joined. Two kinds of rows are searched as joined text: those with content in parts, which a match may
+    span, and those whose form is JSON, which escapes text."""
     texts = [
         visible(row.example).encode() if row.example and (row.traits & _PARTS or form[:1] == b"{") else form
         for form, row in zip(forms, rows, strict=True)

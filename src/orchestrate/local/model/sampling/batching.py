@@ -284,7 +284,7 @@ class Batching:
         self._batches: dict[str, DecodingBatch] = {}
         self._lies: bool | None = None
         self._mixing: Mixing | None = None
-        self._device = model.device  # transformers looks through all weights for it
+        self._device = model.device  # slow: transformers searches the weights
         self._cache, only_last = takes(model)
         self._last = {"logits_to_keep": 1} if only_last else {}
 

@@ -135,9 +135,9 @@ class _Layer:
         self.out = _Joined(attention, "o_proj")
         self.up = _Joined(mlp, "gate_proj", "up_proj")
         self.down = _Joined(mlp, "down_proj")
-        self.norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.norms = _RmsNorm(layer.input_layernorm), _RmsNorm(layer.post_attention_layernorm)
         own = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        self.own_norms = [_Norm(norm) for norm in own if norm is not None]
+        self.own_norms = [_RmsNorm(norm) for norm in own if norm is not None]
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.size, self.scale = attention.head_dim, attention.scaling
 
@@ -201,10 +201,11 @@ class QuickPass:
         decoder = decoder_of(inner)
         self._inner, self._decoder, self.library = inner, decoder, inner.forward
         self._layers = [_Layer(layer, inner.config) for layer in decoder.layers]
-        self._norm = _Norm(decoder.norm)
+        self._norm = _RmsNorm(decoder.norm)
         self._frequencies: Tensor | None = None
-        """Those from which `_turns` was computed, of the positions up to its length."""
+        """The frequencies from which `_turns` was computed."""
         self._turns = torch.empty(0)
+        """Fixed rotations of the first positions, as [positions, 2, size]."""
         self._adapted: Any = None
         """A layer with adapters, from which the active adapter is read."""
         self._fits = True
@@ -266,8 +267,8 @@ class QuickPass:
         return self._norm(x).view(len(ids), kept, -1)
 
     def _turn(self, x: Tensor, positions: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-        """Return what rotates each position's queries and keys: cosines and signed sines. All positions are
-        below `columns`. Where a position's angles are fixed, they are computed for many positions at once."""
+        """Return the rotation of each position's queries and keys: cosines and signed sines. All positions
+        are below `columns`. Fixed rotations are computed for many positions at once."""
         rotary = self._decoder.rotary_emb
         if getattr(rotary, "rope_type", "") not in FIXED:
             found = self._turns_of(x, positions)
@@ -307,7 +308,7 @@ def _base(layer: Any) -> Any:
     return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
 
 
-class _Norm:
+class _RmsNorm:
     """An RMS norm, in four operations. torch's own takes seven."""
 
     def __init__(self, norm: Any) -> None:
