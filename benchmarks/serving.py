@@ -5,11 +5,11 @@
 A random Llama of about 10M parameters with an adapter of rank 8, whose tokenizer llama.cpp knows; all
 weights in fp32, greedy. Every request asks for its own number of tokens, 16 to 96, none of which ends it,
 and only tokens that were asked for count. No prompt is asked twice: llama.cpp keeps what it has read.
-`generate` gets one row at a time, and batches of 16 in the file's
-order, which it pads as a script would. llama.cpp gets the merged weights as a GGUF file in F32; its server is `llama-server`
-where it is on the PATH, else that of xllamacpp, whose wheel suits processors of any age. Each figure is
-the best of five rounds by each clock, loading left out, in which all take turns; processor time is that of
-the server, of what it started and of the client that asks.
+`generate` gets one row at a time, and batches of 16 in the file's order, which it pads as a script would.
+llama.cpp gets the merged weights as a GGUF file in F32; its server is `llama-server` where it is on the
+PATH, else that of xllamacpp, whose wheel suits processors of any age. Each figure is the best of five rounds
+by each clock, loading left out, in which all take turns; processor time is that of the server, of what it
+started and of the client that asks.
 """
 
 from __future__ import annotations
