@@ -446,7 +446,7 @@ def _version(counter: str) -> str:
     """Return a hash of everything that affects a count, except the rows."""
     parts = [sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
     for library in _LIBRARIES:
-        with suppress(ModuleNotFoundError):
+        with suppress(ModuleNotFoundError):  # the base of `PackageNotFoundError`, whose import is slow
             parts.append(f"{library} {installed(library)}")
     if counter.startswith("hf:"):
         parts += _contents(folder_of(counter))

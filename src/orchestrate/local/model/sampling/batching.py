@@ -297,7 +297,8 @@ class Batching:
             adapters = list(getattr(model, "peft_config", ()))
             fits = self._mixing is not None or not adapters
             quick.bind(self._mixing, adapters, fits=fits)
-            self._forward = quick if fits else model  # PEFT's wrappers would only hand the call on
+            if fits:  # PEFT's wrappers would only hand the call on
+                self._forward = quick
         return model
 
     def changing(self) -> None:

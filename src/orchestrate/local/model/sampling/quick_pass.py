@@ -23,7 +23,6 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from orchestrate.local.model import sampling
 from orchestrate.local.model.loaded import decoder_of
-from orchestrate.local.model.sampling import MORE_COLUMNS
 from orchestrate.local.model.shortcuts.probes import CLOSE, distance
 
 KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -276,7 +275,7 @@ class QuickPass:
             # A cast replaces the frequencies, and rounds them.
             if self._frequencies is not rotary.inv_freq or len(self._turns) < columns:
                 self._frequencies = rotary.inv_freq
-                self._turns = self._turns_of(x, torch.arange(columns + MORE_COLUMNS)[None])[0]
+                self._turns = self._turns_of(x, torch.arange(columns + sampling.MORE_COLUMNS)[None])[0]
             found = self._turns[positions]
         cos, sin = found.unbind(2)
         return cos[:, :, None], sin[:, :, None]
