@@ -1,6 +1,7 @@
-"""Expenses in a run store: amounts spent and committed, by user and purpose. Each run is one expense. Each
-deployment is one expense per month in which it was up. Paid answers are combined into one expense per
-purpose, backend, month and user. Sums of expenses are exact."""
+"""Expenses in a run store: amounts spent and committed, by user and purpose. Each run is one expense, and the
+store combines those of ended runs into groups. Each deployment is one expense per month in which it was up.
+Paid answers are combined into one expense per purpose, backend, month and user. Sums of expenses are exact.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,12 @@ def spending(run: Run) -> Spending:
     cost of an ended run stays committed until its bill is known. If the host does not bill a failure, the
     bill is zero.
     """
-    if run.sandbox or run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
+    return Spending() if run.sandbox else charges(run)
+
+
+def charges(run: Run) -> Spending:
+    """Return what `spending` returns, but count simulated costs of sandbox runs like real costs."""
+    if run.phase is SubmitPhase.REFUSED or (run.imported and run.status.terminal):
         return Spending()
     if run.released and run.phase in (SubmitPhase.INTENT, SubmitPhase.UPLOADED):
         return Spending()
@@ -207,8 +213,8 @@ _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 class Expense(Record, frozen=True, kw_only=True):
-    """Cost of one run, of one deployment in one month, or of one month's answers. Amounts are rounded to a
-    billionth of a dollar, so their sums are exact."""
+    """Cost of one run, of a group of ended runs, of one deployment in one month, or of one month's answers.
+    Amounts are rounded to a billionth of a dollar, so their sums are exact."""
 
     id: str
     kind: Literal["run", "deployment", "answers"] = "run"
@@ -234,36 +240,7 @@ class Expense(Record, frozen=True, kw_only=True):
     abandoned: bool = False
     """True if the user abandoned the run or deployment. Its cost is the last known amount."""
     runs: int = 1
-    """Number of runs that this expense covers. See `GroupedExpenses`."""
-
-
-class GroupedExpenses:
-    """Expenses of runs. Runs with the same backend, account, month, tags, project and user are merged into
-    one expense, because every report groups them together. Memory use therefore grows with the number of
-    groups, not with the number of runs. Abandoned runs and runs with an unknown cost are not merged, because
-    reports list them by id."""
-
-    def __init__(self) -> None:
-        self._merged: dict[object, Expense] = {}
-        self._own: list[Expense] = []
-
-    def add(self, one: Expense) -> None:
-        if not one.known or one.abandoned:  # reports name it
-            self._own.append(one)
-            return
-        key = one.backend, one.account, one.month, tuple(one.tags.items()), one.project, one.person
-        before = self._merged.get(key)
-        if before is not None:
-            one = msgspec.structs.replace(
-                before,
-                spent_usd=before.spent_usd + one.spent_usd,
-                committed_usd=before.committed_usd + one.committed_usd,
-                runs=before.runs + one.runs,
-            )
-        self._merged[key] = one
-
-    def all(self) -> list[Expense]:
-        return [*self._merged.values(), *self._own]
+    """Number of runs that this expense covers. See `group_of`."""
 
 
 class Sum(Record, frozen=True, kw_only=True):
@@ -283,7 +260,7 @@ class Sum(Record, frozen=True, kw_only=True):
 
 
 def of_run(run: Run, now: datetime) -> Expense:
-    money = spending(msgspec.structs.replace(run, sandbox=False) if run.sandbox else run)
+    money = charges(run)
     at = (run.finished_at or run.updated_at) if run.status.terminal else now
     return Expense(
         id=run.id,
@@ -299,6 +276,23 @@ def of_run(run: Run, now: datetime) -> Expense:
         known=run.phase is SubmitPhase.REFUSED or _billed(run) or _priced(run),
         abandoned=run.abandoned is not None,
     )
+
+
+def group_of(run: Run) -> Expense | None:
+    """Return the group of ended runs whose sums include this run's cost, as an expense without an id and
+    amounts. Reports can't tell the runs of one group apart: they have the same backend, account, month, tags,
+    project and user.
+
+    Returns `None` for runs that belong to no group: open runs, because their month is the current one, and
+    abandoned runs and runs with an unknown cost, because reports list them by id.
+    """
+    if not run.status.terminal:
+        return None
+    one = of_run(run, run.updated_at)
+    if one.abandoned or not one.known:
+        return None
+    zero, tags = Decimal(0), dict(sorted(one.tags.items()))
+    return msgspec.structs.replace(one, id="", tags=tags, spent_usd=zero, committed_usd=zero, runs=0)
 
 
 def of_deployment(deployment: Deployment, run: Run | None, now: datetime) -> list[Expense]:

@@ -55,16 +55,12 @@ def _cell(value: Any) -> Any:
 def columns(run: Run, clock: Clock) -> dict[str, Any]:
     """Return the values of a run's database row that are derived from its record, as `{column: value}`,
     without the id."""
-    from orchestrate.costing import spending
-
-    money = spending(run)
     return {name: _cell(getattr(run, name)) for name in _SAME} | {
         "name": run.spec.get("suffix"),
         "due_at": stamp(clock.now()),
-        "bill_usd": str(money.spent_usd) if money.spent_usd else None,
-        "committed_usd": str(money.committed_usd) if money.committed_usd else None,
         "record": run.to_json().decode(),
         **schema.listed(run),
+        **schema.charged(run),
     }
 
 

@@ -23,8 +23,9 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, or_, select, text
 
 from orchestrate.paid.limits import exceeds, require_price, require_within
-from orchestrate.store import Clock, schema, stamp, time_of
+from orchestrate.store import Clock, expense_groups, schema, stamp, time_of
 from orchestrate.store.database import Database
+from orchestrate.store.expense_groups import GroupShare
 from orchestrate.types import Deployment, Run
 
 if TYPE_CHECKING:
@@ -215,7 +216,8 @@ def total_spending(connection: Connection, clock: Clock) -> Spending:
 
     # A single statement, so a deployment that ends at this moment is counted exactly once.
     rows = connection.execute(_KEPT_AND_GOING).all()
-    spent, committed = _taken(rows[0]) if rows else _added_up(connection)
+    kept = _taken(rows[0]) if rows else _sum(_shares(connection))
+    spent, committed = kept.spent_usd, kept.committed_usd
     going = [row.record for row in rows] if rows else connection.execute(_GOING).scalars()
     for deployed in _deployed(going, clock):
         spent += deployed.spent_usd
@@ -241,13 +243,16 @@ class LedgerShare(NamedTuple):
 
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
+    group: GroupShare | None = None
+    """The amounts that a run adds to its group. Those of sandbox runs are simulated, and are part of no other
+    sum."""
 
     @classmethod
     def by_run(cls, row: Mapping[Any, Any]) -> LedgerShare:
         """Read the amounts from a run's row."""
-        if row["sandbox"]:
-            return cls()
-        return cls(Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0))
+        spent, committed = Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0)
+        group = GroupShare(row["group_key"], spent, committed) if row["group_key"] else None
+        return cls(group=group) if row["sandbox"] else cls(spent, committed, group)
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
@@ -273,11 +278,16 @@ _FIRST = text("INSERT INTO kept_sums VALUES (:name, '0', '0') ON CONFLICT DO NOT
 def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable[LedgerShare]) -> None:
     """Update the sums in the transaction that changes the runs or deployments. Call this last, so
     transactions can't deadlock."""
+    before, after = list(before), list(after)
     change = _sum(after, less=before)
-    if change == LedgerShare():
+    groups = expense_groups.changes((one.group for one in before), (one.group for one in after))
+    if change == LedgerShare() and not groups:
         return
     if connection.execute(_FIRST, {"name": _SUMS}).rowcount:
         recount(connection)  # with what has changed
+        return
+    expense_groups.add(connection, groups)
+    if change == LedgerShare():
         return
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
     _keep(connection, _sum([known, change]))
@@ -307,16 +317,20 @@ def _taken(row: Any) -> LedgerShare:
 def recount(connection: Connection) -> bool:
     """Recompute the sums, in case another program changed the store. Returns whether they were wrong."""
     new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
+    expense_groups.lock(connection)  # before the total, as in `count`
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
-    sums = _added_up(connection)
+    groups = expense_groups.kept(connection)  # before the runs: a group that is new by then is set anyway
+    each = _shares(connection)
+    sums = _sum(each)
     _keep(connection, sums)
-    return not new and sums != known
+    right = expense_groups.replace(connection, groups, (one.group for one in each))
+    return not new and not (right and sums == known)
 
 
-def _added_up(connection: Connection) -> LedgerShare:
-    runs, deployments = schema.runs, schema.deployments
-    query = select(runs.c.sandbox, runs.c.bill_usd, runs.c.committed_usd).where(
-        ~runs.c.sandbox, or_(runs.c.bill_usd.is_not(None), runs.c.committed_usd.is_not(None))
+def _shares(connection: Connection) -> list[LedgerShare]:
+    runs, deployments = schema.runs.c, schema.deployments
+    query = select(runs.sandbox, runs.bill_usd, runs.committed_usd, runs.group_key).where(
+        or_(runs.bill_usd.is_not(None), runs.committed_usd.is_not(None), runs.group_key.is_not(None))
     )
     each = [LedgerShare.by_run(row) for row in connection.execute(query).mappings()]
     ended = select(deployments.c.record).where(~deployments.c.sandbox, deployments.c.over)
@@ -324,7 +338,7 @@ def _added_up(connection: Connection) -> LedgerShare:
         LedgerShare.by_deployment(Deployment.from_json(record))
         for record in connection.execute(ended).scalars()
     ]
-    return _sum(each)
+    return each
 
 
 # -- answers -----------------------------------------------------------------------------------------------
@@ -388,6 +402,15 @@ class Ledger:
         with self._db.writing() as connection:
             one_at_a_time(connection)
             return recount(connection)
+
+    def of_runs(self, *, sandbox: bool) -> tuple[list[Expense], list[Run]]:
+        """Return the expenses of groups of ended runs, and the runs that belong to no group, newest first."""
+        with self._db.reading() as connection:
+            if connection.execute(_KEPT_SUMS).first() is not None:
+                return expense_groups.read(connection, sandbox=sandbox)
+        self.recount()
+        with self._db.reading() as connection:
+            return expense_groups.read(connection, sandbox=sandbox)
 
     def answers(self) -> list[AnswerSpending]:
         """Return the spending on individually billed answers, grouped by purpose, backend, month and user."""

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 import msgspec
-from sqlalchemy import Column, Connection, Select, bindparam, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, func, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
@@ -91,7 +91,7 @@ def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None =
 _LOCKED = (
     select(
         *(schema.runs.c[name] for name in ("id", "attempt", "cancel_requested", "record")),
-        *(schema.runs.c[name] for name in ("sandbox", "bill_usd", "committed_usd")),
+        *(schema.runs.c[name] for name in ("sandbox", "bill_usd", "committed_usd", "group_key")),
     )
     .where(schema.runs.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(schema.runs.c.id)
@@ -512,7 +512,17 @@ class Runs:
         """List the runs with these refs, including ended ones."""
         return self._runs_among(schema.runs.c.ref, refs)
 
-    def _runs_among(self, column: Column[str], values: Iterable[str]) -> list[Run]:
+    def of_names(self, names: Iterable[str], *, sandbox: bool | None = None) -> dict[str, Run]:
+        """Return the runs with these job ids or refs, ignoring case, as `{name in lowercase: run}`. If
+        several have a name, a job id comes before a ref, and an older run before a newer one."""
+        wanted = {name.lower() for name in names}
+        jobs = self._runs_among(func.lower(schema.runs.c.job_id), wanted)
+        oldest_last = sorted(jobs, key=lambda run: (run.created_at, run.id), reverse=True)
+        named = [(run.ref, run) for run in self.of_refs(wanted)]
+        named += [((run.job_id or "").lower(), run) for run in oldest_last]
+        return {name: run for name, run in named if sandbox in (None, run.sandbox)}
+
+    def _runs_among(self, column: ColumnElement[Any], values: Iterable[str]) -> list[Run]:
         wanted, found = sorted(set(values)), list[Run]()
         with self._db.reading() as connection:
             for start in range(0, len(wanted), 500):

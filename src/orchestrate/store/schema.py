@@ -7,7 +7,8 @@ entire `Run`, and the other columns are for searching.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -29,6 +30,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.schema import CreateIndex
 
 from orchestrate.core.progress import cost_so_far
 from orchestrate.types import Run
@@ -38,7 +40,7 @@ _CELL, _WORDS = 100, 360
 """Maximum lengths in characters. `_CELL` is for an indexed value, because Postgres limits an index entry to
 2,704 bytes. `_WORDS` is for the searchable text."""
 
-VERSION = 10
+VERSION = 11
 APPLICATION_ID = 0x4F524348
 """`ORCH` in ASCII. Orchestrate writes it to the header of each SQLite file that it creates."""
 
@@ -87,12 +89,16 @@ runs = Table(
     Column("cost", Float),
     Column("archived", Boolean, nullable=False, server_default=false()),
     Column("words", Text, nullable=False, server_default=""),
+    # Key of the row of `expense_groups` whose sums include this run. NULL if reports read the run itself.
+    Column("group_key", String(32)),
     # Contains all columns that lists filter and sort by, so only the records themselves are read from the
     # table.
     Index("runs_listed", "created_at", "id", *LISTED),
     Index("runs_by_change", "updated_at"),
     Index("runs_open", "closed", "provider"),
     Index("runs_by_job", "provider", "job_id"),
+    Index("runs_by_any_job", text("lower(job_id)")),
+    Index("runs_by_group", "group_key", "sandbox"),
     Index("runs_by_key", "idempotency_key", unique=True),
 )
 
@@ -484,6 +490,19 @@ kept_sums = Table(
     Column("committed_usd", Text, nullable=False),
 )
 
+# Sums of the costs of ended runs that reports can't tell apart, updated with `kept_sums`. `record` is the
+# group as an `Expense` without amounts. Rows are never deleted, so another transaction can wait for a row.
+expense_groups = Table(
+    "expense_groups",
+    metadata,
+    Column("key", String(32), primary_key=True),
+    Column("sandbox", Boolean, nullable=False),
+    Column("runs", Integer, nullable=False),
+    Column("spent_usd", Text, nullable=False),
+    Column("committed_usd", Text, nullable=False),
+    Column("record", Text, nullable=False),
+)
+
 
 def _kept(text: str) -> str:
     """Replace null characters, which Postgres does not store as text."""
@@ -501,6 +520,18 @@ def listed(run: Run) -> dict[str, Any]:
         "cost": None if cost is None else float(cost),
         "archived": run.archived,
         "words": _kept(" ".join(str(part) for part in (*named, *tags, run.note) if part).casefold())[:_WORDS],
+    }
+
+
+def charged(run: Run) -> dict[str, Any]:
+    """Return the values of the columns that contain a run's cost. Sandbox runs have simulated costs."""
+    from orchestrate.costing.expenses import charges, group_of  # late: lists must not pay for its import
+
+    money, group = charges(run), group_of(run)
+    return {
+        "bill_usd": str(money.spent_usd) if money.spent_usd else None,
+        "committed_usd": str(money.committed_usd) if money.committed_usd else None,
+        "group_key": None if group is None else hashlib.sha256(group.to_json()).hexdigest()[:32],
     }
 
 
@@ -534,19 +565,28 @@ def _list_by_the_database(connection: Connection) -> None:
             connection.execute(text(f"ALTER TABLE runs ADD COLUMN {name} {kind}"))
     connection.execute(text("DROP INDEX IF EXISTS runs_by_age"))
     metadata.create_all(connection, tables=[run_tags])
-    last = ""
+    for some in _fill(connection, listed):
+        write_tags(connection, some)
+    _index(connection, "runs_listed", "runs_by_change")
+
+
+def _fill(connection: Connection, values: Callable[[Run], dict[str, Any]]) -> Iterator[list[Run]]:
+    """Set columns of all runs to the values that this function returns. Yields the runs, page by page."""
+    last, fill = "", runs.update().where(runs.c.id == bindparam("changed"))
     page = (
         select(runs.c.id, runs.c.record).where(runs.c.id > bindparam("last")).order_by(runs.c.id).limit(500)
     )
     while rows := connection.execute(page, {"last": last}).all():
         found = [Run.from_json(row.record) for row in rows]
-        fill = runs.update().where(runs.c.id == bindparam("changed"))
-        connection.execute(fill, [{"changed": run.id, **listed(run)} for run in found])
-        write_tags(connection, found)
+        connection.execute(fill, [{"changed": run.id, **values(run)} for run in found])
+        yield found
         last = rows[-1].id
+
+
+def _index(connection: Connection, *names: str) -> None:
     for index in runs.indexes:
-        if index.name in ("runs_listed", "runs_by_change"):
-            index.create(connection, checkfirst=True)
+        if index.name in names:
+            connection.execute(CreateIndex(index, if_not_exists=True))
 
 
 def _keep_sums(connection: Connection) -> None:
@@ -560,12 +600,26 @@ def _note_silences(connection: Connection) -> None:
     metadata.create_all(connection, tables=[silences])
 
 
+def _group_expenses(connection: Connection) -> None:
+    """Add the columns, indexes and table for sums of ended runs. The next use of the ledger adds them up,
+    because no total is kept."""
+    known = {column["name"] for column in inspect(connection).get_columns("runs")}
+    if "group_key" not in known:
+        connection.execute(text("ALTER TABLE runs ADD COLUMN group_key VARCHAR(32)"))
+    metadata.create_all(connection, tables=[expense_groups])
+    for _ in _fill(connection, charged):
+        pass
+    connection.execute(kept_sums.delete())
+    _index(connection, "runs_by_any_job", "runs_by_group")
+
+
 STEPS: dict[int, Callable[[Connection], None]] = {
     5: _count_answers,
     6: _keep_ended,
     7: _list_by_the_database,
     8: _keep_sums,
     9: _note_silences,
+    10: _group_expenses,
 }
 """Maps each released schema version to its migration to the next one. Released migrations never change."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def spec(train: Path, **more: Any) -> dict[str, Any]:
     return {**made, "max_cost_usd": 1, **more}
 
 
-def host_usd(box: Sandbox) -> float:
+def host_usd(box: Sandbox) -> Decimal:
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     window = {"starting_on": hour - timedelta(hours=1), "ending_before": hour + timedelta(hours=1)}
     answer = httpx.get(
@@ -62,7 +64,8 @@ def host_usd(box: Sandbox) -> float:
         params={name: at.isoformat() for name, at in window.items()},
         headers={"x-api-key": box.env["TINKER_API_KEY"]},
     ).raise_for_status()
-    return sum(float(event["estimated_cost_usd"]) for event in answer.json()["data"])
+    events = json.loads(answer.content, parse_float=Decimal)["data"]
+    return sum((event["estimated_cost_usd"] for event in events), Decimal(0))
 
 
 def worker(run: Any) -> int:
@@ -104,9 +107,9 @@ def test_a_job_whose_process_is_killed_goes_on_from_its_save(
     assert record.tuned_model is not None and record.tuned_model.startswith("tinker://")
     assert [one.step for one in run.checkpoints()] == [2, 4, 6, 8]
     assert record.bill is not None and record.quote is not None
-    spent, billed = host_usd(box) - before, float(record.bill.usd)
+    spent, billed = host_usd(box) - before, record.bill.usd
     step = spent / STEPS
-    assert spent <= billed + 1e-9 <= spent + step, "requests under way at the kill count once, in full"
+    assert spent <= billed <= spent + step, "requests under way at the kill count once, in full"
     assert ft.spending(sandbox=True, offline=True).total.committed_usd == 0
 
 
@@ -140,12 +143,12 @@ def test_a_job_without_a_limit_is_paused_at_its_quote_however_often_it_is_killed
     until(lambda: at_limit(run), "the limit")
     [error, bill] = run.record.error, run.record.bill
     assert error is not None and "the high end of the run's quote" in error.message
-    assert bill is not None and host_usd(box) - before <= float(bill.usd) <= run.record.quote.high_usd
+    assert bill is not None and host_usd(box) - before <= bill.usd <= run.record.quote.high_usd
     [command] = re.findall(r"orchestrate resume \S+ --max-cost (\S+)", error.message)
     spent = host_usd(box)
     run.resume()  # again without more
     until(lambda: attempts(run) == 3 and at_limit(run), "the limit again")
-    assert host_usd(box) - spent < float(bill.usd) / STEPS, "what remained, if anything"
+    assert host_usd(box) - spent < bill.usd / STEPS, "what remained, if anything"
     run.resume(max_cost_usd=command)
     run.wait(timeout_s=600)
     assert run.refresh().status is JobStatus.SUCCEEDED, run.record.error

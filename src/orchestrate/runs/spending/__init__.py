@@ -3,7 +3,6 @@ Accounts that could not be queried are listed, never counted as zero."""
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -25,7 +24,6 @@ from orchestrate.errors import MissingKey, OrchestrateError
 from orchestrate.profile import session_hosts
 from orchestrate.providers import base
 from orchestrate.providers.sessions import SESSION
-from orchestrate.store.run_lists import RunQuery
 from orchestrate.text import count, money
 from orchestrate.types import BilledResource, Deployment, DeploymentState, JobStatus, Record, Run
 
@@ -179,30 +177,19 @@ class SpendingReport(Record, frozen=True, kw_only=True):
 
 
 class _StoredRuns:
-    """Runs in the store. They are read once, page by page, and only those that may still be billed are kept
-    in memory."""
+    """Expenses in the store, and the runs that may still be billed. The store keeps sums of ended runs, so
+    only few runs are read."""
 
-    def __init__(self, store: Store, now: datetime, *, sandbox: bool, offline: bool) -> None:
-        self._store = store
+    def __init__(self, store: Store, now: datetime, *, sandbox: bool) -> None:
+        self._store, self._sandbox = store, sandbox
         self.time_of = store.deployments.time_of
         """Returns the current time of the clock used to compute a deployment's age."""
         self.deployments = [one for one in store.deployments.matching() if one.sandbox is sandbox]
-        self.backends: set[str] = set()
-        self.open: list[Run] = []
-        self._by_ref: dict[str, str] = {}
-        self._by_job: dict[str, str] = {}
-        merged = expenses.GroupedExpenses()
-        for run in store.listing.each(RunQuery(sandbox=sandbox)):
-            merged.add(expenses.of_run(run, now))
-            self.backends.add(run.provider)
-            if not run.status.terminal:
-                self.open.append(run)
-            if not offline:
-                self._by_ref[run.ref.lower()] = run.id
-                if run.job_id:
-                    self._by_job[run.job_id.lower()] = run.id
+        groups, own = store.ledger.of_runs(sandbox=sandbox)
+        self.open = [run for run in own if not run.status.terminal]
+        self.expenses = [*groups, *(expenses.of_run(run, now) for run in own)]
+        self.backends = {one.backend for one in self.expenses}
         of = {run.id: run for run in store.runs.of_ids({one.run_id for one in self.deployments})}
-        self.expenses = merged.all()
         for one in self.deployments:
             run = of.get(one.run_id)
             self.expenses += expenses.of_deployment(
@@ -211,18 +198,13 @@ class _StoredRuns:
         if not sandbox:
             self.expenses += [one.expense() for one in store.ledger.answers()]
 
-    def of_refs(self, refs: Iterable[str]) -> dict[str, Run]:
-        """Return runs by their refs, in lowercase."""
-        return self._found(self._by_ref, refs)
+    def of_refs(self, refs: Iterable[str]) -> list[Run]:
+        """Return the runs with these refs, in lowercase."""
+        return [run for run in self._store.runs.of_refs(refs) if run.sandbox is self._sandbox]
 
     def of_names(self, names: Iterable[str]) -> dict[str, Run]:
-        """Return runs by their job ids and refs, in lowercase. A job id comes first."""
-        return self._found(ChainMap(self._by_job, self._by_ref), names)
-
-    def _found(self, known: Mapping[str, str], names: Iterable[str]) -> dict[str, Run]:
-        ids = {name: known[name] for name in names if name in known}
-        runs = {run.id: run for run in self._store.runs.of_ids(ids.values())}
-        return {name: runs[id] for name, id in ids.items() if id in runs}
+        """See `Runs.of_names`."""
+        return self._store.runs.of_names(names, sandbox=self._sandbox)
 
 
 @dataclass(frozen=True)
@@ -259,7 +241,7 @@ class Spender:
         """Report spent and committed amounts, and resources that are still billed. Raises `UsageError` for an
         invalid month or an unknown grouping."""
         now = self.store.clock.now()
-        books = _StoredRuns(self.store, now, sandbox=sandbox, offline=offline)
+        books = _StoredRuns(self.store, now, sandbox=sandbox)
         every = books.expenses
         chosen = expenses.in_month(every, month)
         used = expenses.total(every)
@@ -354,7 +336,7 @@ class Spender:
             elsewhere=elsewhere,
         )
         items = tuple(msgspec.structs.replace(item, payload={}) for item in billing.items)
-        up = [run for run in books.of_refs(seen).values() if run.provider == name]
+        up = [run for run in books.of_refs(seen) if run.provider == name]
         left = {one.id: why for one in up if (why := left_session(backend, one)) is not None}
         return _AccountAnswer(status, backend.config.base_url or backend.profile.kind, items, left)
 
@@ -399,7 +381,7 @@ def _owned(
     """List each billed item once, with its owner, even if two keys of one account show it. The most expensive
     come first."""
     items = [item for answer in answers for item in answer.items]
-    run_of = books.of_names(word.lower() for item in items for word in (item.job_id, item.name) if word)
+    run_of = books.of_names(word for item in items for word in (item.job_id, item.name) if word)
     deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}
     found: dict[tuple[str, str, str], Found] = {}
     for answer in answers:

@@ -93,8 +93,7 @@ class Orphans:
         if item.job_id is None or not self._marked(item):
             return None
         job = item.job_id.lower()
-        runs = self.store.runs.matching()
-        run = next((one for one in runs if job in (one.ref.lower(), (one.job_id or "").lower())), None)
+        run = self.store.runs.of_names([job]).get(job)
         reason = None
         if item.kind == "deployment":
             kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]
