@@ -265,7 +265,7 @@ class LedgerShare(NamedTuple):
         return cls(deployment_spending(deployment, deployment.updated_at).spent_usd)
 
 
-_SUMS = "all"
+_SUMS, _RECOUNTED = "all", "recounted"
 _KEPT_SUMS = select(schema.kept_sums.c.spent_usd, schema.kept_sums.c.committed_usd)
 _IS_GOING = ~schema.deployments.c.sandbox & ~schema.deployments.c.over
 _GOING = select(schema.deployments.c.record).where(_IS_GOING)
@@ -397,11 +397,20 @@ class Ledger:
         with self._db.reading() as connection:
             return total_spending(connection, self._db.clock)
 
-    def recount(self) -> bool:
-        """Recompute the sums of all runs and ended deployments. Returns whether they were wrong."""
+    def recount(self, *, every: timedelta = timedelta(0)) -> bool:
+        """Recompute the sums of all runs and ended deployments, unless that was done less than `every` ago.
+        Returns whether they were wrong."""
+        meta, now = schema.meta, self._db.clock.now()
+        with self._db.reading() as connection:
+            last = connection.execute(select(meta.c.value).where(meta.c.key == _RECOUNTED)).scalar()
+        if last is not None and stamp(now - every) < last <= stamp(now):
+            return False
         with self._db.writing() as connection:
             one_at_a_time(connection)
-            return recount(connection)
+            wrong = recount(connection)
+            first = self._db.insert(meta).values(key=_RECOUNTED, value=(at := stamp(now)))
+            connection.execute(first.on_conflict_do_update(index_elements=[meta.c.key], set_={"value": at}))
+            return wrong
 
     def of_runs(self, *, sandbox: bool) -> tuple[list[Expense], list[Run]]:
         """Return the expenses of groups of ended runs, and the runs that belong to no group, newest first."""

@@ -14,8 +14,10 @@ import msgspec
 import pytest
 from sqlalchemy import event, text
 from tests import command
+from tests.faults.store.test_records import MovedClock
 
 from orchestrate.costing.expenses import BY, Expense, Sum, grouped, in_month, of_run, total
+from orchestrate.runs.syncing.sweep import sync
 from orchestrate.spec import JobSpec
 from orchestrate.store import schema
 from orchestrate.store.runs import Intent
@@ -173,6 +175,27 @@ def test_sums_that_another_program_damaged_are_mended(store: Store) -> None:
     store.runs.apply(a_run(store).id, ended)  # of the same group
     assert [store.ledger.recount(), store.ledger.recount()] == [True, False]
     require_right(store)
+
+
+def test_a_sync_checks_the_sums_once_a_day_and_after_a_wrong_clock(store_url: str) -> None:
+    clock = MovedClock()
+    with Store.open(store_url, clock=clock) as store:
+        store.runs.close(store.runs.apply(a_run(store).id, ended).id)
+
+        def mended() -> bool:
+            with store.database.writing() as connection:
+                connection.execute(schema.expense_groups.update().values(runs=9))
+            sync(store, lambda _: pytest.fail("no run is open"))
+            groups, _ = store.ledger.of_runs(sandbox=False)
+            return [one.runs for one in groups] == [1]
+
+        assert mended()
+        clock.passes(0.9 * 86_400)
+        assert not mended()
+        clock.passes(0.2 * 86_400)
+        assert mended()
+        clock.at -= timedelta(days=30)
+        assert mended() and not mended()
 
 
 def a_run(store: Store, **more: Any) -> Run:

@@ -311,6 +311,8 @@ _PAGE = 100
 """Smallest page size of any host's job list."""
 DETAIL_REQUESTS = 5
 """Approximate number of requests that `fetch_details` sends for one run, on the host that needs the most."""
+_RECOUNT = timedelta(days=1)
+"""Time between checks of the ledger's sums, which read the costs of all runs."""
 _BILL_PATIENCE = timedelta(days=7)
 """Time to wait for a host's final price. A host that has not reported a price by then never will."""
 
@@ -358,7 +360,7 @@ def sync(
             report.failed(name, UnexpectedAnswer(name, message))
     if wanted is None:
         report.settled = settle_answers(store)
-        store.ledger.recount()
+        store.ledger.recount(every=_RECOUNT)
     return report
 
 
