@@ -3,6 +3,7 @@
 python benchmarks/training.py --load all --threads 1 --seeds 5 --json docs/figures/training.json
 python benchmarks/tracking.py --json docs/figures/tracking.json
 python benchmarks/startup.py --json docs/figures/startup.json
+python benchmarks/many_runs.py --json docs/figures/many_runs.json
 python benchmarks/data.py --json docs/figures/data-100.json
 python benchmarks/data.py --size 1000 --rounds 1 --json docs/figures/data-1000.json
 python benchmarks/data.py --size 0 --growth 100,1000,10000 --json docs/figures/data-growth.json
@@ -247,6 +248,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "training": by_its_script("training_table", "tables"),
     "data": by_its_script("data"),
     "startup": by_its_script("startup"),
+    "many_runs": by_its_script("many_runs"),
     "tracking": tracking,
     "importing": importing,
     "evaluation": evaluation,
