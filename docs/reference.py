@@ -152,7 +152,8 @@ def kind(schema: Mapping[str, Any]) -> str:
         return f"list of {kind(schema.get('items') or {})}"
     if isinstance(schema.get("additionalProperties"), Mapping):
         return f"mapping to {kind(schema['additionalProperties'])}"
-    return {"object": "mapping", "string": "text"}.get(schema.get("type", "any"), schema.get("type", "any"))
+    name: str = schema.get("type", "any")
+    return {"object": "mapping", "string": "text"}.get(name, name)
 
 
 def json_output() -> str:

@@ -208,5 +208,6 @@ def test_a_damaged_run_of_the_depot_hides_no_other_and_two_at_once_take_each_run
         reports = list(threads.map(lambda _: recover(store, [found], choose), range(2)))
     taken = [run_id for report in reports for run_id in report.recovered]
     assert sorted(taken) == sorted(run_id_of(ref) for ref in refs)
-    assert not any(report.failures for report in reports)
+    later = recover(store, [found], lambda offered: {one.run_id for one in offered})
+    assert not any(report.failures for report in [*reports, later]) and not later.recovered
     assert all(store.runs.get(run_id_of(ref)).dataset_digest for ref in refs[1:])

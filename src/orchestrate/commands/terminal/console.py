@@ -180,18 +180,22 @@ def prints_json() -> bool:
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout. Accepts records, lists of records and plain values."""
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, default=str)
-    sys.stdout.write(inert_json(text) + "\n")
+    sys.stdout.write(_shown(json.dumps(_plain(value), indent=2, ensure_ascii=False, default=str)))
 
 
 def json_line(record: Any) -> str:
-    """Return a record as one line of JSON. Bytes of file names that are not valid UTF-8 are shown as
-    `\\udcff`, because many JSON parsers reject their escapes."""
+    """Return a record as one line of JSON."""
     try:
         text = msgspec.json.encode(record).decode()
     except UnicodeEncodeError:
         text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False)
-        text = re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", text)
+    return _shown(text)
+
+
+def _shown(text: str) -> str:
+    """Return JSON that a terminal shows as it is. Bytes of file names that are not valid UTF-8 are shown as
+    `\\udcff`, because many JSON parsers reject their escapes."""
+    text = re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", text)
     return inert_json(text) + "\n"
 
 

@@ -431,11 +431,9 @@ class AwayProvider(LocalProvider, RecoversJobs, Limited):
             failed = failed or error
         here = {run.ref for run in runs(self._runs)}
         for ref in dict.fromkeys([*placed, *refs, *sorted(here)]):
-            handle = JobHandle(provider=self.name, job_id=ref, ref=ref)
-            try:
+            handle, job = JobHandle(provider=self.name, job_id=ref, ref=ref), None
+            with suppress(OrchestrateError):  # as with a job that is not here yet: a sync reports its error
                 job = self.get(handle) if ref in here else None
-            except OrchestrateError as error:
-                job, failed = None, failed or error
             job = job or self._listed(ref, placed.get(ref))
             if since is None or job.created_at is None or job.created_at >= since:
                 yield job
