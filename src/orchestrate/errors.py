@@ -305,8 +305,9 @@ class Unsupported(OrchestrateError):
 
 
 class OverBudget(OrchestrateError):
-    """The price is above a limit. Nothing was sent. Raise the limit, train on fewer tokens, or choose a
-    cheaper backend (`orchestrate quote`)."""
+    """The next cost would exceed a limit, so its request was not sent. Earlier requests of the same command
+    may already be billed. Raise the limit, train on fewer tokens, or choose a cheaper backend (`orchestrate
+    quote`)."""
 
     exit_code = 6
 
