@@ -1,8 +1,9 @@
-"""What commands cost with very many runs in the store, against a hundredth of them.
+"""What commands and pages cost with very many runs in the store, against a hundredth of them.
 
 Each command runs as a whole process, in turn with both stores, and its CPU time is taken (user and system);
-the least of all rounds counts. The runs are of one backend, three models and seven teams, over two years; all
-but the newest five have ended. No host is contacted.
+the least of all rounds counts. Of pages the CPU time of the server is taken, which is the mean of several.
+The runs are of one backend, three models and seven teams, over two years; all but the newest five have ended.
+No host is contacted.
 
     python benchmarks/many_runs.py [--runs 100000] [--rounds 5] [--json FILE]
 """
@@ -10,6 +11,7 @@ but the newest five have ended. No host is contacted.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -31,7 +33,17 @@ COMMANDS = (
     "spending --offline --by tag:team --by month",
     "sync",
 )
-LESS, OPEN, BATCH = 100, 5, 1000
+PAGES = {
+    "the runs": "",
+    "a search that finds nothing": "?q=nobody",
+    "sorted by cost": "?sort=-cost",
+    "grouped by backend": "?group=backend",
+    "grouped by a tag": "?group=tag.team",
+    "sorted by a setting": "?sort=spec.seed",
+    "grouped by a setting": "?group=spec.seed",
+    "spending": "money",
+}
+LESS, OPEN, BATCH, TIMES = 100, 5, 1000, 10
 
 
 def fill(file: Path, runs: int) -> None:
@@ -78,8 +90,33 @@ def fill(file: Path, runs: int) -> None:
         store.ledger.recount()
 
 
-def measure(runs: int, rounds: int) -> dict[str, list[Cost]]:
-    """By command: with fewer runs and with all."""
+def pages(env: dict[str, str]) -> dict[str, float]:
+    """CPU seconds of the server by page."""
+    import httpx
+    import psutil
+
+    words, silent = [*OURS, "ui", "--json", "--read-only"], subprocess.DEVNULL
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=silent, env=env) as server:
+        told = b""
+        while not told.endswith(b"}\n") and server.stdout is not None:
+            told += server.stdout.readline()
+        root, process = json.loads(told)["url"], psutil.Process(server.pid)
+        found: dict[str, float] = {}
+        with httpx.Client(follow_redirects=True, trust_env=False, timeout=60) as client:
+            client.get(root).raise_for_status()
+            for name, page in PAGES.items():
+                client.get(root + page).raise_for_status()
+                before = process.cpu_times()
+                for _ in range(TIMES):
+                    client.get(root + page).raise_for_status()
+                after = process.cpu_times()
+                found[name] = (after.user + after.system - before.user - before.system) / TIMES
+        server.terminate()
+    return found
+
+
+def measure(runs: int, rounds: int) -> tuple[dict[str, list[Cost]], dict[str, list[float]]]:
+    """Commands and pages, each with fewer runs and with all."""
     with tempfile.TemporaryDirectory() as home:
         envs: list[dict[str, str]] = []
         for number in (runs // LESS, runs):
@@ -95,10 +132,12 @@ def measure(runs: int, rounds: int) -> dict[str, list[Cost]]:
                 for env, costs in zip(envs, both, strict=True):
                     took = cost([*OURS, *command.split()], env, Path(home))
                     costs += [took] if round else []
-    return {
+        of_pages = [pages(env) for env in envs]
+    commands = {
         command: [Cost(min(c.cpu_s for c in costs), max(c.peak_mb for c in costs)) for costs in both]
         for command, both in taken.items()
     }
+    return commands, {name: [found[name] for found in of_pages] for name in PAGES}
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -113,11 +152,20 @@ def table(figures: dict[str, Any]) -> str:
     for name, (less, more) in figures["commands"].items():
         cpu = f"{less['cpu_s'] * 1000:.0f} | {more['cpu_s'] * 1000:.0f} | {more['cpu_s'] / less['cpu_s']:.2f}"
         lines.append(f"| `orchestrate {name}` | {cpu} | {less['peak_mb']:.0f} | {more['peak_mb']:.0f} |")
+    lines += [
+        "",
+        f"| page | {runs // LESS:,} runs, ms of the server's CPU | {runs:,} runs |",
+        "|---|---:|---:|",
+    ]
+    for name, both in figures["pages"].items():
+        lines.append(f"| {name} | {' | '.join(f'{cpu_s * 1000:.0f}' for cpu_s in both)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What commands cost with very many runs in the store.")
+    parser = argparse.ArgumentParser(
+        description="What commands and pages cost with very many runs in the store."
+    )
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -126,9 +174,9 @@ def main() -> None:
     if given.fill:
         return fill(given.fill, given.runs)
     about = told_of_the_machine()
-    found = measure(given.runs, given.rounds)
+    found, of_pages = measure(given.runs, given.rounds)
     commands = {name: [one._asdict() for one in both] for name, both in found.items()}
-    figures = {**about, "runs": given.runs, "commands": commands}
+    figures = {**about, "runs": given.runs, "commands": commands, "pages": of_pages}
     print(table(figures))
     if given.json:
         from measured_on import write
