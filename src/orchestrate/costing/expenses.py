@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Literal
 
 import msgspec
@@ -207,6 +207,8 @@ def limit_reached(deployment: Deployment, now: datetime) -> str | None:
 
 CENT = Decimal("0.01")
 _NANO = Decimal("1e-9")
+_WIDE = Context(prec=400)
+"""Has enough digits for the largest number that a host may report as its price."""
 NONE = "(none)"
 BY = ("backend", "month", "purpose", "project", "tag", "person", "account")
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
@@ -285,6 +287,9 @@ def group_of(run: Run) -> Expense | None:
 
     Returns `None` for runs that belong to no group: open runs, because their month is the current one, and
     abandoned runs and runs with an unknown cost, because reports list them by id.
+
+    Stores keep a hash of the result's JSON with each run. A change of this function or of the fields of
+    `Expense` therefore needs a migration.
     """
     if not run.status.terminal:
         return None
@@ -357,8 +362,8 @@ def _wandb_project(run: Run) -> str | None:
 
 def exact(usd: Decimal) -> Decimal:
     """Round to a billionth of a dollar, so that amounts can be summed exactly in any order."""
-    rounded_usd = usd.quantize(CENT)
-    return rounded_usd if rounded_usd == usd else usd.quantize(_NANO)
+    rounded_usd = usd.quantize(CENT, context=_WIDE)
+    return rounded_usd if rounded_usd == usd else usd.quantize(_NANO, context=_WIDE)
 
 
 def in_month(expenses: Iterable[Expense], month: str | None) -> list[Expense]:

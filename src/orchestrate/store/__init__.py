@@ -92,6 +92,15 @@ def _after(deployment: Deployment, seconds: float) -> datetime:
 # Run ids, and the tag that links a job on a host to its run.
 
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def unstorable(name: str) -> bool:
+    """Return whether a name contains a null character, which Postgres can't store in text, or half of a
+    surrogate pair, which neither database can."""
+    return _UNSTORABLE.search(name) is not None
+
+
 RUN_PREFIX = "run-"
 REF_PREFIX = "orc-"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u to misread

@@ -36,7 +36,7 @@ from orchestrate.core import needed
 from orchestrate.core.files import sync, whole
 from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.settings.config import sqlite_path
-from orchestrate.store import Clock, schema, stamp
+from orchestrate.store import Clock, migrations, schema, stamp
 from orchestrate.text import duration
 
 # Opening a store: check that it is Orchestrate's, undamaged and of this version, or say what to do.
@@ -295,7 +295,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
         if version < schema.VERSION:
             _require_intact(connection, str(path))
             _back_up(engine, path, version)
-            schema.migrate(connection, version)
+            migrations.migrate(connection, version)
             _set_version(connection)
 
 
@@ -365,7 +365,9 @@ def _prepare_postgres(engine: Engine, place: str) -> None:
             schema.metadata.create_all(connection)
             connection.execute(schema.meta.insert(), {"key": "schema", "value": str(schema.VERSION)})
         elif _version(connection, place) < schema.VERSION:
-            schema.migrate(connection, _version(connection, place))
+            # Older processes that are writing hold this row. Wait for them before any other lock is taken.
+            connection.execute(_WRITTEN.with_for_update())
+            migrations.migrate(connection, _version(connection, place))
             _set_version(connection)
 
 
@@ -393,7 +395,7 @@ def _version(connection: Connection, place: str) -> int:
             f"the run store {place} has no schema version", fix=f"restore a backup, or {RECOVER}"
         )
     _require_known(value, place)
-    if any(step not in schema.STEPS for step in range(int(value), schema.VERSION)):
+    if any(step not in migrations.STEPS for step in range(int(value), schema.VERSION)):
         raise StoreError(
             f"an older version wrote the run store {place}, and this version cannot upgrade it "
             f"(schema {value}; this version needs {schema.VERSION})",

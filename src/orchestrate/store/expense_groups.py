@@ -3,12 +3,12 @@ the transaction that changes a run, so a spending report does not read each run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, localcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace as changed
-from sqlalchemy import Connection, literal, null, select, text, union_all
+from sqlalchemy import Connection, bindparam, func, literal, null, select, text, union_all
 
 from orchestrate.store import schema
 from orchestrate.types import Run
@@ -23,6 +23,13 @@ class GroupShare(NamedTuple):
     key: str
     spent_usd: Decimal
     committed_usd: Decimal
+
+    @classmethod
+    def by_run(cls, row: Mapping[Any, Any]) -> GroupShare | None:
+        """Read the amounts from a run's row. Returns `None` if the run belongs to no group."""
+        if row["group_key"] is None:
+            return None
+        return cls(row["group_key"], Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0))
 
 
 class GroupSum(NamedTuple):
@@ -50,6 +57,8 @@ _SUMS = select(_TABLE.c.key, _TABLE.c.runs, _TABLE.c.spent_usd, _TABLE.c.committ
 _FIRST = text(
     "INSERT INTO expense_groups VALUES (:key, :sandbox, 0, '0', '0', :record) ON CONFLICT DO NOTHING"
 )
+_SET = _TABLE.update().where(_TABLE.c.key == bindparam("of"))
+_AT_ONCE = 500
 
 
 def changes(
@@ -70,57 +79,62 @@ def changes(
 
 def add(connection: Connection, some: Mapping[str, GroupSum]) -> None:
     """Add the changes to the kept sums."""
-    for key in sorted(some):  # always in the same order, so transactions can't deadlock
-        query = _SUMS.where(_TABLE.c.key == key).with_for_update()
-        row = connection.execute(query).one_or_none()
-        if row is None and _begin(connection, key):
-            row = connection.execute(query).one()
-        if row is not None:
-            _set(connection, key, GroupSum.of(row).plus(some[key]))
+    keys = sorted(some)  # always in the same order, so transactions can't deadlock
+    for start in range(0, len(keys), _AT_ONCE):
+        part = keys[start : start + _AT_ONCE]
+        query = _SUMS.where(_TABLE.c.key.in_(part)).order_by(_TABLE.c.key).with_for_update()
+        known = connection.execute(select(_TABLE.c.key).where(_TABLE.c.key.in_(part))).scalars().all()
+        if len(known) < len(part):
+            _begin(connection, [key for key in part if key not in known])
+        kept = {row.key: GroupSum.of(row) for row in connection.execute(query)}
+        _set(connection, {key: sums.plus(some[key]) for key, sums in kept.items()})
 
 
 def lock(connection: Connection) -> None:
-    """Block other transactions from changing the sums of existing groups."""
-    connection.execute(select(_TABLE.c.key).order_by(_TABLE.c.key).with_for_update())
+    """Block other transactions from changing sums, including those of groups that they are about to
+    insert."""
+    if connection.dialect.name == "postgresql":  # SQLite's writers wait for one another anyway
+        connection.execute(text("LOCK TABLE expense_groups IN EXCLUSIVE MODE"))
 
 
-def kept(connection: Connection) -> dict[str, GroupSum]:
-    """Return the kept sums by key."""
-    return {row.key: GroupSum.of(row) for row in connection.execute(_SUMS)}
-
-
-def replace(
-    connection: Connection, known: Mapping[str, GroupSum], shares: Iterable[GroupShare | None]
-) -> bool:
+def replace(connection: Connection, shares: Iterable[GroupShare | None]) -> bool:
     """Set the kept sums to those of all runs' shares. Returns whether they already were."""
     sums = changes((), shares)
-    wrong = [key for key in {*known, *sums} if known.get(key, GroupSum()) != sums.get(key, GroupSum())]
-    for key in sorted(wrong):
-        if key in known or _begin(connection, key):
-            _set(connection, key, sums.get(key, GroupSum()))
+    known = {row.key: GroupSum.of(row) for row in connection.execute(_SUMS)}
+    wrong = {
+        key: sums.get(key, GroupSum())
+        for key in sorted({*known, *sums})
+        if known.get(key, GroupSum()) != sums.get(key, GroupSum())
+    }
+    _begin(connection, [key for key in wrong if key not in known])
+    _set(connection, wrong)
     return not wrong
 
 
-def _begin(connection: Connection, key: str) -> bool:
-    """Insert a group without amounts. Any of its runs describes it. Returns whether there is such a run."""
+def _begin(connection: Connection, keys: Sequence[str]) -> None:
+    """Insert groups without amounts. Any run of a group describes it."""
     from orchestrate.costing.expenses import group_of
 
-    query = select(schema.runs.c.record).where(schema.runs.c.group_key == key).limit(1)
-    for record in connection.execute(query).scalars().all():
-        if group := group_of(Run.from_json(record)):
-            values = {"key": key, "sandbox": group.sandbox, "record": group.to_json().decode()}
-            connection.execute(_FIRST, values)
-            return True
-    return False
+    runs, values = schema.runs.c, list[dict[str, Any]]()
+    for start in range(0, len(keys), _AT_ONCE):
+        part = keys[start : start + _AT_ONCE]
+        any_run = select(func.min(runs.id)).where(runs.group_key.in_(part)).group_by(runs.group_key)
+        query = select(runs.group_key, runs.record).where(runs.id.in_(any_run)).order_by(runs.group_key)
+        for row in connection.execute(query):
+            if group := group_of(Run.from_json(row.record)):
+                text = group.to_json().decode()
+                values.append({"key": row.group_key, "sandbox": group.sandbox, "record": text})
+    if values:
+        connection.execute(_FIRST, values)
 
 
-def _set(connection: Connection, key: str, sums: GroupSum) -> None:
-    values = {
-        "runs": sums.runs,
-        "spent_usd": f"{sums.spent_usd:f}",
-        "committed_usd": f"{sums.committed_usd:f}",
-    }
-    connection.execute(_TABLE.update().where(_TABLE.c.key == key).values(values))
+def _set(connection: Connection, some: Mapping[str, GroupSum]) -> None:
+    values = [
+        {"of": key, "runs": s.runs, "spent_usd": f"{s.spent_usd:f}", "committed_usd": f"{s.committed_usd:f}"}
+        for key, s in some.items()
+    ]
+    if values:
+        connection.execute(_SET, values)
 
 
 def read(connection: Connection, *, sandbox: bool) -> tuple[list[Expense], list[Run]]:

@@ -250,9 +250,10 @@ class LedgerShare(NamedTuple):
     @classmethod
     def by_run(cls, row: Mapping[Any, Any]) -> LedgerShare:
         """Read the amounts from a run's row."""
-        spent, committed = Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0)
-        group = GroupShare(row["group_key"], spent, committed) if row["group_key"] else None
-        return cls(group=group) if row["sandbox"] else cls(spent, committed, group)
+        group = GroupShare.by_run(row)
+        if row["sandbox"]:
+            return cls(group=group)
+        return cls(Decimal(row["bill_usd"] or 0), Decimal(row["committed_usd"] or 0), group)
 
     @classmethod
     def by_deployment(cls, deployment: Deployment | None) -> LedgerShare:
@@ -319,11 +320,10 @@ def recount(connection: Connection) -> bool:
     new = connection.execute(_FIRST, {"name": _SUMS}).rowcount
     expense_groups.lock(connection)  # before the total, as in `count`
     known = _taken(connection.execute(_KEPT_SUMS.with_for_update()).one())
-    groups = expense_groups.kept(connection)  # before the runs: a group that is new by then is set anyway
     each = _shares(connection)
     sums = _sum(each)
     _keep(connection, sums)
-    right = expense_groups.replace(connection, groups, (one.group for one in each))
+    right = expense_groups.replace(connection, (one.group for one in each))
     return not new and not (right and sums == known)
 
 
@@ -414,10 +414,6 @@ class Ledger:
 
     def of_runs(self, *, sandbox: bool) -> tuple[list[Expense], list[Run]]:
         """Return the expenses of groups of ended runs, and the runs that belong to no group, newest first."""
-        with self._db.reading() as connection:
-            if connection.execute(_KEPT_SUMS).first() is not None:
-                return expense_groups.read(connection, sandbox=sandbox)
-        self.recount()
         with self._db.reading() as connection:
             return expense_groups.read(connection, sandbox=sandbox)
 

@@ -17,7 +17,17 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrate.errors import UsageError
 from orchestrate.settings import masked
-from orchestrate.store import REF_PREFIX, RUN_PREFIX, ledger, new_run_id, ref_of, run_id_of, schema, stamp
+from orchestrate.store import (
+    REF_PREFIX,
+    RUN_PREFIX,
+    ledger,
+    new_run_id,
+    ref_of,
+    run_id_of,
+    schema,
+    stamp,
+    unstorable,
+)
 from orchestrate.store.database import Database, Lease, Leases
 from orchestrate.store.history import TRANSLATION, add_events, beside, columns, recorded_state, reopened
 from orchestrate.store.ledger import Limit
@@ -514,8 +524,11 @@ class Runs:
 
     def of_names(self, names: Iterable[str], *, sandbox: bool | None = None) -> dict[str, Run]:
         """Return the runs with these job ids or refs, ignoring case, as `{name in lowercase: run}`. If
-        several have a name, a job id comes before a ref, and an older run before a newer one."""
-        wanted = {name.lower() for name in names}
+        several have a name, a job id comes before a ref, and an older run before a newer one. Names that a
+        host shows may be any text, so those that no run can have match nothing."""
+        # SQLite lowercases only ASCII letters.
+        wanted = {"".join(c.lower() if c.isascii() else c for c in name) for name in names}
+        wanted |= {name.lower() for name in wanted}
         jobs = self._runs_among(func.lower(schema.runs.c.job_id), wanted)
         oldest_last = sorted(jobs, key=lambda run: (run.created_at, run.id), reverse=True)
         named = [(run.ref, run) for run in self.of_refs(wanted)]
@@ -523,7 +536,7 @@ class Runs:
         return {name: run for name, run in named if sandbox in (None, run.sandbox)}
 
     def _runs_among(self, column: ColumnElement[Any], values: Iterable[str]) -> list[Run]:
-        wanted, found = sorted(set(values)), list[Run]()
+        wanted, found = sorted({value for value in values if not unstorable(value)}), list[Run]()
         with self._db.reading() as connection:
             for start in range(0, len(wanted), 500):
                 query = select(schema.runs.c.record).where(column.in_(wanted[start : start + 500]))

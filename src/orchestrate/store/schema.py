@@ -1,4 +1,4 @@
-"""The tables, which are the same on SQLite and Postgres, and the migrations between released schema versions.
+"""The tables, which are the same on SQLite and Postgres.
 
 Times are fixed-width ISO strings in UTC, amounts are `Decimal` strings, and records are JSON, so both
 databases contain the same values. A run's row is derived from its transitions. Its `record` contains the
@@ -8,7 +8,7 @@ entire `Run`, and the other columns are for searching.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -23,14 +23,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    bindparam,
     event,
     false,
-    inspect,
-    select,
     text,
 )
-from sqlalchemy.schema import CreateIndex
 
 from orchestrate.core.progress import cost_so_far
 from orchestrate.types import Run
@@ -545,86 +541,3 @@ def write_tags(connection: Connection, of: Sequence[Run]) -> None:
     }
     if rows:
         connection.execute(run_tags.insert(), list(rows.values()))
-
-
-def _count_answers(connection: Connection) -> None:
-    metadata.create_all(connection, tables=[answer_holds, answer_sums])
-
-
-def _keep_ended(connection: Connection) -> None:
-    metadata.create_all(connection, tables=[answers_ended])
-
-
-def _list_by_the_database(connection: Connection) -> None:
-    """Add the columns, indexes and table for lists of runs, and fill them for existing runs."""
-    known = {column["name"] for column in inspect(connection).get_columns("runs")}
-    kinds = {"title": "TEXT NOT NULL DEFAULT ''", "model": "TEXT NOT NULL DEFAULT ''", "cost": "FLOAT"}
-    kinds |= {"archived": "BOOLEAN NOT NULL DEFAULT false", "words": "TEXT NOT NULL DEFAULT ''"}
-    for name, kind in kinds.items():
-        if name not in known:
-            connection.execute(text(f"ALTER TABLE runs ADD COLUMN {name} {kind}"))
-    connection.execute(text("DROP INDEX IF EXISTS runs_by_age"))
-    metadata.create_all(connection, tables=[run_tags])
-    for some in _fill(connection, listed):
-        write_tags(connection, some)
-    _index(connection, "runs_listed", "runs_by_change")
-
-
-def _fill(connection: Connection, values: Callable[[Run], dict[str, Any]]) -> Iterator[list[Run]]:
-    """Set columns of all runs to the values that this function returns. Yields the runs, page by page."""
-    last, fill = "", runs.update().where(runs.c.id == bindparam("changed"))
-    page = (
-        select(runs.c.id, runs.c.record).where(runs.c.id > bindparam("last")).order_by(runs.c.id).limit(500)
-    )
-    while rows := connection.execute(page, {"last": last}).all():
-        found = [Run.from_json(row.record) for row in rows]
-        connection.execute(fill, [{"changed": run.id, **values(run)} for run in found])
-        yield found
-        last = rows[-1].id
-
-
-def _index(connection: Connection, *names: str) -> None:
-    for index in runs.indexes:
-        if index.name in names:
-            connection.execute(CreateIndex(index, if_not_exists=True))
-
-
-def _keep_sums(connection: Connection) -> None:
-    metadata.create_all(connection, tables=[kept_sums])
-    known = {column["name"] for column in inspect(connection).get_columns(answer_holds.name)}
-    if "log_bytes" not in known:  # a store of before the answers were counted got it with its table
-        connection.execute(text("ALTER TABLE answer_holds ADD COLUMN log_bytes INTEGER"))
-
-
-def _note_silences(connection: Connection) -> None:
-    metadata.create_all(connection, tables=[silences])
-
-
-def _group_expenses(connection: Connection) -> None:
-    """Add the columns, indexes and table for sums of ended runs. The next use of the ledger adds them up,
-    because no total is kept."""
-    known = {column["name"] for column in inspect(connection).get_columns("runs")}
-    if "group_key" not in known:
-        connection.execute(text("ALTER TABLE runs ADD COLUMN group_key VARCHAR(32)"))
-    metadata.create_all(connection, tables=[expense_groups])
-    for _ in _fill(connection, charged):
-        pass
-    connection.execute(kept_sums.delete())
-    _index(connection, "runs_by_any_job", "runs_by_group")
-
-
-STEPS: dict[int, Callable[[Connection], None]] = {
-    5: _count_answers,
-    6: _keep_ended,
-    7: _list_by_the_database,
-    8: _keep_sums,
-    9: _note_silences,
-    10: _group_expenses,
-}
-"""Maps each released schema version to its migration to the next one. Released migrations never change."""
-
-
-def migrate(connection: Connection, version: int) -> None:
-    """Upgrade a store to the current schema, inside the caller's transaction."""
-    for step in range(version, VERSION):
-        STEPS[step](connection)

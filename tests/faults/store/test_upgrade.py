@@ -22,7 +22,7 @@ from orchestrate.costing import Spending
 from orchestrate.errors import StoreError
 from orchestrate.paid.journal import Send
 from orchestrate.spec import JobSpec
-from orchestrate.store import schema
+from orchestrate.store import migrations, schema
 from orchestrate.store.database import sqlite_tables
 from orchestrate.store.ledger import AnswerAccount
 from orchestrate.store.run_lists import RunQuery
@@ -135,7 +135,7 @@ def killed_step(connection: Connection) -> None:
 
 
 def know_the_next(by: Callable[[Connection], None] = step) -> None:
-    schema.VERSION, schema.STEPS[NOW] = NEXT, by  # pyright: ignore[reportConstantRedefinition]
+    schema.VERSION, migrations.STEPS[NOW] = NEXT, by  # pyright: ignore[reportConstantRedefinition]
 
 
 def open_by_the_next(arguments: list[str]) -> None:
@@ -159,7 +159,7 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def begin() -> None:
         monkeypatch.setattr(schema, "VERSION", NEXT)
-        monkeypatch.setitem(schema.STEPS, NOW, step)
+        monkeypatch.setitem(migrations.STEPS, NOW, step)
 
     return begin
 
@@ -283,7 +283,7 @@ def test_an_upgrade_on_a_nearly_full_disk_loses_nothing(
 # -- one that no step leads from ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["0", "1", str(min(schema.STEPS) - 1)])
+@pytest.mark.parametrize("version", ["0", "1", str(min(migrations.STEPS) - 1)])
 def test_a_store_that_no_step_leads_from_is_refused_as_it_was(older: str, version: str) -> None:
     with Store.open(older) as store, store.database.writing() as connection:
         connection.execute(schema.meta.update().values(value=version))
@@ -298,8 +298,8 @@ def test_a_store_that_no_step_leads_from_is_refused_as_it_was(older: str, versio
 def test_steps_without_the_first_one_take_none(older: str, next_version: Callable[[], None]) -> None:
     """A later step never runs on a store that an earlier one was for."""
     with Store.open(older) as store, store.database.writing() as connection:
-        connection.execute(schema.meta.update().values(value=str(min(schema.STEPS) - 1)))
+        connection.execute(schema.meta.update().values(value=str(min(migrations.STEPS) - 1)))
     next_version()
     with pytest.raises(StoreError, match="older version"):
         Store.open(older)
-    assert inside(older) == (str(min(schema.STEPS) - 1), 3, False)
+    assert inside(older) == (str(min(migrations.STEPS) - 1), 3, False)

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from functools import lru_cache
 from typing import Any, cast
 
+from orchestrate.core import amounts
 from orchestrate.settings import MASK as MASK
 from orchestrate.settings import redact_text as redact_text
 from orchestrate.types import Quote, QuoteLine
@@ -100,20 +101,23 @@ def integer(value: Any) -> int | None:
 
 
 def money(value: Any) -> Decimal | None:
-    """Parse US dollars written as a number or a string."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        found = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    return found if found.is_finite() else None
+    """Parse US dollars written as a number or a string. Returns `None` for anything that can't be a price."""
+    return _price(value, Decimal(1))
 
 
 def nanos(value: Any) -> Decimal | None:
     """Convert billionths of a dollar to US dollars."""
-    found = money(value)
-    return found / NANO if found is not None else None
+    return _price(value, NANO)
+
+
+def _price(value: Any, parts: Decimal) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = Decimal(str(value)) / parts
+    except DecimalException:
+        return None
+    return found if found.is_finite() and abs(found) <= amounts.MOST else None
 
 
 def estimate_quote(

@@ -381,7 +381,8 @@ def _owned(
     """List each billed item once, with its owner, even if two keys of one account show it. The most expensive
     come first."""
     items = [item for answer in answers for item in answer.items]
-    run_of = books.of_names(word for item in items for word in (item.job_id, item.name) if word)
+    names = [item.name for item in items if item.kind in ("job", "worker")]
+    run_of = books.of_names(word for word in (*names, *(item.job_id for item in items)) if word)
     deployment_of = {one.job_id.lower(): one for one in reversed(books.deployments)}
     found: dict[tuple[str, str, str], Found] = {}
     for answer in answers:

@@ -93,7 +93,7 @@ class Orphans:
         if item.job_id is None or not self._marked(item):
             return None
         job = item.job_id.lower()
-        run = self.store.runs.of_names([job]).get(job)
+        run = self.store.runs.of_names([item.job_id]).get(job)
         reason = None
         if item.kind == "deployment":
             kept = [d for d in self.store.deployments.matching() if d.job_id.lower() == job]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Insert, and_, or_, select, true
 
 from orchestrate.errors import OrchestrateError, UsageError
-from orchestrate.store import schema, stamp
+from orchestrate.store import schema, stamp, unstorable
 from orchestrate.store.database import Database
 from orchestrate.store.ledger import LedgerShare, Limit, gateway_spending, one_at_a_time
 from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
@@ -28,11 +28,6 @@ _MAY_BE_THERE = {
     phase.value for phase in (SubmitPhase.SUBMITTING, SubmitPhase.SUBMITTED, SubmitPhase.OUTCOME_UNKNOWN)
 }
 """Phases in which the host may have the job."""
-
-
-def unstorable(id: str) -> bool:
-    """Return whether an id contains a null character, which Postgres can't store in text."""
-    return "\0" in id
 
 
 class NoSuchPlace(LookupError):
