@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -163,6 +165,52 @@ def test_a_run_that_ends_while_a_report_reads_is_counted_once(store_url: str) ->
         assert ([one.runs for one in groups], own) == ([1], [])
 
 
+def test_runs_that_end_into_a_new_group_during_a_recount_are_counted(store_url: str) -> None:
+    """Before their bills are known: then the total, which they would wait for, stays as it is."""
+    with Store.open(store_url) as store, Store.open(store_url) as other:
+        store.runs.apply(a_run(store).id, ended)
+        new = [a_run(store, tags={"team": "new"}) for _ in range(2)]
+        waiting, threads = iter(new), list[threading.Thread]()
+
+        def end_one(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            """As the sums and then the runs were read."""
+            read = ("SELECT expense_groups.key, expense_groups.runs", "SELECT runs.sandbox, runs.bill_usd")
+            if statement.replace('"', "").startswith(read) and (run := next(waiting, None)):
+                unbilled = {"phase": SubmitPhase.SUBMITTED, "status": JobStatus.SUCCEEDED}
+                ends = partial(msgspec.structs.replace, **unbilled)
+                threads.append(threading.Thread(target=other.runs.apply, args=(run.id, ends)))
+                threads[-1].start()
+                threads[-1].join(0.5)
+
+        event.listen(store.database._writer, "after_cursor_execute", end_one)
+        try:
+            assert not store.ledger.recount()
+        finally:
+            event.remove(store.database._writer, "after_cursor_execute", end_one)
+        assert len(threads) == 2
+        for thread in threads:
+            thread.join(60)
+        store.runs.set_bills({run.id: Bill(usd=Decimal("0.1"), origin="host", final=True) for run in new})
+        require_right(store)
+        assert not store.ledger.recount()
+
+
+def test_any_amount_that_a_host_may_bill_is_counted(store: Store) -> None:
+    for usd in ("1e26", "1.7e308", "9999999999999999999.999"):
+        store.runs.apply(run := a_run(store).id, ended)
+        store.runs.set_bills({run: Bill(usd=Decimal(usd), origin="host", final=True)})
+        require_right(store)
+        assert not store.ledger.recount()
+
+
+def test_runs_are_found_by_any_name_that_a_host_shows(store: Store) -> None:
+    job = "Tuned-Möbius-É"
+    run = store.runs.apply(a_run(store).id, lambda run: msgspec.structs.replace(ended(run), job_id=job))
+    found = store.runs.of_names(["tuned \ud83d", "a\0b", "x" * 5000, job])
+    assert {name: one.id for name, one in found.items()} == {job.lower(): run.id}
+    assert store.runs.of_refs(["\ud83d", "\0", run.ref]) == [run]
+
+
 def test_sums_that_another_program_damaged_are_mended(store: Store) -> None:
     for _ in range(3):
         store.runs.apply(a_run(store).id, ended)
@@ -199,9 +247,8 @@ def test_a_sync_checks_the_sums_once_a_day_and_after_a_wrong_clock(store_url: st
 
 
 def a_run(store: Store, **more: Any) -> Run:
-    spec = JobSpec(model="m", train="rows.jsonl")
-    intent = Intent(spec=spec, provider="x", dataset_digest="d", host="here", quote=QUOTE, **more)
-    return store.runs.create(intent)
+    spec = JobSpec(model="m", train="rows.jsonl", **more)
+    return store.runs.create(Intent(spec=spec, provider="x", dataset_digest="d", host="here", quote=QUOTE))
 
 
 def ended(run: Run) -> Run:

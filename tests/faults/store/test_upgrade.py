@@ -251,6 +251,21 @@ def test_a_process_that_an_upgrade_overtakes_writes_nothing_more(older: str, tmp
     assert inside(older) == (str(NEXT), 3, True)
 
 
+def test_an_upgrade_waits_for_what_an_older_process_is_writing(older: str, tmp_path: Path) -> None:
+    """And takes nothing that this needs before."""
+    with Store.open(older) as store:
+        with store.database.writing() as connection:
+            streams = [Path(os.devnull), *[tmp_path / "upgrade.log"] * 2]
+            upgrade = command.start(open_by_the_next, [older], cwd=tmp_path, env=os.environ, streams=streams)
+            upgrade.join(1.5)
+            assert upgrade.is_alive(), "it waits"
+            connection.execute(schema.runs.update().values(archived=True))
+        assert command.ended(upgrade, 60) == 0
+        assert all(inside(older)) and inside(older)[0] == str(NEXT)
+        with store.database.reading() as connection:
+            assert connection.execute(text("SELECT count(*) FROM runs WHERE archived")).scalar() == 3
+
+
 def test_many_processes_that_upgrade_at_once_do_it_once(older: str, tmp_path: Path) -> None:
     made = make_at_once(tmp_path, older, processes=4, each=1, maker=make_runs_by_the_next)
     assert made == [0] * 4, (tmp_path / "makers.log").read_text()
