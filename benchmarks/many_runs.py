@@ -21,8 +21,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from startup import OURS, Cost, cost, told_of_the_machine
-
 COMMANDS = (
     "runs",
     "runs --tag team=t3",
@@ -94,6 +92,7 @@ def pages(env: dict[str, str]) -> dict[str, float]:
     """CPU seconds of the server by page."""
     import httpx
     import psutil
+    from startup import OURS
 
     words, silent = [*OURS, "ui", "--json", "--read-only"], subprocess.DEVNULL
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=silent, env=env) as server:
@@ -115,8 +114,10 @@ def pages(env: dict[str, str]) -> dict[str, float]:
     return found
 
 
-def measure(runs: int, rounds: int) -> tuple[dict[str, list[Cost]], dict[str, list[float]]]:
+def measure(runs: int, rounds: int) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
     """Commands and pages, each with fewer runs and with all."""
+    from startup import OURS, Cost, cost
+
     with tempfile.TemporaryDirectory() as home:
         envs: list[dict[str, str]] = []
         for number in (runs // LESS, runs):
@@ -126,7 +127,7 @@ def measure(runs: int, rounds: int) -> tuple[dict[str, list[Cost]], dict[str, li
             env = os.environ | {"ORCHESTRATE_HOME": str(place), "ORCHESTRATE_KEYS": str(place / "keys")}
             env.pop("PYTHONDONTWRITEBYTECODE", None)
             envs.append(env)
-        taken: dict[str, list[list[Cost]]] = {command: [[], []] for command in COMMANDS}
+        taken: dict[str, list[list[Any]]] = {command: [[], []] for command in COMMANDS}
         for round in range(rounds + 1):  # the first writes the byte code
             for command, both in taken.items():
                 for env, costs in zip(envs, both, strict=True):
@@ -173,6 +174,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.fill:
         return fill(given.fill, given.runs)
+    from startup import told_of_the_machine
+
     about = told_of_the_machine()
     found, of_pages = measure(given.runs, given.rounds)
     commands = {name: [one._asdict() for one in both] for name, both in found.items()}

@@ -190,7 +190,7 @@ AIMS = (
     Aim(
         what="lists, searches, `spending` and `sync` with 100,000 runs: CPU time relative to 1,000 runs",
         file="many_runs",
-        before="2.8 s (`runs --tag`), 3.2 s (`spending`)",
+        before="`runs --tag` 2.8 s, `spending` 3.2 s",
         now=lambda figures: max(more["cpu_s"] / less["cpu_s"] for less, more in figures["commands"].values()),
         bound=1.2,
         told="{:.2f}",

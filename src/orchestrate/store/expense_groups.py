@@ -39,12 +39,13 @@ class GroupSum(NamedTuple):
     spent_usd: Decimal = Decimal(0)
     committed_usd: Decimal = Decimal(0)
 
-    def plus(self, other: GroupSum) -> GroupSum:
+    def plus(self, other: GroupSum, times: int = 1) -> GroupSum:
+        """Add exactly, in any order."""
         with localcontext(prec=200):
             return GroupSum(
-                self.runs + other.runs,
-                self.spent_usd + other.spent_usd,
-                self.committed_usd + other.committed_usd,
+                self.runs + times * other.runs,
+                self.spent_usd + times * other.spent_usd,
+                self.committed_usd + times * other.committed_usd,
             )
 
     @classmethod
@@ -72,20 +73,21 @@ def changes(
     for sign, shares in ((-1, before), (1, after)):
         for share in shares:
             if share is not None:
-                part = GroupSum(sign, sign * exact(share.spent_usd), sign * exact(share.committed_usd))
-                found[share.key] = found.get(share.key, GroupSum()).plus(part)
+                part = GroupSum(1, exact(share.spent_usd), exact(share.committed_usd))
+                found[share.key] = found.get(share.key, GroupSum()).plus(part, sign)
     return {key: change for key, change in found.items() if change != GroupSum()}
 
 
 def add(connection: Connection, some: Mapping[str, GroupSum]) -> None:
     """Add the changes to the kept sums."""
-    keys = sorted(some)  # always in the same order, so transactions can't deadlock
-    for start in range(0, len(keys), _AT_ONCE):
-        part = keys[start : start + _AT_ONCE]
+    # New groups first, then the others, always in the same order: so transactions can't deadlock.
+    keys, known = sorted(some), set[str]()
+    parts = [keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE)]
+    for part in parts:
+        known.update(connection.execute(select(_TABLE.c.key).where(_TABLE.c.key.in_(part))).scalars())
+    _begin(connection, sorted(some.keys() - known))
+    for part in parts:
         query = _SUMS.where(_TABLE.c.key.in_(part)).order_by(_TABLE.c.key).with_for_update()
-        known = connection.execute(select(_TABLE.c.key).where(_TABLE.c.key.in_(part))).scalars().all()
-        if len(known) < len(part):
-            _begin(connection, [key for key in part if key not in known])
         kept = {row.key: GroupSum.of(row) for row in connection.execute(query)}
         _set(connection, {key: sums.plus(some[key]) for key, sums in kept.items()})
 
@@ -122,8 +124,8 @@ def _begin(connection: Connection, keys: Sequence[str]) -> None:
         query = select(runs.group_key, runs.record).where(runs.id.in_(any_run)).order_by(runs.group_key)
         for row in connection.execute(query):
             if group := group_of(Run.from_json(row.record)):
-                text = group.to_json().decode()
-                values.append({"key": row.group_key, "sandbox": group.sandbox, "record": text})
+                record = group.to_json().decode()
+                values.append({"key": row.group_key, "sandbox": group.sandbox, "record": record})
     if values:
         connection.execute(_FIRST, values)
 

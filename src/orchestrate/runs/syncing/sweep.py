@@ -311,8 +311,6 @@ _PAGE = 100
 """Smallest page size of any host's job list."""
 DETAIL_REQUESTS = 5
 """Approximate number of requests that `fetch_details` sends for one run, on the host that needs the most."""
-_RECOUNT = timedelta(days=1)
-"""Time between checks of the ledger's sums, which read the costs of all runs."""
 _BILL_PATIENCE = timedelta(days=7)
 """Time to wait for a host's final price. A host that has not reported a price by then never will."""
 
@@ -360,7 +358,7 @@ def sync(
             report.failed(name, UnexpectedAnswer(name, message))
     if wanted is None:
         report.settled = settle_answers(store)
-        store.ledger.recount(every=_RECOUNT)
+        store.ledger.recount(every=timedelta(days=1))  # it reads the costs of all runs
     return report
 
 
