@@ -215,11 +215,13 @@ class Coordination:
                 for part in parts:
                     here = (table.c.boot == up.boot) & table.c.run_id.in_(part)
                     connection.execute(table.update().where(here).values(seen=up.seconds))
-                for run_id in begun:
-                    values = {"mark": marks[run_id], "since": up.seconds, "seen": up.seconds, "told": None}
-                    insert = self._db.insert(table).values(run_id=run_id, boot=up.boot, **values)
+                if begun:
+                    now = {"boot": up.boot, "since": up.seconds, "seen": up.seconds, "told": None}
+                    insert = self._db.insert(table)
+                    new = {name: insert.excluded[name] for name in ("mark", "since", "seen", "told")}
                     connection.execute(
-                        insert.on_conflict_do_update(index_elements=["run_id", "boot"], set_=values)
+                        insert.on_conflict_do_update(index_elements=["run_id", "boot"], set_=new),
+                        [{"run_id": run_id, "mark": marks[run_id], **now} for run_id in sorted(begun)],
                     )
         return found
 
