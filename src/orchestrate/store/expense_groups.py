@@ -40,8 +40,8 @@ class GroupSum(NamedTuple):
     committed_usd: Decimal = Decimal(0)
 
     def plus(self, other: GroupSum, times: int = 1) -> GroupSum:
-        """Add exactly, in any order."""
-        with localcontext(prec=200):
+        """Add exactly, in any order, any amount that a host may report."""
+        with localcontext(prec=400):
             return GroupSum(
                 self.runs + times * other.runs,
                 self.spent_usd + times * other.spent_usd,
