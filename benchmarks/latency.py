@@ -3,12 +3,12 @@
     python benchmarks/latency.py [--json FILE]
 
 Three things are measured without the model: bytes a second of matrices of its layers' shape times a vector,
-far more of them than caches hold; operations a second of the same matrices times a prompt; and what the
-engine of `orchestrate serve` takes for everything that is not weights. For that a twin is asked that has the
-same layers and the same attention, but next to no weights: 16 MiB are read before each of its layers, not
-counted, so that it finds the caches as weights leave them. From these and the number of parameters
-`costing.latency` predicts the time to the first token and of each further one. Then the same engine answers
-one request at a time with random Llamas in fp32.
+far more of them than caches hold; operations a second of the same matrices times a prompt, both by the
+engine's own product; and what the engine of `orchestrate serve` takes for everything that is not weights. For
+that a twin is asked that has the same layers and the same attention, but next to no weights: 16 MiB are read
+before each of its layers, not counted, so that it finds the caches as weights leave them. From these and the
+number of parameters `costing.latency` predicts the time to the first token and of each further one. Then the
+same engine answers one request at a time with random Llamas in fp32.
 
 All on one thread and by processor time, since others may use the machine meanwhile; alone on it that is the
 time that passes. Everything is measured in turns and the least of several counts: other work can only add to
@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from measured_on import Meter, about, write
 from serving import NAME, made
-from torch.nn.functional import linear
 
 from orchestrate.costing.latency import Device, predict
 from orchestrate.data.rows import ChatMessage
 from orchestrate.local.answers.engine import Engine, GenerationRequest, Loading
+from orchestrate.local.model.sampling.quick_pass import product
 
 SIZES = {
     "12M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
@@ -65,11 +65,11 @@ def machine(size: dict[str, int], tokens: int) -> dict[str, float]:
     one, few = ({n: torch.randn(rows, n) for n in (wide, inner)} for rows in (1, tokens))
     prompted = matrices[: 4 * (1 + (4 << 20) // layer)]
     return {
-        "bytes_per_s": 4 * numbers / least_s(lambda: [linear(one[m.shape[1]], m) for m in matrices]),
+        "bytes_per_s": 4 * numbers / least_s(lambda: [product(one[m.shape[1]], m) for m in matrices]),
         "flops": 2
         * tokens
         * sum(m.numel() for m in prompted)
-        / least_s(lambda: [linear(few[m.shape[1]], m) for m in prompted]),
+        / least_s(lambda: [product(few[m.shape[1]], m) for m in prompted]),
     }
 
 
@@ -81,7 +81,7 @@ def twin(folder: Path, size: dict[str, int]) -> tuple[Engine, Callable[[], float
 
     def read(*_: Any) -> None:
         begun = time.process_time()
-        linear(row, others)
+        product(row, others)
         spent[0] += time.process_time() - begun
 
     for layer in engine.model.model.layers:

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from orchestrate.local import model
 from orchestrate.local.plan import ModelShape
-from orchestrate.local.plan.memory import Setup, kv_cache_bytes, plan
+from orchestrate.local.plan.memory import MOST_AT_ONCE, Setup, kv_cache_bytes, plan
 
 
 class Case(NamedTuple):
@@ -267,13 +267,14 @@ def measure(device: str, precision: str, only: str) -> dict[str, dict[str, dict[
 
     from orchestrate.local.speed.bench import memory
 
-    torch.set_num_threads(1)
     print(f"{'MB: planned / measured':<31}{'weights':>17}{'gradients':>15}{'optimizer':>15}{'in work':>17}"
           f"{'total':>18}{'error':>8}")  # fmt: skip
     told: dict[str, dict[str, dict[str, int]]] = {}
     for case in (c for c in CASES if only in c.name):
         case = case._replace(setup=replace(case.setup, precision=precision))
         plans = planned(case, device)
+        # A GPU processes as many logits at once as this many threads do.
+        torch.set_num_threads(1 if case.own_kernels else MOST_AT_ONCE)
         found = memory(case.config, case.setup, torch.device(device), own_kernels=case.own_kernels)
         totals = sum(plans.values()), sum(found.values())
         error = totals[0] / totals[1] - 1
