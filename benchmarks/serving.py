@@ -1,15 +1,15 @@
 """Tokens a second of `orchestrate serve`, against transformers' `generate` and llama.cpp's server.
 
-    python benchmarks/serving.py [--requests 48] [--threads 1] [--rounds 5] [--llama-python PYTHON]
+    python benchmarks/serving.py [--requests 32] [--threads 1] [--rounds 4] [--llama-python PYTHON]
 
-A random Llama of about 10M parameters with an adapter of rank 8, whose tokenizer llama.cpp knows; all
-weights in fp32, greedy. Every request asks for its own number of tokens, 16 to 96, none of which ends it,
-and only tokens that were asked for count. No prompt is asked twice: llama.cpp keeps what it has read.
-`generate` gets one row at a time, and batches of 16 in the file's order, which it pads as a script would.
-llama.cpp gets the merged weights as a GGUF file in F32; its server is `llama-server` where it is on the
-PATH, else that of xllamacpp, whose wheel suits processors of any age. Each figure is the best of five rounds
-by each clock, loading left out, in which all take turns; processor time is that of the server, of what it
-started and of the client that asks.
+Random Llamas of `SIZES`, each with an adapter of rank 8, whose tokenizer llama.cpp knows; all weights in
+fp32, greedy. The small one stays in the caches, the other doesn't. Every request asks for its own number of
+tokens, 16 to 96, none of which ends it, and only tokens that were asked for count. No prompt is asked twice:
+llama.cpp keeps what it has read. `generate` gets one row at a time, and batches of 16 in the file's order,
+which it pads as a script would. llama.cpp gets the merged weights as a GGUF file in F32; its server is
+`llama-server` where it is on the PATH, else that of xllamacpp, whose wheel suits processors of any age. Each
+figure is the best of all rounds by each clock, loading left out, in which all take turns; processor time is
+that of the server, of what it started and of the client that asks.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ BUNDLED = ROOT / "src" / "orchestrate" / "bundled"
 CLIENTS = (1, 16)
 BATCH = 16
 NAME = "tuned"
+SIZES: dict[str, dict[str, int]] = {
+    "10M": {},
+    "90M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8},
+}
 
 
 def made(folder: Path, **size: int) -> TunedModel:
@@ -187,26 +191,14 @@ def whose(python: Path | None) -> str:
     return "llama-server"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=48)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--llama-python", type=Path)
-    parser.add_argument("--no-llama", action="store_true")
-    parser.add_argument("--json", type=Path, help="the figures, for docs/figures.py")
-    options = parser.parse_args()
-    figures = about("torch", "transformers") | {
-        "requests": options.requests,
-        "threads": options.threads,
-        "rounds": options.rounds,
-    }
-    begun = Meter.now()
-    torch.set_num_threads(options.threads)
+def measured(
+    size: dict[str, int], options: argparse.Namespace, figures: dict[str, Any]
+) -> dict[str, list[dict[str, float]]]:
+    """`compared` for models of one size."""
     no_end: dict[str, Any] = {"logit_bias": {"2": -100}}
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        tuned = made(home)
+        tuned = made(home, **size)
         terms = ServerSettings(port=0, threads=options.threads, four_bit=False, precision="fp32")
         generate = by_generate(tuned)
         with ExitStack() as stack:
@@ -222,7 +214,26 @@ def main() -> None:
             if there is not None:
                 theirs, figures["llama.cpp"] = there
                 ways["llama.cpp"] = lambda rows, n: over_http(theirs, rows, n, no_end)
-            figures["rows"] = compared(ways, options.requests, options.rounds)
+            return compared(ways, options.requests, options.rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--llama-python", type=Path)
+    parser.add_argument("--no-llama", action="store_true")
+    parser.add_argument("--json", type=Path, help="the figures, for docs/figures.py")
+    options = parser.parse_args()
+    figures = about("torch", "transformers") | {
+        "requests": options.requests,
+        "threads": options.threads,
+        "rounds": options.rounds,
+    }
+    begun = Meter.now()
+    torch.set_num_threads(options.threads)
+    figures["rows"] = {name: measured(size, options, figures) for name, size in SIZES.items()}
     figures["others"] = begun.others()
     print(json.dumps(figures, indent=1))
     if options.json:

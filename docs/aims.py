@@ -152,9 +152,10 @@ def _against_generate(case: str) -> Callable[[Figures], float]:
 
 
 def _against_llama(clients: int) -> Callable[[Figures], float]:
-    """By tokens for a second of processor time; `clients` is the place of their number in the figures."""
-    return lambda figures: (
-        figures["rows"]["serve"][clients]["cpu"] / figures["rows"]["llama.cpp"][clients]["cpu"]
+    """By tokens for a second of processor time, with the worst size of model; `clients` is the place of their
+    number in the figures."""
+    return lambda figures: min(
+        ways["serve"][clients]["cpu"] / ways["llama.cpp"][clients]["cpu"] for ways in figures["rows"].values()
     )
 
 

@@ -125,12 +125,17 @@ def serving(figures: dict[str, Any]) -> str:
     by, told = clock(figures)
     about = ["{requests} requests, {threads} thread(s)".format(**figures)]
     about += [f"llama.cpp is that of {figures['llama.cpp']}"] if "llama.cpp" in figures else []
-    ours = figures["rows"]["serve"][1][by]
     lines: list[list[object]] = []
-    for name, (one, many) in figures["rows"].items():
-        ratios = [f"{many[by] / one[by]:.1f}", f"{many[by] / ours:.1f} x"]
-        lines.append([SERVERS[name], f"{one[by]:,.0f}", f"{many[by]:,.0f}", *ratios])
-    columns = f"| tokens a {told} | 1 client | 16 clients | times | 16 clients, against `serve` |"
+    for size, ways in figures["rows"].items():
+        ours = [one[by] for one in ways["serve"]]
+        for name, speeds in ways.items():
+            told_here = [f"{one[by]:,.0f}" for one in speeds]
+            ratios = [f"{one[by] / our:.2f} x" for one, our in zip(speeds, ours, strict=True)]
+            lines.append([SERVERS[name], size, *told_here, *ratios])
+    columns = (
+        f"| tokens a {told} | parameters | 1 client | 16 clients | 1 client, against `serve` "
+        "| 16 clients, against `serve` |"
+    )
     return f"{head(figures, *about)}.\n\n{rows(columns, *lines)}"
 
 
