@@ -23,9 +23,9 @@ pytestmark = [
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11] * 3, [12] * 7, [13, 14], [21, 22, 23, 9, 4]]
 
 
-def loaded(family: str, folder: Path) -> Any:
+def loaded(family: str, folder: Path, **more: Any) -> Any:
     kind: Any = AutoModelForCausalLM
-    more: dict[str, Any] = {"sliding_window": None} if family == "mistral" else {}
+    more |= {"sliding_window": None} if family == "mistral" else {}
     path = folder if (folder / "config.json").is_file() else make(family, folder, **more)
     return kind.from_pretrained(path, dtype=torch.float32).eval()
 
@@ -76,6 +76,17 @@ def test_rows_of_each_adapter_have_the_tokens_of_the_library(family: str, tmp_pa
     assert quick_of(model) is quick
     quick.library = None  # the library's pass is not needed
     assert drawn(model, names) == wanted
+
+
+def test_the_layout_of_a_weight_changes_no_token(tmp_path: Path) -> None:
+    plain = adapted(loaded("llama", tmp_path / "m", intermediate_size=512))
+    inner = loaded("llama", tmp_path / "m")
+    quick = quicken(inner)
+    assert quick is not None
+    layouts = [joined.weight.is_contiguous() for joined in quick._layers[0].joined]
+    assert layouts == [False, False, True, False], "1,024 outputs of the feed-forward, fewer elsewhere"
+    names = ["wide", BASE, "few"]
+    assert drawn(adapted(inner), names) == drawn(plain, names)
 
 
 def test_the_adapter_that_is_switched_on_answers(tmp_path: Path) -> None:
