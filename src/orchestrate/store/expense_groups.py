@@ -41,7 +41,7 @@ class GroupSum(NamedTuple):
 
     def plus(self, other: GroupSum, times: int = 1) -> GroupSum:
         """Add exactly, in any order, any amount that a host may report."""
-        with localcontext(prec=400):
+        with localcontext(prec=DIGITS):
             return GroupSum(
                 self.runs + times * other.runs,
                 self.spent_usd + times * other.spent_usd,
@@ -53,6 +53,8 @@ class GroupSum(NamedTuple):
         return cls(row.runs, Decimal(row.spent_usd), Decimal(row.committed_usd))
 
 
+DIGITS = 400
+"""Precision at which sums are exact. A host's number has at most 308 digits before the point."""
 _TABLE = schema.expense_groups
 _SUMS = select(_TABLE.c.key, _TABLE.c.runs, _TABLE.c.spent_usd, _TABLE.c.committed_usd)
 _FIRST = text(
@@ -141,7 +143,7 @@ def _set(connection: Connection, some: Mapping[str, GroupSum]) -> None:
 
 def read(connection: Connection, *, sandbox: bool) -> tuple[list[Expense], list[Run]]:
     """Return the expenses of all groups, and the runs that belong to no group, newest first."""
-    from orchestrate.costing.expenses import Expense
+    from orchestrate.costing.expenses import Expense, exact
 
     runs = schema.runs
     groups = select(_TABLE.c.record, _TABLE.c.runs, _TABLE.c.spent_usd, _TABLE.c.committed_usd).where(
@@ -157,6 +159,7 @@ def read(connection: Connection, *, sandbox: bool) -> tuple[list[Expense], list[
         if not row.runs:
             alone.append(Run.from_json(row.record))
         else:
-            sums = GroupSum.of(row)
-            found.append(changed(Expense.from_json(row.record), **sums._asdict()))
+            count, spent, committed = GroupSum.of(row)
+            amounts = {"spent_usd": exact(spent), "committed_usd": exact(committed)}
+            found.append(changed(Expense.from_json(row.record), runs=count, **amounts))
     return found, sorted(alone, key=lambda run: (run.created_at, run.id), reverse=True)

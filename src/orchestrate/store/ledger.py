@@ -297,7 +297,7 @@ def count(connection: Connection, before: Iterable[LedgerShare], after: Iterable
 def _sum(some: Iterable[LedgerShare], *, less: Iterable[LedgerShare] = ()) -> LedgerShare:
     """Add up the amounts exactly. An amount may have 28 digits, because hours are computed from seconds, and
     a rounded sum depends on the order."""
-    with localcontext(prec=200):
+    with localcontext(prec=expense_groups.DIGITS):
         spent = committed = Decimal(0)
         for sign, each in ((1, some), (-1, less)):
             for taken in each:
@@ -512,7 +512,8 @@ class AnswerAccount:
 
         Reservations whose request is not in the log count as spent in full, unless the log proves that the
         request was never sent: these are released. The log is proof only if it was `found`, is still the same
-        file, and is complete. Reservations that are older than a day also count as spent.
+        file, and is complete. Reservations that are older than a day also count as spent if their log is gone
+        or on another machine.
         """
         holds, name = schema.answer_holds, self._name(log)
         old = stamp(self._db.clock.now() - LONGEST_ANSWER)
@@ -524,6 +525,8 @@ class AnswerAccount:
             one_at_a_time(connection)
             for row in connection.execute(left).all():
                 own = row.log == name
+                if not own and self._exists(row.log):
+                    continue  # whoever opens it knows more, and a wrong clock makes any reservation old
                 came_to = sends.get(row.id) if own else None
                 if own and found and came_to is None and _never_sent(row, log, self._db.clock):
                     self._end(connection, row.id)
@@ -533,6 +536,11 @@ class AnswerAccount:
             for id in _unknown(connection, sends):
                 usd, at = sends[id]
                 self._settle(connection, id, self.purpose, backend, self.made_by, usd, at)
+
+    def _exists(self, name: str) -> bool:
+        """Return whether a log of this machine exists."""
+        here = f"{self.machine}:"
+        return name.startswith(here) and _size(Path(name.removeprefix(here))) is not None
 
     def _settle(
         self,

@@ -74,8 +74,8 @@ def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
     """Record that the host has the job, according to its response or a search for the run's ref.
 
     Allowed in every phase, because the host's list takes precedence over the stored state. A run that was
-    closed as rejected or withdrawn is reopened, because its job is billed. A second, different job raises
-    `ImpossibleTransition`.
+    closed as rejected, withdrawn or abandoned is reopened, because its job is billed. A second, different job
+    raises `ImpossibleTransition`.
     """
     if run.job_id is not None:
         if run.job_id == handle.job_id:
@@ -92,6 +92,7 @@ def submitted(run: Run, handle: JobHandle, at: datetime) -> Run:
         job_kind=handle.kind,
         finished_at=None,
         error=None,
+        abandoned=None,
     )
 
 

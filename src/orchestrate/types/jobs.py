@@ -362,7 +362,7 @@ class Run(Record, frozen=True, kw_only=True):
     sent."""
     abandoned: str | None = None
     """Reason why the user abandoned the run. An abandoned run is no longer polled, and budgets count only its
-    last bill."""
+    last bill, unless its job is found later."""
     note: str | None = None
     """The user's note on the run."""
     archived: bool = False

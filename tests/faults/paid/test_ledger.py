@@ -555,6 +555,26 @@ def test_what_a_restored_store_forgot_is_counted_before_more_is_reserved(tmp_pat
     money.teardown()
 
 
+def test_a_clock_that_jumps_during_an_answer_changes_no_total(tmp_path: Path) -> None:
+    """Unless its journal is gone: then nobody can say more about it, and it counts in full."""
+    clock = Moved()
+    logs = [tmp_path / "kept.jsonl", tmp_path / "lost.jsonl", tmp_path / "other.jsonl"]
+    for log in logs:
+        log.touch()
+    with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3", clock=clock) as store:
+        account = AnswerAccount(store.database, "evaluation", Decimal(100))
+        kept, lost = (
+            account.hold("paper", usd, log) for usd, log in zip((Decimal(4), Decimal(8)), logs, strict=False)
+        )
+        logs[1].unlink()
+        clock.off = timedelta(days=31)
+        account.catch_up("paper", logs[2], {})
+        clock.off = timedelta(0)
+        for id in (kept, lost):
+            account.settle(id, Decimal("0.01"))
+        assert store.ledger.spending() == Spending(spent_usd=Decimal("8.01"))
+
+
 def test_no_answer_adds_up_all_runs(store: Store, tmp_path: Path) -> None:
     """However many there are: what they take is kept. What something else changed is found and mended."""
     quote = Quote(provider="paper", model="m", high_usd=Decimal("0.1"))

@@ -104,6 +104,17 @@ def test_the_groups_add_up_to_each_run(store: Store, seed: int) -> None:
     assert len(groups) > 2 and len(own) > 2
 
 
+def test_a_sum_of_nothing_is_written_as_each_run_writes_it(store: Store) -> None:
+    quote = msgspec.structs.replace(QUOTE, high_usd=Decimal("4.003234"))
+    made = Intent(spec=JobSpec(model="m", train="t"), provider="x", dataset_digest="d", host="h", quote=quote)
+    run = store.runs.create(made)
+    ended = {"status": JobStatus.SUCCEEDED, "phase": SubmitPhase.SUBMITTED, "finished_at": store.clock.now()}
+    store.runs.apply(run.id, lambda run: msgspec.structs.replace(run, **ended))
+    store.runs.set_bills({run.id: Bill(usd=Decimal("0.5"), origin="host", final=True)})
+    [group], _ = store.ledger.of_runs(sandbox=False)
+    assert (str(group.committed_usd), str(group.spent_usd)) == ("0.00", "0.50")
+
+
 def change_runs(arguments: list[str]) -> None:
     """`STORE_URL SEED START`: once the file START is there, changes runs of the store, some of them all at
     once."""

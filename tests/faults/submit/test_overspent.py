@@ -30,7 +30,7 @@ from orchestrate.runs.syncing.recovery import recover
 from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
-from orchestrate.store import Clock
+from orchestrate.store import Clock, transitions
 from orchestrate.store.store import Store
 from orchestrate.types import Bill, Feature, Job, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
@@ -237,6 +237,26 @@ def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     assert "deleted in the console" in str(shop.ft.store.history.transitions(run.id)[-1].note)
     shown = shop.type("show", run.id, "--offline")
     assert "deleted in the console" in shown.output
+
+
+def test_a_job_that_is_found_after_its_run_was_abandoned_counts_again(store: Store, tmp_path: Path) -> None:
+    host = PaperHost(tmp_path / "host")
+
+    def dies(point: str) -> None:
+        if point == "after-post":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submit(store, host, SPEC, DATA, quote=QUOTE, reached=dies)
+    run = store.runs.get("last")
+    store.runs.apply(run.id, lambda run: transitions.abandoned(run, "gone", store.clock.now()))
+    assert store.ledger.spending() == Spending()
+    assert recover(store, [host]).adopted == [run.id]
+    found = store.runs.get(run.id)
+    assert (found.phase, found.abandoned) == (SubmitPhase.SUBMITTED, None)
+    assert store.ledger.spending() == Spending(committed_usd=Decimal(4))
+    with pytest.raises(OverBudget):
+        submit(store, host, SPEC, DATA, quote=QUOTE, budget_usd=Decimal(7))
 
 
 @pytest.mark.slow
