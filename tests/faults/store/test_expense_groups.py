@@ -244,9 +244,11 @@ def test_a_sync_checks_the_sums_once_a_day_and_after_a_wrong_clock(store_url: st
         def mended() -> bool:
             with store.database.writing() as connection:
                 connection.execute(schema.expense_groups.update().values(runs=9))
-            sync(store, lambda _: pytest.fail("no run is open"))
+            report = sync(store, lambda _: pytest.fail("no run is open"))
             groups, _ = store.ledger.of_runs(sandbox=False)
-            return [one.runs for one in groups] == [1]
+            assert report.corrected is ([one.runs for one in groups] == [1])
+            assert ("corrected: another program" in str(report)) is report.corrected
+            return report.corrected
 
         assert mended()
         clock.passes(0.9 * 86_400)

@@ -101,8 +101,9 @@ class SyncReport(msgspec.Struct, kw_only=True):
     released: list[str] = []
     """Unsent runs whose budget reservation was released. They reserve budget again when they are sent."""
     settled: int = 0
-    """Number of budget reservations for pending answers that this sync settled. The commands that made them
-    have ended."""
+    """Number of budget reservations for answers that were settled because their commands had ended."""
+    corrected: bool = False
+    """True if another program had changed the store's kept sums of costs. They are correct now."""
     elsewhere: list[str] = []
     """Runs that belong to another account or that the API key has no access to. Their state is unchanged."""
     gone: list[str] = []
@@ -145,9 +146,10 @@ class SyncReport(msgspec.Struct, kw_only=True):
             parts.append(f"{stall.run} {'canceled: ' if stall.cancelled else 'stalled: '}{stall.message}")
         parts += self.hosting
         if self.settled:
-            parts.append(
-                f"resolved: {count(self.settled, 'budget reservation')} left behind by ended commands"
-            )
+            left = count(self.settled, "budget reservation")
+            parts.append(f"resolved: {left} left behind by ended commands")
+        if self.corrected:
+            parts.append("corrected: another program had changed the store's kept sums of costs")
         if self.ending:
             parts.append(f"shutdown requested but still up: {', '.join(self.ending)}")
         parts += [f"ALARM: {alarm.message}" for alarm in self.alarms]
@@ -358,7 +360,7 @@ def sync(
             report.failed(name, UnexpectedAnswer(name, message))
     if wanted is None:
         report.settled = settle_answers(store)
-        store.ledger.recount(every=timedelta(days=1))  # it reads the costs of all runs
+        report.corrected = store.ledger.recount(every=timedelta(days=1))  # it reads the costs of all runs
     return report
 
 
@@ -610,8 +612,7 @@ class _Sweep:
             self.report.failed(self.provider.config.name, error)
 
     def _adopt_by_ref(self, jobs: dict[str, Job]) -> None:
-        """Handle jobs with one of our refs that are not their run's job: jobs of abandoned runs, and
-        duplicate jobs."""
+        """Handle jobs with our refs that are not their run's job: jobs of abandoned runs, and duplicates."""
         by_ref: dict[str, list[JobHandle]] = {}
         for job in jobs.values():
             if job.handle.ref:
@@ -685,8 +686,7 @@ class _Sweep:
         try:
             fetch_details(self.store, self.provider, run)
         except ProviderError as error:
-            # The run stays open, and the next sync tries again.
-            self.report.failed(self.provider.config.name, error)
+            self.report.failed(self.provider.config.name, error)  # the run stays open for the next sync
             return
         conclude(self.store, self.provider, run, job, self.bill)
 
