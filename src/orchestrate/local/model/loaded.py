@@ -260,8 +260,12 @@ def run_pass(compute: Callable[[], R]) -> R:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    # On a CPU, torch has no separate exception class for this, and oneDNN uses other messages.
-    said = ("DefaultCPUAllocator", "bad_alloc", "could not create a memory", NO_KERNEL)
+    # On a CPU, torch has no separate exception class for this, and oneDNN uses other messages. Neither have
+    # CUDA's own allocations.
+    said = (
+        "DefaultCPUAllocator", "bad_alloc", "could not create a memory", NO_KERNEL,
+        "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDA driver error: out of memory",
+    )  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
 
 

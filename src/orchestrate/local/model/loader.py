@@ -226,7 +226,7 @@ def load_base(
     options: dict[str, Any] = {
         "dtype": dtype,
         **quantisation,
-        "device_map": {"": device} if device.type != "cpu" else None,
+        "device_map": _device_map(device, four_bit=four_bit and held is None, held=held),
         "use_safetensors": True,
         "local_files_only": True,
         # Set explicitly, because transformers otherwise asks on the terminal.
@@ -238,6 +238,13 @@ def load_base(
         model = auto_class(folder).from_pretrained(folder, **options)
     keep_four_bit_weights(model)
     return model
+
+
+def _device_map(device: torch.device, *, four_bit: bool, held: Quantised | None) -> dict[str, Any] | None:
+    if device.type != "cpu":
+        return {"": device}
+    # Without a device, transformers loads bitsandbytes' weights onto a GPU if there is one.
+    return {"": "cpu"} if four_bit or (held is not None and held.method == "bitsandbytes") else None
 
 
 def keep_four_bit_weights(model: Any) -> None:

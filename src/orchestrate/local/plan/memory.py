@@ -436,6 +436,9 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     else:
         before, last = ((shape.layers - 1) * layer.kept - first) * tokens + copies, layer.kept * tokens
         copies = 0
+    if full and device == "cuda" and setup.precision != "fp32":
+        # Autocast keeps a 16-bit copy of each weight until the backward pass, and FSDP doesn't shard it.
+        before += 2 * (shape.linear_parameters + shape.expert_parameters + shape.vocabulary * h)
     final = layer.norm - layer.norm_output
     kept = before + last + final * tokens
     logits, head_gradient = _head(shape, setup, device)

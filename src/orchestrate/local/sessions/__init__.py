@@ -235,11 +235,11 @@ class SessionEngine(AdaptedModel):
         modules = dict(self.inner.named_modules())
         shapes = [getattr(modules[name], "base_layer", modules[name]) for name in targets]
         needs = sum(rank * (m.in_features + m.out_features) for m in shapes) * BYTES_A_WEIGHT
-        has = machine.memory_bytes() if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
+        has = machine.memory_bytes() if self.device.type == "cpu" else _free_bytes(self.device)
         if needs > has:
             raise UsageError(
                 f"an adapter of rank {rank} needs {needs >> 20:,} MiB with its optimizer, but "
-                f"this machine has {has >> 20:,} MiB",
+                f"{'this machine' if self.device.type == 'cpu' else 'the GPU'} has {has >> 20:,} MiB for it",
                 fix="use a lower rank, or end another session",
             )
 
@@ -601,6 +601,12 @@ class SessionEngine(AdaptedModel):
                 np.array([[p for _, p in one.tops] for one in drawn], dtype="<f4")
             )
         return found
+
+
+def _free_bytes(gpu: torch.device) -> int:
+    """Return the free memory of a GPU, including what torch's allocator holds without using it."""
+    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return torch.cuda.mem_get_info(gpu)[0] + unused
 
 
 def _wide(targets: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from scipy.stats import norm
 from tests.paths import ROOT
+from tests.unit.local.families import make
 from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrate.local.model.loaded import decoder_of
+from orchestrate.local.model.loader import load_base
 from orchestrate.local.model.shortcuts import probes
 
 # torch, scipy and bitsandbytes describe their types in part only.
@@ -34,6 +36,34 @@ def test_the_page_names_every_module_that_calls_a_card() -> None:
     }
     assert len(calling) > 8
     assert not [file for file in calling if not any(file.endswith(f"/{one}") for one in listed)]
+
+
+def test_each_part_that_the_page_names_exists() -> None:
+    page = (ROOT / "docs" / "local.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("## What only a GPU runs")[2], re.MULTILINE)
+    missing: list[str] = []
+    for row in rows:
+        for part in re.split(r"(?=`[\w/]+\.py`)", row):
+            names = re.findall(r"`([\w/.]+)[`(]", part)
+            if not names or not names[0].endswith(".py"):
+                continue
+            base = ROOT / "src" / "orchestrate"
+            file = next((f for f in (base / "local" / names[0], base / names[0]) if f.is_file()), None)
+            known = "" if file is None else file.read_text(encoding="utf-8")
+            if file is None or not all(name.rpartition(".")[2] in known for name in names[1:]):
+                missing.append(part)
+    assert len(rows) > 15 and not missing
+
+
+def test_a_model_for_the_cpu_stays_there_beside_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers puts 4-bit weights onto a card that it sees, if it isn't told where."""
+    folder = make("llama", tmp_path / "model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "meta")
+    base = load_base(folder, four_bit=True, device=torch.device("cpu"), dtype=torch.float32)
+    assert {p.device.type for p in base.parameters()} == {"cpu"}
 
 
 def normal_float() -> torch.Tensor:
