@@ -7,6 +7,7 @@ the memory plan holds. `make test-gpu` runs it and prints its table; nothing els
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from orchestrate.local.speed import bench
 # torch and transformers describe their types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # older torch asks for it to be deterministic
 DEVICE = os.environ.get("ORCHESTRATE_TEST_DEVICE", "cuda")
 CARD = DEVICE == "cuda"
 pytestmark = [
@@ -66,6 +68,16 @@ def table(request: pytest.FixtureRequest) -> Iterator[None]:
         print(f"\n\n{name}, torch {torch.__version__}")
         for what, told in ROWS:
             print(f"  {what:<58}{told}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Of `SHAPE`, with random weights: 4 GB for a card, made once and by several threads."""
+    folder, threads = tmp_path_factory.mktemp("model"), torch.get_num_threads()
+    torch.set_num_threads(min(8, os.cpu_count() or 1))
+    yield bench.random_model(SHAPE, folder)
+    torch.set_num_threads(threads)
+    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -135,13 +147,16 @@ def test_a_killed_run_ends_to_the_bit_as_an_unbroken_one(
     optimizer: str,
 ) -> None:
     hyper = msgspec.structs.replace(small.hyper, deterministic=True, optimizer=optimizer)
-    asked = msgspec.structs.replace(small, device=DEVICE, hyper=hyper)
+    # bitsandbytes keeps small states in 32 bits, and pages only those of 100,000 values and more.
+    wide = msgspec.structs.replace(small.adapter, r=4096)
+    asked = msgspec.structs.replace(small, device=DEVICE, hyper=hyper, adapter=wide)
     with timed(f"killed and resumed, {optimizer}, deterministic") as told:
         whole = launch(asked, home)
         assert finish(whole) == "succeeded", whole.log.read_text()
         killed = launch(msgspec.structs.replace(asked, ref="killed"), home)
         wait(lambda: killed.state().step >= 5)
         kill(killed)
+        assert killed.state().result is None, "it had ended before it was killed"
         assert resume(killed)
         assert finish(killed) == "succeeded", killed.log.read_text()
         found = [
@@ -244,15 +259,14 @@ def _now() -> float:
 
 @pytest.mark.parametrize("engine", ["plain", "fused", "compile", "liger"])
 @pytest.mark.parametrize("packing", [False, True])
-def test_how_fast_a_step_is(tmp_path: Path, engine: str, packing: bool) -> None:
+def test_how_fast_a_step_is(model: Path, engine: str, packing: bool) -> None:
     if engine in PACKAGES:
         pytest.importorskip(PACKAGES[engine][0])
     if engine == "compile" and not CARD:
         pytest.skip("torch.compile is for a GPU")
     from orchestrate.local.objectives.base import Objective
 
-    folder = bench.random_model(SHAPE, tmp_path / "model")
-    loaded = bench.load_random(folder, Setup(packing=packing), torch.device(DEVICE), engine=engine)
+    loaded = bench.load_random(model, Setup(packing=packing), torch.device(DEVICE), engine=engine)
     rows = bench.chat_rows(SHAPE["vocab_size"])
     objective = Objective(loaded, 0, packing=packing)
     loaded.model.train()
