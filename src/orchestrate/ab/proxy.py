@@ -152,6 +152,9 @@ def _answers(body: bytes) -> bool:
     return bool(found) and not found.get("error")
 
 
+_LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
+
+
 def says_error(data: bytes) -> bool:
     """Return whether the last complete event in a stream is an error."""
     for line in reversed(data.splitlines()):
@@ -178,6 +181,15 @@ async def _pieces(response: httpx.Response) -> AsyncGenerator[bytes]:
     finally:
         with anyio.CancelScope(shield=True):
             await response.aclose()
+
+
+def is_complete(data: bytes) -> bool:
+    """Return whether a stream has sent its last event."""
+    for line in reversed(data.splitlines()):
+        if line.startswith(b"data:"):
+            event = line.removeprefix(b"data:").strip()
+            return event == b"[DONE]" or _object(event).get("type") in _LAST_EVENTS
+    return False
 
 
 async def watched(answer: ProxiedAnswer, tail: bytearray) -> AsyncGenerator[bytes]:
@@ -380,23 +392,31 @@ class Proxy:
         """Forward a stream. If the stream is interrupted, it ends with an error event and counts as a
         failure."""
         tail = bytearray()
-        cut = ""
-        async with aclosing(watched(answered.answer, tail)) as pieces:
-            try:
-                async for piece in pieces:
-                    yield piece
-            except httpx.HTTPError as error:
-                cut = f"the model's answer was cut off ({type(error).__name__})"
-        if cut or says_error(bytes(tail)):
+        cut, whole = "", False
+        try:
+            async with aclosing(watched(answered.answer, tail)) as pieces:
+                try:
+                    async for piece in pieces:
+                        yield piece
+                except httpx.HTTPError as error:
+                    cut = f"the model's answer was cut off ({type(error).__name__})"
+            if cut:
+                yield event(error_body(HostError(502, cut, type="server_error", code="cut"))).encode()
+            whole = True
+        finally:
+            # A client that disconnects leaves an unfinished answer, which is no outcome. But some disconnect
+            # as soon as they have read the last event, before the model has closed its stream.
+            if whole or cut or is_complete(bytes(tail)):
+                await self._ended(turn, answered, bytes(tail), broken=bool(cut))
+
+    async def _ended(self, turn: ProxiedRequest, answered: ArmAnswer, tail: bytes, *, broken: bool) -> None:
+        seconds = time.monotonic() - turn.begun
+        if broken or says_error(tail):
             answered = ArmAnswer(answered.answer, answered.arm, True)
             self._at[answered.arm].record_result(failed=True)
             turn.counts.append(BROKEN)
-        if cut:
-            yield event(error_body(HostError(502, cut, type="server_error", code="cut"))).encode()
-        # Not reached if the client has disconnected, because an unfinished answer is not an outcome.
-        seconds = time.monotonic() - turn.begun
         with anyio.CancelScope(shield=True):
-            await run_in_threadpool(self._observe, turn, answered, bytes(tail), seconds)
+            await run_in_threadpool(self._observe, turn, answered, tail, seconds)
 
     def _observe(self, turn: ProxiedRequest, answered: ArmAnswer, body: bytes, seconds: float) -> None:
         if time.monotonic() < self._silent_until:

@@ -25,7 +25,8 @@ class Model:
     url: str = ""
     fault: str | int | None = None
     """An HTTP status, `hang`, `cut` (in the midst of a stream), `drop` (no answer), `page` (of what stands
-    between, which says 200), `error` (in an answer that says 200), or `late error` (in the midst)."""
+    between, which says 200), `error` (in an answer that says 200), `late error` (in the midst), or `lingers`
+    (open after the last event)."""
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     keys: list[str | None] = field(default_factory=list["str | None"])
 
@@ -62,6 +63,8 @@ class Model:
         yield chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {}, "stop")]))
         yield chat.event(chat.chunk("id", 1, self.name, [], chat.usage(1000, 100)))
         yield chat.DONE
+        if self.fault == "lingers":
+            await asyncio.sleep(HANGS_S)
 
 
 @contextmanager

@@ -130,6 +130,15 @@ def test_a_stream_is_passed_on_as_it_comes(place: Place) -> None:
     assert place.comes_to(cost_usd={"base": None, "tuned": pytest.approx(0.004)})
 
 
+def test_a_client_that_leaves_after_the_last_event_has_its_answer(place: Place) -> None:
+    place.tuned.fault = "lingers"
+    [user] = place.users("tuned", 1)
+    assert list(place.say(user, stream=True, stream_options={"include_usage": True}))
+    assert place.comes_to(
+        failed={"base": None, "tuned": 0.0}, cost_usd={"base": None, "tuned": pytest.approx(0.004)}
+    )
+
+
 def test_the_async_client_and_its_stream_helper(place: Place) -> None:
     async def both() -> list[str | None]:
         async with AsyncOpenAI(base_url=place.url, api_key="a-key-of-tests", max_retries=0) as client:
