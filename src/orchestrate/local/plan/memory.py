@@ -436,9 +436,7 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     else:
         before, last = ((shape.layers - 1) * layer.kept - first) * tokens + copies, layer.kept * tokens
         copies = 0
-    if full and device == "cuda" and setup.precision != "fp32":
-        # Autocast keeps a 16-bit copy of each weight until the backward pass, and FSDP doesn't shard it.
-        before += 2 * (shape.linear_parameters + shape.expert_parameters + shape.vocabulary * h)
+    before += _autocast_copies(shape, setup, device)
     final = layer.norm - layer.norm_output
     kept = before + last + final * tokens
     logits, head_gradient = _head(shape, setup, device)
@@ -478,6 +476,16 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     if full:
         end = b * h * tokens + (3 if shape.tied else 1) * table
         yield _Moment("the embeddings", end, 0, 4 * trainable)
+
+
+def _autocast_copies(shape: ModelShape, setup: Setup, device: str) -> int:
+    """Return the bytes of the 16-bit copies of weights that autocast makes on a GPU and that are kept until
+    the backward pass. FSDP doesn't shard them. With checkpointing, it frees them with the gathered weights."""
+    if setup.adapter != "full" or device != "cuda" or setup.precision == "fp32":
+        return 0
+    if setup.gradient_checkpointing and setup.shares > 1:
+        return 0
+    return 2 * (shape.linear_parameters + shape.expert_parameters + shape.vocabulary * shape.hidden)
 
 
 def _head(shape: ModelShape, setup: Setup, device: str) -> tuple[float, float]:
