@@ -480,7 +480,7 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
 
 def _autocast_copies(shape: ModelShape, setup: Setup, device: str) -> int:
     """Return the bytes of the 16-bit copies of weights that autocast makes on a GPU and that are kept until
-    the backward pass. FSDP doesn't shard them. With checkpointing, it frees them with the gathered weights."""
+    the backward pass. FSDP doesn't shard them. With checkpointing, it frees them with the weights."""
     if setup.adapter != "full" or device != "cuda" or setup.precision == "fp32":
         return 0
     if setup.gradient_checkpointing and setup.shares > 1:
