@@ -426,11 +426,10 @@ class Ledger:
         """Return the amounts reserved for answers in progress, as `{journal: {reservation id: USD}}`. Only
         includes journals on this machine."""
         found: dict[Path, dict[str, Decimal]] = {}
-        here, holds = f"{platform.node()}:", schema.answer_holds
+        holds = schema.answer_holds
         with self._db.reading() as connection:
             for row in connection.execute(select(holds.c.id, holds.c.log, holds.c.usd)):
-                if row.log.startswith(here):
-                    log = Path(row.log.removeprefix(here))
+                if (log := _path_on(platform.node(), row.log)) is not None:
                     found.setdefault(log, {})[row.id] = Decimal(row.usd)
         return found
 
@@ -525,7 +524,8 @@ class AnswerAccount:
             one_at_a_time(connection)
             for row in connection.execute(left).all():
                 own = row.log == name
-                if not own and self._exists(row.log):
+                path = _path_on(self.machine, row.log)
+                if not own and path is not None and _size(path) is not None:
                     continue  # whoever opens it knows more, and a wrong clock makes any reservation old
                 came_to = sends.get(row.id) if own else None
                 if own and found and came_to is None and _never_sent(row, log, self._db.clock):
@@ -536,11 +536,6 @@ class AnswerAccount:
             for id in _unknown(connection, sends):
                 usd, at = sends[id]
                 self._settle(connection, id, self.purpose, backend, self.made_by, usd, at)
-
-    def _exists(self, name: str) -> bool:
-        """Return whether a log of this machine exists."""
-        here = f"{self.machine}:"
-        return name.startswith(here) and _size(Path(name.removeprefix(here))) is not None
 
     def _settle(
         self,
@@ -572,6 +567,12 @@ class AnswerAccount:
         """Return the log's name, with the machine, because another machine may have a file with the
         same path."""
         return f"{self.machine}:{log.resolve()}"
+
+
+def _path_on(machine: str, name: str) -> Path | None:
+    """Return the path in a log's name, or `None` if the log is on another machine."""
+    here = f"{machine}:"
+    return Path(name.removeprefix(here)) if name.startswith(here) else None
 
 
 def _size(path: Path) -> int | None:
