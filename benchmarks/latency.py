@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from measured_on import Meter, about, write
 from serving import NAME, made
+from serving import SIZES as SERVED
 
 from orchestrate.costing.latency import Device, predict
 from orchestrate.data.rows import ChatMessage
@@ -37,7 +38,7 @@ from orchestrate.local.model.sampling.quick_pass import product
 SIZES = {
     "12M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4},
     "40M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6},
-    "90M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8},
+    "90M": SERVED["90M"],
 }
 HEADS = 8
 OUT, TIMES = 10, 6
