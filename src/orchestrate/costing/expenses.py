@@ -42,9 +42,8 @@ class Spending(Record, frozen=True, kw_only=True):
 def spending(run: Run) -> Spending:
     """Return how much of a budget a run uses.
 
-    Sandbox runs, runs without a job, and runs that had already ended when they were imported use nothing. The
-    cost of an ended run stays committed until its bill is known. If the host does not bill a failure, the
-    bill is zero.
+    Sandbox runs, runs without a job, and imported runs whose job has ended use nothing. The cost of an ended
+    run stays committed until its bill is known. If the host does not bill a failure, the bill is zero.
     """
     return Spending() if run.sandbox else charges(run)
 

@@ -86,14 +86,18 @@ def gpu_load(index: int = 0) -> GpuLoad | None:
 
 def _cards(fields: str) -> list[tuple[list[str], int | None]]:
     """Return the fields of each GPU that CUDA gives to this process, in its order, and the bytes of a slice
-    (MIG). The driver's tool itself ignores CUDA_VISIBLE_DEVICES."""
+    (MIG). The driver's tool itself ignores CUDA_VISIBLE_DEVICES. If the variable is not set and every card is
+    cut into slices, as in a container that was given one, CUDA gives a process the first slice only (NVIDIA's
+    MIG user guide)."""
     asked = _ask(f"--query-gpu=index,uuid,{fields}", "--format=csv,noheader,nounits")
     rows = [[cell.strip() for cell in line.split(",")] for line in asked if line.strip()]
     names = visible()
+    slices = mig_slices() if names is None or any(name.startswith("MIG-") for name in names) else {}
     if names is None:
-        return [(cells, None) for _, _, *cells in rows]
+        if {uuid for _, uuid, *_ in rows} != {card for card, _ in slices.values()} or not slices:
+            return [(cells, None) for _, _, *cells in rows]
+        names = [next(iter(slices))]
     found: list[tuple[list[str], int | None]] = []
-    slices = _slices() if any(name.startswith("MIG-") for name in names) else {}
     for name in names:
         card, size = slices.get(name, (name, None))
         fitting = [cells for index, uuid, *cells in rows if card == index or uuid.startswith(card)]
@@ -103,7 +107,8 @@ def _cards(fields: str) -> list[tuple[list[str], int | None]]:
     return found
 
 
-def _slices() -> dict[str, tuple[str, int]]:
+@cache
+def mig_slices() -> dict[str, tuple[str, int]]:
     """Map each slice (MIG) by name to the card's own name and the slice's bytes."""
     found: dict[str, tuple[str, int]] = {}
     card = ""

@@ -503,6 +503,10 @@ def test_several_gpus_of_one_machine(
     # All weights of 8B take 130 GB, and their 16-bit copies 15: more than an H200 has.
     assert not spread.refused and spread.body["hyper"]["sharded"] is True
     assert spread.memory is not None and spread.memory.fits
+    least = full.model_copy(update={"model": "llama-3.2-1b"})
+    alone = found.translate(on(world, least, gpu=two, gradient_checkpointing=True))
+    assert not alone.refused and alone.body["hyper"]["sharded"] is False
+    assert alone.memory is not None and alone.memory.fits
     large = on(world, full.model_copy(update={"model": "llama-3.3-70b"}), gpu=two)
     [refused] = found.translate(large).refused
     assert "for a full copy" in str(refused.rule) and "for a shard" in str(refused.rule)

@@ -24,6 +24,7 @@ from orchestrate.local import proof, space
 from orchestrate.local.encoding import Rules, Template
 from orchestrate.local.encoding.encoded import EncodedRows, encode_file, encode_prompts, open_prompts
 from orchestrate.local.job import LocalJob, Preferences, Reinforcement
+from orchestrate.local.model import expected_device
 from orchestrate.local.model import files as models
 from orchestrate.local.model import loaded as threads
 from orchestrate.local.model.adapters.starts import AdapterInit, add_tokens
@@ -220,7 +221,10 @@ class Session:
         return earlier if has_own and earlier else self.folder.path
 
     def _report_setup(self) -> None:
-        """Report the engine, the precision, and optimizations that were left out."""
+        """Report the engine, the precision, optimizations that were left out, and a device other than the
+        planned one."""
+        if self.job.device is None and self.device.type != expected_device(None):
+            self.run.add_event(self._other_device(), level="warning", type="device")
         choice, precision = self.loaded.choice, self.loaded.precision
         on = self.loaded.turned_on
         message = f"engine {choice.name}: {choice.reason}" + (f"; in use: {'; '.join(on)}" if on else "")
@@ -241,6 +245,20 @@ class Session:
                 if limit:
                     message = f"packing only rows of up to {limit} tokens and padding longer ones: {reason}"
             self.run.add_event(message, level=level, type="left_out", shortcut=what)
+
+    def _other_device(self) -> str:
+        """Say that the worker, which asks torch, trains on another device than the one planned for, which the
+        driver's tool told."""
+        if self.device.type == "cpu":
+            return (
+                f"training on the CPU, although nvidia-smi lists a GPU, because torch {torch.__version__} "
+                "cannot use it. The plan and the estimated time are for the GPU. To train on it, install a "
+                "CUDA build of torch"
+            )
+        return (
+            "training on a GPU that nvidia-smi does not list. The plan, the precision and the estimated time "
+            "are for the CPU. To plan for the GPU, set device: cuda"
+        )
 
     def _plan_memory(self, rows: EncodedRows) -> None:
         """Set how many tokens go into one forward pass, by the device's total memory. The free memory may

@@ -166,7 +166,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    caches = (machine.gpus, machine.capability)
+    caches = (machine.gpus, machine.capability, machine.mig_slices)
     for cache in caches:
         cache.cache_clear()
     yield tool
@@ -215,6 +215,15 @@ def test_the_plan_is_of_the_cards_that_the_run_may_use(
     planned = plan(ModelShape.of(LLAMA_8B), Setup())
     assert planned.device == ("cuda" if found else "cpu")
     assert not found or planned.available_bytes == found[0].memory_bytes
+
+
+def test_where_every_card_is_cut_the_plan_is_of_the_first_slice(driver: Path) -> None:
+    """As in a container that was given one slice. Without the variable, CUDA uses one slice."""
+    without = (line for line in NVIDIA_SMI.splitlines() if "NVIDIA L4 (" not in line)
+    driver.write_text("\n".join(without).replace('echo "0, GPU-aaaa', ': "'))
+    assert machine.gpus() == (machine.Gpu(name=A100.name, memory_bytes=10 << 30),)
+    assert machine.capability() == 8.0
+    assert plan(ModelShape.of(LLAMA_8B), Setup()).available_bytes == 10 << 30
 
 
 def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.cells import first
 from tests.paths import TINY
 
 from orchestrate.errors import RunFailed
+from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
 from orchestrate.local.machine import GpuLoad
@@ -76,7 +77,7 @@ def make(tmp_path: Path) -> Make:
     def session(
         ref: str, *, adapter: dict[str, Any] | None = None, method: str = "sft", **hyper: Any
     ) -> Session:
-        validation, engine = hyper.pop("validation", None), hyper.pop("engine", None)
+        validation, engine, device = (hyper.pop(name, None) for name in ("validation", "engine", "device"))
         job = LocalJob(
             ref=ref,
             model=str(TINY),
@@ -90,6 +91,7 @@ def make(tmp_path: Path) -> Make:
             ),
             threads=1,
             engine=engine,
+            device=device,
             created_at=now(),
         )
         run, _ = RunDir.make(tmp_path / "runs", job)
@@ -465,6 +467,20 @@ def test_what_the_gpu_says_is_among_the_metrics(make: Make) -> None:
     first, *later = (p.values for p in session.run.metrics())
     assert (first["gpu_temperature_c"], first["gpu_use_percent"], first["gpu_memory_bytes"]) == (61, 97, 2e9)
     assert "gpu_use_percent" not in later[0]
+
+
+def test_a_device_other_than_the_planned_one_is_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan asks the driver's tool for GPUs and the worker asks torch."""
+
+    def said(session: Session) -> list[str]:
+        return [e.level for e in session.run.events() if e.type == "device"]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "gpus", lambda: ())
+    assert said(make("as-planned")) == []
+    monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu(name="L4", memory_bytes=24 << 30),))
+    assert said(make("without-cuda")) == ["warning"]
+    assert said(make("asked", device="cpu")) == []
 
 
 def test_every_row_is_seen_once_per_epoch_and_like_lengths_meet() -> None:
