@@ -117,7 +117,7 @@ def mig_slices() -> dict[str, tuple[str, int]]:
         if line.startswith("GPU "):
             card = uuid
         elif (words := line.split()) and words[0] == "MIG":  # MIG 1g.10gb Device 0: (UUID: MIG-...)
-            gib = words[1].partition(".")[2].partition("gb")[0]
+            gib = words[1].rpartition(".")[2].partition("gb")[0]  # also of a part of a slice, 1c.3g.20gb
             found[uuid] = card, int(gib) << 30 if gib.isdecimal() else 0
     return found
 

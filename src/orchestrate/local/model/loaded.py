@@ -131,6 +131,8 @@ class Loaded:
     precision: SettingChoice = BF16
     loss_scale: float = 1.0
     """Factor by which the loss is multiplied before the backward pass in fp16."""
+    checkpointing: bool = False
+    """True if the backward pass computes each layer again instead of keeping its activations."""
     line_limit: int = 0
     """Maximum length in tokens of rows that are packed into one sequence on a CPU. 0 if the model does not
     support this."""

@@ -322,6 +322,7 @@ def load(
     if job.hyper.neftune_alpha:
         add_noise(inner.get_input_embeddings(), job.hyper.neftune_alpha)
     loaded = Loaded(model, inner, OutputHead.of(inner), device, choice=choice, precision=products)
+    loaded.checkpointing = job.hyper.gradient_checkpointing
     loaded.without_adapter = without_adapter
     loaded.taken_out = init.kept if init and job.adapter.changes_base else None
     if kind == "qlora" and expert_parameters(inner) and not any(weights.held_of(inner)):

@@ -424,10 +424,14 @@ class Objective:
     def close(self) -> None:
         """Stop processes that the objective started, such as graders."""
 
-    def precision(self) -> AbstractContextManager[Any]:
+    def precision(self, *, step: bool = False) -> AbstractContextManager[Any]:
+        """Return the context for matmuls while all weights are trained in fp32 on a GPU. `step` is True for a
+        pass with gradients. Autocast keeps its 16-bit copies of weights until its context ends, after the
+        backward pass, so in a step with checkpointing it makes a copy for each use and keeps none."""
         lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.loaded.precision.name)
         if self.loaded.device.type == "cuda" and lower and self.loaded.inner.dtype == torch.float32:
-            return torch.autocast("cuda", lower)
+            kept = not (step and self.loaded.checkpointing)
+            return torch.autocast("cuda", lower, cache_enabled=kept)
         return nullcontext()
 
     def trained_hidden(self, batch: TrainingBatch) -> Tensor:
@@ -479,7 +483,7 @@ class Objective:
         it by `total`, and add it to the parameters' gradients."""
         numbers = rows.rows_of(examples)
         batch = self.collate(rows, numbers)
-        with torch.set_grad_enabled(backward), self.precision():
+        with torch.set_grad_enabled(backward), self.precision(step=backward):
             loss, correct, shown = self.loaded.computed(lambda: self.loss(rows, numbers, batch))
             weight = self.weight_of(rows, examples)
             if self.loaded.balancing:

@@ -173,7 +173,7 @@ class PolicyObjective(Objective):
         for part in micro_batches(range(count), rows.lengths, max_tokens, max_rows):
             batch = self.collate(rows, part)
             advantages = rollouts.advantages[part].to(self.loaded.device)
-            with self.precision():
+            with self.precision(step=True):
                 loss, divergence, correct = self.policy_loss(batch, advantages)
                 (loss / tokens * self.loaded.loss_scale).backward()
             shown = {} if divergence is None else {"kl": divergence.item() / tokens * count}

@@ -426,17 +426,15 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
     layer = _layer(shape, setup, device)
     trainable = shape.parameters if full else _adapter(shape, setup)
     gradients = 4 * trainable if setup.accumulates else 0
-    # 16-bit matmuls use 16-bit copies of the adapter's weights, which are kept for the backward pass.
-    copies = 2 * trainable if b == 2 else 0
+    copies, of_head = _copies(shape, setup, device)
     # If the embeddings are frozen, the first norm needs no gradient.
     first = 0 if full else layer.norm - layer.norm_output
     if setup.gradient_checkpointing:
-        before, last = b * h * shape.layers * tokens, 0.0
+        before, last, copied = b * h * shape.layers * tokens, of_head, 0.0
         copies = copies / shape.layers
     else:
-        before, last = ((shape.layers - 1) * layer.kept - first) * tokens + copies, layer.kept * tokens
-        copies = 0
-    before += _autocast_copies(shape, setup, device)
+        copied, copies = copies + of_head, 0
+        before, last = ((shape.layers - 1) * layer.kept - first) * tokens + copied, layer.kept * tokens
     final = layer.norm - layer.norm_output
     kept = before + last + final * tokens
     logits, head_gradient = _head(shape, setup, device)
@@ -474,18 +472,20 @@ def _moments(shape: ModelShape, setup: Setup, device: str) -> Iterator[_Moment]:
         passing = (2 * b * wide + 4 * b * h) * setup.drawn * setup.longest + cache / shape.layers
         yield _Moment("sampling answers", cache + passing, 12 * setup.drawn * shape.vocabulary, 0)
     if full:
-        end = b * h * tokens + (3 if shape.tied else 1) * table
+        end = copied + b * h * tokens + (3 if shape.tied else 1) * table
         yield _Moment("the embeddings", end, 0, 4 * trainable)
 
 
-def _autocast_copies(shape: ModelShape, setup: Setup, device: str) -> int:
-    """Return the bytes of the 16-bit copies of weights that autocast makes on a GPU and that are kept until
-    the backward pass. FSDP doesn't shard them. With checkpointing, it frees them with the weights."""
-    if setup.adapter != "full" or device != "cuda" or setup.precision == "fp32":
-        return 0
-    if setup.gradient_checkpointing and setup.shares > 1:
-        return 0
-    return 2 * (shape.linear_parameters + shape.expert_parameters + shape.vocabulary * shape.hidden)
+def _copies(shape: ModelShape, setup: Setup, device: str) -> tuple[float, float]:
+    """Return the bytes of the 16-bit copies of trained weights that 16-bit matmuls use, of (all layers, the
+    output layer). They are kept for the backward pass, and those that autocast makes of all weights on a GPU
+    until its context ends. FSDP doesn't shard them. With checkpointing, a layer's are freed with the layer.
+    """
+    if setup.adapter != "full":
+        return 2 * _adapter(shape, setup) if setup.bytes == 2 else 0, 0
+    if device != "cuda" or setup.precision == "fp32":
+        return 0, 0
+    return 2 * (shape.linear_parameters + shape.expert_parameters), 2 * shape.vocabulary * shape.hidden
 
 
 def _head(shape: ModelShape, setup: Setup, device: str) -> tuple[float, float]:

@@ -15,7 +15,10 @@ from tests.unit.local.families import make
 from tests.unit.local.model.shortcuts.test_line import chats
 from tests.unit.local.sessions import make_session
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from orchestrate.local.model import SettingChoice
 from orchestrate.local.model.loaded import decoder_of
 from orchestrate.local.model.loader import load_base
 from orchestrate.local.model.shortcuts import probes
@@ -121,3 +124,65 @@ def test_layers_are_captured_whole_for_torch_compile(tmp_path: Path, adapter: st
     with torch.no_grad():
         assert probes.distance(loaded.hidden(ids), before) <= probes.CLOSE
         assert loaded.hidden(torch.cat([ids, ids], 1)).shape[1] == 2 * ids.shape[1]
+
+
+COPY = torch.ops.aten._to_copy.default
+
+
+class CopiesAlive(TorchDispatchMode):
+    """Counts the bytes of the 16-bit copies of weights that are alive at each operation."""
+
+    def __init__(self, shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.shapes, self.most = shapes, 0
+        self.made: list[tuple[StorageWeakRef, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is COPY and out.dtype == torch.bfloat16 and out.shape in self.shapes:
+            self.made.append((StorageWeakRef(out.untyped_storage()), 2 * out.numel()))
+        self.made = [(copy, size) for copy, size in self.made if not copy.expired()]
+        self.most = max(self.most, sum(size for _, size in self.made))
+        return out
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plan_counts_the_copies_of_weights_that_autocast_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    """The session's own context, with the CPU's autocast instead of the card's, which keeps copies by
+    the same rules."""
+    session = make_session(
+        tmp_path,
+        chats(tmp_path / "train.jsonl", 4),
+        method={"type": "sft"},
+        adapter={"type": "full"},
+        hyper={"gradient_checkpointing": checkpointing},
+    )
+    objective, loaded = session.loop.objective, session.loaded
+    loaded.line_limit = 0  # the kernels for a CPU
+    loaded.model.train()
+    usual = torch.autocast
+
+    def on_cpu(kind: str, lower: torch.dtype, **more: Any) -> Any:
+        assert kind == "cuda"
+        return usual("cpu", lower, **more)
+
+    def precision(*, step: bool = False) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "autocast", on_cpu)
+            patch.setattr(loaded, "device", torch.device("cuda"))
+            patch.setattr(loaded, "precision", SettingChoice("bf16", "as on a card"))
+            return type(objective).precision(objective, step=step)
+
+    monkeypatch.setattr(objective, "precision", precision)
+    named = {n: p for n, p in session.loop.parameters.items() if p.dim() == 2 and "embed_tokens" not in n}
+    head = loaded.head.layer.weight
+    in_layers = 2 * sum(p.numel() for p in named.values() if p is not head)
+    of_head = 2 * head.numel()
+    with CopiesAlive({*(p.shape for p in named.values()), head.shape}) as counted:
+        objective.gradients(session.loop.train, [0, 1], 4096, 2)
+    if checkpointing:
+        assert 0 < counted.most <= max(of_head, in_layers / session.folder.config["num_hidden_layers"])
+    else:
+        assert counted.most == in_layers + of_head

@@ -148,6 +148,7 @@ GPU 0: NVIDIA L4 (UUID: GPU-aaaa)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb)
   MIG 1g.10gb     Device  0: (UUID: MIG-cccc)
   MIG 2g.20gb+me  Device  1: (UUID: MIG-dddd)
+  MIG 1c.3g.40gb  Device  2: (UUID: MIG-eeee)
 END
 exit; }
 case "$1" in
@@ -197,6 +198,7 @@ def test_the_driver_s_tool_is_read(driver: Path, monkeypatch: pytest.MonkeyPatch
         ("GPU-b, 0", (A100, L4)),
         ("MIG-cccc", (machine.Gpu(name=A100.name, memory_bytes=10 << 30),)),
         ("MIG-dddd", (machine.Gpu(name=A100.name, memory_bytes=20 << 30),)),
+        ("MIG-eeee", (machine.Gpu(name=A100.name, memory_bytes=40 << 30),)),
         ("", ()),
         ("-1", ()),
         ("0,7,1", (L4,)),  # what is behind a name without a card is hidden too
