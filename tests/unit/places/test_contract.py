@@ -500,8 +500,8 @@ def test_several_gpus_of_one_machine(
     full = spec.model_copy(update={"adapter": Full(type="full"), "batch_size": 2, "max_seq_length": 512})
     small = full.model_copy(update={"model": "qwen2.5-7b"})
     spread = found.translate(on(world, small, gpu=two, gradient_checkpointing=True))
-    # All weights of 7.6B take 122 GB: one H200 has them, an H100 does not. Without checkpointing, their 16-bit
-    # copies of 14 GB are kept too: too much for one H200, and beside half of the weights for an H100.
+    # All weights of 7.6B take 122 GB: one H200 has them, an H100 does not. Without checkpointing, their
+    # 16-bit copies of 14 GB are kept too: too much for one H200, and beside half of the weights for an H100.
     assert not spread.refused and spread.body["hyper"]["sharded"] is (world.name != "hf-jobs")
     kept = found.translate(on(world, small, gpu=two))
     assert kept.body["hyper"]["sharded"] is True if world.name == "hf-jobs" else kept.refused
