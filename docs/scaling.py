@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrate import costing
-from orchestrate.costing import Rate, gpu_memory_gb
+from orchestrate.costing import Rate, gpu_memory_bytes
 from orchestrate.local.plan import memory_fit, throughput
 from orchestrate.types import MemoryPlan
 
@@ -67,9 +67,9 @@ def plan(model: str, adapter: str, gpu: str, processes: int = 1) -> MemoryPlan:
             "sharded": processes > 1,
         },
     }
-    size = gpu_memory_gb(gpu)
+    size = gpu_memory_bytes(gpu)
     assert size is not None, gpu
-    found = memory_fit.of_job("a/model", body, billions=MODELS[model], gpu_bytes=int(size * 1e9))
+    found = memory_fit.of_job("a/model", body, billions=MODELS[model], gpu_bytes=size)
     assert found is not None
     return found
 
@@ -111,7 +111,8 @@ def table() -> Iterator[str]:
     for case in cases():
         if not case.plan.fits:
             continue
-        needed = f"{case.plan.total_bytes / 1e9:,.0f} of {gpu_memory_gb(case.gpu):,.0f} GB"
+        has = gpu_memory_bytes(case.gpu) or 0
+        needed = f"{case.plan.total_bytes / 1e9:,.0f} of {has / 1e9:,.0f} GB"
         row = (case.model, ADAPTERS[case.adapter], case.gpu, needed, f"{case.hours:,.0f} h")
         prices = (priced(case, frozenset({RENTED})), priced(case, elsewhere))
         yield f"| {' | '.join((*row, *prices))} |"

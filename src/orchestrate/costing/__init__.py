@@ -18,7 +18,7 @@ from orchestrate.costing.bills import (
     reconcile,
 )
 from orchestrate.costing.expenses import Spending, cap_of, caps, check_budget, of_trial, spending
-from orchestrate.costing.hardware import gpu_memory_gb
+from orchestrate.costing.hardware import gpu_memory_bytes
 from orchestrate.costing.lines import age_days, worst_confidence
 from orchestrate.costing.ownership import (
     BasePrice,
@@ -79,7 +79,7 @@ __all__ = [
     "age_days",
     "base_price",
     "default_base",
-    "gpu_memory_gb",
+    "gpu_memory_bytes",
     "cheapest",
     "own",
     "served_as",

@@ -17,6 +17,8 @@ class Hardware(msgspec.Struct, frozen=True):
     unknown_gpu: int
     gpus: dict[str, tuple[float, float]]
     """Memory and memory bandwidth of each GPU, as `{GPU: (GB, TB/s)}`."""
+    capacity_gib: dict[str, float]
+    """Memory in GiB that CUDA gives to processes, for the GPUs for which it is known."""
     tflops: dict[str, float]
     """Dense 16-bit TFLOPS per GPU."""
     eight_bit: tuple[str, ...]
@@ -31,11 +33,14 @@ def table() -> Hardware:
     return decoding.convert(yaml.safe_load(text), Hardware)
 
 
-def gpu_memory_gb(gpu: str) -> float | None:
-    """Return the memory of a GPU in GB according to its data sheet, or `None` if the table does not list the
-    GPU."""
+def gpu_memory_bytes(gpu: str) -> int | None:
+    """Return the memory of a GPU that processes can use, in bytes, or its size according to the data sheet if
+    that is not known. Returns `None` if the table does not list the GPU."""
     name = closest(gpu, table().gpus)
-    return table().gpus[name][0] if name else None
+    if name is None:
+        return None
+    capacity = table().capacity_gib.get(name)
+    return int(table().gpus[name][0] * 1e9 if capacity is None else capacity * 2**30)
 
 
 def closest(device: str, names: Iterable[str]) -> str | None:

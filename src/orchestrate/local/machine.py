@@ -55,11 +55,16 @@ def visible() -> list[str] | None:
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """List the NVIDIA GPUs that this process may use, in CUDA's order. Returns an empty list if there are
-    none. A MIG slice is listed with its profile's memory."""
+    """List the NVIDIA GPUs that this process may use, in CUDA's order, without the memory that the driver
+    reserves for itself. Returns an empty list if there are none. A MIG slice is listed with its profile's
+    memory."""
     found: list[Gpu] = []
-    for (name, mib), part in _cards("name,memory.total"):
-        size = int(float(mib)) << 20 if part is None else part
+    # Drivers of before 2022 don't report what they reserve.
+    for (name, mib, *more), part in _cards("name,memory.total,memory.reserved") or _cards(
+        "name,memory.total"
+    ):
+        reserved = sum(int(one) for one in more if one.isdecimal())  # or [N/A]
+        size = int(mib) - reserved << 20 if part is None else part
         found.append(Gpu(name=name, memory_bytes=size))
     return tuple(found)
 

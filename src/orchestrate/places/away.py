@@ -86,11 +86,10 @@ def configured_price(name: str, options: Mapping[str, Any]) -> Hourly | None:
 
 
 def _memory(gpu: str, name: str, options: Mapping[str, Any]) -> int | None:
-    """Return the memory as configured, or from the manufacturer's data sheet."""
+    """Return the memory as configured, or of this GPU in general."""
     if options.get("gpu_memory_gib") is not None:
         return int(_number(name, options, "gpu_memory_gib") * 2**30)
-    known = costing.gpu_memory_gb(gpu)
-    return None if known is None else int(known * 1e9)
+    return costing.gpu_memory_bytes(gpu)
 
 
 def _number(name: str, options: Mapping[str, Any], field: str) -> Decimal:

@@ -498,12 +498,12 @@ def test_several_gpus_of_one_machine(
     assert plan.body["hyper"]["processes"] == count == plan.body["resources"]["count"]
     assert plan.body["hyper"]["sharded"] is False
     full = spec.model_copy(update={"adapter": Full(type="full"), "batch_size": 2, "max_seq_length": 512})
-    small = full.model_copy(update={"model": "qwen2.5-7b"})
-    spread = found.translate(on(world, small, gpu=two, gradient_checkpointing=True))
-    # All weights of 7.6B take 122 GB: one H200 has them, an H100 does not. Without checkpointing, their
-    # 16-bit copies of 14 GB are kept too: too much for one H200, and beside half of the weights for an H100.
+    medium = full.model_copy(update={"model": "qwen3-8b"})
+    spread = found.translate(on(world, medium, gpu=two, gradient_checkpointing=True))
+    # All weights of 8.2B take 131 GB: one H200 has them, an H100 does not. Without checkpointing, their
+    # 16-bit copies of 15 GB are kept too: too much for one H200, and beside half of the weights for an H100.
     assert not spread.refused and spread.body["hyper"]["sharded"] is (world.name != "hf-jobs")
-    kept = found.translate(on(world, small, gpu=two))
+    kept = found.translate(on(world, medium, gpu=two))
     assert kept.body["hyper"]["sharded"] is True if world.name == "hf-jobs" else kept.refused
     assert spread.memory is not None and spread.memory.fits
     least = full.model_copy(update={"model": "llama-3.2-1b"})

@@ -78,7 +78,7 @@ def test_our_words_are_the_clients() -> None:
     from huggingface_hub import JobHardware, JobStage
 
     assert {stage.value for stage in JobStage} == set(STAGES)
-    assert {flavor for flavor, _, _ in FLAVORS.values()} <= {one.value for one in JobHardware}
+    assert {flavor for flavor, _ in FLAVORS.values()} <= {one.value for one in JobHardware}
 
 
 @pytest.mark.parametrize("fault", ["garbled", "408 after"])
@@ -242,6 +242,23 @@ def test_trained_over_there_killed_and_brought_home(s3: S3, rows: Path, tmp_path
         options = {"gpu": "none", "recovery_seconds": 0, "threads": 1}
         asked = spec(rows, epochs=4, batch_size=2, seed=1, provider_options={"hf-jobs": options})
         killed_and_brought_home(found, asked, hub, tmp_path)
+
+
+def test_a_gpu_has_the_memory_that_cuda_gives_whatever_the_list_rounds_it_to(
+    hub: Hub, tmp_path: Path
+) -> None:
+    """The sizes are CUDA's own ("GPU 0 has a total capacity of ..."), in GiB."""
+    place = provider(hub, tmp_path).place
+    capacity = {"t4-small": 14.56, "l4x1": 22.03, "a100-large": 79.1, "h200": 139.7, "h200x8": 139.7}
+
+    def sizes() -> dict[str, float]:
+        listed = {one.name: one.memory_bytes for one in place.machines() if one.memory_bytes}
+        return {name: round(size / 2**30, 2) for name, size in listed.items() if name in capacity}
+
+    before = sizes()
+    place.price(Resources(machine="h200"))  # which reads the host's list
+    assert before == {name: capacity[name] for name in before} and "a100-large" in before
+    assert sizes() == capacity
 
 
 def test_a_device_is_that_of_the_machine(rows: Path, hub: Hub, tmp_path: Path) -> None:

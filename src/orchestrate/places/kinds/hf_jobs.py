@@ -49,17 +49,17 @@ LABEL = "orchestrate-ref"
 OURS = {"orchestrate": "run"}
 RATES = "huggingface"
 """Provider name in the rates file, which contains the prices from Hugging Face's pricing page."""
-FLAVORS: Mapping[str, tuple[str, str, int]] = {
-    "T4": ("t4-small", "T4", 16),
-    "L4": ("l4x1", "L4", 24),
-    "A10G-large": ("a10g-large", "A10G", 24),
-    "L40S": ("l40sx1", "L40S", 48),
-    "A100 80GB": ("a100-large", "A100", 80),
-    "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000", 96),
-    "H200": ("h200", "H200", 141),
+FLAVORS: Mapping[str, tuple[str, str]] = {
+    "T4": ("t4-small", "T4"),
+    "L4": ("l4x1", "L4"),
+    "A10G-large": ("a10g-large", "A10G"),
+    "L40S": ("l40sx1", "L40S"),
+    "A100 80GB": ("a100-large", "A100"),
+    "RTX PRO 6000": ("rtx-pro-6000", "RTX PRO 6000"),
+    "H200": ("h200", "H200"),
 }
-"""Machine of each GPU, as `{GPU name in the rates: (flavor, GPU, GPU memory in GB)}`. Used until the host's
-list of machines has been read."""
+"""Machine of each GPU, as `{GPU name in the rates: (flavor, GPU)}`. Used until the host's list of machines
+has been read."""
 STAGES: Mapping[str, Literal["waiting", "running", "ended"]] = {
     "SCHEDULING": "waiting",
     "RUNNING": "running",
@@ -301,7 +301,7 @@ def _machine(one: Any, at: datetime) -> Machine:
         raise UnexpectedAnswer(PROFILE.kind, f"{one.name} is priced per {one.unit_label}")
     gpu = one.accelerator
     count = int(gpu.quantity) if gpu else 0
-    memory = int(float(gpu.vram.split()[0]) * 1e9 / count) if gpu else None
+    memory = _memory(gpu.model, float(gpu.vram.split()[0]) / count) if gpu else None
     hourly = Hourly(
         usd_per_hour=Decimal(one.unit_cost_micro_usd) * per_hour / 1_000_000,
         machine=one.name,
@@ -313,15 +313,20 @@ def _machine(one: Any, at: datetime) -> Machine:
     )
 
 
+def _memory(gpu: str, gigabytes: float) -> int:
+    """Return the bytes of a GPU, whose sizes the host tells apart by rounded figures."""
+    return costing.gpu_memory_bytes(f"{gpu} {gigabytes:g}GB") or int(gigabytes * 1e9)
+
+
 def _published() -> tuple[Machine, ...]:
     """Return the machines with the prices of the host's page, for use until its list was read."""
     found: list[Machine] = []
     for rate in costing.built_in():
-        flavor, gpu, gigabytes = FLAVORS.get(rate.gpu or "", ("", "", 0))
+        flavor, gpu = FLAVORS.get(rate.gpu or "", ("", ""))
         if rate.provider != RATES or rate.tier != "1x" or not flavor or rate.usd_per_gpu_hour is None:
             continue
         since = datetime(rate.start.year, rate.start.month, rate.start.day, tzinfo=UTC)
         hourly = Hourly(usd_per_hour=rate.usd_per_gpu_hour, machine=flavor, source=rate.source, as_of=since)
-        memory = int(gigabytes * 1e9)
+        memory = costing.gpu_memory_bytes(rate.gpu or "")
         found.append(Machine(name=flavor, gpu=gpu, count=1, memory_bytes=memory, hourly=hourly))
     return tuple(found)

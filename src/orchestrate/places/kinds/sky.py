@@ -66,14 +66,14 @@ def cheapest(offers: list[dict[str, Any]], now: datetime) -> tuple[Machine, ...]
     found: list[Machine] = []
     for (gpu, count), same in sorted(kinds.items()):
         memory = next((one["memory_gib"] for one in same if one["memory_gib"]), None)
-        known = costing.gpu_memory_gb(gpu)
-        size = memory * 2**30 if memory else known * 1e9 if known else None
+        # Of an L4 the catalog says 24 GiB, and CUDA gives 22 of them.
+        size = costing.gpu_memory_bytes(gpu) or (int(memory * 2**30) if memory else None)
         found.append(
             Machine(
                 name=f"{gpu}:{count}",
                 gpu=gpu,
                 count=count,
-                memory_bytes=None if size is None else int(size),
+                memory_bytes=size,
                 hourly=_least(same, "price", now),
                 spot=_least(same, "spot_price", now),
             )
@@ -93,10 +93,9 @@ def _least(offers: list[dict[str, Any]], field: str, now: datetime) -> Hourly | 
 
 def known() -> tuple[Machine, ...]:
     """List commonly rented machines, without prices. The list is used until a catalog has been read."""
-    sizes = {"L4": 24, "L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}
     return tuple(
-        Machine(name=f"{gpu}:1", gpu=gpu, count=1, memory_bytes=int(gigabytes * 1e9))
-        for gpu, gigabytes in sizes.items()
+        Machine(name=f"{gpu}:1", gpu=gpu, count=1, memory_bytes=costing.gpu_memory_bytes(gpu))
+        for gpu in ("L4", "L40S", "A100-80GB", "H100", "H200", "B200")
     )
 
 

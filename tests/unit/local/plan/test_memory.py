@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.paths import TINY
 
-from orchestrate.costing import built_in
+from orchestrate.costing import built_in, gpu_memory_bytes
 from orchestrate.data import TrainingData
 from orchestrate.errors import UsageError
 from orchestrate.local import machine, speed
@@ -154,6 +154,8 @@ exit; }
 case "$1" in
 *temperature*) echo "0, GPU-aaaa, 61, 97, 20480"; echo "1, GPU-bbbb, 35, 2, 400";;
 *compute_cap*) echo "0, GPU-aaaa, 8.9"; echo "1, GPU-bbbb, 8.0";;
+*memory.reserved*) echo "0, GPU-aaaa, NVIDIA L4, 23034, 475"
+  echo "1, GPU-bbbb, NVIDIA A100-SXM4-80GB, 81920, 869";;
 *) echo "0, GPU-aaaa, NVIDIA L4, 23034"; echo "1, GPU-bbbb, NVIDIA A100-SXM4-80GB, 81920";;
 esac
 """
@@ -175,8 +177,8 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         cache.cache_clear()
 
 
-L4 = machine.Gpu(name="NVIDIA L4", memory_bytes=23034 << 20)
-A100 = machine.Gpu(name="NVIDIA A100-SXM4-80GB", memory_bytes=81920 << 20)
+L4 = machine.Gpu(name="NVIDIA L4", memory_bytes=(23034 - 475) << 20)
+A100 = machine.Gpu(name="NVIDIA A100-SXM4-80GB", memory_bytes=(81920 - 869) << 20)
 
 
 def test_the_driver_s_tool_is_read(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +189,21 @@ def test_the_driver_s_tool_is_read(driver: Path, monkeypatch: pytest.MonkeyPatch
     assert machine.gpu_load(2) is None
     monkeypatch.setenv("PATH", str(driver.parent / "empty"))
     assert machine.gpu_load() is None
+
+
+def test_without_what_the_driver_reserves_a_card_has_what_cuda_gives(driver: Path) -> None:
+    """ "A total capacity of 22.03 GiB" is CUDA's own word of an L4, and 79.14 that of an A100 of 80 GB."""
+    assert [round(gpu.memory_bytes / 2**30, 1) for gpu in machine.gpus()] == [22.0, 79.2]
+    known = [gpu_memory_bytes(name) or 0 for name in ("NVIDIA L4", "A100-SXM4-80GB")]
+    assert all(0.99 < size / gpu.memory_bytes <= 1 for size, gpu in zip(known, machine.gpus(), strict=True))
+
+
+@pytest.mark.parametrize("answer", ["exit 2", 'echo "0, GPU-aaaa, NVIDIA L4, 23034, [N/A]"'])
+def test_where_a_driver_does_not_say_what_it_reserves_all_memory_counts(driver: Path, answer: str) -> None:
+    driver.write_text(
+        NVIDIA_SMI.replace("case", f'case "$1" in *memory.reserved*) {answer}; exit;; esac; case')
+    )
+    assert machine.gpus()[0] == machine.Gpu(name="NVIDIA L4", memory_bytes=23034 << 20)
 
 
 @pytest.mark.parametrize(
