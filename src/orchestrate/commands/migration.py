@@ -40,6 +40,7 @@ from orchestrate.commands.training.submit import (
     require_agreement,
     submit_each,
 )
+from orchestrate.core import days
 from orchestrate.core.amounts import amount
 from orchestrate.core.underway import ProgressCallback, work
 from orchestrate.errors import UsageError
@@ -183,16 +184,21 @@ def migrate(
         return _account(context, run, where, order, spending, steps)
     if run is None or not where.to:
         raise UsageError("name a run and its target backend", fix="orchestrate migrate RUN --to BACKEND")
+    if steps.dry_run and steps.output is not None:
+        raise UsageError(
+            "--dry-run does not compare models, so there is no report to write to --output",
+            fix="orchestrate migrate ... --dry-run > FILE, or --json",
+        )
     with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
         from orchestrate.migration.migrations import PreparedMigration
-        from orchestrate.migration.parity import report
+        from orchestrate.migration.parity import proposal_table, report
 
         prepared = PreparedMigration(ft, run, order)
         if prepared.prepared is not None:
             require_used(ft, where.rate, prepared.prepared, serving=order.use is not None)
         if steps.dry_run:
-            return Output(prepared.proposal, _propose)
-        _propose(prepared.proposal)
+            return Output(prepared.proposal, lambda found: out.print(proposal_table(found)))
+        err.print(proposal_table(prepared.proposal))
         handles = _submit(ft, prepared, spending, steps)
         if not steps.wait:
             note("to continue from here and compare, run the same command without --no-wait")
@@ -247,12 +253,6 @@ def _order(where: MigrationOptions, serving: ServingOptions, proof: ParityOption
         proof=proof.proof,
         max_cost_usd=amount(proof.max_answers, "--max-answers-cost"),
     )
-
-
-def _propose(proposal: Proposal) -> None:
-    from orchestrate.migration.parity import proposal_table
-
-    err.print(proposal_table(proposal))
 
 
 def _submit(
@@ -463,7 +463,8 @@ def _show_import(taken: AccountImport) -> None:
         note(f"{jobs} left out. To include them: --all")
     for day, models in found.silent:
         models_text = text.count(models, "tuned model")
-        warn(f"{taken.provider} will shut down {models_text} after {day}")
+        verb = "will shut down" if day >= days.today() else "shut down"
+        warn(f"{taken.provider} {verb} {models_text} after {day}")
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
     note(f"training data: available for {text.count(found.data_here, 'run')}, lost for {found.data_gone:,}")

@@ -175,23 +175,29 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contend
     better = difference.shown and score.value * sign > 0 if margin == 0 else low > 0
     worse = difference.shown and score.value * sign < 0 if margin == 0 else high < 0
     if better:
-        return VerdictReason("ship", f"{finding}: it {_requirement(metric, margin, 'is')}")
+        return VerdictReason("ship", f"{finding}: it {_requirement(metric, margin)}")
     if worse:
-        return VerdictReason("do not ship", f"{finding}: it {_requirement(metric, margin, 'is not')}")
+        return VerdictReason("do not ship", f"{finding}: it {_missed(metric, margin)}")
     rows = rows_to_decide(held, sign * margin)
     return VerdictReason(
         "not enough evidence",
-        f"{finding}: the data does not show that it {_requirement(metric, margin, 'is')}{_more(rows)}",
+        f"{finding}: the data does not show that it {_requirement(metric, margin)}{_more(rows)}",
         rows,
     )
 
 
-def _requirement(metric: MetricUsed, margin: float, verb: str) -> str:
+def _requirement(metric: MetricUsed, margin: float) -> str:
     if margin == 0:
-        return f"{verb} better"
-    if margin > 0:
-        return f"{verb} better by {shown(metric, margin)} or more"
-    return f"{verb} no more than {shown(metric, -margin)} worse"
+        return "is better"
+    size = points(metric, abs(margin)).removeprefix("+")
+    return f"is better by {size} or more" if margin > 0 else f"is worse by at most {size}"
+
+
+def _missed(metric: MetricUsed, margin: float) -> str:
+    if margin == 0:
+        return "is worse"
+    size = points(metric, abs(margin)).removeprefix("+")
+    return f"is better by less than {size}, or worse" if margin > 0 else f"is worse by more than {size}"
 
 
 def _good_side(metric: MetricUsed, score: Score, goal: float) -> tuple[float, float]:

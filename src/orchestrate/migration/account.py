@@ -25,6 +25,7 @@ from orchestrate.spec import JobSpec
 from orchestrate.spec.specfile import parse, yaml_text
 from orchestrate.text import joined
 from orchestrate.types import JobStatus, Record, Run, SubmitPhase, decoding
+from orchestrate.workspace import scope_of
 
 if TYPE_CHECKING:
     from orchestrate.runs.preparing.prepared import Prepared
@@ -268,7 +269,7 @@ def _planned(
 
 
 def _leaving(ft: Workspace) -> list[Run]:
-    ended = ft.store.runs.matching(status=JobStatus.SUCCEEDED)
+    ended = ft.store.runs.matching(status=JobStatus.SUCCEEDED, sandbox=scope_of(ft.settings))
     days = {run.id: shutdown(run.model, ft.provider(run.provider).profile) for run in ended}
     runs = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
     return sorted(runs, key=lambda run: (days[run.id], -run.created_at.timestamp()))  # pyright: ignore[reportArgumentType, reportCallIssue]  # days are known

@@ -44,6 +44,7 @@ from orchestrate.settings import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.text import rates_apart
 from orchestrate.types import JobStatus, Quote, Run, Sampling
+from orchestrate.workspace import scope_of
 
 if TYPE_CHECKING:
     from orchestrate.costing import Ownership, ServingUse
@@ -104,6 +105,11 @@ class PreparedMigration:
         registry.check(order.metrics)
         self._ft, self.order = ft, order
         self.old = ft.record(run) if isinstance(run, str) else run.record
+        if self.old.sandbox and scope_of(ft.settings) is False:
+            raise UsageError(
+                f"{self.old.id} is a sandbox run, but the current keys are real: the new run would be billed",
+                fix=f"orchestrate sandbox run -- orchestrate migrate {self.old.id}",
+            )
         self.today = today or days.today()
         self._names = ft.backends(list(order.to))
         self._spec = _moved(self.old, self._names, order.train)

@@ -30,6 +30,7 @@ from orchestrate.runs.tracked import tracked
 from orchestrate.settings import masked_url
 from orchestrate.store import RUN_PREFIX
 from orchestrate.types import JobStatus, Record, Run, Sampling
+from orchestrate.workspace import scope_of
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -259,10 +260,11 @@ def named(ft: Workspace, name: str) -> Recording:
 
 
 def calendar(ft: Workspace, today: date | None = None) -> list[Due]:
-    """List every tuned model in the store with an announced shutdown date, earliest first."""
+    """List every tuned model in the store with an announced shutdown date, earliest first. Includes models of
+    sandbox runs only if the current API keys belong to a sandbox."""
     now = today or days.today()
     found: list[Due] = []
-    for run in ft.store.runs.matching(status=JobStatus.SUCCEEDED):
+    for run in ft.store.runs.matching(status=JobStatus.SUCCEEDED, sandbox=scope_of(ft.settings)):
         day = _silent_on(ft, run)
         if run.tuned_model is None or day is None:
             continue

@@ -133,11 +133,10 @@ class MigrationReport(Record, frozen=True, kw_only=True):
 
 
 def headline(proposal: Proposal) -> str:
-    end = (
-        f", will be shut down after {proposal.silent_on} ({proposal.days_left} days)"
-        if proposal.silent_on
-        else ""
-    )
+    end, left = "", proposal.days_left
+    if proposal.silent_on and left is not None:
+        verb, when = ("will be", f"in {left} days") if left >= 0 else ("was", f"{-left} days ago")
+        end = f", {verb} shut down after {proposal.silent_on} ({when})"
     return f"{proposal.tuned_model or proposal.run_id}: {proposal.model} on {proposal.provider}{end}"
 
 

@@ -95,8 +95,15 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
 
 
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a field by its dotted name. Setting a field below `method: sft` first converts it to `{type:
-    sft}`."""
+    """Set a field of a spec by its dotted name, also in the `overrides` of each backend that have it, which
+    would otherwise win. Setting a field below `method: sft` first converts it to `{type: sft}`."""
+    _put(values, dotted, value)
+    for own in _as_table(values.get("overrides")).values():
+        if isinstance(own, dict) and dotted.partition(".")[0] in own:
+            _put(cast("dict[str, Any]", own), dotted, value)
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for part in parents:
         inner = values.get(part)

@@ -279,6 +279,19 @@ def test_what_was_asked_makes_the_same_spec() -> None:
     assert JobSpec.parse(spec.asked()) == spec
 
 
+def test_what_is_set_for_a_command_wins_over_the_overrides_of_backends(tmp_path: Path) -> None:
+    own = "overrides: {local: {learning_rate: 2.0e-3, adapter: qlora}, openai: {epochs: 3}, fake: {}}"
+    file = write(tmp_path, f"model: m\ntrain: rows.jsonl\nlearning_rate: 1.0e-5\n{own}\n")
+    given = {"learning_rate": 1e-4, "adapter.r": 8, "epochs": 2, "overrides.fake.seed": 7}
+    spec = specfile.load(file, given)
+    for backend in ("local", "openai", "fake", "another"):
+        there = spec.on(backend)
+        assert (there.learning_rate, there.adapter.r, there.epochs) == (1e-4, 8, 2), backend
+        assert there.adapter.type == ("qlora" if backend == "local" else "lora")
+        assert there.seed == (7 if backend == "fake" else spec.seed)
+    assert specfile.load(file).on("local").learning_rate == 2e-3
+
+
 @pytest.mark.parametrize("pair", ["epochs", "=3", "epochs=[1"])
 def test_a_malformed_set_is_a_usage_error(pair: str) -> None:
     with pytest.raises(UsageError):

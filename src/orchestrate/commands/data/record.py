@@ -30,6 +30,7 @@ from orchestrate.commands.terminal.options import (
     SkipFailedOpt,
     TemperatureOpt,
 )
+from orchestrate.core import days
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.text import count, money, span
@@ -143,7 +144,8 @@ def _print_plan(plan: RecordPlan) -> None:
     kept = f", {asked.kept:,} answered before" if asked.kept else ""
     note(f"{plan.model}: {count(asked.questions, 'request')}{kept}; {price}")
     if plan.silent_on is not None:
-        note(f"{plan.model} will be shut down after {plan.silent_on}")
+        verb = "will be" if plan.silent_on >= days.today() else "was"
+        note(f"{plan.model} {verb} shut down after {plan.silent_on}")
 
 
 def _show(done: Recording) -> None:
