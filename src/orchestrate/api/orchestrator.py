@@ -289,11 +289,13 @@ class Orchestrator(Workspace):
         strict: bool = False,
         max_cost_usd: Decimal | None = None,
         max_cost_each_usd: Decimal | None = None,
+        continued: Mapping[str, Run] | None = None,
     ) -> dict[str, Decimal | None]:
         """Run all checks of `submit` for these backends without sending anything. The budget and
         `max_cost_usd` (default: the spec's) must cover the jobs on all backends together. Returns a cost
-        limit for each backend. The limits add up to at most `max_cost_usd`. Raises the same errors as
-        `submit`."""
+        limit for each backend. The limits add up to at most `max_cost_usd`. `continued` contains, by backend,
+        runs without a job that the submit continues: the budget does not count their reservation twice.
+        Raises the same errors as `submit`."""
         from orchestrate.runs import submit as submission
 
         return submission.preflight(
@@ -303,6 +305,7 @@ class Orchestrator(Workspace):
             strict=strict,
             max_cost_usd=max_cost_usd,
             max_cost_each_usd=max_cost_each_usd,
+            continued=continued,
         )
 
     # -- runs -----------------------------------------------------------------------------------------------

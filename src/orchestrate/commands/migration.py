@@ -269,7 +269,7 @@ def _submit(
             fix="set --model BACKEND=MODEL, or choose other backends in --to",
         )
     earlier = [prepared.earlier(name, again=spending.again) for name in names]
-    new = [found for found in earlier if found.known is None]
+    new = [found for found in earlier if found.may_send]
     how = SubmitOptions(spending, strict=False, watch=False)
     caps = require_agreement(ft, prepared.prepared, new, how)
     runs: list[RunHandle] = []

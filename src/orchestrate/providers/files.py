@@ -539,8 +539,8 @@ def read(folder: Path) -> Artifact | None:
     with suppress(OSError):
         if all(sha256(folder / file.path) == file.sha256 for file in artifact.files):
             return artifact
-    _description(folder).unlink()
-    shutil.rmtree(folder)
+    _description(folder).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # it may be gone
     return None
 
 

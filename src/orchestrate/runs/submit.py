@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from orchestrate.core.amounts import amount
-from orchestrate.costing import caps, check_budget
+from orchestrate.costing import caps, check_budget, spending
 from orchestrate.errors import UsageError
 from orchestrate.providers.base import Limited, Progress
 from orchestrate.runs.preparing import earlier
@@ -31,6 +31,7 @@ def preflight(
     strict: bool = False,
     max_cost_usd: Decimal | None = None,
     max_cost_each_usd: Decimal | None = None,
+    continued: Mapping[str, Run] | None = None,
 ) -> dict[str, Decimal | None]:
     """Check that a prepared spec may be submitted, and return each backend's cost limit. See
     `Orchestrator.preflight`."""
@@ -38,7 +39,8 @@ def preflight(
     ws.settings.require_to_spend(*(ws.provider(name) for name in names))
     if not prepared.checked:
         raise UsageError("the spec was prepared for quotes only", fix="prepare it with checked=True")
-    committed_usd = Decimal(0)
+    # What is reserved for these runs is replaced by the quotes.
+    committed_usd = -sum((spending(run).total_usd for run in (continued or {}).values()), Decimal(0))
     for name in names:
         offer = prepared.offer(name)
         if offer.quote.unavailable == UNCOUNTED:
@@ -150,7 +152,12 @@ def send(
     request, to = earlier.request_of(ws, prepared, name, asked.idempotency_key), submitter(ws, name, agree)
     if known := request.known(ws.store):
         ws.settings.require_to_spend(ws.provider(name))
-        return to.take_up(known, asked, progress=progress)
+
+        def check(run: Run) -> None:
+            limit_usd = asked.max_cost_usd
+            preflight(ws, prepared, name, strict=strict, max_cost_usd=limit_usd, continued={name: run})
+
+        return to.take_up(known, asked, progress=progress, check=check)
     if not asked.again and (same := request.same(ws.store)):
         raise already(same)
     preflight(ws, prepared, name, strict=strict, max_cost_usd=asked.max_cost_usd)

@@ -138,10 +138,14 @@ class Settings:
     def require_to_spend(self, *backends: BillingBackend) -> None:
         """Raise `ProjectNotTrusted` if one of these backends may bill and the project is not trusted.
         Sandboxes and this machine require no trust. Call this before sending anything that may be billed."""
-        path = self.config_file
-        if path is None or self.config_named:
-            return
         if any(not (backend.config.sandbox or backend.profile.near) for backend in backends):
+            self.require_trusted()
+
+    def require_trusted(self) -> None:
+        """Raise `ProjectNotTrusted` if the settings include a project's file that may not decide what is
+        spent."""
+        path = self.config_file
+        if path is not None and not self.config_named:
             from orchestrate.settings import trust
 
             trust.Project(path, read_toml(path)).require_to_spend(trust.trusted_in(self.pins))

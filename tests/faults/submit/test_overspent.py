@@ -31,11 +31,12 @@ from orchestrate.runs.syncing.sweep import refresh, sync
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.store import Clock, transitions
-from orchestrate.store.store import Store
+from orchestrate.store.store import Store, Timing
 from orchestrate.types import Bill, Feature, Job, JobHandle, JobStatus, Quote, Run, SubmitPhase
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
 DATA: Any = Paper()
+AT_ONCE = Timing(send_limit_s=60.0, requests=0, margin_s=0.0, lease_s=5.0, patience_s=1.0)
 QUOTE = Quote(provider="paper", model="m", expected_usd=Decimal(3), high_usd=Decimal(4))
 
 
@@ -50,6 +51,44 @@ def host(tmp_path: Path) -> EstimatingHost:
     made = EstimatingHost(tmp_path / "host", timeout_s=0.1)
     made.told = Decimal(500)
     return made
+
+
+# -- a run that goes on under other limits ------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_the_same_key_again_sends_under_the_limits_of_now(store: Store, tmp_path: Path) -> None:
+    """After a process that died between sending the data and creating the job."""
+
+    def killed(point: str) -> None:
+        if point == "after-uploaded":
+            raise Killed
+
+    host = PaperHost(tmp_path / "host", timeout_s=0.1)
+    asked = Submission(
+        spec=SPEC,
+        translation=host.translate(SPEC),
+        data=DATA,
+        quote=QUOTE,
+        max_cost_usd=Decimal(10),
+        idempotency_key="k",
+    )
+    with pytest.raises(Killed):
+        Submitter(store, host, AT_ONCE, killed, Decimal(20)).submit(asked)
+    assert (host.posts(), store.ledger.spending()) == (0, Spending(committed_usd=Decimal(4)))
+    poor = Submitter(store, host, AT_ONCE, budget_usd=Decimal(2))
+    for act in (lambda: poor.submit(asked), lambda: poor.resume(store.runs.get("last"), DATA)):
+        with pytest.raises(OverBudget):
+            act()
+    assert host.posts() == 0
+    enough = Submitter(store, host, AT_ONCE, budget_usd=Decimal(4))
+    run = enough.submit(replace(asked, max_cost_usd=Decimal(5)))
+    assert (host.posts(), run.phase, run.max_cost_usd) == (1, SubmitPhase.SUBMITTED, Decimal(5))
+    again = poor.submit(replace(asked, max_cost_usd=Decimal(1)))
+    assert (again.id, again.max_cost_usd, host.posts()) == (run.id, Decimal(5), 1), "its job is there"
 
 
 # -- the host's own estimate -------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.cli import app
+from orchestrate.data.operations.generate import GenerateOrder
 from orchestrate.errors import OrchestrateError, ProjectNotTrusted, UsageError
+from orchestrate.runs.data.generation import TeacherModel, generate
 from orchestrate.settings import config
 from orchestrate.types import JobStatus, Run, SubmitPhase
 
@@ -109,6 +111,13 @@ def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
             lambda: ft.run("run-1").deploy(),
             lambda: ft.submit(spec(project), name, idempotency_key="k"),
             lambda: ft.evaluate(["run-2"], project / "rows.jsonl"),
+            lambda: generate(
+                ft,
+                "rows.jsonl",
+                project / "more.jsonl",
+                TeacherModel(model="gpt-4.1", host=name),
+                GenerateOrder(rows=6),
+            ),
         ]
         (project / "rates.yaml").write_text(FREE)
         for act in acts:

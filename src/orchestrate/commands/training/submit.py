@@ -133,7 +133,7 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: SubmitOpti
     if how.on_prepared is not None:
         how.on_prepared(prepared)
     earlier = ft.earlier(prepared, names, idempotency_key=how.spending.key)
-    new = [found for found in earlier if found.known is None]
+    new = [found for found in earlier if found.may_send]
     caps = require_agreement(ft, prepared, new, how)
     runs: list[RunHandle] = []
     try:
@@ -176,7 +176,8 @@ def require_agreement(
         return {}
     each = amount(spending.max_cost_each, "--max-cost-each")
     try:
-        caps = ft.preflight(prepared, names, strict=how.strict, max_cost_each_usd=each)
+        continued = {found.provider: found.known for found in new if found.known is not None}
+        caps = ft.preflight(prepared, names, strict=how.strict, max_cost_each_usd=each, continued=continued)
     except DataError as error:
         show_problems(error.problems)
         if error.fix:

@@ -20,7 +20,7 @@ from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import h11
 import msgspec
@@ -319,7 +319,7 @@ class RequestGuard:
         if self._tokens is not None:
             scope = self._holder(scope)
         here = headers.get("host", "").casefold()
-        name = urlsplit(f"//{here}").hostname or ""
+        name = _parts(f"//{here}").hostname or ""
         if not (_is_address(name) or is_loopback(name) or name in self._names):
             raise _Refusal(404, "this server does not accept the host name in the URL")
         if scope["method"] not in _SAFE and not self._is_ours(headers, here):
@@ -347,7 +347,7 @@ class RequestGuard:
         origin = headers.get("origin")
         if origin is None:
             return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-        return urlsplit(origin).netloc.casefold() == here or origin.casefold() in self._origins
+        return _parts(origin).netloc.casefold() == here or origin.casefold() in self._origins
 
     def _limited(self, receive: Receive, refuse: Callable[[int, str], Awaitable[None]]) -> Receive:
         """Limit the size of the request body. After a rejection, the app sees a disconnected client."""
@@ -394,6 +394,14 @@ class _SafeSend:
                 headers.setdefault(name, value)
         if not self.closed:
             await self._send(message)
+
+
+def _parts(address: str) -> SplitResult:
+    """Split an address that a client sent. One that cannot be read has no host."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_address(name: str) -> bool:

@@ -324,7 +324,11 @@ def _json_tensor(name: str, tensor: JsonTensor) -> dict[str, Any]:
     shape = [len(tensor.data)] if tensor.shape is None else tensor.shape
     if math.prod(shape) != len(tensor.data):
         raise HostError(400, f"{name} has {len(tensor.data)} values, which does not match its shape {shape}")
-    return {"data": np.asarray(tensor.data, dtype=kind).tobytes(), "shape": shape, "kind": kind}
+    try:
+        values = np.asarray(tensor.data, dtype=kind)
+    except (OverflowError, ValueError) as error:
+        raise HostError(400, f"{name} has a value that is no {tensor.dtype}: {error}") from error
+    return {"data": values.tobytes(), "shape": shape, "kind": kind}
 
 
 def _is_finite(value: Any) -> bool:

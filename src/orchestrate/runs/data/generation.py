@@ -109,6 +109,8 @@ def generate(
     process writes to the same output."""
     settings = ws.settings
     place = writer.place(settings)
+    if not _near(settings, place):
+        settings.require_trusted()
     require_writable(output, seeds)
     order = replace(
         order,

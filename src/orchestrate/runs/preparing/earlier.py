@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrate.errors import AlreadySubmitted
+from orchestrate.store.transitions import UNSENT, UNSETTLED
 
 if TYPE_CHECKING:
     from orchestrate.runs.preparing.prepared import Prepared
@@ -23,6 +24,12 @@ class Earlier(NamedTuple):
     """The error that a submit would raise because an identical run exists."""
     idempotency_key: str | None
     """Idempotency key of this backend's run. With several backends, derived from the caller's key."""
+
+    @property
+    def may_send(self) -> bool:
+        """True if a submit may create a job, also for a known run whose job was not created yet."""
+        run = self.known
+        return run is None or (run.phase in UNSENT | UNSETTLED and not run.status.terminal)
 
 
 def found(ws: Workspace, prepared: Prepared, provider: Backends, key: str | None) -> list[Earlier]:

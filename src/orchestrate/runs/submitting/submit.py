@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from orchestrate.core.underway import BYTES, work
 from orchestrate.costing import spending
 from orchestrate.errors import (
@@ -126,9 +128,17 @@ class Submitter(Settler):
         self.store.history.add_events(run.id, [event], from_host=False)
         return self.apply(run, lambda run, at: transitions.observed(run, there.job, at), None)
 
-    def take_up(self, run: Run, asked: Submission, *, progress: Progress | None = None) -> Run:
-        """Continue a run that an earlier call created. The returned run may still be in progress. Raises the
-        same errors as `submit`."""
+    def take_up(
+        self,
+        run: Run,
+        asked: Submission,
+        *,
+        progress: Progress | None = None,
+        check: Callable[[Run], object] | None = None,
+    ) -> Run:
+        """Continue a run that an earlier call created. The returned run may still be in progress. If its job
+        still has to be created, the limits of `asked` replace those of the earlier call, and `check` is
+        called first and may raise an error. Raises the same errors as `submit`."""
         if run.idempotency_key is None:
             run = self.store.runs.apply(run.id, lambda run: repeats.acquired(run, asked))
         if self.store.leases.held(lease_name(run)):
@@ -140,7 +150,7 @@ class Submitter(Settler):
                 self.provider.name, run.ref, "the outcome of an earlier attempt is not known yet"
             )
         try:
-            return self._go_on(run, asked, asked.data, progress, again=True)
+            return self._go_on(run, asked, asked.data, progress, again=True, check=check)
         except LeaseHeld:
             return self.store.runs.get(run.id)
 
@@ -159,6 +169,7 @@ class Submitter(Settler):
         progress: Progress | None,
         *,
         again: bool = False,
+        check: Callable[[Run], object] | None = None,
     ) -> Run:
         """Continue a run. Without `asked`, sends the run's own spec, as far as it was stored."""
         self.require_host(run)
@@ -176,12 +187,30 @@ class Submitter(Settler):
                 if there := self._there(run):
                     return there
                 run = self.store.runs.get(run.id)  # its account is known now
+                if check is not None:
+                    check(run)
+                run = self._limited(run, asked, lease)
             spec = asked.spec if asked else stored_spec(run)
             translation = self._agreed(run, spec, asked)
             sent = _Sent(_within(spec, run), translation, patient=asked is not None and asked.patient)
             remote = self._uploaded(run, sent, data, progress, lease)
             self._ask_price(run, sent, remote, lease)
             return self._send(run, sent, remote, lease, again=again)
+
+    def _limited(self, run: Run, asked: Submission | None, lease: Lease) -> Run:
+        """Apply the limits of this call to a run that an earlier call created. Raises `OverBudget` if the
+        budget, which may have been lowered since, does not cover the run."""
+        if asked is not None and asked.max_cost_usd is not None:
+            given = {"max_cost_usd": asked.max_cost_usd, "allowed_usd": asked.allowed_usd}
+            run = self.apply(run, lambda run, _: msgspec.structs.replace(run, **given), lease)
+        if self.budget_usd is not None and not run.sandbox:
+            own = spending(run).total_usd
+            taken = self.store.ledger.spending().total_usd - own
+            left, figure = "the remaining budget", "the run's possible cost"
+            require_within(
+                self.provider.name, own, self.budget_usd, taken_usd=taken, what=left, figure=figure
+            )
+        return run
 
     def _held_again(self, run: Run, asked: Submission | None, lease: Lease) -> Run:
         """Reserve the budget again before anything is sent. Raises `OverBudget`."""

@@ -168,7 +168,11 @@ class Api:
 
     def _require_admin(self, request: Request) -> None:
         key = bearer(request.scope)
-        if self.admin_key is None or key is None or not secrets.compare_digest(key, self.admin_key):
+        if (
+            self.admin_key is None
+            or key is None
+            or not secrets.compare_digest(key.encode(), self.admin_key.encode())
+        ):
             raise HostError(403, "only the owner of this server can change the models", code="not_allowed")
 
     async def add(self, request: Request) -> Response:

@@ -65,8 +65,10 @@ def _require_plain(tool: dict[str, Any]) -> None:
     if tool.get("type") != "function" or not isinstance(function, dict):
         raise HostError(400, 'a tool must have "type": "function" and a function object', param="tools")
     given = cast("dict[str, Any]", function)
-    if not _TOOL_NAME.fullmatch(str(given.get("name"))):
-        raise HostError(400, "a tool's name may only contain letters, digits, _, -, . and :", param="tools")
+    name = given.get("name")
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        words = "a tool needs a name, which may only contain letters, digits, _, -, . and :"
+        raise HostError(400, words, param="tools")
     parameters: Any = given.get("parameters", {})
     if not isinstance(parameters, dict):
         raise HostError(400, "parameters of a tool must be a JSON Schema object", param="tools")
@@ -80,7 +82,9 @@ def _required(
     """Return the tools of which one must be called. Raises `HostError` 400."""
     if choice in (None, "auto", "none"):
         return []
-    known = [tool for tool in tools or () if isinstance(tool.get("function"), dict)]
+    known = tools or []
+    for tool in known:
+        _require_plain(tool)
     if choice != "required":
         function: dict[str, Any] | None = choice.get("function") if isinstance(choice, dict) else None
         if not isinstance(function, dict) or set(choice) - {"type", "function"}:  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.core.child import Ended
+from orchestrate.core.files import sha256
 from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.local.answers.worker import ModelProcess
 from orchestrate.local.run import NO_COMPILER
@@ -59,7 +60,7 @@ class EngineClient:
         self.failure = ""
         """The reason why the last attempt to restart the process failed, or an empty string."""
         self._ends = threading.Event()
-        self._stamps: dict[str, list[tuple[str, int, int]]] = {}
+        self._stamps: dict[str, list[tuple[str, int, int | str]]] = {}
         self._worker: ModelProcess | None = None
         self._up = threading.Event()
 
@@ -204,8 +205,15 @@ class EngineClient:
             )
 
 
-def _stamp(folder: str) -> list[tuple[str, int, int]]:
-    """Return sizes and times of the weight files in a folder, which reveal changes without reading the
-    files."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    return [(f.name, (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
+_SMALL = (".json", ".jinja", ".model", ".txt")
+"""Endings of the files beside the weights that decide the answers: settings, tokenizer and chat template."""
+
+
+def _stamp(folder: str) -> list[tuple[str, int, int | str]]:
+    """Return what reveals a change of a model's files: sizes and times of the weights, which would take long
+    to read, and the hashes of the files beside them."""
+    files = sorted(f for f in Path(folder).glob("*") if f.suffix in (".safetensors", *_SMALL))
+    return [
+        (f.name, (stat := f.stat()).st_size, sha256(f) if f.suffix in _SMALL else stat.st_mtime_ns)
+        for f in files
+    ]

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrate.http.wire import Body
@@ -61,18 +61,29 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+Stop = Annotated[str, Field(min_length=1)]
+
+
+def _one_if_none(given: object) -> object:
+    return 1 if given is None else given
+
+
 class SamplingRequest(Body):
     """Fields that chat and completion requests have in common. The fields after the blank line are accepted
     but don't affect answers."""
 
     model: str
-    n: Annotated[int, Field(ge=1, le=16)] = 1
+    n: Annotated[int, Field(ge=1, le=16), BeforeValidator(_one_if_none)] = 1
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+        | None
+    ) = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
