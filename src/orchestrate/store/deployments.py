@@ -61,10 +61,18 @@ def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deplo
     """Record that all steps of a deploy are complete."""
     changes: dict[str, object] = {"host_id": endpoint.id, "raw_state": endpoint.state}
     if endpoint.usd_per_hour is not None:
-        changes["usd_per_hour"] = endpoint.usd_per_hour
+        changes["usd_per_hour"] = counted_price(deployment, endpoint.usd_per_hour)
     return _moved(
         deployment, at, State.UP, bills=True, answered=True, complete=True, missing_since=None, **changes
     )
+
+
+def counted_price(deployment: Deployment, usd_per_hour: Decimal) -> Decimal:
+    """Return the hourly price to record for a deployment whose price is now `usd_per_hour`. Once the host has
+    listed the deployment, its price never falls: all its hours count at the recorded price, so a lower one
+    would also lower what was already spent."""
+    known = deployment.usd_per_hour
+    return usd_per_hour if known is None or deployment.host_id is None else max(known, usd_per_hour)
 
 
 def ending(deployment: Deployment, cause: str, at: datetime) -> Deployment:
@@ -141,7 +149,7 @@ def _seen(deployment: Deployment, there: Sequence[BilledResource], at: datetime)
     if deployment.host_id is None:
         changes["host_id"] = there[0].id
     if prices and (bills or deployment.usd_per_hour is None):
-        changes["usd_per_hour"] = sum(prices, Decimal(0))
+        changes["usd_per_hour"] = counted_price(deployment, sum(prices, Decimal(0)))
     state = State.UP if bills else State.IDLE
     if deployment.state is State.ENDING or (deployment.state is State.ENDED and deployment.cause is not None):
         state = State.ENDING  # also when it had been shown as gone

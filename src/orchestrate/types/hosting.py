@@ -27,7 +27,7 @@ class BilledResource(Record, frozen=True, kw_only=True):
     bills: bool | None
     """True if the resource is billed now. `None` if unknown."""
     usd_per_hour: Decimal | None = None
-    """Hourly price while the resource is billed, including all replicas of a deployment. `None` if
+    """Hourly price while the resource is billed, with all replicas that a deployment may have. `None` if
     unknown."""
     rented: bool = False
     """True for a job on a machine that is billed hourly until the job is removed."""

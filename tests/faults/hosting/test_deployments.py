@@ -255,6 +255,52 @@ def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
         reserve(connection, deployed.clock, "together", Decimal(5), budget_usd=first.total_usd + 4)
 
 
+def test_money_follows_the_most_replicas_and_never_falls(deployed: Deployed) -> None:
+    """The autoscaler may start all of them at any time, and fewer give nothing back."""
+    from orchestrate.costing.expenses import deployment_spending
+
+    def as_billed(known: Deployment) -> Any:
+        return deployment_spending(
+            Deployment.from_dict(known.to_dict() | {"sandbox": False}), deployed.clock.now()
+        )
+
+    def polled(**changes: Any) -> Any:
+        [entry] = deployed.up("together")
+        state = deployed.world.hosts.fronts["together"].host.state
+        state.put("together", "deployment", entry["id"], {**entry, **changes})
+        deployed.world.sync()
+        known = deployed.record("together")
+        assert known is not None
+        return as_billed(known)
+
+    scaling = {"min_replicas": 1, "max_replicas": 4}
+    up = deployed.deploy("together", DeployTerms(max_hours=Decimal(3), options=scaling))
+    assert up.usd_per_hour is not None
+    one, first = up.usd_per_hour / 4, as_billed(up)
+    assert round(first.committed_usd, 1) == round(12 * one, 1)
+    with pytest.raises(OverBudget):
+        deployed.deploy("together", DeployTerms(max_usd_per_hour=one + 1))
+    deployed.clock.ahead += timedelta(hours=1)
+    fewer = {"autoscaling": {"minReplicas": 1, "maxReplicas": 1}, "desiredReplicas": 1}
+    for changes in ({"desiredReplicas": 4}, {"desiredReplicas": 1}, fewer):
+        found = polled(**changes)
+        assert round(found.spent_usd, 1) == round(4 * one, 1), changes
+        assert round(found.total_usd, 1) == round(first.total_usd, 1), changes
+    kept = deployed.deploy("together")
+    assert kept.usd_per_hour == up.usd_per_hour, "a second call at a lower price gives nothing back either"
+
+
+def test_a_cost_limit_ends_one_by_its_most_replicas(deployed: Deployed) -> None:
+    scaling = {"min_replicas": 1, "max_replicas": 4}
+    up = deployed.deploy("together", DeployTerms(max_cost_usd=Decimal(20), options=scaling))
+    assert up.usd_per_hour is not None and up.usd_per_hour > 20
+    deployed.clock.ahead += timedelta(hours=1)
+    assert any("$20" in line for line in deployed.world.sync().hosting)
+    ended = deployed.settle("together")
+    assert ended is not None and ended.state is DeploymentState.ENDED and deployed.up("together") == []
+    assert ended.usd_per_hour == up.usd_per_hour, "the scaling to none at its end lowers nothing"
+
+
 def _without_limits(deployment: Deployment) -> Deployment:
     return Deployment.from_dict(deployment.to_dict() | {"max_hours": None})
 

@@ -174,7 +174,7 @@ class TogetherDeployments:
                     job_id=_job_id(name),
                     state=state,
                     bills=_BILLS.get(state),
-                    usd_per_hour=price * _replicas(entry) if price is not None else None,
+                    usd_per_hour=price * _most_replicas(entry) if price is not None else None,
                     created_at=when(entry.get("createdAt")),
                     note=text(entry.get("hardware")),
                     payload=payload(entry),
@@ -326,7 +326,7 @@ class TogetherDeployments:
         deployments = rows(raw.get("deployments"))
         prices, per_hour = self._prices_if_known(), Decimal(0)
         for entry in deployments:
-            price, replicas = prices.get(text(entry.get("hardware")) or ""), _replicas(entry)
+            price, replicas = prices.get(text(entry.get("hardware")) or ""), _most_replicas(entry)
             if price is None and replicas:  # a part of the sum would pass for all of it
                 per_hour = Decimal(0)
                 break
@@ -383,10 +383,13 @@ def _ours(endpoint: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _per_hour(
     deployment: Mapping[str, Any], prices: Mapping[str, Decimal], wanted: TogetherDeployOptions
 ) -> Decimal | None:
-    """Return the hourly price of a deployment's replicas, or if it is stopped, of those that would start."""
+    """Return the hourly price of a deployment with all replicas up, or if it is stopped, of those that may
+    start."""
     price = prices.get(text(deployment.get("hardware")) or "")
     down = _state(deployment) in _DOWN
-    return price * (wanted.max_replicas if down else _replicas(deployment)) if price is not None else None
+    return (
+        price * (wanted.max_replicas if down else _most_replicas(deployment)) if price is not None else None
+    )
 
 
 def _state(deployment: Mapping[str, Any]) -> str:
@@ -394,11 +397,11 @@ def _state(deployment: Mapping[str, Any]) -> str:
     return word.removeprefix("DEPLOYMENT_STATE_").lower()
 
 
-def _replicas(deployment: Mapping[str, Any]) -> int:
-    """Return how many replicas the host wants now. If it does not report that, or wants none now, return
-    the maximum."""
+def _most_replicas(deployment: Mapping[str, Any]) -> int:
+    """Return the maximum number of replicas, because the autoscaler may start them without notice. Replicas
+    that the host still wants after the maximum was lowered count too."""
     most = integer(table(deployment.get("autoscaling")).get("maxReplicas"))
-    return integer(deployment.get("desiredReplicas")) or (1 if most is None else most)
+    return max(1 if most is None else most, integer(deployment.get("desiredReplicas")) or 0)
 
 
 def _hardware(config: Mapping[str, Any]) -> str | None:

@@ -428,7 +428,7 @@ def _agreed(deployment: Deployment, terms: DeployTerms, price: Decimal | None, a
         "made_by": deployment.made_by or terms.made_by,
         "gateway_key": deployment.gateway_key or terms.gateway_key,
         "gateway_model": deployment.gateway_model or terms.gateway_model,
-        "usd_per_hour": price,
+        "usd_per_hour": None if price is None else deployments.counted_price(deployment, price),
         "options": {**deployment.options, **terms.options},
     }
     after = msgspec.structs.replace(deployment, **{k: v for k, v in given.items() if v is not None})

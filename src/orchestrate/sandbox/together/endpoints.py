@@ -518,7 +518,8 @@ class Endpoints:
                 "estimatedEffectiveTrafficShare": weights.get(d["id"], 0) / total,
                 "state": self._state(d),
                 "hardware": d["hardware"],
-                "readyReplicas": 1 if self._state(d) == "DEPLOYMENT_STATE_READY" else 0,
+                "desiredReplicas": _desired(d),
+                "readyReplicas": _desired(d) if self._state(d) == "DEPLOYMENT_STATE_READY" else 0,
             }
             for d in self._below(endpoint["id"])
         ]
@@ -624,9 +625,10 @@ class Endpoints:
 
     def _deployment(self, deployment: dict[str, Any]) -> dict[str, Any]:
         state = self._state(deployment)
-        ready = int(state == "DEPLOYMENT_STATE_READY")
-        status = {"state": state, "message": "sandbox", "readyReplicas": ready, "scheduledReplicas": 1}
-        return {**deployment, "status": status, "desiredReplicas": 1}
+        wanted = _desired(deployment)
+        ready = wanted if state == "DEPLOYMENT_STATE_READY" else 0
+        status = {"state": state, "message": "sandbox", "readyReplicas": ready, "scheduledReplicas": wanted}
+        return {**deployment, "status": status, "desiredReplicas": wanted}
 
     def _one(self, request: Request) -> dict[str, Any]:
         endpoint = self._found(request)
@@ -682,6 +684,13 @@ class Endpoints:
             f"Unable to access non-serverless model {model}. Create and start a dedicated endpoint for it.",
             code="model_not_available",
         )
+
+
+def _desired(deployment: dict[str, Any]) -> int:
+    """Return how many replicas the autoscaler wants: the fewest, unless the stored deployment says more."""
+    scaling = deployment["autoscaling"]
+    least = max(scaling.get("minReplicas", 1), 1)
+    return min(max(deployment.get("desiredReplicas", 1), least), scaling.get("maxReplicas", least))
 
 
 def _full(name: str) -> str:

@@ -736,6 +736,33 @@ def test_no_part_of_the_price_passes_for_all_of_it(host: Host, together: Togethe
     assert found == [None, Decimal("3.49")]
 
 
+@pytest.mark.parametrize(
+    ("most", "wanted", "usd"),
+    [
+        (4, 1, "13.96"),
+        (4, 4, "13.96"),
+        (4, 0, "13.96"),
+        (4, None, "13.96"),
+        (1, 3, "10.47"),
+        (None, 2, "6.98"),
+    ],
+)
+def test_the_price_is_that_of_all_replicas_that_may_run(
+    host: Host, together: TogetherProvider, most: int | None, wanted: int | None, usd: str
+) -> None:
+    serve_endpoints(host)
+    whole = host.routes["GET", f"{PROJECT}/endpoints/ep_1"][0]
+    [up] = whole["deployments"]
+    scaling = {"minReplicas": 1, "maxReplicas": most}
+    ready = {**up, "state": "DEPLOYMENT_STATE_READY", "autoscaling": scaling, "desiredReplicas": wanted}
+    host.on("GET", f"{PROJECT}/endpoints/ep_1", {**whole, "deployments": [ready]})
+    there(host)
+    endpoint, [item] = together.endpoint(JOB), list(together.deployments())
+    assert endpoint is not None
+    prices = (endpoint.usd_per_hour, item.usd_per_hour, together.deployment_price(JOB))
+    assert prices == (Decimal(usd),) * 3 and item.bills
+
+
 def test_a_price_above_the_limit_makes_nothing(host: Host, together: TogetherProvider) -> None:
     serve_endpoints(host)
     with pytest.raises(OverBudget):

@@ -301,6 +301,27 @@ def test_a_tuned_model_answers_only_from_a_dedicated_endpoint(
     assert endpoint.id not in [found.id for found in together.endpoints.list()]
 
 
+def test_a_deployment_tells_its_replicas(together: Together, sandbox: Sandbox) -> None:
+    endpoint = together.endpoints.create(name="scaled")
+    api, found = together.endpoints.deployments, list[tuple[int | None, ...]]()
+
+    def seen(id: str) -> None:
+        one, whole = api.retrieve(id, endpoint_id=endpoint.id), together.endpoints.retrieve(endpoint.id)
+        found.extend((one.desired_replicas, d.desired_replicas, d.ready_replicas) for d in whole.deployments)
+
+    scaling: Any = {"min_replicas": 2, "max_replicas": 4}
+    made = api.create(endpoint.id, name="first", autoscaling=scaling, model=MODEL)
+    sandbox.skip(86400)
+    seen(made.id)
+    for bounds in ((0, 1), (0, 0)):
+        change: Any = dict(zip(scaling, bounds, strict=True))
+        api.update(made.id, endpoint_id=endpoint.id, autoscaling=change)
+        seen(made.id)
+    assert found == [(2, 2, 2), (1, 1, 1), (0, 0, 0)]
+    api.delete(made.id, endpoint_id=endpoint.id)
+    together.endpoints.delete(endpoint.id)
+
+
 def test_models_and_what_can_be_tuned(together: Together, sandbox: Sandbox) -> None:
     del sandbox
     assert MODEL in [m.name for m in together.models.list_supported()]
