@@ -95,9 +95,10 @@ def front(request: pytest.FixtureRequest, fronts: dict[str, Front]) -> Front:
 def test_pages_of_other_sites_do_nothing_here(front: Front) -> None:
     """Not with a key either: a browser may have it from the page that is open beside."""
     assert front().status_code == 200
-    for page in ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+    strange = ({"origin": "http://["}, {"sec-fetch-site": "cross-site"})
+    for page in ({"origin": "https://evil.example"}, {"origin": "null"}, *strange):
         assert front("POST", **page).status_code == 403, page
-    for name in ("evil.example", "127.0.0.1.evil.example", ""):
+    for name in ("evil.example", "127.0.0.1.evil.example", "", "[::1", "[evil]"):
         assert front(host=name).status_code == 404, name
 
 

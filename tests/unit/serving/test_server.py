@@ -259,6 +259,9 @@ def parrot(folder: Path, said: str) -> Path:
     return folder
 
 
+NAMELESS = {"type": "function", "function": {"description": "Looks an order up."}}
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -273,6 +276,12 @@ def parrot(folder: Path, said: str) -> Path:
             "only accepts text",
         ),
         ({"messages": [{"role": "priest", "content": "x"}]}, "role"),
+        ({"stop": ""}, "stop"),
+        ({"tools": [NAMELESS], "tool_choice": "required"}, "needs a name"),
+        (
+            {"tools": [NAMELESS], "tool_choice": {"type": "function", "function": {"name": "a"}}},
+            "needs a name",
+        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused_with_the_field(
@@ -286,6 +295,7 @@ def test_what_cannot_be_kept_is_refused_with_the_field(
     "more",
     [
         {"temperature": 1e-320},
+        {"n": None},
         {"temperature": 2, "top_p": 1e-300, "presence_penalty": 2, "frequency_penalty": -2},
         {"temperature": 1, "seed": -(2**63), "extra_body": {"top_k": 10**30}},
         {"temperature": 1, "logit_bias": {str(n): -100 for n in range(400)}},
