@@ -48,6 +48,7 @@ from orchestrate.data.tokens.words import (
     left_out,
     other_words,
     signature,
+    word_start,
 )
 from orchestrate.errors import DataError
 
@@ -87,6 +88,9 @@ class Rendered:
     """Warnings about how the template renders the turns."""
     others: Mapping[int, AssistantTurn] = field(default_factory=dict[int, AssistantTurn])
     """Spans of trained messages with other roles, keyed by message index."""
+    written: Mapping[int, Sequence[int]] = field(default_factory=dict[int, list[int]], repr=False)
+    """Positions at which the template wrote an answer's text, keyed by message index, for the answers with
+    loss spans."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """Describe effects of the template that the conversation's author may not expect. Set `has_end` if
@@ -124,20 +128,16 @@ class Rendered:
         an answer to train on."""
         weights = [row if inputs else 0.0] * len(offsets)
         ends = [end for _, end in offsets]
-        answers = [m for m in self.messages if m.role == "assistant"]
-        for said, turn in zip(answers, self.turns, strict=True):
+        answers = [(i, m) for i, m in enumerate(self.messages) if m.role == "assistant"]
+        for (i, said), turn in zip(answers, self.turns, strict=True):
             weight = row if said.weight is None else said.weight * row
             for start, end in turn.spans:
                 first = bisect_right(ends, start)
                 for token in range(first, bisect_left(offsets, (end, 0), lo=first)):
                     weights[token] = weight
-            if said.loss_spans is not None and turn.spans:
+            if said.loss_spans is not None and said.weight != 0 and turn.spans:
                 start, end = turn.spans[0][0], turn.spans[-1][1]
-                if (at := self.text.find(said.text, start, end)) < 0:
-                    raise DataError(
-                        "the chat template changes an answer, so training cannot select part of it",
-                        fix="train on the entire answer, or split it into turns with weight 0 and 1",
-                    )
+                at = self._place(i, said.text, start, end)
                 for token in range(bisect_right(ends, start), bisect_left(offsets, (end, 0))):
                     if not carries(self.text, offsets[token], said.loss_spans, at, said.text):
                         weights[token] = 0.0
@@ -148,6 +148,24 @@ class Rendered:
                 for token in range(first, bisect_left(offsets, (end, 0), lo=first)):
                     weights[token] = row if given is None else given * row
         return weights
+
+    def _place(self, i: int, said: str, start: int, end: int) -> int:
+        """Return where the text of the answer at index `i` begins in its turn, which is between `start` and
+        `end`. The same text may also occur in the answer's reasoning or in the template's own text. Raises
+        `DataError` if the place is not certain."""
+        found = [
+            at
+            for at in self.written.get(i, ())
+            if start <= at and at + len(said) <= end and self.text.startswith(said, at)
+        ]
+        if len(found) != 1:
+            raise DataError(
+                "the chat template changes an answer, so training cannot select part of it"
+                if not found
+                else "the chat template writes an answer several times, so training cannot select part of it",
+                fix="train on the entire answer, or split it into turns with weight 0 and 1",
+            )
+        return found[0]
 
 
 @dataclass
@@ -190,15 +208,18 @@ class Conversations:
         `DataError` if the template rejects the conversation."""
         form, text, spans = self._shown(messages, tools)
         places = tuple(i for i, m in enumerate(messages) if m.role in others)
+        written = self._written(text, form, messages, tools)
         marked = spans and len(spans) == sum(m.role == "assistant" for m in messages)
         if marked and not places:
-            return Rendered(text, tuple(self._ended(text, [span]) for span in spans), messages, tools)
+            turns = tuple(self._ended(text, [span]) for span in spans)
+            return Rendered(text, turns, messages, tools, written=written)
         turns, odd, theirs = self._found(text, form, messages, tools, places)
         if marked:
             turns, odd = [self._ended(text, [span]) for span in spans], ()
         else:
             turns = self._marked(text, spans, turns)
-        return Rendered(text, tuple(turns), messages, tools, odd, dict(zip(places, theirs, strict=True)))
+        more = dict(zip(places, theirs, strict=True))
+        return Rendered(text, tuple(turns), messages, tools, odd, more, written)
 
     # -- inside ---------------------------------------------------------------------------------------------
 
@@ -226,6 +247,35 @@ class Conversations:
             return [nothing for m in messages if m.role == "assistant"], (), [nothing for _ in others]
         theirs = [turn.placed(places) for turn in pieces.others]
         return [turn.placed(places) for turn in pieces.turns], pieces.notes, theirs
+
+    def _written(
+        self, text: str, form: MessageFormat, messages: Sequence[ChatMessage], tools: Tools
+    ) -> dict[int, list[int]]:
+        """Return where `text` contains the texts of the answers with loss spans. Only these texts are
+        replaced with placeholders, so a copy of a text elsewhere in the row cannot be mistaken for it."""
+        picked = [i for i, m in enumerate(messages) if m.loss_spans is not None and m.weight != 0]
+        if not picked:
+            return {}
+        given = as_form(form, messages)
+        own = [{"content": m["content"]} if i in picked else {} for i, m in enumerate(given)]
+        cut = self._with_words(given, own, tools)
+        starts = aligned(text, cut.texts, cut.owners, own) if cut else None
+        if cut is None or starts is None:
+            return {}
+        ends = [at + len(piece) for at, piece in zip(starts, cut.texts, strict=True)]
+        found: dict[int, list[int]] = {i: [] for i in picked}
+        for i in picked:
+            mine = [k for k, owner in enumerate(cut.owners) if owner[0] == i]
+            for k in mine:
+                if cut.owners[k] == cut.owners[mine[0]]:
+                    found[i].append(ends[k] - word_start(messages[i].text, cut.owners[k][1] - 1))
+        return found
+
+    def _with_words(self, messages: Messages, own: Sequence[Mapping[str, Any]], tools: Tools) -> Cut | None:
+        """Render a conversation with placeholders for only the texts in `own`, which contains some fields of
+        each message."""
+        shown = [{**m, **other_words(mine, i)} for i, (m, mine) in enumerate(zip(messages, own, strict=True))]
+        return self._cut(shown, tools, None)
 
     def _marked(self, text: str, spans: Spans, turns: Sequence[AssistantTurn]) -> list[AssistantTurn]:
         """Replace the located turns with the spans that the template marks. Each mark belongs to the turn

@@ -115,6 +115,13 @@ def around(text: str, word: str) -> str:
     return text if not core else text.replace(core, word, 1)
 
 
+def word_start(text: str, k: int) -> int:
+    """Return where the placeholder with index `k` replaces a part of `text` (see `other_words`)."""
+    pieces = KEPT.split(text)
+    lead = pieces[2 * k]
+    return sum(map(len, pieces[: 2 * k])) + len(lead) - len(lead.lstrip())
+
+
 def cut_by_words(text: str) -> Cut:
     texts: list[str] = []
     owners: list[tuple[int, int]] = []

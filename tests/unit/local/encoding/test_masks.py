@@ -11,6 +11,7 @@ from tests.unit.local.encoding.test_templates import FAMILIES as PUBLISHED
 from tests.unit.local.encoding.test_templates import template as published
 
 from orchestrate.data.rows import ChatExample, ChatMessage, PreferenceExample, TextExample
+from orchestrate.errors import DataError
 from orchestrate.local.encoding import (
     NO_ROLES,
     SKIPS_THINKING,
@@ -86,6 +87,52 @@ def test_weights_in_the_rows_hold_beside_the_choice() -> None:
     assert trained(encode(row, of, Rules(train_on=("user",))), of) == "First?<|im_end|>"
     muted = ChatExample(messages=[*TALK.messages[:4], ChatMessage(role="assistant", content="Two", weight=0)])
     assert encode(muted, of, Rules(train_on="last")).trained == 0
+
+
+COPIES = {
+    "in the reasoning": ("6*7 = 42. I will say: It is 42", "It is 42", [(6, 8)], "42<|im_end|>"),
+    "the reasoning itself": ("aa aa", "aa aa", [(0, 2)], "aa"),
+    "in the template's tag": ("hm", "think", [(2, 5)], "ink<|im_end|>"),
+    "in the header": (None, "assistant", [(0, 9)], "assistant<|im_end|>"),
+    "twice in the answer": ("2", "2 and 2", [(6, 7)], "2<|im_end|>"),
+    "thinking in the text": (None, "<think>\n42\n</think>\n\nIt is 42", [(27, 29)], "42<|im_end|>"),
+}
+"""Reasoning, answer, the part of it to train on, and what is trained, by hand."""
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_a_part_of_an_answer_is_not_mistaken_for_a_copy_of_it(case: str) -> None:
+    of = published("qwen3", *PUBLISHED["qwen3"])
+    thought, said, spans, expected = COPIES[case]
+    answer = ChatMessage(role="assistant", content=said, reasoning=thought, loss_spans=spans)
+    encoded = encode(ChatExample(messages=[SHORT.messages[0], answer]), of)
+    assert trained(encoded, of).strip() == expected
+    # The answer is the last text of the row, so transformers' own text says which tokens these are.
+    row: list[dict[str, str]] = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": said}]
+    row[1] |= {"reasoning_content": thought} if thought else {}
+    text = of.tokenizer.apply_chat_template(row, tokenize=False)
+    first = text.rindex(said) + spans[0][0]
+    last = text.rindex("<|im_end|>") + 10 if spans[-1][1] == len(said) else first + len(expected)
+    read = of.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert encoded.ids == read["input_ids"]
+    touched = [n for n, (start, end) in enumerate(read["offset_mapping"]) if start < last and end > first]
+    assert [n for n, weight in enumerate(encoded.weights) if weight] == touched
+
+
+@pytest.mark.parametrize("written", ["m.content | upper", "m.content + '|' + m.content", "'none'"])
+def test_a_part_of_an_answer_that_the_template_changes_or_repeats_is_refused(written: str) -> None:
+    of = template(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}"
+        "{{ m.reasoning_content + '|' + (" + written + ") }}{% else %}{{ m.content }}{% endif %}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        ["<|im_start|>", "<|im_end|>"],
+    )
+    answer = ChatMessage(role="assistant", content="It is 42", reasoning="It is 42", loss_spans=[(6, 8)])
+    with pytest.raises(DataError, match="cannot select part of it"):
+        encode(ChatExample(messages=[SHORT.messages[0], answer]), of)
+    silent = ChatMessage(role="assistant", content="It is 42", loss_spans=[(6, 8)], weight=0)
+    assert encode(ChatExample(messages=[SHORT.messages[0], silent]), of).trained == 0
 
 
 def test_the_last_answer_of_a_row_that_is_split_is_trained_once() -> None:
