@@ -39,15 +39,17 @@ from orchestrate.data.tokens.words import (
     Messages,
     Tools,
     aligned,
+    apart_from_thought,
     as_form,
     cut_by_values,
     cut_by_words,
     forms_for,
     hidden,
-    inline_thought,
     left_out,
     other_words,
     signature,
+    thought_of,
+    thought_words,
     word_start,
 )
 from orchestrate.errors import DataError
@@ -91,13 +93,15 @@ class Rendered:
     written: Mapping[int, Sequence[int]] = field(default_factory=dict[int, list[int]], repr=False)
     """Positions at which the template wrote an answer's text, keyed by message index, for the answers with
     loss spans."""
+    unthought: frozenset[int] = frozenset()
+    """Indices of the answers whose reasoning is in `text` only as part of other text."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """Describe effects of the template that the conversation's author may not expect. Set `has_end` if
         the model has an end token. Training appends this token to an unfinished last answer (see `unended`),
         so a missing end of the last answer is then not reported."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
-        found = [*left_out(self.text, self.messages, self.tools, said), *self.odd]
+        found = [*left_out(self.text, self.messages, self.tools, said, self.unthought), *self.odd]
         turns = self.turns[:-1] if has_end and self.unended else self.turns
         if not all(turn.ends for turn in turns if turn.spans):
             found.append("no special token ends an assistant message, so the model cannot learn to stop")
@@ -209,17 +213,18 @@ class Conversations:
         form, text, spans = self._shown(messages, tools)
         places = tuple(i for i, m in enumerate(messages) if m.role in others)
         written = self._written(text, form, messages, tools)
+        unthought = self._unthought(text, form, messages, tools)
         marked = spans and len(spans) == sum(m.role == "assistant" for m in messages)
         if marked and not places:
             turns = tuple(self._ended(text, [span]) for span in spans)
-            return Rendered(text, turns, messages, tools, written=written)
+            return Rendered(text, turns, messages, tools, written=written, unthought=unthought)
         turns, odd, theirs = self._found(text, form, messages, tools, places)
         if marked:
             turns, odd = [self._ended(text, [span]) for span in spans], ()
         else:
             turns = self._marked(text, spans, turns)
         more = dict(zip(places, theirs, strict=True))
-        return Rendered(text, tuple(turns), messages, tools, odd, more, written)
+        return Rendered(text, tuple(turns), messages, tools, odd, more, written, unthought)
 
     # -- inside ---------------------------------------------------------------------------------------------
 
@@ -270,6 +275,32 @@ class Conversations:
                 if cut.owners[k] == cut.owners[mine[0]]:
                     found[i].append(ends[k] - word_start(messages[i].text, cut.owners[k][1] - 1))
         return found
+
+    def _unthought(
+        self, text: str, form: MessageFormat, messages: Sequence[ChatMessage], tools: Tools
+    ) -> frozenset[int]:
+        """Return the answers whose reasoning is dropped although its words are in `text`. Only reasoning
+        whose words also occur elsewhere is replaced with placeholders."""
+        thoughts = {i: t for i, m in enumerate(messages) if (t := thought_of(m)) and t in text}
+        if not thoughts:
+            return frozenset()
+        others = [self.source(tools), encode(tools).decode(), *map(apart_from_thought, messages)]
+        doubted = {
+            i
+            for i, thought in thoughts.items()
+            if any(thought in other for other in others)
+            or any(thought in other for k, other in thoughts.items() if k != i)
+        }
+        if not doubted:
+            return frozenset()
+        given = as_form(form, messages)
+        fields = [("reasoning_content" if (m.reasoning or "").strip() else "content") for m in messages]
+        own = [{fields[i]: m[fields[i]]} if i in doubted else {} for i, m in enumerate(given)]
+        cut = self._with_words(given, own, tools)
+        if cut is None:
+            return frozenset()
+        shown = set(cut.owners)
+        return frozenset(i for i in doubted if not any((i, k) in shown for k in thought_words(messages[i])))
 
     def _with_words(self, messages: Messages, own: Sequence[Mapping[str, Any]], tools: Tools) -> Cut | None:
         """Render a conversation with placeholders for only the texts in `own`, which contains some fields of
@@ -640,12 +671,10 @@ def _lost(shown: Rendered) -> list[int]:
         for place, turn in zip(answers, shown.turns, strict=True)
         if (thought := thought_of(shown.messages[place]))
         and shown.messages[place].weight != 0
-        and not any(thought in shown.text[start:end] for start, end in turn.spans)
+        and (
+            place in shown.unthought or not any(thought in shown.text[start:end] for start, end in turn.spans)
+        )
     ]
-
-
-def thought_of(message: ChatMessage) -> str:
-    return (message.reasoning or "").strip() or inline_thought(message.text)
 
 
 def untrained(message: ChatMessage) -> ChatMessage:

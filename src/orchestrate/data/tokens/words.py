@@ -24,6 +24,8 @@ _WORD = "zq{}qz{}zq"
 _WORDS = re.compile(r"zq(\d+)qz\d+zq")
 
 
+_INLINE = re.compile(r"<think>(.*?)(</think>)", re.DOTALL)
+
 _CHOICE = "to choose how to train on such answers, set method.earlier_thinking"
 
 
@@ -189,19 +191,27 @@ def hidden(text: str, messages: Sequence[ChatMessage]) -> Iterator[str]:
         yield from ("a call" for found in _calls_shown(text, of) if not found)
 
 
-def left_out(text: str, messages: Sequence[ChatMessage], tools: Tools, said: Sequence[str]) -> Iterator[str]:
+def left_out(
+    text: str,
+    messages: Sequence[ChatMessage],
+    tools: Tools,
+    said: Sequence[str],
+    unthought: frozenset[int] = frozenset(),
+) -> Iterator[str]:
     """Yield a description of each kind of content that the template does not render. `said` contains, for
-    each assistant message, the part of `text` that comes from this message."""
-    answers = [of for of in messages if of.role == "assistant"]
-    for of, mine in zip(answers, said, strict=True):
+    each assistant message, the part of `text` that comes from this message. `unthought` has the indices of
+    the messages whose reasoning is in `text` only as part of other text."""
+    answers = [(i, of) for i, of in enumerate(messages) if of.role == "assistant"]
+    for (i, of), mine in zip(answers, said, strict=True):
         nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)
         if nothing:
             yield "the chat template renders nothing for an assistant message"
         learnt = of.weight != 0
-        if learnt and (thought := (of.reasoning or "").strip()) and thought not in text:
+        thought = (of.reasoning or "").strip()
+        if learnt and thought and (thought not in text or i in unthought):
             yield f"the chat template drops an assistant message's reasoning ({_CHOICE})"
         inline = inline_thought(of.text)
-        if learnt and inline and inline not in text:
+        if learnt and inline and (inline not in text or (i in unthought and not thought)):
             yield f"the chat template drops the <think> part of an earlier answer ({_CHOICE})"
         if of.tool_calls and not nothing and not _has(mine, (w for w in _own_words(of) if w != inline)):
             yield "the chat template drops the text next to a tool call"
@@ -239,8 +249,31 @@ def _any_shown(text: str, of: ChatMessage) -> bool:
 
 
 def inline_thought(text: str) -> str:
-    found = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
+    found = _INLINE.search(text)
     return found[1].strip() if found else ""
+
+
+def thought_of(of: ChatMessage) -> str:
+    return (of.reasoning or "").strip() or inline_thought(of.text)
+
+
+def apart_from_thought(of: ChatMessage) -> str:
+    """Return all text of a message but its reasoning (see `thought_of`)."""
+    said = of.text if (of.reasoning or "").strip() else _INLINE.sub("", of.text, 1)
+    calls = values({"tool_calls": message(of).get("tool_calls")})
+    return "\n".join([of.role, of.name or "", said, *calls])
+
+
+def thought_words(of: ChatMessage) -> range:
+    """Return the placeholders of a message's reasoning, if only the field that contains the reasoning is
+    replaced (see `other_words`)."""
+    if (thought := of.reasoning or "").strip():
+        return range(len(KEPT.split(thought)[::2]))
+    if (found := _INLINE.search(of.text)) is None:
+        return range(0)
+    # `other_words` counts an absent reasoning field as one text.
+    before, through = (len(KEPT.split(of.text[: found.start(n)])[::2]) for n in (1, 2))
+    return range(before, through + 1)
 
 
 def _tool_name(tool: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.data.tokens.templates import each
 from tests.unit.data.tokens.test_turns import KINDS, TEMPLATES, conversations
 
-from orchestrate.data.rows import ChatMessage
+from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
 from orchestrate.data.tokens.turns import Conversations, Earlier, rows_of
 
 ROWS = ("thinking", "thinking in the text")
@@ -69,3 +69,43 @@ def test_rows_without_thinking_and_of_weight_0_stay_as_they_are() -> None:
         messages, tools = KINDS[kind]
         if not any(m.reasoning for m in messages):
             assert rows_of(chats, messages, tools, "split") == [messages]
+
+
+INSIDE = {
+    "in its answer": ("42", "It is 42."),
+    "in the question": ("one", "Yes."),
+    "in the template": ("assistant", "Yes."),
+    "in a later answer": ("last", "Yes."),
+    "in a call": ("look", "Yes."),
+}
+"""Reasoning, and the answer after it. Qwen 3 drops the reasoning, but its words are also elsewhere."""
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("case", INSIDE)
+def test_dropped_reasoning_is_missed_though_its_words_are_elsewhere(case: str, inline: bool) -> None:
+    thought, said = INSIDE[case]
+    block = f"<think>\n{thought}\n</think>\n\n"
+    called = [ToolCall(id="1", function=FunctionCall(name="look", arguments="{}"))]
+    first = ChatMessage(
+        role="assistant",
+        content=block + said if inline else said,
+        reasoning=None if inline else thought,
+        tool_calls=called if "call" in case else None,
+    )
+    result = [ChatMessage(role="tool", content="ok", tool_call_id="1")] if "call" in case else []
+    later = ChatMessage(role="assistant", content="the last", reasoning="so")
+    asked = [ChatMessage(role="user", content=f"question {n}") for n in ("one", "two")]
+    row = [asked[0], first, *result, asked[1], later]
+    chats = conversations(TEMPLATES["qwen3"])
+    assert f"<think>\n{thought}" not in chats.rendered(row).text, "the template drops it"
+    assert "drops" in " ".join(chats.rendered(row).notes(has_end=True))
+    weights = [[m.weight for m in one if m.role == "assistant"] for one in rows_of(chats, row, None, "split")]
+    assert weights == [[None], [0, None]]
+    [rest] = rows_of(chats, row, None, "untrained")
+    assert [m.weight for m in rest if m.role == "assistant"] == [0, None]
+    # Where the template shows it, nothing is missed, wherever else its words are.
+    alone = [*row[:2], *result]
+    assert block in chats.rendered(alone).text
+    assert rows_of(chats, alone, None, "untrained") == [alone]
+    assert not chats.rendered(alone).notes(has_end=True)
