@@ -91,7 +91,7 @@ def write_rows(
     seen = sha256()
     if target.name == "parquet":
         nested = Trait.TOOLS | Trait.IMAGES | Trait.TEXT_PARTS | Trait.LOSS_SPANS
-        plain = data.kind == "chat" and not any(mask & nested for mask in data.masks)
+        plain = data.kind in ("chat", "text") and not any(mask & nested for mask in data.masks)
         with whole(path) as partial:
             rows = chain.from_iterable(_kept(piece, seen.update) for piece in tasks)
             written = write_parquet(rows, partial, data.kind, plain=plain)

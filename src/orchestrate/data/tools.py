@@ -451,7 +451,7 @@ def _trl_completion(example: Example) -> dict[str, Any]:
 def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain: bool) -> int:
     """Write a Parquet file in batches and return the number of rows. Without `plain`, lists are written as
     JSON text, because tool schemas and multipart content have no common column type. The reader accepts both.
-    Raises `MissingExtra` if pyarrow is not installed."""
+    The loss spans of texts are a column of numbers. Raises `MissingExtra` if pyarrow is not installed."""
     with needed("data", "writing Parquet", "pyarrow"):
         import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
         import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
@@ -460,7 +460,7 @@ def write_parquet(examples: Iterable[Example], path: Path, kind: Kind, *, plain:
     written = 0
     with cast("Any", parquet).ParquetWriter(str(path), schema) as out:
         for batch in _batches(map(_canonical, examples), 1000):
-            rows = batch if plain else [_as_text(row) for row in batch]
+            rows = batch if plain or kind == "text" else [_as_text(row) for row in batch]
             out.write_table(library.Table.from_pylist(rows, schema=schema))
             written += len(batch)
     return written
@@ -476,7 +476,10 @@ def _columns(library: Any, kind: Kind, plain: bool) -> list[tuple[str, Any]]:
         return [("messages", messages), ("tools", text), ("weight", number), ("parallel_tool_calls", flag)]
     if kind == "preference":
         return [("input", text), ("preferred_output", text), ("non_preferred_output", text)]
-    return [("prompt", text), ("completion", text)] if kind == "completion" else [("text", text)]
+    if kind == "completion":
+        return [("prompt", text), ("completion", text)]
+    spans = library.list_(library.list_(library.int64()))
+    return [("text", text)] if plain else [("text", text), ("loss_spans", spans)]
 
 
 def _as_text(row: dict[str, Any]) -> dict[str, Any]:

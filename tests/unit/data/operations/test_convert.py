@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -121,6 +121,24 @@ def test_other_kinds_survive(name: str, target: str, tmp_path: Path) -> None:
 def test_pictures_survive_parquet(tmp_path: Path) -> None:
     report = convert(str(GOOD / "openai_images.jsonl"), to("parquet"), tmp_path / "out.parquet")
     assert Dataset.open(report.output).digest == Dataset.open(GOOD / "openai_images.jsonl").digest
+
+
+@pytest.mark.parametrize("target", ["local", "parquet"])
+def test_the_masks_of_texts_survive(target: str, tmp_path: Path) -> None:
+    pieces = [("a", True), (" SECRET PROMPT", False), ("c", True)]
+    masked = {"segments": [{"label": label, "text": text} for text, label in pieces]}
+    path = str(written([masked, {"segments": [{"label": True, "text": "all of it"}]}], tmp_path))
+    report = convert(path, to(target), tmp_path / f"out.{target}")
+    back = Dataset.open(report.output)
+    assert (report.written, report.losses, back.digest) == (2, (), Dataset.open(path).digest)
+    assert [msgspec.to_builtins(e).get("loss_spans") for e in back.examples()] == [[(0, 1), (15, 16)], None]
+
+
+def test_texts_without_masks_have_one_column_in_parquet(tmp_path: Path) -> None:
+    from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
+
+    report = convert(str(GOOD / "text.jsonl"), to("parquet"), tmp_path / "out.parquet")
+    assert cast("Any", parquet).read_schema(report.output).names == ["text"]
 
 
 # -- loss ----------------------------------------------------------------------------------------------------
