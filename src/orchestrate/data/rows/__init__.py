@@ -257,7 +257,7 @@ CODES: dict[str, Code] = {
         _E, "only assistant messages can have a weight", "remove the weight (--fix does)"
     ),
     "nothing-trained": Code(
-        _E, "all answers of the row have weight 0", "remove the row, or set a weight to 1"
+        _E, "the row or all of its answers have weight 0", "remove the row, or set a weight to 1"
     ),
     "legacy-functions": Code(
         _I, "functions and function_call are treated as tools and tool_calls", "nothing to do"

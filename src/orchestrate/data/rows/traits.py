@@ -204,6 +204,8 @@ def _chat(example: ChatExample) -> tuple[int, list[Problem]]:
     if messages[-1].role != "assistant":
         code = "last-not-assistant" if any(m.role == "assistant" for m in messages) else "no-assistant"
         found.append(problem(code, field=f"messages[{len(messages) - 1}].role"))
+    elif example.weight == 0:
+        found.append(problem("nothing-trained", "the row's weight is 0", field="weight"))
     elif traits & _MESSAGE_WEIGHTS and all(m.weight == 0 for m in messages if m.role == "assistant"):
         found.append(problem("nothing-trained", field="messages"))
     return traits, found

@@ -70,6 +70,17 @@ def test_bad_row_is_found(file: Path) -> None:
     assert (last not in kept) == broken
 
 
+@pytest.mark.parametrize("weight", [0, 0.0, 0.5, 1, None])
+def test_a_row_of_weight_0_trains_nothing(weight: float | None, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [json.loads(_row(f"question {n}?", f"answer {n}")) | {"weight": weight} for n in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check({"train": str(file)}, CheckOptions(hosts=()))
+    found = [(p.row, p.field) for p in report.problems if p.code == "nothing-trained"]
+    assert found[:1] == ([(1, "weight")] if weight == 0 else [])
+    assert report.files[0].rows == (0 if weight == 0 else 12)
+
+
 def test_all_problems_of_a_row_are_told_at_once(tmp_path: Path) -> None:
     row = {
         "messages": [
