@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -21,8 +22,10 @@ from tests import command
 from together import Together
 
 from orchestrate.api.orchestrator import Orchestrator
-from orchestrate.errors import UsageError
+from orchestrate.costing.expenses import Spending, charges
+from orchestrate.errors import AlreadySubmitted, UsageError
 from orchestrate.migration import account_import
+from orchestrate.runs.syncing.recovery import recover
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec, LoRA
@@ -399,6 +402,30 @@ def test_a_job_of_ours_is_not_a_second_run(ft: Orchestrator, sandbox: Sandbox, t
     sandbox.skip(3600)
     assert account_import.take(ft, "openai").known == 1
     assert [r.id for r in ft.store.runs.matching()] == [run.id]
+
+
+def test_recover_makes_an_imported_job_of_ours_count_as_if_it_had_not_been_imported(
+    ft: Orchestrator, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """After the store was lost: whoever imports first still has the costs and the refusal of repeats."""
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(rows(3))
+    spec = JobSpec(model="gpt-4o-mini", train=str(path), epochs=1)
+    ours = ft.submit(spec, "openai")
+    made(sandbox)  # of others
+    stores = [replace(ft.settings, store_url=f"sqlite:///{tmp_path}/{name}.sqlite3") for name in "ab"]
+    with Orchestrator(stores[0]) as imported, Orchestrator(stores[1]) as recovered:
+        taken = account_import.take(imported, "openai")
+        assert taken.imported > 1 and imported.run(ours.id).record.imported
+        for one in (imported, recovered):
+            assert recover(one.store, [one.provider("openai")]).recovered == [ours.id]
+            with pytest.raises(AlreadySubmitted):
+                one.submit(spec, "openai")
+        assert recover(imported.store, [imported.provider("openai")]).recovered == []
+        theirs, mine = (one.run(ours.id).record for one in (imported, recovered))
+        assert not theirs.imported and charges(theirs) == charges(mine) != Spending()
+        assert [run.id for run in imported.store.runs.matching() if not run.imported] == [ours.id]
+        assert set(theirs.tags) == {"imported", "recovered"}
 
 
 @pytest.mark.slow

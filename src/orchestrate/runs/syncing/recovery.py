@@ -229,8 +229,9 @@ def _failure(provider: Provider, error: OrchestrateError) -> Failure:
 def _search(
     store: Store, provider: Provider, report: Recovery
 ) -> list[tuple[OrphanJob, Provider, list[Job]]]:
-    """Find jobs that belong to no run in the store. Runs without a known job are matched with theirs
-    immediately."""
+    """Find jobs that belong to no run in the store, or to one that was imported: such a run counts toward no
+    budget and blocks no repeat, because most imported jobs are not ours. Runs without a known job are matched
+    with theirs immediately."""
     here = accounts.account_of(store, provider)
     lost: list[tuple[OrphanJob, Provider, list[Job]]] = []
     by_ref: dict[str, list[Job]] = {}
@@ -244,7 +245,8 @@ def _search(
     for ref, jobs in by_ref.items():
         jobs.sort(key=lambda job: (job.created_at is None, job.created_at, job.handle.job_id))
         run = known.get(ref)
-        if run is None:
+        mine = run is not None and (run.provider, run.host) == (provider.config.name, provider.host)
+        if run is None or (mine and run.imported):
             first = jobs[0]
             entry = OrphanJob(
                 provider=provider.config.name,
@@ -258,7 +260,6 @@ def _search(
             lost.append((entry, provider, jobs))
             continue
         report.known.append(run.id)
-        mine = (run.provider, run.host) == (provider.config.name, provider.host)
         if mine and run.job_id is None and accounts.is_here(store, provider, run.account) is not False:
             Submitter(store, provider).adopt(run, [job.handle for job in jobs])
             report.adopted.append(run.id)
@@ -288,11 +289,15 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         bill=recovered.bill,
         **_request_fields(recovered),
     )
-    try:
-        store.runs.restore(run)
-    except UsageError:  # by another recover at the same moment
-        report.known.append(run.id)
-        return
+    there = store.runs.of_ids([run.id])
+    if there and there[0].imported:
+        store.runs.apply(run.id, lambda imported: _as_own(imported, run))
+    else:
+        try:
+            store.runs.restore(run)
+        except UsageError:  # by another recover at the same moment
+            report.known.append(run.id)
+            return
     report.recovered.append(run.id)
     if recovered.words is not None:
         report.counted[run.id] = recovered.words
@@ -302,6 +307,26 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
     if others := [job.handle.job_id for job in jobs[1:]]:
         report.doubled.append(ref)
         Submitter(store, provider).alarm(run, set(others))
+
+
+def _as_own(imported: Run, recovered: Run) -> Run:
+    """Return an imported run with the cost and the identity of the recovered one. It keeps what the user or
+    the import added, such as its name and files."""
+    if not imported.imported:  # by another recover at the same moment
+        return imported
+    spec = recovered.spec if recovered.dataset_digest else imported.spec
+    return msgspec.structs.replace(
+        imported,
+        imported=False,
+        spec=spec,
+        spec_hash=recovered.spec_hash,
+        dataset_digest=recovered.dataset_digest,
+        quote=recovered.quote,
+        estimate_usd=recovered.estimate_usd,
+        bill=recovered.bill or imported.bill,
+        max_cost_usd=recovered.max_cost_usd,
+        tags={**imported.tags, **recovered.tags},
+    )
 
 
 def _request_fields(recovered: RecoveredCost) -> dict[str, Any]:
