@@ -288,7 +288,8 @@ class _Unfolding:
         elif kind == "tool_use":
             self._calls.append(call(part.get("id"), part.get("name"), part.get("input")))
         elif kind == "tool_call" and (made := _written(value)) is not None:
-            self._calls.append(made)
+            self._strays |= strays(made, call_fields(made, CALL), "tool_calls.")
+            self._calls.append(call("", made["name"], arguments_of(made)))
         elif kind == "tool_result":
             said = part.get("content")
             answer = {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": said or ""}
@@ -360,15 +361,27 @@ def call(id: Any, name: Any, arguments: Any) -> Item:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
 
 
+def arguments_of(call: Item, default: Any = None) -> Any:
+    """Return the arguments of a call, which Llama 3 names `parameters`."""
+    given = call.get("arguments")
+    return call.get("parameters", call.get("arguments", default)) if given is None else given
+
+
+CALL = frozenset({"name", "arguments"})
+
+
+def call_fields(call: Item, known: frozenset[str]) -> frozenset[str]:
+    """Return the known fields of a call, including `parameters` if they are the call's arguments."""
+    return known | {"parameters"} if call.get("arguments") is None else known
+
+
 def _written(value: Any) -> Item | None:
     """Parse LLaMA-Factory's call: JSON text with a name and arguments."""
     try:
         made: Any = rows.decode(value) if isinstance(value, str) else value
     except (msgspec.DecodeError, RecursionError):
         return None
-    if not isinstance(made, dict) or "name" not in made:
-        return None
-    return call("", cast("Item", made)["name"], cast("Item", made).get("arguments"))
+    return cast("Item", made) if isinstance(made, dict) and "name" in made else None
 
 
 def text_of(content: Any) -> str | None:

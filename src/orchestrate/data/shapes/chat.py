@@ -10,21 +10,27 @@ import warnings
 from collections import Counter
 from collections.abc import Container, Sequence
 from itertools import zip_longest
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
 from orchestrate.data import rows
 from orchestrate.data.rows import ROLES, ChatMessage, FunctionCall, Role, ToolCall, problem
-from orchestrate.data.shapes import loss_of, strays, unfolded
+from orchestrate.data.shapes import CALL, arguments_of, call_fields, loss_of, strays, unfolded
 from orchestrate.data.shapes.unread import meaning_of
 from orchestrate.types import Problem, decoding
 
 
 class _Call(msgspec.Struct):
     name: str
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    arguments: msgspec.Raw = msgspec.Raw()
     """Arguments as raw JSON, because decoding would round large numbers."""
+    parameters: msgspec.Raw = msgspec.Raw()
+    """Llama 3's name for the arguments."""
+
+    def given(self) -> bytes:
+        arguments = bytes(self.arguments)
+        return (arguments if arguments not in (b"", b"null") else bytes(self.parameters)) or b"{}"
 
 
 _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
@@ -75,7 +81,7 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
     try:
         several = said.lstrip().startswith("[")
         given = _SEVERAL.decode(said) if several else [_ONE.decode(said)]
-        arguments = [bytes(call.arguments) for call in given]
+        arguments = [call.given() for call in given]
         texts = [msgspec.json.decode(a, type=str) if a[:1] == b'"' else a.decode() for a in arguments]
     except msgspec.ValidationError as error:
         return [], [problem("bad-tool-call", f"a function_call turn: {error}", field=field)]
@@ -86,17 +92,49 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
     return [
         ToolCall(id=f"call_{made + i}", function=FunctionCall(name=call.name, arguments=text))
         for i, (call, text) in enumerate(zip(given, texts, strict=True))
-    ], []
+    ], unread(_left_in(said), (), field)
 
 
-def number_calls(messages: Sequence[ChatMessage]) -> None:
+class _Known(msgspec.Struct, forbid_unknown_fields=True):
+    """A call with nothing beside its name and arguments."""
+
+    name: str
+    arguments: msgspec.Raw
+    type: Literal["function"] = "function"
+
+
+_KNOWN, _ALL_KNOWN = decoding.decoder(_Known), decoding.decoder(list[_Known])
+
+
+def _left_in(said: str) -> dict[str, Any]:
+    """Return the unused fields of the calls in valid JSON text."""
+    try:
+        _ALL_KNOWN.decode(said) if said.lstrip().startswith("[") else _KNOWN.decode(said)
+    except msgspec.ValidationError:
+        pass
+    else:
+        return {}  # most calls
+    try:
+        value: Any = rows.decode(said)
+    except (msgspec.DecodeError, RecursionError):
+        return {}  # the arguments are reported later
+    left: dict[str, Any] = {}
+    for call in cast("list[dict[str, Any]]", value if isinstance(value, list) else [value]):
+        plain = {name: given for name, given in call.items() if (name, given) != ("type", "function")}
+        left |= strays(plain, call_fields(call, CALL), "tool_calls.")
+    return left
+
+
+def number_calls(messages: Sequence[ChatMessage], place: str) -> list[Problem]:
     """Assign an id to each tool call that has none. Match tool messages without an id to these calls by
     function name, or else in order. If such a tool message follows an answer without tool calls, also parse
-    the calls written in the answer's text and assign ids to them."""
+    the calls written in the answer's text and assign ids to them. Returns the problems of calls in a
+    text."""
+    found: list[Problem] = []
     taken = {call.id for m in messages for call in m.tool_calls or ()}
     waiting: list[ToolCall] = []
     made = 0
-    for m, after in zip_longest(messages, messages[1:]):
+    for i, (m, after) in enumerate(zip_longest(messages, messages[1:])):
         if m.role == "tool" and m.tool_call_id in (None, "") and waiting:
             call = next((c for c in waiting if c.function.name == m.name), waiting[0])
             waiting.remove(call)
@@ -105,7 +143,7 @@ def number_calls(messages: Sequence[ChatMessage]) -> None:
         if m.role != "assistant":
             continue
         if after is not None and after.role == "tool" and not after.tool_call_id and not m.tool_calls:
-            _take_from_text(m)
+            found += _take_from_text(m, f"{place}[{i}]")
         for call in m.tool_calls or ():
             if not call.id:
                 while (id := f"call_{made}") in taken:
@@ -113,45 +151,56 @@ def number_calls(messages: Sequence[ChatMessage]) -> None:
                 call.id = id
                 taken.add(id)
                 waiting.append(call)
+    return found
 
 
 _MARK = "[TOOL_CALLS]"
 """Mistral's marker before a list of calls."""
 
 
-def _take_from_text(m: ChatMessage) -> None:
+def _take_from_text(m: ChatMessage, place: str) -> list[Problem]:
     said = m.text
+    left: dict[str, Any] = {}
     written, rest = calls_in(said), tagged(said, "tool_call")[1]
     if written is None:
         rest, mark, after = said.partition(_MARK)
-        written = after if mark else _json_calls(said)
+        written, left = (after, {}) if mark else _json_calls(said)
         rest = rest if mark else ""
-    calls, wrong = written_calls(written, 0, "") if written else ([], [])
-    if calls and not wrong:
-        for call in calls:
-            call.id = ""
-        m.content, m.tool_calls = rest.strip() or None, calls
-
-
-def _json_calls(said: str) -> str | None:
-    """Return the calls in a text that is entirely JSON: a call, a list of calls, or either in
-    `tool_calls`."""
-    try:
-        value = decoding.decode(said, type=_Wrapped)
-    except (msgspec.DecodeError, RecursionError):
-        return said if said.lstrip()[:1] in ("{", "[") else None
-    calls = [call if call.function is None else call.function for call in value.tool_calls]
-    return msgspec.json.encode([{"name": c.name, "arguments": c.arguments} for c in calls]).decode()
+    calls, found = written_calls(written, 0, f"{place}.content") if written else ([], [])
+    if not calls:
+        return []
+    for call in calls:
+        call.id = ""
+    m.content, m.tool_calls = rest.strip() or None, calls
+    return [*found, *unread(left, (), f"{place}.content")]
 
 
 class _Inner(msgspec.Struct):
-    name: str = ""
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    function: _Call | None = None
+    function: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Wrapped(msgspec.Struct):
-    tool_calls: list[_Inner]
+    tool_calls: list[msgspec.Raw]
+
+
+def _json_calls(said: str) -> tuple[str | None, dict[str, Any]]:
+    """Return the calls in a text that is entirely JSON: a call, a list of calls, or either in
+    `tool_calls`. Also returns the unused fields around the calls."""
+    try:
+        calls = decoding.decode(said, type=_Wrapped).tool_calls
+        inner = [decoding.decode(bytes(call), type=_Inner).function for call in calls]
+        value: dict[str, Any] = rows.decode(said)
+    except (msgspec.DecodeError, RecursionError):
+        return (said if said.lstrip()[:1] in ("{", "[") else None), {}
+    left = strays(value, {"role", "tool_calls"}, "content.")
+    for whole, function in zip(value["tool_calls"], inner, strict=True):
+        if bytes(function) != b"null":
+            left |= strays(whole, {"type", "function"}, "tool_calls.")
+    used = [
+        bytes(call if bytes(function) == b"null" else function)
+        for function, call in zip(inner, calls, strict=True)
+    ]
+    return f"[{b','.join(used).decode()}]", left
 
 
 _FIELDS = frozenset(ChatMessage.__struct_fields__)
@@ -203,7 +252,7 @@ def messages_from(value: Any, place: str) -> tuple[list[ChatMessage], list[Probl
                     legacy.join(read)
                 messages.append(read)
     messages = _answered_apart(messages)
-    number_calls(messages)
+    found += number_calls(messages, place)
     return messages, found
 
 
@@ -296,9 +345,13 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
     left = strays(item, known, "")
     for call in (item.get("function_call"), *_items(item.get("tool_calls"))):
         if isinstance(call, dict):
-            left |= strays(cast("dict[str, Any]", call), _CALL, "tool_calls.")
-            if isinstance(function := cast("dict[str, Any]", call).get("function"), dict):
-                left |= strays(cast("dict[str, Any]", function), _CALL, "tool_calls.function.")
+            named = cast("dict[str, Any]", call)
+            function: Any = named.get("function")
+            if isinstance(function, dict):
+                left |= strays(named, _CALL, "tool_calls.")
+                named = cast("dict[str, Any]", function)
+            prefix = "tool_calls." if function is not named else "tool_calls.function."
+            left |= strays(named, call_fields(named, _CALL), prefix)
     found: list[Problem] = []
     for name in sorted(left):
         if (meaning := meaning_of(name, left[name])) is not None:
@@ -361,7 +414,7 @@ def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
         call = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
         function: Any = call.get("function", call)
         named = cast("dict[str, Any]", function) if isinstance(function, dict) else {}
-        arguments: Any = named.get("arguments", "{}")
+        arguments = arguments_of(named, "{}")
         if isinstance(arguments, dict):
             arguments = rows.encode(arguments).decode()
         id: Any = call.get("id")

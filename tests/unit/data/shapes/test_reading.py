@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +166,91 @@ def test_calls_in_the_text_that_cannot_be_read_stay_text(tmp_path: Path) -> None
     talks = [[{"from": "human", "value": "a"}, {"from": "gpt", "value": text}] for text in odd]
     file.write_text("".join(json.dumps({"conversations": talk}) + "\n" for talk in talks))
     assert [e.messages[1].content for e in rows(file) if isinstance(e, ChatExample)] == list(odd)
+
+
+def in_a_turn(call: str) -> dict[str, object]:
+    return {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": call}]}
+
+
+def in_a_text(call: str) -> dict[str, object]:
+    said = f"<tool_call>{call}</tool_call>"
+    return {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": said}]}
+
+
+def in_an_answer(call: str) -> dict[str, object]:
+    answer, result = {"role": "assistant", "content": call}, {"role": "tool", "content": "here"}
+    last = {"role": "assistant", "content": "b"}
+    return {"messages": [{"role": "user", "content": "a"}, answer, result, last]}
+
+
+def in_a_list_in_an_answer(call: str) -> dict[str, object]:
+    return in_an_answer(f'{{"tool_calls": [{call}]}}')
+
+
+def in_a_function_in_an_answer(call: str) -> dict[str, object]:
+    return in_a_list_in_an_answer(f'{{"type": "function", "function": {call}}}')
+
+
+def in_a_part(call: str) -> dict[str, object]:
+    answer = {"role": "assistant", "content": [{"type": "tool_call", "value": call}]}
+    return {"messages": [{"role": "user", "content": "a"}, answer]}
+
+
+def in_a_column(call: str) -> dict[str, object]:
+    return {"query": "a", "answers": f"[{call}]", "tools": [{"name": "track"}]}
+
+
+def in_tool_calls(call: str) -> dict[str, object]:
+    answer = {"role": "assistant", "tool_calls": [{"id": "c", "function": json.loads(call)}]}
+    return {"messages": [{"role": "user", "content": "a"}, answer]}
+
+
+WRITTEN = [
+    in_a_turn,
+    in_a_text,
+    in_an_answer,
+    in_a_list_in_an_answer,
+    in_a_function_in_an_answer,
+    in_a_part,
+    in_a_column,
+    in_tool_calls,
+]
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_parameters_of_a_call_are_its_arguments(
+    written: Callable[[str], dict[str, object]], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(written('{"name": "track", "parameters": {"order": 7756}}')) + "\n")
+    data = Dataset.open(file)
+    (example,) = data.examples()
+    assert isinstance(example, ChatExample)
+    (call,) = example.messages[1].tool_calls or []
+    assert json.loads(call.function.arguments) == {"order": 7756}
+    assert "extra-fields" not in {p.code for p in data.problems}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_other_fields_of_a_call_are_told(written: Callable[[str], dict[str, object]], tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    call = '{"name": "track", "arguments": {"order": 1}, "parameters": {"order": 2}, "thought": "Hm"}'
+    file.write_text(json.dumps(written(call)) + "\n")
+    data = Dataset.open(file)
+    (example,) = data.examples()
+    assert isinstance(example, ChatExample)
+    (made,) = example.messages[1].tool_calls or []
+    assert json.loads(made.function.arguments) == {"order": 1}
+    (told,) = [p.message for p in data.problems if p.code == "extra-fields"]
+    assert re.fullmatch(r"unused: (tool_calls\.(function\.)?(parameters|thought)(, )?){2}", told)
+
+
+def test_fields_around_calls_in_an_answer_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    call = '{"id": "c", "type": "function", "function": {"name": "track", "arguments": {}}}'
+    file.write_text(json.dumps(in_an_answer(f'{{"content": "I look.", "tool_calls": [{call}]}}')) + "\n")
+    (told,) = [p.message for p in Dataset.open(file).problems if p.code == "extra-fields"]
+    assert told == "unused: content.content, tool_calls.id"
 
 
 def test_many_tags_take_no_longer_than_their_text(tmp_path: Path) -> None:
