@@ -64,12 +64,37 @@ def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
             )
             read.found.append(problem("lost-meaning", said, field=f"{place}.{wanted[0]}"))
         return read
+    read.found += _conflict(item, flags, spans, place)
     read.weight = 0 if False in flags.values() else weight
     if spans is not None and read.weight != 0:
         read.weight, read.spans = (0, None) if not spans else (read.weight, spans)
     if read.spans == [(0, len(text))]:
         read.spans = None
     return read
+
+
+def _conflict(item: Item, flags: Mapping[str, bool], spans: Spans | None, place: str) -> list[Problem]:
+    """Report two loss settings of an answer that contradict each other."""
+    weights = {name: item[name] for name in ("weight", "loss_weight") if _is_number(item.get(name))}
+    says: Item = {name: bool(weight) for name, weight in weights.items()} | dict(flags)
+    if weights and spans is not None:
+        says["train_detail"] = bool(spans)
+    trained, left_out = (
+        [name for name, says_so in says.items() if says_so is given] for given in (True, False)
+    )
+    if trained and left_out:
+        said = f"{trained[0]} marks the message for training, but {left_out[0]} excludes it"
+        pair = f"{trained[0]} or {left_out[0]}"
+    elif len({*weights.values()}) > 1:
+        said, pair = "weight and loss_weight differ", "weight or loss_weight"
+    else:
+        return []
+    found = problem("bad-weight", said, field=place)
+    return [msgspec.structs.replace(found, fix=f"remove {pair}, or make them agree")]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _DETAIL = frozenset({"begin_offset", "end_offset", "train"})
@@ -270,6 +295,7 @@ class _Unfolding:
         self._parts: list[Item] = []
         self._trained: list[bool] = []
         self._flagged = False
+        self._others: list[tuple[str, bool]] = []
         self._thoughts: list[str] = []
         self._calls: list[Item] = []
         self._answers: list[Item] = []
@@ -281,6 +307,8 @@ class _Unfolding:
         kind = part.get("type")
         value: Any = part.get("value")
         flags = [name for name in FLAGS if isinstance(part.get(name), bool)]
+        if kind not in _TEXTS:
+            self._others += [(name, part[name]) for name in flags]
         if isinstance(kind, str) and kind in _READ:  # other kinds of parts are errors anyway
             self._strays |= strays(part, {"type", *_READ[kind], *flags}, "content.")
         if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
@@ -329,19 +357,34 @@ class _Unfolding:
             rest["reasoning"] = "\n\n".join(self._thoughts)
         if self._calls:
             rest["tool_calls"] = [*(rest.get("tool_calls") or []), *self._calls]
+        rest |= self._loss()
         content: Any = self._parts
         if all(part.keys() == {"type", "text"} and isinstance(part["text"], str) for part in self._parts):
-            texts = [cast("str", part["text"]) for part in self._parts]
-            content, spans = spans_of(zip(texts, self._trained, strict=True))
-            if self._flagged and self._item.get("role") == "assistant":
-                rest.pop("train", None)
-                rest["train" if not spans else "loss_spans"] = spans or False
-            elif self._flagged and spans:
-                rest["train"] = True  # the reader reports that only answers can be trained on
+            content = "".join(cast("str", part["text"]) for part in self._parts)
         if self._answers and not self._parts:
             beside = {name: value for name, value in rest.items() if name != "role"}
             return [*self._answers[:-1], self._answers[-1] | beside]
         return [*self._answers, rest | {"content": content or None}]
+
+    def _loss(self) -> Item:
+        """Return the message's loss settings that follow from the flags of its parts. A flag of a part that
+        is not text has no effect, so it is returned as an unknown field unless all of the message is trained
+        as it says."""
+        texts = [text if isinstance(text := part.get("text"), str) else "" for part in self._parts]
+        whole, spans = spans_of(zip(texts, self._trained, strict=True))
+        is_answer = self._item.get("role") == "assistant"
+        made: Item = {}
+        trained: bool | None = is_answer and self._item.get("weight") != 0 and self._is_trained({})
+        if self._flagged and is_answer:
+            trained = bool(spans) if spans in ([], [(0, len(whole))]) else None
+            # The flags of text parts take precedence over the message's own.
+            made = dict.fromkeys(name for name in FLAGS if name in self._item)
+            made |= {"loss_spans": spans} if spans else {"train": False}
+            if spans and self._item.get("weight") == 0:
+                made["train"] = True  # the reader reports the conflict
+        elif self._flagged and spans:
+            made["train"] = True  # the reader reports that only answers can be trained on
+        return made | {f"content.{name}": flag for name, flag in self._others if flag is not trained}
 
 
 def _text(part: Item) -> Item:

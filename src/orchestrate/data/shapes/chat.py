@@ -171,8 +171,19 @@ def _take_from_text(m: ChatMessage, place: str) -> list[Problem]:
         return []
     for call in calls:
         call.id = ""
+    if m.loss_spans is not None:
+        found.append(calls_in_spans(f"{place}.loss_spans"))
     m.content, m.tool_calls = rest.strip() or None, calls
     return [*found, *unread(left, (), f"{place}.content")]
+
+
+def calls_in_spans(field: str) -> Problem:
+    """Return the problem of loss spans in a text that contains tool calls, which are taken out of it."""
+    said = (
+        "parts of the text are selected for training, but the text contains tool calls, which are taken out"
+    )
+    fix = "write the calls in tool_calls, and select parts of the text without them"
+    return msgspec.structs.replace(problem("bad-weight", said, field=field), fix=fix)
 
 
 class _Inner(msgspec.Struct):
@@ -302,7 +313,7 @@ class _LegacyCalls:
         for call in (m.tool_calls or []) if m.role == "assistant" else []:
             name = call.function.name
             self._made[name] += 1
-            if self._made[name] > 1:
+            if self._made[name] > 1 and call.id == f"call_{name}":
                 call.id = f"{call.id}_{self._made[name]}"
             self._open[name] = call.id
 
@@ -398,8 +409,33 @@ def _legacy(raw: dict[str, Any], fields: dict[str, Any], place: str) -> list[Pro
     if not isinstance(call, dict):
         return []
     named = cast("dict[str, Any]", call)
+    if given := raw.get("tool_calls"):
+        if _is_same_call(given, named):
+            return []
+        said = "the message has both tool_calls and function_call, and they differ"
+        both = problem("bad-tool-call", said, field=f"{place}.function_call")
+        return [msgspec.structs.replace(both, fix="remove function_call, or write all calls in tool_calls")]
     fields["tool_calls"] = [{"id": f"call_{named.get('name')}", "type": "function", "function": named}]
     return [problem("legacy-functions", field=f"{place}.function_call")]
+
+
+def _is_same_call(calls: Any, legacy: dict[str, Any]) -> bool:
+    """Return whether `tool_calls` contains only the call in `function_call`."""
+    call: Any = _items(calls)[0] if len(_items(calls)) == 1 else None
+    function: Any = cast("dict[str, Any]", call).get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return False
+    named = cast("dict[str, Any]", function)
+    return named.get("name") == legacy.get("name") and _value(named) == _value(legacy)
+
+
+def _value(call: dict[str, Any]) -> Any:
+    """Return the value of a call's arguments, or their text if it is not JSON."""
+    given = arguments_of(call, "{}")
+    try:
+        return rows.decode(given) if isinstance(given, str) else given
+    except (msgspec.DecodeError, RecursionError):
+        return given
 
 
 def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:

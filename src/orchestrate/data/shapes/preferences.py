@@ -22,6 +22,7 @@ from orchestrate.data.shapes.chat import (
     REASONING,
     alias,
     calls_in,
+    calls_in_spans,
     message,
     messages_from,
     parallel_from,
@@ -119,8 +120,10 @@ class _Turns:
         if turn.keys() <= {"from", "value"}:
             return
         weight = weight_from(turn, self.found, f"{place}.weight")
-        loss = loss_of(turn, made[0].role if made else None, made[0].text if made else "", place)
+        loss = loss_of(turn, made[0].role if made else None, turn["value"] if made else "", place)
         self.found += loss.found
+        if loss.spans is not None and made[0].tool_calls:
+            self.found.append(calls_in_spans(f"{place}.train_detail"))
         thought = next((turn[name] for name in REASONING if isinstance(turn.get(name), str)), None)
         kept = loss.used | {name for name in REASONING if turn.get(name) == thought}
         kept |= {"name"} if isinstance(turn.get("name"), str) else set()

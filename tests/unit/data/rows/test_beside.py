@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def turns(tmp_path: Path, **beside: object) -> Dataset:
         ({"loss": False}, {"weight": 0}),
         ({"train": False}, {"weight": 0}),
         ({"train": True}, {}),
-        ({"weight": 1, "loss": False}, {"weight": 1}),
+        ({"weight": 0, "loss": False}, {"weight": 0}),
+        ({"weight": 1, "train": True}, {"weight": 1}),
         ({"thinking": "Hm"}, {"reasoning": "Hm"}),
         ({"reasoning_content": "Hm"}, {"reasoning": "Hm"}),
         ({"name": "Bob"}, {"name": "Bob"}),
@@ -140,6 +142,98 @@ def test_flags_of_chat_messages_are_read(tmp_path: Path) -> None:
     assert told(opened(tmp_path, {"messages": [USER | {"train": True}, ANSWER]})) == [
         ("lost-meaning", "messages[0].train")
     ]
+
+
+NOTHING = [{"begin_offset": 0, "end_offset": 6, "train": False}]
+SOME = [{"begin_offset": 0, "end_offset": 1, "train": True}]
+
+
+@pytest.mark.parametrize(
+    ("beside", "names"),
+    [
+        ({"weight": 1, "train": False}, ("weight", "train")),
+        ({"weight": 0, "train": True}, ("train", "weight")),
+        ({"weight": 1, "loss": False}, ("weight", "loss")),
+        ({"weight": 1, "loss_weight": 0}, ("weight", "loss_weight")),
+        ({"train": True, "loss": False}, ("train", "loss")),
+        ({"weight": 1, "train_detail": NOTHING}, ("weight", "train_detail")),
+        ({"weight": 0, "train_detail": SOME}, ("train_detail", "weight")),
+    ],
+)
+def test_settings_of_the_loss_that_contradict_each_other_are_an_error(
+    tmp_path: Path, beside: dict[str, object], names: tuple[str, str]
+) -> None:
+    said = f"{names[0]} marks the message for training, but {names[1]} excludes it"
+    chatted = opened(tmp_path, {"messages": [USER, ANSWER, USER, ANSWER | beside]})
+    assert [p.message for p in chatted.problems] == [said] and chatted.rows == 0
+    turned = turns(tmp_path, **beside)
+    assert [p.message for p in turned.problems] == [said] and turned.rows == 0
+
+
+def parts(tmp_path: Path, *given: Mapping[str, object], **beside: object) -> Dataset:
+    answer = {"role": "assistant", "content": [*given]} | beside
+    return opened(tmp_path, {"messages": [USER, ANSWER, USER, answer]})
+
+
+SAYS = {"type": "text", "text": "Because."}
+THINKS = {"type": "thinking", "thinking": "Hm"}
+CALLS = {"type": "tool_use", "id": "c", "name": "look", "input": {}}
+
+
+def test_flags_of_text_parts_that_contradict_the_weight_are_an_error(tmp_path: Path) -> None:
+    left_out = parts(tmp_path, SAYS | {"train": False}, weight=1)
+    assert told(left_out) == [("bad-weight", "messages[3]")] and left_out.rows == 0
+    taken = parts(tmp_path, SAYS | {"train": True}, SAYS, weight=0, train=False)
+    assert told(taken) == [("bad-weight", "messages[3]")]
+    assert told(parts(tmp_path, SAYS | {"train": False}, weight=0)) == []
+    some = one(parts(tmp_path, SAYS | {"train": True}, SAYS, loss=False))
+    assert isinstance(some, ChatExample) and some.messages[3].loss_spans == [(0, 8)]
+
+
+@pytest.mark.parametrize("part", [THINKS, CALLS])
+def test_flags_of_parts_that_have_no_effect_are_told(tmp_path: Path, part: dict[str, object]) -> None:
+    for flag, texts in ((False, [SAYS]), (True, [SAYS | {"train": False}, SAYS]), (False, [SAYS, SAYS])):
+        data = parts(tmp_path, part | {"train": flag}, *texts)
+        assert ("lost-meaning", "messages[3]") in told(data) and data.rows == 0
+    for flag in (True, False):  # all parts say the same
+        data = parts(tmp_path, part | {"train": flag}, SAYS | {"train": flag})
+        assert "lost-meaning" not in {code for code, _ in told(data)}
+
+
+def test_flags_of_images_in_a_question_are_told_if_they_train(tmp_path: Path) -> None:
+    for flag, codes in ((True, ["lost-meaning"]), (False, [])):
+        image = {"type": "image_url", "image_url": {"url": "https://a.b/c.png"}, "train": flag}
+        data = opened(tmp_path, {"messages": [{"role": "user", "content": [SAYS, image]}, ANSWER]})
+        assert [code for code, _ in told(data)] == codes
+
+
+CALLED = 'I look. <tool_call>{"name": "look", "arguments": {}}</tool_call>'
+
+
+def test_parts_of_a_text_with_calls_are_not_trained(tmp_path: Path) -> None:
+    turn = {"from": "gpt", "value": CALLED, "train_detail": SOME}
+    data = opened(tmp_path, {"conversations": [{"from": "human", "value": "Why?"}, turn]})
+    assert ("bad-weight", "conversations[1].train_detail") in told(data) and data.rows == 0
+    whole = [{"begin_offset": 0, "end_offset": len(CALLED) - 1, "train": True}]
+    turn |= {"train_detail": whole}
+    assert opened(tmp_path, {"conversations": [{"from": "human", "value": "Why?"}, turn]}).rows == 1
+    for beside in ({"loss_spans": [[0, 1]]}, {"train_detail": SOME}):
+        answer = {"role": "assistant", "content": CALLED} | beside
+        data = opened(tmp_path, {"messages": [USER, answer, {"role": "tool", "content": "here"}, ANSWER]})
+        assert ("bad-weight", "messages[1].loss_spans") in told(data) and data.rows == 0
+
+
+def test_both_spellings_of_a_call_must_be_equal(tmp_path: Path) -> None:
+    old = {"name": "look", "arguments": '{"at":1}'}
+    new = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}]
+    answer = {"role": "assistant", "content": None, "tool_calls": new, "function_call": old}
+    result = {"role": "tool", "tool_call_id": "c", "content": "here"}
+    data = opened(tmp_path, {"messages": [USER, answer, result, ANSWER]})
+    example = one(data)
+    assert isinstance(example, ChatExample) and [c.id for c in example.messages[1].tool_calls or ()] == ["c"]
+    for other in (old | {"name": "find"}, old | {"arguments": "{}"}):
+        data = opened(tmp_path, {"messages": [USER, answer | {"function_call": other}, result, ANSWER]})
+        assert ("bad-tool-call", "messages[1].function_call") in told(data) and data.rows == 0
 
 
 def test_unknown_keys_of_an_input_are_told(tmp_path: Path) -> None:
