@@ -26,6 +26,7 @@ from tests import loopback
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.http import web
 from orchestrate.http.web import RequestGuard, holder
+from orchestrate.http.wire import HostError
 
 MOST = 1000
 
@@ -134,6 +135,42 @@ def test_pages_of_other_sites_send_nothing_here(url: str) -> None:
     assert (
         post(**{"sec-fetch-site": "cross-site"}) == 403 and post(**{"sec-fetch-site": "same-origin"}) == 200
     )
+
+
+def test_a_page_of_an_allowed_site_may_ask_and_read() -> None:
+    """As a browser does it: first without a key whether it may, then with the key."""
+    site, asked = "https://app.example", "authorization,content-type,x-stainless-lang"
+
+    async def answer(_: Request) -> Response:
+        return PlainTextResponse("read me")
+
+    async def admit(scope: Any) -> None:
+        if web.bearer(scope) != "a-key":
+            raise HostError(401, "no key")
+
+    def behind(app: Any) -> Any:
+        return web.Keyed(app, admit)
+
+    def front(*origins: str) -> httpx.AsyncClient:
+        app = web.edge(
+            [Route("/v1/models", answer, methods=["POST"])], door=behind, origins=origins, max_body=MOST
+        )
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000")
+
+    async def ask(client: httpx.AsyncClient, origin: str) -> tuple[httpx.Response, httpx.Response]:
+        wish = {"access-control-request-method": "POST", "access-control-request-headers": asked}
+        first = await client.options("/v1/models", headers={"origin": origin, **wish})
+        given = {"origin": origin, "authorization": "Bearer a-key"}
+        return first, await client.post("/v1/models", headers=given)
+
+    first, second = asyncio.run(ask(front(f"{site}/"), site))
+    assert (first.status_code, second.status_code, second.text) == (200, 200, "read me")
+    assert {one.headers["access-control-allow-origin"] for one in (first, second)} == {site}
+    assert first.headers["access-control-allow-headers"] == asked
+    for client in (front(site), front()):
+        first, second = asyncio.run(ask(client, "https://evil.example"))
+        assert first.status_code >= 400 and second.status_code == 403
+        assert not any("access-control-allow-origin" in one.headers for one in (first, second))
 
 
 def test_a_body_has_a_limit_told_or_not(url: str) -> None:

@@ -29,6 +29,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
@@ -475,9 +476,12 @@ def edge(
     handlers: dict[Any, Any] = {HostError: refused, HTTPException: missing, Exception: broken}
     if refusal is not None:
         handlers[OrchestrateError] = ours
-    inner = Starlette(routes=list(routes), exception_handlers=handlers, lifespan=lifespan)
+    app = door(Starlette(routes=list(routes), exception_handlers=handlers, lifespan=lifespan))
+    if origins:  # a browser asks before it sends a key, and lets a page read only what names the page's site
+        allowed = [origin.rstrip("/").lower() for origin in origins]
+        app = CORSMiddleware(app, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"])
     return RequestGuard(
-        door(inner),
+        app,
         names=names,
         origins=origins,
         max_body=max_body,
