@@ -79,7 +79,8 @@ def recorded_state(run: Run) -> tuple[SubmitPhase, JobStatus, str | None]:
 
 
 def reopened(before: Run, after: Run) -> bool:
-    return before.status.terminal and not after.status.terminal
+    """Return whether the host is asked about an ended run once more: it goes on, or its bill counts now."""
+    return before.status.terminal and (not after.status.terminal or (before.imported and not after.imported))
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):

@@ -245,8 +245,10 @@ def _search(
     for ref, jobs in by_ref.items():
         jobs.sort(key=lambda job: (job.created_at is None, job.created_at, job.handle.job_id))
         run = known.get(ref)
-        mine = run is not None and (run.provider, run.host) == (provider.config.name, provider.host)
+        mine = run is not None and _is_mine(store, provider, run)
         if run is None or (mine and run.imported):
+            held = None if run is None else run.job_id
+            jobs.sort(key=lambda job, held=held: job.handle.job_id != held)  # its costs are those of this job
             first = jobs[0]
             entry = OrphanJob(
                 provider=provider.config.name,
@@ -260,10 +262,15 @@ def _search(
             lost.append((entry, provider, jobs))
             continue
         report.known.append(run.id)
-        if mine and run.job_id is None and accounts.is_here(store, provider, run.account) is not False:
+        if mine and run.job_id is None:
             Submitter(store, provider).adopt(run, [job.handle for job in jobs])
             report.adopted.append(run.id)
     return lost
+
+
+def _is_mine(store: Store, provider: Provider, run: Run) -> bool:
+    here = (run.provider, run.host) == (provider.config.name, provider.host)
+    return here and accounts.is_here(store, provider, run.account) is not False
 
 
 class _RecoveryBooks(NamedTuple):
