@@ -96,10 +96,12 @@ def written_calls(said: str, made: int, field: str) -> tuple[list[ToolCall], lis
 
 
 class _Known(msgspec.Struct, forbid_unknown_fields=True):
-    """A call with nothing beside its name and arguments."""
+    """A call with nothing beside its name and arguments, except an id, as Mistral writes it: results are
+    matched by their order."""
 
     name: str
     arguments: msgspec.Raw
+    id: str | None = None
     type: Literal["function"] = "function"
 
 
@@ -121,7 +123,7 @@ def _left_in(said: str) -> dict[str, Any]:
     left: dict[str, Any] = {}
     for call in cast("list[dict[str, Any]]", value if isinstance(value, list) else [value]):
         plain = {name: given for name, given in call.items() if (name, given) != ("type", "function")}
-        left |= strays(plain, call_fields(call, CALL), "tool_calls.")
+        left |= strays(plain, call_fields(call, CALL | {"id"}), "tool_calls.")
     return left
 
 
