@@ -63,7 +63,8 @@ def test_a_model_is_recorded_and_moved(cli: Cli, run: str, sandbox: Sandbox, tmp
     fits("migrate", dry.out)
     assert [t["model"] for t in dry.json["targets"]] == ["gpt-4.1-mini", "qwen3.5-9b"]
     told = cli("migrate", run, *where, "--dry-run")
-    assert "AGAINST" not in told.err.split("chat template")[0] and "shut down after 2027-01-14" in told.err
+    assert "AGAINST" not in told.out.split("chat template")[0] and "shut down after 2027-01-14" in told.out
+    assert cli("migrate", run, *where, "--dry-run", "-o", "report.md").code == 2, "there is none"
     nobody = cli("migrate", run, *where)
     assert nobody.code == 2 and "the price was not confirmed" in nobody.err
     sandbox.clear_requests()

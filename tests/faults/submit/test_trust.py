@@ -111,13 +111,6 @@ def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
             lambda: ft.run("run-1").deploy(),
             lambda: ft.submit(spec(project), name, idempotency_key="k"),
             lambda: ft.evaluate(["run-2"], project / "rows.jsonl"),
-            lambda: generate(
-                ft,
-                "rows.jsonl",
-                project / "more.jsonl",
-                TeacherModel(model="gpt-4.1", host=name),
-                GenerateOrder(rows=6),
-            ),
         ]
         (project / "rates.yaml").write_text(FREE)
         for act in acts:
@@ -128,6 +121,14 @@ def test_what_goes_on_with_a_run_asks_for_the_same_trust(project: Path) -> None:
             with pytest.raises(OrchestrateError) as caught:
                 act()
             assert not isinstance(caught.value, ProjectNotTrusted)
+
+
+def test_rows_are_written_by_a_paid_model_only_for_a_trusted_project(project: Path) -> None:
+    (project / "orchestrate.toml").write_text("budget_usd = 1000000\n")
+    paid = TeacherModel(model="gpt-4.1", base_url="https://models.example/v1")
+    with Orchestrator(config.load()) as ft, pytest.raises(ProjectNotTrusted):
+        generate(ft, "rows.jsonl", project / "more.jsonl", paid, GenerateOrder(rows=6))
+    assert not (project / "more.jsonl").exists()
 
 
 def test_a_file_that_the_user_names_is_the_users(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
