@@ -35,6 +35,18 @@ TIMING = {"kill": Timing(send_limit_s=60.0, lease_s=1.0), "stop": Timing(send_li
 """Of the child, by action: a busy machine must not count as one that slept, a stopped one must."""
 
 
+class Killed(BaseException):
+    """No handler of ours sees it, as none sees SIGKILL."""
+
+
+def dies_at(point: str) -> CrashPoint:
+    def reached(here: str) -> None:
+        if here == point:
+            raise Killed
+
+    return reached
+
+
 def write_rows(path: Path, count: int = 12) -> Path:
     rows = [
         {

@@ -462,9 +462,7 @@ def _show_import(taken: AccountImport) -> None:
         jobs = text.count(taken.left_out, "job without a model is", "jobs without a model are")
         note(f"{jobs} left out. To include them: --all")
     for day, models in found.silent:
-        models_text = text.count(models, "tuned model")
-        verb = "will shut down" if day >= days.today() else "shut down"
-        warn(f"{taken.provider} {verb} {models_text} after {day}")
+        warn(f"{taken.provider}: {text.count(models, 'tuned model')} {days.shutdown(day)}")
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
     note(f"training data: available for {text.count(found.data_here, 'run')}, lost for {found.data_gone:,}")
@@ -478,13 +476,7 @@ def _show_import(taken: AccountImport) -> None:
 
 
 def _show_day(day: date | None, rows: list[InventoryRun]) -> None:
-    left = rows[0].days_left
-    if day is None:
-        title = "no shutdown date announced"
-    elif left is not None and left >= 0:
-        title = f"will be shut down after {day} (in {text.count(left, 'day')})"
-    else:
-        title = f"shut down after {day} ({text.count(-(left or 0), 'day')} ago)"
+    title = "no shutdown date announced" if day is None else days.shutdown(day, rows[0].days_left)
     used = any(row.last_use for row in rows)  # as seen by this store: the hosts do not report it
     shown = table("run", "cost", "data", *(["last used"] if used else []), "model", fold=("model",))
     for row in rows:

@@ -6,6 +6,7 @@ import os
 from datetime import UTC, date, datetime
 
 from orchestrate.errors import ConfigError
+from orchestrate.text import count
 
 VARIABLE = "ORCHESTRATE_TODAY"
 
@@ -16,6 +17,15 @@ def pretended(day: date) -> str | None:
     if os.environ.get(VARIABLE) != day.isoformat() or day == datetime.now(UTC).date():
         return None
     return f"{VARIABLE} is set: prices and shutdown dates are as of {day}"
+
+
+def shutdown(day: date, left: int | None = None) -> str:
+    """Describe the shutdown of a model after `day`, such as `will be shut down after 2027-01-14 (in 43
+    days)`. `left` is the number of days until then, by default from today."""
+    left = (day - today()).days if left is None else left
+    if left >= 0:
+        return f"will be shut down after {day} (in {count(left, 'day')})"
+    return f"shut down after {day} ({count(-left, 'day')} ago)"
 
 
 def today() -> date:

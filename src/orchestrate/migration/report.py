@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from orchestrate import text
+from orchestrate.core import days
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import ScoredItem
 from orchestrate.evaluation.pairs import Flips
@@ -133,10 +134,7 @@ class MigrationReport(Record, frozen=True, kw_only=True):
 
 
 def headline(proposal: Proposal) -> str:
-    end, left = "", proposal.days_left
-    if proposal.silent_on and left is not None:
-        verb, when = ("will be", f"in {left} days") if left >= 0 else ("was", f"{-left} days ago")
-        end = f", {verb} shut down after {proposal.silent_on} ({when})"
+    end = f", {days.shutdown(proposal.silent_on, proposal.days_left)}" if proposal.silent_on else ""
     return f"{proposal.tuned_model or proposal.run_id}: {proposal.model} on {proposal.provider}{end}"
 
 

@@ -124,14 +124,17 @@ def reserve_more(
     budget_usd: Decimal | None,
     limits: Sequence[Limit],
     figure: str,
+    *,
+    anew: bool = False,
 ) -> None:
     """Check that `usd`, the new maximum cost of a run, fits the limits. If it exceeds the amount that is
     already reserved, the increase must also fit the budget. If `usd` is `None`, the reservation stays
-    unchanged and the budget isn't checked."""
+    unchanged and the budget isn't checked. With `anew`, all of `usd` must fit the budget, which may have
+    been lowered since the amount was reserved."""
     from orchestrate.costing import spending  # late: listing runs must not pay for the room's import
 
     taken = spending(run).total_usd
-    if not exceeds(usd, taken):
+    if not (anew or exceeds(usd, taken)):
         budget_usd = None
     reserve(
         connection,

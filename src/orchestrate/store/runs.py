@@ -369,7 +369,7 @@ class Runs:
             "note": note,
         }
 
-    def commit(
+    def commit(  # noqa: PLR0913  what is reserved, and each limit that it is held against
         self,
         run_id: str,
         usd: Decimal | None,
@@ -380,14 +380,16 @@ class Runs:
         event: Event | None = None,
         limits: Sequence[Limit] = (),
         figure: str = "the host's own estimate",
+        anew: bool = False,
     ) -> Run:
         """Change a run, and reserve `usd` as its new maximum total cost. Raises `OverBudget` if `usd` exceeds
-        one of `limits`, or if the increase over the reserved amount exceeds what remains of `budget_usd`."""
+        one of `limits`, or if the increase over the reserved amount exceeds what remains of `budget_usd`.
+        With `anew`, all of `usd` counts as increase."""
         with self._db.writing() as connection:
             if lease is not None:
                 self._leases.require(connection, lease)
             run = self._locked(connection, [run_id])[run_id].run
-            ledger.reserve_more(connection, self._db.clock, run, usd, budget_usd, limits, figure)
+            ledger.reserve_more(connection, self._db.clock, run, usd, budget_usd, limits, figure, anew=anew)
             ((_, after),) = self._apply(connection, [(run_id, change)])
             if event is not None:
                 add_events(self._db, connection, run_id, [event], from_host=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
+from tests.faults.submitting import dies_at
 from tests.faults.world import World
 
 from orchestrate.runs.hosting.deployer import Deployer, DeployTerms
@@ -35,18 +36,6 @@ class Moved(Clock):
 
     def sleep(self, seconds: float) -> None:
         self.ahead += timedelta(seconds=seconds)
-
-
-class Killed(BaseException):
-    """No handler of ours sees it, as none sees SIGKILL."""
-
-
-def dies_at(point: str) -> CrashPoint:
-    def reached(here: str) -> None:
-        if here == point:
-            raise Killed
-
-    return reached
 
 
 class Deployed:

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.faults.hosting.test_deployment_machine import TIMING, Books, HourlyHost, Killed, Still
+from tests.faults.hosting.test_deployment_machine import TIMING, Books, HourlyHost, Still
+from tests.faults.submitting import Killed
 
 from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 from tests.cells import diagonal
-from tests.faults.hosting.deployed import Killed, Moved, dies_at
+from tests.faults.hosting.deployed import Moved
 from tests.faults.shop import Shop
+from tests.faults.submitting import Killed, dies_at
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.api.run import RunHandle

@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.faults.paper_host import PaperHost
+from tests.faults.submitting import Killed
 
 from orchestrate.errors import (
     HostUnavailable,
@@ -51,10 +52,6 @@ TIMING = Timing(send_limit_s=5.0, requests=1, margin_s=30.0)
 MEMORY = Path("/dev/shm")
 """Where a write that waits for the disk waits for nothing."""
 FAULTS = ("none", "lost", "late", "refused", "refused and done", "busy and done", "down", "half")
-
-
-class Killed(BaseException):
-    pass
 
 
 @dataclass

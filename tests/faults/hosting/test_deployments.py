@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from tests.cells import diagonal
-from tests.faults.hosting.deployed import CREATE, HOURLY, TERMS, Deployed, Killed, Moved
+from tests.faults.hosting.deployed import CREATE, HOURLY, TERMS, Deployed, Moved
+from tests.faults.submitting import Killed
 from tests.faults.world import SETTLED, World
 
 from orchestrate.errors import OrchestrateError, OtherAccount, OutcomeUnknown, OverBudget, UsageError

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from tests.faults.paid.test_ledger import MEMORY, WHO, Killed, Moved
+from tests.faults.paid.test_ledger import MEMORY, WHO, Moved
 from tests.faults.paper_host import PaperHost
-from tests.faults.submitting import write_rows
+from tests.faults.submitting import Killed, write_rows
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OutcomeUnknown

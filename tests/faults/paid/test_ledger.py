@@ -21,6 +21,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import event
+from tests.faults.submitting import Killed
 
 from orchestrate.costing import Spending
 from orchestrate.errors import HostUnavailable, InvalidRequest, OrchestrateError, OverBudget
@@ -54,10 +55,6 @@ MEMORY = Path("/dev/shm")
 EVENTS = ("answer", "answer", "lost", "down", "refused", "killed", "killed before", "killed unsent")
 WHO = st.integers(0, 1)
 USD = st.sampled_from([Decimal(n) for n in ("0", "0.5", "3", "11", "60")])
-
-
-class Killed(BaseException):
-    pass
 
 
 @dataclass

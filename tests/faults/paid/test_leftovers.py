@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.faults.paid.test_ledger import Killed, Money, Moved
+from tests.faults.paid.test_ledger import Money, Moved
 from tests.faults.paper_host import Paper, PaperHost
-from tests.faults.submitting import submit
+from tests.faults.submitting import Killed, submit
 
 from orchestrate.core.files import locked
 from orchestrate.costing import Spending

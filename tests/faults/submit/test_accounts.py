@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.faults.paper_host import Paper, PaperHost
-from tests.faults.submitting import spec_for, submit
+from tests.faults.submitting import Killed, dies_at, spec_for, submit
 from tests.faults.world import CREATE, HOSTED, SETTLED, UNHURRIED, World
 
 from orchestrate.api.orchestrator import Orchestrator
@@ -89,17 +89,9 @@ def test_an_unsent_run_is_not_sent_from_another_account(store: Store, paper: Hos
     assert made.phase is SubmitPhase.SUBMITTED
 
 
-class Killed(BaseException):
-    pass
-
-
 def stopped(store: Store, host: PaperHost, at: str) -> Run:
-    def reached(point: str) -> None:
-        if point == at:
-            raise Killed
-
     with contextlib.suppress(Killed):
-        submit(store, host, SPEC, DATA, reached=reached)
+        submit(store, host, SPEC, DATA, reached=dies_at(at))
     return store.runs.get("last")
 
 

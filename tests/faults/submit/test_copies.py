@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.faults.paper_host import Paper, PaperHost
-from tests.faults.submitting import submit
+from tests.faults.submitting import Killed, submit
 
 from orchestrate.errors import InvalidRequest, OrchestrateError, OutcomeUnknown, RateLimited
 from orchestrate.runs.submitting.repeats import Submission, SubmitRequest
@@ -48,10 +48,6 @@ WHO = st.sampled_from(ACCOUNTS)
 KEYS = st.sampled_from(["told", "first key", "second key"])
 DEATHS = st.sampled_from([None, *POINTS])
 COPY = st.integers(0, 1)
-
-
-class Killed(BaseException):
-    pass
 
 
 class Copies(RuleBasedStateMachine):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.shop import Shop
 from tests.faults.submit.test_live_price import EstimatingHost
-from tests.faults.submitting import submit
+from tests.faults.submitting import Killed, dies_at, submit
 
 from orchestrate.api.run import RunHandle
 from orchestrate.costing import Spending, caps
@@ -56,17 +56,8 @@ def host(tmp_path: Path) -> EstimatingHost:
 # -- a run that goes on under other limits ------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_the_same_key_again_sends_under_the_limits_of_now(store: Store, tmp_path: Path) -> None:
     """After a process that died between sending the data and creating the job."""
-
-    def killed(point: str) -> None:
-        if point == "after-uploaded":
-            raise Killed
-
     host = PaperHost(tmp_path / "host", timeout_s=0.1)
     asked = Submission(
         spec=SPEC,
@@ -77,7 +68,7 @@ def test_the_same_key_again_sends_under_the_limits_of_now(store: Store, tmp_path
         idempotency_key="k",
     )
     with pytest.raises(Killed):
-        Submitter(store, host, AT_ONCE, killed, Decimal(20)).submit(asked)
+        Submitter(store, host, AT_ONCE, dies_at("after-uploaded"), Decimal(20)).submit(asked)
     assert (host.posts(), store.ledger.spending()) == (0, Spending(committed_usd=Decimal(4)))
     poor = Submitter(store, host, AT_ONCE, budget_usd=Decimal(2))
     for act in (lambda: poor.submit(asked), lambda: poor.resume(store.runs.get("last"), DATA)):

@@ -14,7 +14,7 @@ import pytest
 from tests.cells import diagonal
 from tests.faults.paper_host import Paper, PaperHost
 from tests.faults.shop import Shop
-from tests.faults.submitting import BACKENDS, submit
+from tests.faults.submitting import BACKENDS, Killed, dies_at, submit
 from tests.faults.world import CREATE, HOSTED, UNHURRIED, World
 
 from orchestrate.errors import InvalidRequest, OutcomeUnknown, RateLimited, UnexpectedAnswer
@@ -33,18 +33,6 @@ AT_ONCE = Timing(send_limit_s=0.0, requests=0, margin_s=0.0, lease_s=5.0, patien
 DATA: Any = Paper()
 
 
-class Killed(BaseException):
-    pass
-
-
-def killed(at: str) -> Callable[[str], None]:
-    def reached(point: str) -> None:
-        if point == at:
-            raise Killed
-
-    return reached
-
-
 # -- restored and copied stores ------------------------------------------------------------------------------
 
 
@@ -53,7 +41,7 @@ def test_two_copies_of_a_store_resume_one_job(
     world: World, tmp_path: Path, tally: Callable[..., None], name: str, point: str
 ) -> None:
     with contextlib.suppress(Killed):
-        world.submit(name, reached=killed(point))
+        world.submit(name, reached=dies_at(point))
     run = world.store.runs.get("last")
     with copy_of(world, tmp_path / "copy.sqlite3") as copy:
         made = Submitter(copy, world.provider(name), UNHURRIED).resume(copy.runs.get(run.id), world.data())
@@ -69,7 +57,7 @@ def test_a_sync_of_a_restored_store_finds_what_its_unsent_runs_became(
     world: World, tmp_path: Path, tally: Callable[..., None], name: str
 ) -> None:
     with contextlib.suppress(Killed):
-        world.submit(name, reached=killed("after-uploaded"))
+        world.submit(name, reached=dies_at("after-uploaded"))
     run = world.store.runs.get("last")
     with copy_of(world, tmp_path / "copy.sqlite3") as copy:
         Submitter(copy, world.provider(name), UNHURRIED).resume(copy.runs.get(run.id), world.data())

@@ -144,8 +144,7 @@ def _print_plan(plan: RecordPlan) -> None:
     kept = f", {asked.kept:,} answered before" if asked.kept else ""
     note(f"{plan.model}: {count(asked.questions, 'request')}{kept}; {price}")
     if plan.silent_on is not None:
-        verb = "will be" if plan.silent_on >= days.today() else "was"
-        note(f"{plan.model} {verb} shut down after {plan.silent_on}")
+        note(f"{plan.model} {days.shutdown(plan.silent_on)}")
 
 
 def _show(done: Recording) -> None:
@@ -199,9 +198,7 @@ def _show_day(day: date, dues: list[Due]) -> None:
         kept = f"{due.recorded:,} in {due.recording}" if due.recording else "no"
         rows.add_row(due.run_id, kept, "its own" if due.prompts else "FILE", due.tuned_model)
     out.print(
-        f"record by {day}, in {count(left, 'day')}"
-        if left >= 0
-        else f"shut down after {day} ({count(-left, 'day')} ago)",
+        f"record by {day}, in {count(left, 'day')}" if left >= 0 else days.shutdown(day, left),
         style="bold",
     )
     out.print(rows)

@@ -75,7 +75,7 @@ def loss_of(item: dict[str, Any], role: Any, text: str, place: str) -> Loss:
 
 def _conflict(item: Item, flags: Mapping[str, bool], spans: Spans | None, place: str) -> list[Problem]:
     """Report two loss settings of an answer that contradict each other."""
-    weights = {name: item[name] for name in ("weight", "loss_weight") if _is_number(item.get(name))}
+    weights = {name: item[name] for name in ("weight", "loss_weight") if is_number(item.get(name))}
     says: Item = {name: bool(weight) for name, weight in weights.items()} | dict(flags)
     if weights and spans is not None:
         says["train_detail"] = bool(spans)
@@ -93,7 +93,7 @@ def _conflict(item: Item, flags: Mapping[str, bool], spans: Spans | None, place:
     return [msgspec.structs.replace(found, fix=f"remove {pair}, or make them agree")]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -411,6 +411,7 @@ def arguments_of(call: Item, default: Any = None) -> Any:
 
 
 CALL = frozenset({"name", "arguments"})
+"""Fields of a call."""
 
 
 def call_fields(call: Item, known: frozenset[str]) -> frozenset[str]:

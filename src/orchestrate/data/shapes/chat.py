@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrate.data import rows
 from orchestrate.data.rows import ROLES, ChatMessage, FunctionCall, Role, ToolCall, problem
-from orchestrate.data.shapes import CALL, arguments_of, call_fields, loss_of, strays, unfolded
+from orchestrate.data.shapes import CALL, arguments_of, call_fields, is_number, loss_of, strays, unfolded
 from orchestrate.data.shapes.unread import meaning_of
 from orchestrate.types import Problem, decoding
 
@@ -376,7 +376,7 @@ def unread(item: dict[str, Any], known: Container[str], place: str) -> list[Prob
     return found
 
 
-_CALL = frozenset({"id", "type", "function", "name", "arguments", "parsed_arguments"})
+_CALL = CALL | {"id", "type", "function", "parsed_arguments"}
 
 
 def _items(value: Any) -> list[Any]:
@@ -537,7 +537,7 @@ def _json_types(schema: Any, seen: set[str]) -> Any:
 def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:
     """Return the weight of a row or a turn. A weight that is not a number is reported in `found`."""
     weight: Any = row.get("weight")
-    if weight is None or (isinstance(weight, int | float) and not isinstance(weight, bool)):
+    if weight is None or is_number(weight):
         return weight
     found.append(problem("bad-weight", "the weight is not a number", field=field))
     return None

@@ -290,7 +290,7 @@ class RequestGuard:
     ) -> None:
         self._app, self._tokens = app, tokens
         self._names = {name.casefold() for name in names}
-        self._origins = {origin.rstrip("/").casefold() for origin in origins}
+        self._origins = _plain(origins)
         self._max_body = max_body
         self._refuse = refuse or _refused
 
@@ -397,6 +397,11 @@ class _SafeSend:
             await self._send(message)
 
 
+def _plain(origins: Collection[str]) -> list[str]:
+    """Return origins as browsers send them."""
+    return [origin.rstrip("/").casefold() for origin in origins]
+
+
 def _parts(address: str) -> SplitResult:
     """Split an address that a client sent. One that cannot be read has no host."""
     try:
@@ -478,8 +483,8 @@ def edge(
         handlers[OrchestrateError] = ours
     app = door(Starlette(routes=list(routes), exception_handlers=handlers, lifespan=lifespan))
     if origins:  # a browser asks before it sends a key, and lets a page read only what names the page's site
-        allowed = [origin.rstrip("/").lower() for origin in origins]
-        app = CORSMiddleware(app, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"])
+        allowed, methods = _plain(origins), ["GET", "POST"]
+        app = CORSMiddleware(app, allow_origins=allowed, allow_methods=methods, allow_headers=["*"])
     return RequestGuard(
         app,
         names=names,

@@ -129,6 +129,13 @@ def acquired(run: Run, asked: Submission) -> Run:
     return msgspec.structs.replace(run, idempotency_key=asked.idempotency_key, **known)
 
 
+def limited(run: Run, asked: Submission | None) -> Run:
+    """Apply the cost limit of this call, if it has one, to a run that an earlier call created."""
+    if asked is None or asked.max_cost_usd is None:
+        return run
+    return msgspec.structs.replace(run, max_cost_usd=asked.max_cost_usd, allowed_usd=asked.allowed_usd)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submission(RunRequest):
     """A request to submit. `spec` is the spec as its backend receives it, including secrets, which are never

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from orchestrate.core.underway import BYTES, work
 from orchestrate.costing import spending
@@ -46,6 +45,7 @@ from orchestrate.settings import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.store import transitions
 from orchestrate.store.database import Lease, LeaseHeld
+from orchestrate.store.ledger import Limit
 from orchestrate.store.runs import Intent
 from orchestrate.store.store import DEFAULT_TIMING, CrashPoint, Store, Timing, pass_by
 from orchestrate.store.transitions import UNSENT, UNSETTLED, Withdrawn
@@ -182,14 +182,15 @@ class Submitter(Settler):
             if run.phase not in UNSENT:
                 return run
             if run.released:
-                run = self._held_again(run, asked, lease)
+                held = partial(transitions.held, at=self.store.clock.now())
+                run = self._reserved(run, lease, held, asked.limits if asked else ())
             if again:
                 if there := self._there(run):
                     return there
                 run = self.store.runs.get(run.id)  # its account is known now
                 if check is not None:
                     check(run)
-                run = self._limited(run, asked, lease)
+                run = self._reserved(run, lease, lambda run: repeats.limited(run, asked))
             spec = asked.spec if asked else stored_spec(run)
             translation = self._agreed(run, spec, asked)
             sent = _Sent(_within(spec, run), translation, patient=asked is not None and asked.patient)
@@ -197,33 +198,20 @@ class Submitter(Settler):
             self._ask_price(run, sent, remote, lease)
             return self._send(run, sent, remote, lease, again=again)
 
-    def _limited(self, run: Run, asked: Submission | None, lease: Lease) -> Run:
-        """Apply the limits of this call to a run that an earlier call created. Raises `OverBudget` if the
-        budget, which may have been lowered since, does not cover the run."""
-        if asked is not None and asked.max_cost_usd is not None:
-            given = {"max_cost_usd": asked.max_cost_usd, "allowed_usd": asked.allowed_usd}
-            run = self.apply(run, lambda run, _: msgspec.structs.replace(run, **given), lease)
-        if self.budget_usd is not None and not run.sandbox:
-            own = spending(run).total_usd
-            taken = self.store.ledger.spending().total_usd - own
-            left, figure = "the remaining budget", "the run's possible cost"
-            require_within(
-                self.provider.name, own, self.budget_usd, taken_usd=taken, what=left, figure=figure
-            )
-        return run
-
-    def _held_again(self, run: Run, asked: Submission | None, lease: Lease) -> Run:
-        """Reserve the budget again before anything is sent. Raises `OverBudget`."""
-        now = self.store.clock.now()
-        held = transitions.held(run, now)
+    def _reserved(
+        self, run: Run, lease: Lease, change: Callable[[Run], Run], limits: tuple[Limit, ...] = ()
+    ) -> Run:
+        """Change a run that an earlier call created, and reserve its cost in the budget, which may have been
+        lowered since. Raises `OverBudget`."""
         return self.store.runs.commit(
             run.id,
-            spending(held).total_usd,
-            lambda run: transitions.held(run, now),
+            spending(change(run)).total_usd,
+            change,
             self.budget_usd,
             lease=lease,
-            limits=asked.limits if asked else (),
+            limits=limits,
             figure="the run's possible cost",
+            anew=True,
         )
 
     def _agreed(self, run: Run, spec: JobSpec, asked: Submission | None) -> Translation:

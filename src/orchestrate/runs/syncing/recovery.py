@@ -247,8 +247,8 @@ def _search(
         run = known.get(ref)
         mine = run is not None and _is_mine(store, provider, run)
         if run is None or (mine and run.imported):
-            held = None if run is None else run.job_id
-            jobs.sort(key=lambda job, held=held: job.handle.job_id != held)  # its costs are those of this job
+            held = [job for job in jobs if run is not None and job.handle.job_id == run.job_id]
+            jobs = [*held, *(job for job in jobs if job not in held)]  # the imported run's own job first
             first = jobs[0]
             entry = OrphanJob(
                 provider=provider.config.name,

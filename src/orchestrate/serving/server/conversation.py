@@ -27,9 +27,10 @@ def chat_options(asked: ChatRequest) -> dict[str, Any]:
         if value not in (None, ["text"]) and value != {"type": "text"}:
             raise HostError(400, f"{name} is not supported: {why}", param=name, code="unsupported_parameter")
     tools = None if asked.tool_choice == "none" else asked.tools
+    if asked.tool_choice not in (None, "auto") or asked.response_format:
+        for tool in tools or ():
+            _require_plain(tool)
     calls = _required(asked.tool_choice, tools)
-    for tool in calls or (tools or () if asked.response_format else ()):
-        _require_plain(tool)
     schema = None if calls else _schema(asked.response_format)
     form = None
     if calls or schema is not None:
@@ -79,12 +80,10 @@ def _require_plain(tool: dict[str, Any]) -> None:
 def _required(
     choice: str | dict[str, Any] | None, tools: list[dict[str, Any]] | None
 ) -> list[dict[str, Any]]:
-    """Return the tools of which one must be called. Raises `HostError` 400."""
+    """Return the tools, which are plain, of which one must be called. Raises `HostError` 400."""
     if choice in (None, "auto", "none"):
         return []
     known = tools or []
-    for tool in known:
-        _require_plain(tool)
     if choice != "required":
         function: dict[str, Any] | None = choice.get("function") if isinstance(choice, dict) else None
         if not isinstance(function, dict) or set(choice) - {"type", "function"}:  # type: ignore[arg-type]
