@@ -7,6 +7,7 @@ import random
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from orchestrate.core.tables import TextTable
 
@@ -76,3 +77,16 @@ def test_facts_stay_beside_their_names() -> None:
     facts.add_row("rows", "12 good")
     lines = [line.rstrip() for line in shown(facts, 50).splitlines()]
     assert lines == [f"digest  {'f' * 42}", f"        {'f' * 22}", "rows    12 good"]
+
+
+def test_text_that_acts_on_a_terminal_keeps_columns_aligned() -> None:
+    table = TextTable("name", "cost", right=("cost",))
+    table.add_row("a\x1b[31m", "1.00")
+    table.add_row(Text("plain", style="green"), "10.00")
+    assert shown(table, 40).splitlines() == ["name     cost", "a␛[31m   1.00", "plain   10.00"]
+
+
+def test_facts_are_complete_where_the_value_has_hardly_any_room() -> None:
+    facts = TextTable("", "")
+    facts.add_row("a name that is long", "value-of-the-fact")
+    assert "value-of-the-fact" in shown(facts, 24)
