@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +26,10 @@ class Model:
     url: str = ""
     fault: str | int | None = None
     """An HTTP status, `hang`, `cut` (in the midst of a stream), `drop` (no answer), `page` (of what stands
-    between, which says 200), `error` (in an answer that says 200), `late error` (in the midst), or `lingers`
-    (open after the last event)."""
+    between, which says 200), `error` (in an answer that says 200), `late error` (in the midst, once `read` is
+    set), `error at once` (with the first word), or `lingers` (open after the last event)."""
+    read: threading.Event = field(default_factory=threading.Event)
+    """Set by a test that has read the first word: sent before, the error might arrive together with it."""
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     keys: list[str | None] = field(default_factory=list["str | None"])
 
@@ -50,16 +53,23 @@ class Model:
         choice = chat.choice(0, chat.message(said), "stop")
         return JSONResponse(chat.completion("id", 1, self.name, [choice], chat.usage(1000, 100)))
 
-    async def _pieces(self, said: str) -> AsyncGenerator[str]:
+    async def _pieces(self, text: str) -> AsyncGenerator[str]:
         if self.fault == "drop":
             raise ConnectionResetError
-        for number, word in enumerate(said.split(" ")):
+        for number, word in enumerate(text.split(" ")):
             if self.fault == "cut" and number == 2:
                 raise ConnectionResetError
+            error = chat.event({"error": {"message": "overloaded", "type": "server_error"}})
             if self.fault == ("late error" if number else "error"):
-                yield chat.event({"error": {"message": "overloaded", "type": "server_error"}})
+                if number:
+                    await asyncio.to_thread(self.read.wait, 240)
+                yield error
                 return
-            yield chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {"content": f"{word} "}, None)]))
+            said = chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {"content": f"{word} "}, None)]))
+            if self.fault == "error at once":
+                yield said + error
+                return
+            yield said
         yield chat.event(chat.chunk("id", 1, self.name, [chat.piece(0, {}, "stop")]))
         yield chat.event(chat.chunk("id", 1, self.name, [], chat.usage(1000, 100)))
         yield chat.DONE

@@ -90,6 +90,7 @@ def models() -> Iterator[tuple[Model, Model]]:
 def place(models: tuple[Model, Model], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     for one in models:
         one.fault = None
+        one.read.clear()
         one.bodies.clear()
         one.keys.clear()
     base, tuned = models
@@ -237,8 +238,18 @@ def test_an_error_in_the_midst_of_a_stream_counts_as_one(place: Place) -> None:
     place.tuned.fault = "late error"
     [user, *_] = place.users("tuned")
     with pytest.raises(openai.APIError, match="overloaded"):
-        list(place.say(user, stream=True))
+        for _ in place.say(user, stream=True):
+            place.tuned.read.set()
     assert place.comes_to({BROKEN: 1}, failed={"base": None, "tuned": 1.0})
+
+
+def test_an_error_that_arrives_with_the_first_words_is_answered_by_the_base(place: Place) -> None:
+    """Nothing of the answer was passed on yet."""
+    place.tuned.fault = "error at once"
+    [user, *_] = place.users("tuned")
+    said = "".join(c.choices[0].delta.content or "" for c in place.say(user, stream=True) if c.choices)
+    assert said.strip() == "base-model says: hello there friend"
+    assert place.comes_to({FAILOVERS: 1}, failed={"base": None, "tuned": 1.0})
 
 
 def test_a_client_that_leaves_is_no_outcome(place: Place) -> None:
