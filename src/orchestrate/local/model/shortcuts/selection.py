@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -126,7 +127,9 @@ def _forward(layer: Any, original: Callable[..., Tensor]) -> Callable[..., Tenso
 
 
 PACKED_NAME = "orchestrate_packed"
-PACKED_KERNEL = "torch.nn.attention.varlen"
+varlen: Any = None
+with suppress(ImportError):  # older torch does not have it
+    varlen = import_module("torch.nn.attention.varlen")
 CAUSAL = (-1, 0)
 
 
@@ -140,9 +143,7 @@ def use_packed_attention(loaded: Loaded) -> str | None:
         return "the model uses sliding-window attention"
     if loaded.inner.dtype not in (torch.bfloat16, torch.float16):
         return "only available in 16-bit precision"
-    try:
-        import_module(PACKED_KERNEL)
-    except ImportError:
+    if varlen is None:
         return f"torch {torch.__version__} has no variable-length attention kernel"
     if PACKED_NAME not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(PACKED_NAME, packed_attention)
@@ -180,8 +181,7 @@ def packed_attention(
         )
     lines, _, tokens, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    kernel: Any = import_module(PACKED_KERNEL)
-    out = kernel.varlen_attn(
+    out = varlen.varlen_attn(
         q,
         k,
         v,

@@ -4,7 +4,6 @@ computation which is called as the kernel's own signature has it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -58,8 +57,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 def in_place_of(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the calls."""
-    module: Any = import_module(selection.PACKED_KERNEL)
-    own, calls = signature(module.varlen_attn), list[int]()
+    own, calls = signature(selection.varlen.varlen_attn), list[int]()
 
     def called(*args: Any, **kwargs: Any) -> Tensor:
         given = own.bind(*args, **kwargs).arguments
@@ -69,7 +67,7 @@ def in_place_of(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return kernel(*args, **kwargs)
 
-    monkeypatch.setattr(module, "varlen_attn", called)
+    monkeypatch.setattr(selection.varlen, "varlen_attn", called)
     return calls
 
 
@@ -110,7 +108,7 @@ def test_a_kernel_that_lets_rows_see_one_another_is_not_used(
 def test_a_torch_without_the_kernel_trains_behind_a_mask(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "PACKED_KERNEL", "torch.nn.attention.nowhere")
+    monkeypatch.setattr(selection, "varlen", None)
     assert "has no variable-length attention kernel" in str(selection.use_packed_attention(session.loaded))
     session.loaded.inner.config.sliding_window = 8
     assert "window" in str(selection.use_packed_attention(session.loaded))
