@@ -6,9 +6,14 @@ import os
 import platform
 import secrets
 import subprocess
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from xml.etree import ElementTree as xml
 
 from orchestrate import settings
 from orchestrate.core.files import opener, private_folder
@@ -18,6 +23,9 @@ from orchestrate.types import Record
 class Gpu(Record, frozen=True, kw_only=True):
     name: str
     memory_bytes: int
+    unified: bool = False
+    """True if the driver reports no memory for this GPU, as for one that shares the system's memory (DGX
+    Spark, Jetson). `memory_bytes` is then the system's."""
 
 
 def mark(folder: Path) -> str:
@@ -39,11 +47,34 @@ def mark(folder: Path) -> str:
 
 
 class GpuLoad(Record, frozen=True, kw_only=True):
-    """Temperature, utilization and memory use of a GPU, as recorded in a run's metrics."""
+    """Temperature, utilization and memory use of a GPU, as recorded in a run's metrics. `None` for what the
+    driver does not report: utilization of a card that is cut into slices (MIG), use of unified memory."""
 
-    gpu_temperature_c: float
-    gpu_use_percent: float
-    gpu_memory_bytes: float
+    gpu_temperature_c: float | None = None
+    gpu_use_percent: float | None = None
+    gpu_memory_bytes: float | None = None
+
+
+class GpuMonitor:
+    """Measures a GPU's load now and then, in a thread: `nvidia-smi` never returns if the driver hangs, and
+    training must not wait for it."""
+
+    def __init__(self, measure: Callable[[], GpuLoad], seconds: float = 15.0) -> None:
+        self._measure, self._seconds = measure, seconds
+        self._found = SimpleQueue[GpuLoad]()
+        self._measuring, self._due = False, time.monotonic()
+
+    def poll(self) -> dict[str, float]:
+        """Return the values of a measurement that ended since the last call, and start one if it is due.
+        Never blocks."""
+        found = GpuLoad()
+        with suppress(Empty):
+            found = self._found.get_nowait()
+            self._measuring = False
+        if not self._measuring and time.monotonic() >= self._due:
+            self._measuring, self._due = True, time.monotonic() + self._seconds
+            Thread(target=lambda: self._found.put(self._measure()), name="gpu-load", daemon=True).start()
+        return {name: value for name, value in found.to_dict().items() if value is not None}
 
 
 def visible() -> list[str] | None:
@@ -56,16 +87,16 @@ def visible() -> list[str] | None:
 @cache
 def gpus() -> tuple[Gpu, ...]:
     """List the NVIDIA GPUs that this process may use, in CUDA's order, without the memory that the driver
-    reserves for itself. Returns an empty list if there are none. A MIG slice is listed with its profile's
+    reserves for itself. Returns an empty list if there are none. A MIG slice is listed with its own
     memory."""
     found: list[Gpu] = []
     # Drivers of before 2022 don't report what they reserve.
     for (name, mib, *more), part in _cards("name,memory.total,memory.reserved") or _cards(
         "name,memory.total"
     ):
-        reserved = sum(int(one) for one in more if one.isdecimal())  # or [N/A]
-        size = int(mib) - reserved << 20 if part is None else part
-        found.append(Gpu(name=name, memory_bytes=size))
+        size = _less_reserved(mib, *more) if part is None else part
+        unified = part is None and not size
+        found.append(Gpu(name=name, memory_bytes=memory_bytes() if unified else size, unified=unified))
     return tuple(found)
 
 
@@ -79,14 +110,29 @@ def capability() -> float | None:
         return None
 
 
-def gpu_load(index: int = 0) -> GpuLoad | None:
+def gpu_load(index: int = 0) -> GpuLoad:
     """Measure the load of a GPU. `index` is its position among the GPUs that this process can see."""
-    rows = [cells for cells, _ in _cards("temperature.gpu,utilization.gpu,memory.used")]
-    try:
-        temperature, use, mib = (float(v) for v in rows[index])
-    except (IndexError, ValueError):
-        return None
-    return GpuLoad(gpu_temperature_c=temperature, gpu_use_percent=use, gpu_memory_bytes=mib * (1 << 20))
+    rows = _cards("temperature.gpu,utilization.gpu,memory.used")[index : index + 1]
+    for (temperature, use, mib), part in rows:
+        used = None if part is not None else _number(mib)  # the card's says nothing about one of its slices
+        return GpuLoad(
+            gpu_temperature_c=_number(temperature),
+            gpu_use_percent=_number(use),
+            gpu_memory_bytes=None if used is None else used * (1 << 20),
+        )
+    return GpuLoad()
+
+
+def _number(cell: str) -> float | None:
+    """Read a number of the driver's tool, with or without a unit. `None` for `[N/A]` and its like."""
+    first = cell.partition(" ")[0]
+    return float(first) if first.isdecimal() else None
+
+
+def _less_reserved(total: str, reserved: str = "") -> int:
+    """Return the bytes of a GPU's memory that processes can use, or 0 if the driver does not report it."""
+    size = _number(total)
+    return 0 if size is None else int(size - (_number(reserved) or 0)) << 20
 
 
 def _cards(fields: str) -> list[tuple[list[str], int | None]]:
@@ -117,14 +163,33 @@ def mig_slices() -> dict[str, tuple[str, int]]:
     """Map each slice (MIG) by name to the card's own name and the slice's bytes."""
     found: dict[str, tuple[str, int]] = {}
     card = ""
-    for line in _ask("-L"):
+    lines = _ask("-L")
+    sizes = _slice_sizes() if any(line.lstrip().startswith("MIG ") for line in lines) else {}
+    for line in lines:
         uuid = line.rpartition("UUID: ")[2].strip(" )")
         if line.startswith("GPU "):
             card = uuid
         elif (words := line.split()) and words[0] == "MIG":  # MIG 1g.10gb Device 0: (UUID: MIG-...)
             gib = words[1].rpartition(".")[2].partition("gb")[0]  # also of a part of a slice, 1c.3g.20gb
-            found[uuid] = card, int(gib) << 30 if gib.isdecimal() else 0
+            named = int(gib) << 30 if gib.isdecimal() else 0  # the memory of 1g.10gb is 9.5 GiB
+            found[uuid] = card, sizes.get((card, words[3].rstrip(":"))) or named
     return found
+
+
+def _slice_sizes() -> dict[tuple[str, str], int]:
+    """Map each slice (MIG), by its card's name and its number on the card, to its bytes. Only the driver's
+    complete report has them."""
+    try:
+        report = xml.fromstring("\n".join(_ask("-q", "-x")))  # noqa: S314  from the driver
+    except xml.ParseError:
+        return {}
+    return {
+        (card.findtext("uuid", ""), one.findtext("index", "")): _less_reserved(
+            one.findtext("fb_memory_usage/total", ""), one.findtext("fb_memory_usage/reserved", "")
+        )
+        for card in report.iter("gpu")
+        for one in card.iter("mig_device")
+    }
 
 
 def _ask(*asked: str) -> list[str]:

@@ -65,7 +65,10 @@ def machine() -> Iterator[Check]:
         check="processor", ok=True, detail=f"{hardware.cpu_name()}, {count(hardware.cores(), 'core')}"
     )
     yield Check(check="memory", ok=True, detail=size(hardware.memory_bytes()))
-    gpus = [f"{gpu.name} with {size(gpu.memory_bytes)}" for gpu in hardware.gpus()]
+    gpus = [
+        f"{gpu.name} with {size(gpu.memory_bytes)}" + " shared with the system" * gpu.unified
+        for gpu in hardware.gpus()
+    ]
     yield Check(check="GPU", ok=True if gpus else None, detail=", ".join(gpus) or "none")
     for one in built_in().values():
         if one.sdk is not None:

@@ -250,6 +250,9 @@ class _Moment(NamedTuple):
     gradients: float
 
 
+UNIFIED = "{} shares the system's memory, which other programs use too. The plan counts all of it."
+
+
 def plan(
     shape: ModelShape, setup: Setup, *, device: str | None = None, available_bytes: int | None = None
 ) -> MemoryPlan:
@@ -257,10 +260,13 @@ def plan(
     machine's memory is detected."""
     gpus = machine.gpus()
     device = device or ("cuda" if gpus else "cpu")
-    if available_bytes is None:
-        available_bytes = (
-            machine.memory_bytes() if device == "cpu" else (gpus[0].memory_bytes if gpus else None)
-        )
+    notes = shape.notes
+    if available_bytes is None and device == "cpu":
+        available_bytes = machine.memory_bytes()
+    elif available_bytes is None and gpus:
+        available_bytes = gpus[0].memory_bytes
+        if gpus[0].unified:
+            notes = (*notes, UNIFIED.format(gpus[0].name))
     parts, peak = _parts(shape, setup, device)
     total = sum(parts.values())
     fits, advice = None, tuple[str, ...]()
@@ -277,7 +283,7 @@ def plan(
         advice=advice,
         rows=setup.rows,
         longest=setup.longest,
-        notes=shape.notes,
+        notes=notes,
     )
 
 

@@ -160,9 +160,6 @@ class LossGuard:
 
 
 STATUS_SECONDS = 0.5
-GPU_SECONDS = 15.0
-"""Minimum seconds between measurements of the GPU's temperature and load. They are infrequent because each
-one runs the driver's command-line tool."""
 
 
 class StopRequested(Exception):
@@ -209,10 +206,9 @@ class Loop(CheckpointedLoop):
         """The helper processes, if the run uses data parallelism. Otherwise `None`."""
         self._saved_at = time.monotonic()
         self._wrote_state = 0.0
-        self._looked_at_gpu = -math.inf
-        self.gpu_load: Callable[[], machine.GpuLoad | None] | None = None
+        self.gpu: machine.GpuMonitor | None = None
         if loaded.device.type == "cuda":
-            self.gpu_load = lambda: machine.gpu_load(torch.cuda.current_device())
+            self.gpu = machine.GpuMonitor(partial(machine.gpu_load, torch.cuda.current_device()))
         self.eval_steps = set[int]()
         if valid is not None:
             self.eval_steps = spread(self.hyper.evals, total, self.hyper.eval_steps or self.per_epoch)
@@ -280,10 +276,8 @@ class Loop(CheckpointedLoop):
         spent = self.progress.seconds + time.perf_counter() - begun
         self.progress = msgspec.structs.replace(self.progress, step=step, seconds=spent)
         values["tokens"] = float(self.progress.seen_tokens)
-        if self.gpu_load is not None and time.monotonic() - self._looked_at_gpu > GPU_SECONDS:
-            self._looked_at_gpu = time.monotonic()
-            if load := self.gpu_load():
-                values.update(load.to_dict())
+        if self.gpu is not None:
+            values.update(self.gpu.poll())
         last = step == self.progress.total_steps or self.early_stopped
         if last and self.best is not None:
             result_step, metrics = self.result

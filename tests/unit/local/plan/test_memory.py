@@ -24,6 +24,7 @@ from orchestrate.local.plan.memory import Setup, plan
 from orchestrate.local.plan.throughput import Bench
 from orchestrate.providers.local.provider import LocalProvider
 from orchestrate.settings.config import HostConfig
+from orchestrate.setup import doctor
 from orchestrate.spec import JobSpec
 
 LLAMA_8B = {
@@ -142,7 +143,24 @@ def test_no_hub_is_explained(tmp_path: Path) -> None:
     assert "model folder" in said
 
 
+# The report's tags and the sizes of the slices of 10 and 20 GB are those that people published of A100s with
+# 80 GB. The rest is made up: the third slice is one whose size the driver does not say.
 NVIDIA_SMI = """#!/bin/sh
+[ "$1" = -q ] && { cat <<END
+<?xml version="1.0" ?>
+<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">
+<nvidia_smi_log>
+<gpu id="00000000:00:04.0"><mig_devices>None</mig_devices><uuid>GPU-aaaa</uuid></gpu>
+<gpu id="00000000:00:05.0"><mig_devices>
+<mig_device><index>0</index><gpu_instance_id>1</gpu_instance_id><compute_instance_id>0</compute_instance_id>
+<fb_memory_usage><total>9728 MiB</total><reserved>0 MiB</reserved><used>12 MiB</used></fb_memory_usage>
+</mig_device>
+<mig_device><index>1</index><fb_memory_usage><total>19968 MiB</total></fb_memory_usage></mig_device>
+<mig_device><index>2</index><fb_memory_usage><total>N/A</total></fb_memory_usage></mig_device>
+</mig_devices><uuid>GPU-bbbb</uuid><fb_memory_usage><total>81920 MiB</total></fb_memory_usage></gpu>
+</nvidia_smi_log>
+END
+exit; }
 [ "$1" = -L ] && { cat <<END
 GPU 0: NVIDIA L4 (UUID: GPU-aaaa)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb)
@@ -184,11 +202,10 @@ A100 = machine.Gpu(name="NVIDIA A100-SXM4-80GB", memory_bytes=(81920 - 869) << 2
 def test_the_driver_s_tool_is_read(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.gpus() == (L4, A100)
     load = machine.gpu_load()
-    assert load is not None
     assert (load.gpu_temperature_c, load.gpu_use_percent, load.gpu_memory_bytes) == (61, 97, 20480 << 20)
-    assert machine.gpu_load(2) is None
+    assert machine.gpu_load(2) == machine.GpuLoad()
     monkeypatch.setenv("PATH", str(driver.parent / "empty"))
-    assert machine.gpu_load() is None
+    assert machine.gpu_load() == machine.GpuLoad()
 
 
 def test_without_what_the_driver_reserves_a_card_has_what_cuda_gives(driver: Path) -> None:
@@ -213,8 +230,8 @@ def test_where_a_driver_does_not_say_what_it_reserves_all_memory_counts(driver: 
         ("1,0", (A100, L4)),
         ("GPU-bbbb", (A100,)),
         ("GPU-b, 0", (A100, L4)),
-        ("MIG-cccc", (machine.Gpu(name=A100.name, memory_bytes=10 << 30),)),
-        ("MIG-dddd", (machine.Gpu(name=A100.name, memory_bytes=20 << 30),)),
+        ("MIG-cccc", (machine.Gpu(name=A100.name, memory_bytes=9728 << 20),)),
+        ("MIG-dddd", (machine.Gpu(name=A100.name, memory_bytes=19968 << 20),)),
         ("MIG-eeee", (machine.Gpu(name=A100.name, memory_bytes=40 << 30),)),
         ("", ()),
         ("-1", ()),
@@ -229,7 +246,8 @@ def test_the_plan_is_of_the_cards_that_the_run_may_use(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.gpus() == found
     load = machine.gpu_load()
-    assert (load and load.gpu_temperature_c) == (None if not found else 61 if found[0] == L4 else 35)
+    assert load.gpu_temperature_c == (None if not found else 61 if found[0] == L4 else 35)
+    assert (load.gpu_memory_bytes is None) == (not found or visible.startswith("MIG-")), "it is the card's"
     assert machine.capability() == (None if not found else 8.9 if found[0] == L4 else 8.0)
     planned = plan(ModelShape.of(LLAMA_8B), Setup())
     assert planned.device == ("cuda" if found else "cpu")
@@ -240,9 +258,39 @@ def test_where_every_card_is_cut_the_plan_is_of_the_first_slice(driver: Path) ->
     """As in a container that was given one slice. Without the variable, CUDA uses one slice."""
     without = (line for line in NVIDIA_SMI.splitlines() if "NVIDIA L4 (" not in line)
     driver.write_text("\n".join(without).replace('echo "0, GPU-aaaa', ': "'))
-    assert machine.gpus() == (machine.Gpu(name=A100.name, memory_bytes=10 << 30),)
+    assert machine.gpus() == (machine.Gpu(name=A100.name, memory_bytes=9728 << 20),)
     assert machine.capability() == 8.0
-    assert plan(ModelShape.of(LLAMA_8B), Setup()).available_bytes == 10 << 30
+    assert plan(ModelShape.of(LLAMA_8B), Setup()).available_bytes == 9728 << 20
+
+
+def test_a_card_cut_into_slices_says_no_utilization_but_its_temperature(driver: Path) -> None:
+    driver.write_text(NVIDIA_SMI.replace("35, 2, 400", "35, [N/A], [Insufficient Permissions]"))
+    assert machine.gpu_load(1) == machine.GpuLoad(gpu_temperature_c=35)
+
+
+def test_a_driver_without_the_report_of_slices_leaves_the_size_in_their_names(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-cccc")
+    driver.write_text(NVIDIA_SMI.replace("</nvidia_smi_log>", ""))
+    assert machine.gpus() == (machine.Gpu(name=A100.name, memory_bytes=10 << 30),)
+
+
+@pytest.mark.parametrize("cell", ["[N/A]", "[Not Supported]"])
+def test_a_gpu_that_shares_the_system_s_memory_has_all_of_it(driver: Path, cell: str) -> None:
+    """A DGX Spark: its driver answers [N/A] for memory (NVIDIA's DGX Spark user guide, known issues)."""
+    driver.write_text(
+        '#!/bin/sh\n[ "$1" = -L ] && { echo "GPU 0: NVIDIA GB10 (UUID: GPU-aaaa)"; exit; }\ncase "$1" in\n'
+        f'*temperature*) echo "0, GPU-aaaa, 41, 96, {cell}";;\n'
+        f'*memory.reserved*) echo "0, GPU-aaaa, NVIDIA GB10, {cell}, {cell}";;\nesac\n'
+    )
+    shared = machine.Gpu(name="NVIDIA GB10", memory_bytes=machine.memory_bytes(), unified=True)
+    assert machine.gpus() == (shared,)
+    assert machine.gpu_load() == machine.GpuLoad(gpu_temperature_c=41, gpu_use_percent=96)
+    planned = plan(ModelShape.of(LLAMA_8B), Setup())
+    assert (planned.device, planned.available_bytes) == ("cuda", machine.memory_bytes())
+    assert any(note.startswith("NVIDIA GB10 shares the system's memory") for note in planned.notes)
+    assert any("shared with the system" in check.detail for check in doctor.machine())
 
 
 def test_a_quote_takes_the_measured_speed_and_says_so(tmp_path: Path) -> None:

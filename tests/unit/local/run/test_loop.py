@@ -21,7 +21,7 @@ from orchestrate.errors import RunFailed
 from orchestrate.local import machine
 from orchestrate.local.encoding.encoded import epoch_batches, micro_batches
 from orchestrate.local.job import AdapterSettings, Hyper, LocalJob, Method
-from orchestrate.local.machine import GpuLoad
+from orchestrate.local.machine import GpuLoad, GpuMonitor
 from orchestrate.local.model.shortcuts.selection import fuse
 from orchestrate.local.objectives.base import collate, pack
 from orchestrate.local.plan import ModelShape
@@ -457,16 +457,29 @@ def test_a_thread_that_cannot_compile_kernels_costs_nothing_but_time(make: Make)
 
 @pytest.mark.slow
 def test_what_the_gpu_says_is_among_the_metrics(make: Make) -> None:
-    """From a reader that stands in for the driver's tool: there is no GPU here."""
+    """From a reader that stands in for the driver's tool: there is no GPU here. What it cannot say is left
+    out, and the next reading is 15 seconds away."""
     session = make("a", epochs=1)
-    assert session.loop.gpu_load is None
-    session.loop.gpu_load = lambda: GpuLoad(
-        gpu_temperature_c=61.0, gpu_use_percent=97.0, gpu_memory_bytes=2e9
-    )
+    assert session.loop.gpu is None
+    session.loop.gpu = GpuMonitor(lambda: GpuLoad(gpu_temperature_c=61.0, gpu_use_percent=97.0))
+    session.loop.gpu.poll()
+    for thread in threading.enumerate():
+        if thread.name == "gpu-load":
+            thread.join()
     session.loop.run()
     first, *later = (p.values for p in session.run.metrics())
-    assert (first["gpu_temperature_c"], first["gpu_use_percent"], first["gpu_memory_bytes"]) == (61, 97, 2e9)
-    assert "gpu_use_percent" not in later[0]
+    assert (first["gpu_temperature_c"], first["gpu_use_percent"]) == (61, 97)
+    assert "gpu_memory_bytes" not in first and "gpu_use_percent" not in later[0]
+
+
+@pytest.mark.slow
+def test_a_driver_that_hangs_stalls_no_step(make: Make) -> None:
+    session, hangs = make("a", epochs=1), threading.Event()
+    session.loop.gpu = GpuMonitor(lambda: GpuLoad(gpu_use_percent=float(hangs.wait(600))), seconds=0)
+    session.loop.run()
+    assert sum(thread.name == "gpu-load" for thread in threading.enumerate()) == 1
+    assert not any("gpu_use_percent" in p.values for p in session.run.metrics())
+    hangs.set()
 
 
 def test_a_device_other_than_the_planned_one_is_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
