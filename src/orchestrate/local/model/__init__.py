@@ -14,8 +14,8 @@ from orchestrate.local import machine
 
 NAMES = ("auto", "plain", "fused", "compile", "liger", "unsloth")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "unsloth": ("unsloth", "unsloth")}
-"""Maps each engine to the module and the package that it needs."""
+PACKAGES = {"liger": ("liger_kernel", "'orchestrate-ft[liger]'"), "unsloth": ("unsloth", "unsloth")}
+"""Maps each engine to the module that it needs, and to what pip installs for it."""
 BF16_CAPABILITY = 8.0
 """Minimum compute capability of GPUs with bf16 support (Ampere, 2020)."""
 FP16_CAPABILITY = 7.0
@@ -72,7 +72,7 @@ def choose(asked: str | None, device: str, tokens: int | None = None) -> Setting
     how_many = "the run's token count is unknown" if tokens is None else f"this run has {tokens:,} tokens"
     return SettingChoice(
         "fused",
-        f"Liger is not installed (pip install liger-kernel), and torch.compile only pays off in "
+        f"Liger is not installed (pip install {PACKAGES['liger'][1]}), and torch.compile only pays off in "
         f"long runs ({how_many})",
     )
 
@@ -118,7 +118,6 @@ def _installed(engine: str) -> bool:
 
 
 def _require(engine: str, device: str) -> None:
-    package = PACKAGES[engine][1]
     if device != "cuda":
         raise EngineMissing(
             f"engine {engine} needs an NVIDIA GPU, but this run is on {device}",
@@ -126,6 +125,6 @@ def _require(engine: str, device: str) -> None:
         )
     if not _installed(engine):
         raise EngineMissing(
-            f"engine {engine} needs the package {package}, which is not installed",
-            fix=f"pip install {package}",
+            f"engine {engine} needs the package {PACKAGES[engine][0]}, which is not installed",
+            fix=f"pip install {PACKAGES[engine][1]}",
         )

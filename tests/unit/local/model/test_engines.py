@@ -41,13 +41,15 @@ def test_auto_takes_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose(None, "cpu", 10**9).name == choose("auto", "cpu").name == "fused"
     assert choose("auto", "cuda", COMPILE_TOKENS).name == "compile"
     few = choose("auto", "cuda", COMPILE_TOKENS - 1)
-    assert few.name == "fused" and "pip install liger-kernel" in few.reason
+    assert few.name == "fused" and "pip install 'orchestrate-ft[liger]'" in few.reason
     pretend(monkeypatch, "liger_kernel")
     assert choose("auto", "cuda", COMPILE_TOKENS).name == choose("liger", "cuda").name == "liger"
     assert choose("auto", "cpu").name == "fused"
 
 
-@pytest.mark.parametrize(("engine", "package"), [("liger", "liger-kernel"), ("unsloth", "unsloth")])
+@pytest.mark.parametrize(
+    ("engine", "package"), [("liger", "'orchestrate-ft[liger]'"), ("unsloth", "unsloth")]
+)
 def test_an_engine_asked_for_and_absent_is_refused_with_the_way_to_it(
     engine: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
