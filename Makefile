@@ -45,7 +45,8 @@ test-outside: env
 	$(BIN)/python -m tests.outside
 	$(BIN)/python -m pytest -m outside
 
-# What only a card can show, in minutes, as one table; skipped, with the reason, where there is none.
+# What only a card can show, in minutes, as one table; skipped, with the reason, where there is none. Of Liger
+# only where it is installed (the extra `liger`).
 test-gpu: env
 	$(BIN)/python -m pytest -n 0 -m gpu tests/gpu
 

@@ -139,19 +139,24 @@ def _planned(config: Mapping[str, Any], setup: Setup, device: torch.device) -> d
 
 
 def memory(
-    config: Mapping[str, Any], setup: Setup, device: torch.device, *, own_kernels: bool = True
+    config: Mapping[str, Any],
+    setup: Setup,
+    device: torch.device,
+    *,
+    own_kernels: bool = True,
+    model: Path | None = None,
 ) -> dict[str, int]:
     """Measure the memory that training steps use, with this setup and a random model of this configuration.
-    Returns sizes in bytes for `weights`, `adapter`, `gradients` and `optimizer`. `in_work` is the additional
-    peak during a forward and backward pass. If `own_kernels` is False, uses the same norms and attention as
-    training on a GPU, even on a CPU."""
+    `model` is the folder of one that was made before. Returns sizes in bytes for `weights`, `adapter`,
+    `gradients` and `optimizer`. `in_work` is the additional peak during a forward and backward pass. If
+    `own_kernels` is False, uses the same norms and attention as training on a GPU, even on a CPU."""
     from orchestrate.local.job import Hyper
     from orchestrate.local.model.shortcuts.kernels import undo
     from orchestrate.local.run.optimizers import make_optimizer, state_tensors
     from orchestrate.local.speed.peaks import held_bytes, peak_bytes
 
     with tempfile.TemporaryDirectory() as folder:
-        loaded = load_random(random_model(config, Path(folder)), setup, device)
+        loaded = load_random(model or random_model(config, Path(folder)), setup, device)
     if not own_kernels:
         undo(loaded.inner)
     rows = _full_rows(int(config["vocab_size"]), setup)
