@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from xml.etree import ElementTree as xml
 
 from orchestrate import settings
 from orchestrate.core.files import opener, private_folder
@@ -179,6 +178,8 @@ def mig_slices() -> dict[str, tuple[str, int]]:
 def _slice_sizes() -> dict[tuple[str, str], int]:
     """Map each slice (MIG), by its card's name and its number on the card, to its bytes. Only the driver's
     complete report has them."""
+    from xml.etree import ElementTree as xml  # late: few cards have slices
+
     try:
         report = xml.fromstring("\n".join(_ask("-q", "-x")))  # noqa: S314  from the driver
     except xml.ParseError:
