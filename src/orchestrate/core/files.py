@@ -18,6 +18,7 @@ import shutil
 import socket
 import stat
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ from orchestrate.errors import DataError, UsageError
 from orchestrate.types import decoding
 
 E = TypeVar("E")
+Mark = tuple[int, ...]
+"""Fingerprint of a file on disk. It changes whenever the file is written to."""
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Error codes for a full disk or an exhausted quota."""
@@ -323,6 +326,47 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 hash of a file's content as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mark(path: str | Path) -> Mark | None:
+    """Return a file's fingerprint (device, inode, size and times), which changes whenever the file changes.
+    Returns `None` unless the path is a regular file on this machine."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    # Programs can set mtime back after a write, but they can't set ctime.
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+_hashes: dict[Mark, str] = {}
+_hashing: dict[Mark | None, threading.Lock] = {}
+
+
+def sha256_once(path: Path) -> str:
+    """Return what `sha256` returns, but read the file only if it changed since this process last hashed
+    it."""
+    before = mark(path)  # first, so that a write during the reading is a change
+    with _hashing.setdefault(before, threading.Lock()):
+        digest = None if before is None else _hashes.get(before)
+        if digest is None:
+            digest = sha256(path)
+            if before is not None:
+                _hashes[before] = digest
+        return digest
+
+
+def known_sha256(path: Path) -> str | None:
+    """Return a file's hash without reading the file, or `None` if this process has not hashed it since it
+    last changed."""
+    now = mark(path)
+    return None if now is None else _hashes.get(now)
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Record the hash of a file that was verified before it was moved to this path."""
+    if (now := mark(path)) is not None:
+        _hashes[now] = digest
 
 
 def _draft(path: Path) -> Path:

@@ -25,7 +25,9 @@ from orchestrate.core.files import (
     opener,
     own_folder,
     private_folder,
+    remember_sha256,
     sha256,
+    sha256_once,
     whole_folder,
     write_whole,
 )
@@ -537,7 +539,7 @@ def read(folder: Path) -> Artifact | None:
         shutil.rmtree(folder, ignore_errors=True)
         return None
     with suppress(OSError):
-        if all(sha256(folder / file.path) == file.sha256 for file in artifact.files):
+        if all(sha256_once(folder / file.path) == file.sha256 for file in artifact.files):
             return artifact
     _description(folder).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)  # it may be gone
@@ -555,6 +557,8 @@ def described(folder: Path) -> Artifact | None:
 def write(folder: Path, artifact: Artifact) -> None:
     """Write the description of a model. Call this last, because a folder with a description counts as
     complete."""
+    for file in artifact.files:
+        remember_sha256(folder / file.path, file.sha256)
     write_whole(_description(folder), artifact.to_json())
 
 

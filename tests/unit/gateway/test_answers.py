@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from openai import OpenAI
 from tests.paths import TINY
 from tests.unit.gateway.conftest import ASKED, MODELS, Gateway, deployed, ended, gateway_of, rows
 from tests.unit.serving.conftest import random_adapter
+from tests.waiting import until
 
 from orchestrate.errors import Unsupported
 from orchestrate.http.wire.openai.chat import ChatRequest
 from orchestrate.providers import files
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.serving.server.engine import EngineClient
 from orchestrate.types import Artifact, GatewayJob
 
 pytestmark = [
@@ -324,3 +329,49 @@ def test_a_backend_that_gives_no_files_cannot_be_answered_here(sandbox: Sandbox,
     models = {ASKED: {"backend": "openai", "model": "gpt-4.1-nano", "on": "here"}}
     with pytest.raises(Unsupported), gateway_of(tmp_path, sandbox.env, {"models": models}):
         pass
+
+
+@pytest.mark.slow
+def test_a_model_whose_files_were_healed_is_the_same_after_a_crash(
+    gateway: Gateway, openai: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are hashed once, and again where they changed."""
+    engines: list[EngineClient] = []
+    hashed: list[Path] = []
+
+    def start(engine: EngineClient, start: Callable[[EngineClient], None] = EngineClient.start) -> None:
+        engines.append(engine)
+        start(engine)
+
+    def digest(file: Any, name: str, digest: Any = hashlib.file_digest) -> Any:
+        hashed.append(Path(file.name))
+        return digest(file, name)
+
+    monkeypatch.setattr(EngineClient, "start", start)
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    file = openai.files.create(file=("healed.jsonl", rows(16, "healed")), purpose="fine-tune")
+    made = ended(openai, openai.fine_tuning.jobs.create(model=LOCAL, training_file=file.id, seed=7).id)
+
+    def said() -> str | None:
+        how: dict[str, Any] = {"max_tokens": 6, "temperature": 0}
+        chat = openai.chat.completions.create(model=made.fine_tuned_model, messages=ASK, **how)
+        return chat.choices[0].message.content
+
+    before = said()
+    job = gateway.ft.store.gateway_jobs.get(made.id)
+    assert job is not None and job.run_id is not None
+    weights = gateway.ft.settings.home / "models" / job.run_id / "adapter_model.safetensors"
+    hashed.clear()
+    assert said() == before and weights not in hashed, "read for each answer"
+
+    content = weights.read_bytes()
+    weights.write_bytes(bytes(len(content)))
+    assert said() == before and weights.read_bytes() == content, "downloaded again"
+
+    engine = engines[-1]
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    until(lambda: not engine.up)
+    until(lambda: engine.up or engine.failure)
+    assert engine.up, engine.failure
+    assert said() == before

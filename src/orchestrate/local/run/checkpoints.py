@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrate.core.files import recover_folders, sha256, whole_folder, write_whole
+from orchestrate.core.files import recover_folders, sha256, sha256_once, whole_folder, write_whole
 from orchestrate.types import ArtifactFile, Record, decoding
 
 SAVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -86,7 +86,7 @@ def save(folder: Path, progress: Progress, fill: Callable[[Path], None]) -> Path
 def manifest(folder: Path) -> list[ArtifactFile]:
     """Build the manifest: every file below the folder, except the manifest itself."""
     return [
-        ArtifactFile(path=str(p.relative_to(folder)), bytes=p.stat().st_size, sha256=sha256(p))
+        ArtifactFile(path=str(p.relative_to(folder)), bytes=p.stat().st_size, sha256=sha256_once(p))
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != "manifest.json"
     ]

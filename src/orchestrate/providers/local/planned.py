@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrate import costing
-from orchestrate.core.files import new_folder, sha256, whole
+from orchestrate.core.files import new_folder, remember_sha256, sha256, sha256_once, whole
 from orchestrate.errors import ArtifactRefused, NotFound
 from orchestrate.local import machine
 from orchestrate.local.job import Method
@@ -78,13 +78,14 @@ def parameters(model: str) -> float | None:
 
 def _copy(source: Path, target: Path, file: ArtifactFile) -> None:
     """Copy one file unless it is already there completely, and check what arrived."""
-    if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
+    if target.is_file() and target.stat().st_size == file.bytes and sha256_once(target) == file.sha256:
         return
     new_folder(target.parent)
     with whole(target) as draft:
         shutil.copyfile(source, draft)
         if sha256(draft) != file.sha256:
             raise ArtifactRefused(f"{source} changed while it was being copied", fix="try again")
+    remember_sha256(target, file.sha256)
 
 
 NO_PRICE = "the hourly price of this machine is unknown"

@@ -9,12 +9,12 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from orchestrate import text
+from orchestrate.core.files import Mark, mark
 from orchestrate.errors import (
     DataError,
     MissingExtra,
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
     from orchestrate.spec import JobSpec, TrainFile
     from orchestrate.workspace import Backends, Workspace
-
-Mark = tuple[int, ...]
-"""Fingerprint of a file on disk. It changes whenever the file is written to."""
 
 UNCOUNTED = "tokens were not counted"
 """Reason shown instead of a price if the user skipped token counting. A spec prepared this way can't be
@@ -134,17 +131,6 @@ class Prepared:
                     f"{shown.path} changed after it was checked and quoted. Nothing was sent",
                     fix="submit again to see the new price",
                 )
-
-
-def mark(path: str) -> Mark | None:
-    """Return a file's fingerprint (inode, size and times), which changes whenever the file changes. Returns
-    `None` unless the path is a regular file on this machine. Other sources are copied when they are read."""
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):
-        return None
-    # Programs can set mtime back after a write, but they can't set ctime.
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def merged(problems: Iterable[Problem]) -> list[Problem]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.core.child import Ended
-from orchestrate.core.files import sha256
+from orchestrate.core.files import known_sha256, sha256_once
 from orchestrate.errors import OrchestrateError, RunFailed
 from orchestrate.local.answers.worker import ModelProcess
 from orchestrate.local.run import NO_COMPILER
@@ -60,7 +60,7 @@ class EngineClient:
         self.failure = ""
         """The reason why the last attempt to restart the process failed, or an empty string."""
         self._ends = threading.Event()
-        self._stamps: dict[str, list[tuple[str, int, int | str]]] = {}
+        self._stamps: dict[str, _Stamp] = {}
         self._worker: ModelProcess | None = None
         self._up = threading.Event()
 
@@ -106,7 +106,10 @@ class EngineClient:
         """Raise `RunFailed` if the weights have changed since the start, because nobody has verified the new
         ones."""
         for folder in (base, *self.models.values()):
-            seen = _stamp(folder)
+            try:
+                seen = _stamp(folder, self._stamps.get(folder))
+            except OSError as error:  # it is being downloaded again
+                raise RunFailed(f"could not read the model in {folder}: {error}") from error
             if self._stamps.setdefault(folder, seen) != seen:
                 raise RunFailed(
                     f"the weights in {folder} have changed since this server started",
@@ -205,15 +208,23 @@ class EngineClient:
             )
 
 
+_Stamp = dict[str, "str | tuple[int, int]"]
 _SMALL = (".json", ".jinja", ".model", ".txt")
 """Endings of the files beside the weights that decide the answers: settings, tokenizer and chat template."""
 
 
-def _stamp(folder: str) -> list[tuple[str, int, int | str]]:
-    """Return what reveals a change of a model's files: sizes and times of the weights, which would take long
-    to read, and the hashes of the files beside them."""
-    files = sorted(f for f in Path(folder).glob("*") if f.suffix in (".safetensors", *_SMALL))
-    return [
-        (f.name, (stat := f.stat()).st_size, sha256(f) if f.suffix in _SMALL else stat.st_mtime_ns)
-        for f in files
-    ]
+def _stamp(folder: str, before: _Stamp | None = None) -> _Stamp:
+    """Return what reveals a change of a model's files, to be compared with the stamp `before`: the hashes of
+    all files that are small or whose hash this process knows, as it does for a model that it downloaded. A
+    download that replaced a damaged file is thus the same model. Other weights would take long to read, so
+    their sizes and times are compared."""
+    found: _Stamp = {}
+    for file in Path(folder).glob("*"):
+        if file.suffix not in (".safetensors", *_SMALL):
+            continue
+        earlier = known_sha256(file) if before is None else before.get(file.name)
+        if file.suffix in _SMALL or isinstance(earlier, str):
+            found[file.name] = sha256_once(file)
+        else:
+            found[file.name] = ((stat := file.stat()).st_size, stat.st_mtime_ns)
+    return found
