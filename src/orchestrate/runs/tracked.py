@@ -290,7 +290,8 @@ class TrackedRun:
 
         name = self.id if checkpoint is None else f"{self.id}-{checkpoint}"
         folder = Path(dest) if dest else private_folder(self._ws.settings.home / "models") / name
-        described = dest is None and checkpoint is None
+        # This machine's training may write a checkpoint again. Its copy is compared with the original each time.
+        described = dest is None and (checkpoint is None or not self.provider.profile.near)
         if described and (before := files.read(folder)) is not None:
             return before
         with work(f"downloading from {self.record.provider}", BYTES) as advance:

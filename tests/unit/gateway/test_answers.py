@@ -325,6 +325,18 @@ def test_a_hosts_model_is_answered_here_where_the_configuration_says_so(
         assert [any("orchestrate deploy" in e.message for e in each) for each in events] == [False, True]
 
 
+def test_a_checkpoint_of_a_host_is_downloaded_once(gateway: Gateway, hosted: str, sandbox: Sandbox) -> None:
+    job = gateway.ft.store.gateway_jobs.of_model(hosted)
+    assert job is not None and job.run_id is not None
+    run = gateway.ft.run(job.run_id)
+    point = run.checkpoints()[0].id
+    first = run.download(checkpoint=point)
+    sandbox.clear_requests()
+    assert run.download(checkpoint=point) == first and first.files
+    assert not sandbox.requests("together", path="download")
+    assert run.download().folder != first.folder
+
+
 def test_a_backend_that_gives_no_files_cannot_be_answered_here(sandbox: Sandbox, tmp_path: Path) -> None:
     models = {ASKED: {"backend": "openai", "model": "gpt-4.1-nano", "on": "here"}}
     with pytest.raises(Unsupported), gateway_of(tmp_path, sandbox.env, {"models": models}):
