@@ -31,8 +31,9 @@ class GatewayKey(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Model names that are mapped to `backend:model` for this key only. They take precedence over the
     configuration."""
     budget_usd: Decimal | None = None
-    """Cost limit for all jobs of the key: the bills of ended jobs plus the high ends of the quotes of all
-    other jobs."""
+    """Cost limit for all jobs and deployments of the key: the bills of ended jobs, the high ends of the
+    quotes of all other jobs, and what deployments cost and may still cost. Simulated costs of sandboxes count
+    like real costs."""
     per_minute: int | None = None
     """Maximum number of requests per minute."""
     concurrent: int | None = None

@@ -77,6 +77,27 @@ def test_a_key_does_what_it_may(
     assert refusal(keyed, key(keyed, f"k{hash(str(scope))}", **scope), **body) == found
 
 
+def test_simulated_bills_use_up_the_budget_of_a_key(keyed: Gateway) -> None:
+    """As deployments of a sandbox do, and the runs of a sweep."""
+    jobs = keyed.ft.store.gateway_jobs
+    usual = key(keyed, "usual", budget_usd=Decimal(1000))
+
+    def made(given: str, name: str) -> Decimal:
+        with keyed.client(given) as client:
+            file = client.files.create(file=("t.jsonl", rows(mark=given[-6:])), purpose="fine-tune")
+            job = ended(client, client.fine_tuning.jobs.create(model=ASKED, training_file=file.id).id)
+        found = jobs.get(job.id)
+        assert found is not None and found.run_id is not None and found.quote_usd is not None
+        bill = until(lambda: keyed.ft.run(found.run_id or "").record.bill)
+        assert jobs.use(name).usd == bill.usd > 0
+        return found.quote_usd
+
+    quote = made(usual, "usual")
+    tight = key(keyed, "tight", budget_usd=quote)
+    made(tight, "tight")
+    assert refusal(keyed, tight) == (403, "over_budget")
+
+
 @pytest.mark.slow
 def test_tuned_models_are_of_the_names_and_backends_that_a_key_may_use(keyed: Gateway) -> None:
     maker = key(keyed, "maker", project="p3")

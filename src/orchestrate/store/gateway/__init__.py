@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Insert, and_, or_, select, true
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.store import schema, stamp, unstorable
 from orchestrate.store.database import Database
-from orchestrate.store.ledger import LedgerShare, Limit, gateway_spending, one_at_a_time
+from orchestrate.store.ledger import Limit, gateway_spending, one_at_a_time
 from orchestrate.types import AuditEntry, GatewayJob, GatewayKey, SubmitPhase
 
 Object = dict[str, Any]
@@ -336,8 +336,7 @@ class GatewayJobs:
     def _use(self, connection: Connection, key: str, but: str | None = None) -> KeyUse:
         jobs, runs = schema.gateway_jobs, schema.runs
         query = (
-            select(jobs.c.record, jobs.c.open, runs.c.phase, runs.c.sandbox)
-            .add_columns(runs.c.bill_usd, runs.c.committed_usd, runs.c.group_key)
+            select(jobs.c.record, jobs.c.open, runs.c.phase, runs.c.bill_usd, runs.c.committed_usd)
             .join(runs, runs.c.id == jobs.c.run_id, isouter=True)
             .where(jobs.c.key == key)
         )
@@ -346,8 +345,8 @@ class GatewayJobs:
             job = GatewayJob.from_json(row["record"]) if row["open"] else None
             going = job is not None and job.ended_at is None
             count += going
-            share = LedgerShare.by_run(row)
-            known = share.spent_usd + share.committed_usd
+            # Unlike the store's budget, limits count simulated costs of sandbox runs like real costs.
+            known = Decimal(row["bill_usd"] or 0) + Decimal(row["committed_usd"] or 0)
             if known or row["phase"] in _MAY_BE_THERE:
                 usd += known
             elif job is not None and going:  # it will be sent, or again where it was refused
