@@ -463,6 +463,12 @@ def _show_import(taken: AccountImport) -> None:
         note(f"{jobs} left out. To include them: --all")
     for day, models in found.silent:
         warn(f"{taken.provider}: {text.count(models, 'tuned model')} {days.shutdown(day)}")
+    if ours := len(taken.unrecovered):
+        jobs = text.count(ours, "job was", "jobs were")
+        warn(
+            f"{jobs} created by Orchestrate. Until you recover yours, their bills don't count toward the "
+            f"budget and repeats of them are not refused:  orchestrate recover -p {taken.provider}"
+        )
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
     note(f"training data: available for {text.count(found.data_here, 'run')}, lost for {found.data_gone:,}")

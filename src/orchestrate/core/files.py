@@ -339,6 +339,8 @@ def mark(path: str | Path) -> Mark | None:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+_TICK_NS = 10**8
+"""A second write this soon after the first may leave the times of a file unchanged."""
 _hashes: dict[Mark, str] = {}
 _hashing: dict[Mark | None, threading.Lock] = {}
 
@@ -350,8 +352,8 @@ def sha256_once(path: Path) -> str:
     with _hashing.setdefault(before, threading.Lock()):
         digest = None if before is None else _hashes.get(before)
         if digest is None:
-            digest = sha256(path)
-            if before is not None:
+            asked, digest = time.time_ns(), sha256(path)
+            if before is not None and asked - before[-1] > _TICK_NS:
                 _hashes[before] = digest
         return digest
 

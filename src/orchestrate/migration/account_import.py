@@ -377,6 +377,9 @@ class AccountImport(Record, frozen=True, kw_only=True):
     files: int
     files_gone: int
     problems: dict[str, str]
+    unrecovered: list[str]
+    """Imported runs whose job Orchestrate created, for a colleague or for a store that was lost. They neither
+    count toward the budget as our own runs do nor block repeats until `recover` takes them over."""
     inventory: Inventory
 
 
@@ -412,6 +415,7 @@ def take(
         files=report.files,
         files_gone=report.files_gone,
         problems=report.problems,
+        unrecovered=[run.id for run in runs if run.imported and REF_PATTERN.fullmatch(run.ref)],
         inventory=found,
     )
 

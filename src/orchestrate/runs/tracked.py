@@ -290,7 +290,7 @@ class TrackedRun:
 
         name = self.id if checkpoint is None else f"{self.id}-{checkpoint}"
         folder = Path(dest) if dest else private_folder(self._ws.settings.home / "models") / name
-        # This machine's training may write a checkpoint again. Its copy is compared with the original each time.
+        # Training on this machine may rewrite a checkpoint, so its copy is always compared with it.
         described = dest is None and (checkpoint is None or not self.provider.profile.near)
         if described and (before := files.read(folder)) is not None:
             return before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import stat
 import subprocess
@@ -10,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrate.core.files import locked, recover_folders, sha256, whole, whole_folder, write_whole
+from orchestrate.core.files import (
+    locked,
+    recover_folders,
+    sha256,
+    sha256_once,
+    whole,
+    whole_folder,
+    write_whole,
+)
 from orchestrate.errors import UsageError
 
 
@@ -175,3 +184,20 @@ def test_a_lock_file_can_go_with_its_lock(tmp_path: Path) -> None:
 def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("age_s", [0, 100])
+def test_a_hash_is_kept_until_the_file_changes(tmp_path: Path, age_s: int) -> None:
+    """However soon after it was hashed, and if its length and its time are put back."""
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    now = path.stat().st_mtime_ns
+    os.utime(path, ns=(now, now - age_s * 10**9))
+    stat = path.stat()
+    assert sha256_once(path) == sha256_once(path) == sha256(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert sha256_once(path) == sha256(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        sha256_once(path)

@@ -417,11 +417,13 @@ def test_recover_makes_an_imported_job_of_ours_count_as_if_it_had_not_been_impor
     with Orchestrator(stores[0]) as imported, Orchestrator(stores[1]) as recovered:
         taken = account_import.take(imported, "openai")
         assert taken.imported > 1 and imported.run(ours.id).record.imported
+        assert taken.unrecovered == account_import.take(imported, "openai").unrecovered == [ours.id]
         for one in (imported, recovered):
             assert recover(one.store, [one.provider("openai")]).recovered == [ours.id]
             with pytest.raises(AlreadySubmitted):
                 one.submit(spec, "openai")
         assert recover(imported.store, [imported.provider("openai")]).recovered == []
+        assert account_import.take(imported, "openai").unrecovered == []
         theirs, mine = (one.run(ours.id).record for one in (imported, recovered))
         assert not theirs.imported and charges(theirs) == charges(mine) != Spending()
         assert [run.id for run in imported.store.runs.matching() if not run.imported] == [ours.id]
