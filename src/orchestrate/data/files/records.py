@@ -261,11 +261,11 @@ def _skipped(opened: IO[str], text: str, at: int) -> tuple[str, int]:
 
 
 def text_lines(file: Path, python_cells: object = None) -> Iterator[bytes]:
-    """Yield each non-blank line as a text row."""
-    with file.open(encoding="utf-8-sig") as opened:
+    """Yield each non-blank line as a text row. White space in a line is part of the text."""
+    with file.open(encoding="utf-8-sig", newline="\n") as opened:
         for line in opened:
-            if line := line.strip():
-                yield _encode({"text": line})
+            if line.strip():
+                yield _encode({"text": line.removesuffix("\n").removesuffix("\r")})
 
 
 def parquet_lines(file: Path, python_cells: Counter[str] | None = None) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -168,7 +169,21 @@ def _no_constant(name: str) -> None:
 def _names(line: bytes) -> int:
     """Count the field names in a line, including repeated ones. A quote inside a text is escaped and
     doesn't count."""
-    return occurrences(line, b'":') - occurrences(line, b'\\":')
+    named = occurrences(line, b'":') - occurrences(line, b'\\":')
+    if _is_spaced(line):
+        named += len(_SPACED.findall(line))
+    return named
+
+
+_SPACED = re.compile(rb'(?<!\\)"[ \t\r]+:')
+"""The end of a field name that is not followed directly by its colon."""
+
+
+def _is_spaced(line: bytes) -> bool:
+    """Return whether a line has white space after a string, which few writers put there. A text contains no
+    tab that isn't escaped."""
+    spaces = occurrences(line, b'" ')
+    return (spaces > 0 and spaces > occurrences(line, b'\\" ')) or b"\t" in line
 
 
 def _may_repeat(line: bytes, example: ChatExample) -> bool:

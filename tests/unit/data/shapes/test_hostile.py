@@ -58,6 +58,9 @@ def _codes(file: Path) -> dict[str, int]:
             "duplicate-key",
         ),
         (ROW.strip()[:-1] + b', "tools": [' + TOOL + b'], "tools": []}', "duplicate-key"),
+        (ROW.strip()[:-1] + b', "weight" : 0, "weight"  : 1}', "duplicate-key"),
+        (ROW.strip()[:-1] + b', "weight"\t: 0, "weight":1}', "duplicate-key"),
+        (ROW.strip()[:-1] + b', "id" : "\\" \\" :", "id" : 2}', "duplicate-key"),
         (
             b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": '
             b'"c", "function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "c", '

@@ -496,8 +496,8 @@ def test_url(tmp_path: Path) -> None:
 
 def test_txt_is_a_text_a_line(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
-    file.write_text("one\n\ntwo\n")
-    assert rows(file) == [TextExample(text="one"), TextExample(text="two")]
+    file.write_bytes(b"one\n\ntwo\r\n \n    return 3\t\n10%\r100%\n")
+    assert rows(file) == [TextExample(text=t) for t in ("one", "two", "    return 3\t", "10%\r100%")]
 
 
 def test_json_array_larger_than_a_block(tmp_path: Path) -> None:
