@@ -256,7 +256,7 @@ class _Mend:
     def _label(self, row: dict[str, Any]) -> None:
         """Convert labels such as 0 and 1 to booleans. Grades and scores are unchanged because their
         threshold is unknown."""
-        for name in TAGS & row.keys():
+        for name in row.keys() & TAGS:
             value = row[name]
             meant = verdict_of(value)
             if meant is not None and not isinstance(value, bool):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -258,6 +258,13 @@ _READ: Mapping[str, frozenset[str]] = {
     "tool_result": frozenset({"tool_use_id", "content"}),
 }
 """Supported kinds of parts, with the fields used from each."""
+_SAYING: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_TEXTS, ("text", "value")),
+    "refusal": ("refusal", "value"),
+    **dict.fromkeys(("thinking", "reasoning"), ("thinking", "value")),
+    **dict.fromkeys(_IMAGES, ("source", "base64", *_SPELLINGS)),
+}
+"""Fields that may contain what a part shows. The first one with a value is used."""
 _NOTES = frozenset(
     {"cache_control", "signature", "annotations", "logprobs", "citations", "is_error", "index", "status"}
 )
@@ -269,6 +276,12 @@ def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
     fields to the message, and the message reader reports them."""
     unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
     return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
+
+
+def replaced(item: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """Return the fields among `names` that are not used because an earlier one has another value."""
+    given = [name for name in names if item.get(name) not in (None, [], {}, "")]
+    return {name for name in given[1:] if item[name] != item[given[0]]}
 
 
 def unfolded(item: Any) -> list[Any]:
@@ -310,12 +323,13 @@ class _Unfolding:
         if kind not in _TEXTS:
             self._others += [(name, part[name]) for name in flags]
         if isinstance(kind, str) and kind in _READ:  # other kinds of parts are errors anyway
-            self._strays |= strays(part, {"type", *_READ[kind], *flags}, "content.")
+            known = _READ[kind] - replaced(part, _SAYING.get(kind, ()))
+            self._strays |= strays(part, {"type", *known, *flags}, "content.")
         if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
             self._thoughts.append(thought)
         elif kind == "tool_use":
             self._calls.append(call(part.get("id"), part.get("name"), part.get("input")))
-        elif kind == "tool_call" and (made := _written(value)) is not None:
+        elif kind == "tool_call" and (made := written_call(value)) is not None:
             self._strays |= strays(made, call_fields(made, CALL), "tool_calls.")
             self._calls.append(call("", made["name"], arguments_of(made)))
         elif kind == "tool_result":
@@ -354,7 +368,10 @@ class _Unfolding:
     def messages(self) -> list[Any]:
         rest = {name: value for name, value in self._item.items() if name != "content"} | self._strays
         if self._thoughts:
-            rest["reasoning"] = "\n\n".join(self._thoughts)
+            thought = "\n\n".join(self._thoughts)
+            # A message has one reasoning, so another one is returned as an unknown field.
+            name = "reasoning" if rest.get("reasoning") in (None, "", thought) else "content.thinking"
+            rest[name] = thought
         if self._calls:
             rest["tool_calls"] = [*(rest.get("tool_calls") or []), *self._calls]
         rest |= self._loss()
@@ -419,7 +436,7 @@ def call_fields(call: Item, known: frozenset[str]) -> frozenset[str]:
     return known | {"parameters"} if call.get("arguments") is None else known
 
 
-def _written(value: Any) -> Item | None:
+def written_call(value: Any) -> Item | None:
     """Parse LLaMA-Factory's call: JSON text with a name and arguments."""
     try:
         made: Any = rows.decode(value) if isinstance(value, str) else value
@@ -461,11 +478,19 @@ class RowFormat:
     notes: frozenset[str] = frozenset()
     """Fields that usually hold short labels in this format. They are reported as unused only if they contain
     more."""
+    unused: Callable[[Row], Collection[str]] = lambda row: ()
+    """Return the fields among `fields` that `read` does not use in this row, because another field takes
+    their place."""
 
 
 def named(fields: str) -> frozenset[str]:
     """Split space-separated field names into a set."""
     return frozenset(fields.split())
+
+
+def first_of(*names: str) -> Callable[[Row], Collection[str]]:
+    """Return the unused fields of a format that reads the first of `names` with a value."""
+    return lambda row: replaced(row, names)
 
 
 def are_text(*names: str) -> Callable[[Row], bool]:

@@ -16,7 +16,16 @@ import msgspec
 
 from orchestrate.data import rows
 from orchestrate.data.rows import ROLES, ChatMessage, FunctionCall, Role, ToolCall, problem
-from orchestrate.data.shapes import CALL, arguments_of, call_fields, is_number, loss_of, strays, unfolded
+from orchestrate.data.shapes import (
+    CALL,
+    arguments_of,
+    call_fields,
+    is_number,
+    loss_of,
+    strays,
+    unfolded,
+    written_call,
+)
 from orchestrate.data.shapes.unread import meaning_of
 from orchestrate.types import Problem, decoding
 
@@ -324,6 +333,8 @@ def _message(item: Any, place: str) -> tuple[ChatMessage | None, list[Problem]]:
     if not isinstance(item, dict):
         return None, [problem("bad-message", "the message is not an object", field=place)]
     raw = cast("dict[str, Any]", item)
+    if (given := raw.get("function_call")) and (call := written_call(given)) is not None:
+        raw = raw | {"function_call": call}  # some data sets write it as JSON text
     fields = {key: value for key, value in raw.items() if key in _FIELDS and value is not None}
     found = _legacy(raw, fields, place)
     for key in REASONING:
@@ -408,8 +419,11 @@ def _content_problem(content: Any, place: str) -> Problem | None:
 def _legacy(raw: dict[str, Any], fields: dict[str, Any], place: str) -> list[Problem]:
     """Convert OpenAI's retired `function_call` to a tool call."""
     call: Any = raw.get("function_call")
-    if not isinstance(call, dict):
+    if not call:
         return []
+    if not isinstance(call, dict):
+        message_ = "function_call is not an object with a name and arguments"
+        return [problem("bad-tool-call", message_, field=f"{place}.function_call")]
     named = cast("dict[str, Any]", call)
     if given := raw.get("tool_calls"):
         if _is_same_call(given, named):

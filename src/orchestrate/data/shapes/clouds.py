@@ -90,7 +90,8 @@ def _gemini_messages(contents: Any, place: str) -> tuple[list[Row], list[Problem
         content: list[Row] = []
         for part in cast("list[Row]", parts):
             if isinstance(answer := part.get("function_response"), dict):
-                made.append(_gemini_answer(cast("Row", answer)) | strays(part, _GEMINI_PARTS, "parts."))
+                read = {"function_response", "thought", "thought_signature"}
+                made.append(_gemini_answer(cast("Row", answer)) | strays(part, read, "parts."))
             elif (shown := _gemini_part(part, message)) is not None:
                 content.append(shown)
         if content or message.keys() & {"tool_calls", "reasoning"} or not parts:
@@ -299,11 +300,21 @@ def _bedrock_content(blocks: Any, message: Row) -> Any:
             where: Row = source.get("s3Location") or {}
             data = f"data:image/{cast('Row', held).get('format')};base64,{source.get('bytes')}"
             content.append(image(data if source.get("bytes") else where.get("uri")))
-        elif isinstance(thought := block.get("reasoningContent"), dict) and "reasoningText" in thought:
-            message["reasoning"] = cast("Row", thought)["reasoningText"].get("text")
+        elif (thought := _bedrock_thought(block)) is not None:
+            message |= strays(thought, {"text"}, "reasoningText.")
+            texts = (message.get("reasoning"), thought["text"])
+            message["reasoning"] = "\n\n".join(text for text in texts if text)
         else:
             content.append({"type": next(iter(block), "(empty)")} | block)
     return _plain(content)
+
+
+def _bedrock_thought(block: Row) -> Row | None:
+    held: Any = block.get("reasoningContent")
+    thought: Any = cast("Row", held).get("reasoningText") if isinstance(held, dict) else None
+    if not isinstance(thought, dict) or not isinstance(cast("Row", thought).get("text"), str):
+        return None
+    return cast("Row", thought)
 
 
 _BLOCKS: Mapping[str, Container[str]] = {

@@ -3,6 +3,7 @@ answers with scores, LLaMA-Factory's pairs, Axolotl's segments."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 from orchestrate.data.rows import ChatExample, ChatMessage, PreferenceExample, TextExample, problem
@@ -12,6 +13,7 @@ from orchestrate.data.shapes import (
     RowFormat,
     are_lists,
     are_text,
+    first_of,
     named,
     preferences,
     spans_of,
@@ -46,10 +48,14 @@ _ASKED = ("prompt", "question", "instruction", "query")
 _TEXTS = ("text", "response", "answer", "content", "completion", "output")
 
 
+def _text_name(answer: Row) -> str | None:
+    return next((name for name in _TEXTS if name in answer), None)
+
+
 def _score(answer: Any) -> tuple[str | None, float | None]:
     """Return the text and the score of an answer. Ranks are negated, because the lowest rank is the best."""
     item = cast("Row", answer) if isinstance(answer, dict) else {}
-    said: Any = answer if isinstance(answer, str) else next((item[n] for n in _TEXTS if n in item), None)
+    said: Any = answer if isinstance(answer, str) else item.get(_text_name(item) or "")
     name = next((n for n in _SCORES if isinstance(item.get(n), int | float)), None)
     value = None if name is None else float(item[name])
     if value is not None and name is not None and name.startswith("rank"):
@@ -57,11 +63,24 @@ def _score(answer: Any) -> tuple[str | None, float | None]:
     return said if isinstance(said, str) else None, value
 
 
+def _ranked_fields(row: Row) -> tuple[str, str, str | None]:
+    """Return the columns with the prompt, the answers and, unless they are in the answers, the scores."""
+    place = next(name for name in _ANSWERS if isinstance(row.get(name), list))
+    count = len(row[place])
+    beside = next((n for n in _SCORES if isinstance(row.get(n), list) and len(row[n]) == count), None)
+    asked = [name for name in _ASKED if name in row]
+    return next((name for name in asked if row[name]), asked[0]), place, beside
+
+
+def _unused_by_ranked(row: Row) -> Collection[str]:
+    given = {name for name in (*_ASKED, *_ANSWERS, *_SCORES) if row.get(name) not in (None, "")}
+    return given.difference(_ranked_fields(row))
+
+
 def _ranked(row: Row) -> Read:
     """Read the best and the worst answer. Answers in between are reported as unused."""
-    place = next(name for name in _ANSWERS if isinstance(row.get(name), list))
+    name, place, beside = _ranked_fields(row)
     scored = [_score(answer) for answer in cast("list[Any]", row[place])]
-    beside = next((n for n in _SCORES if isinstance(row.get(n), list) and len(row[n]) == len(scored)), None)
     if beside is not None:
         sign = -1 if beside.startswith("rank") else 1
         values = cast("list[Any]", row[beside])
@@ -75,7 +94,6 @@ def _ranked(row: Row) -> Read:
     ordered = sorted(cast("list[tuple[str, float]]", scored), key=lambda each: -each[1])
     if ordered[0][1] == ordered[-1][1]:
         return None, [problem("same-answers", "all answers have the same score", field=place)]
-    name = next(name for name in _ASKED if name in row)
     prompt, found = preferences.side(row[name], "user", name)
     found = [*found, *unread(_beside(row[place]), (), place)]
     if len(ordered) > 2:
@@ -93,9 +111,11 @@ def _beside(answers: list[Any]) -> Row:
     """Return the fields of answers other than a text and a score."""
     left: Row = {}
     for answer in answers:
-        left |= (
-            strays(cast("Row", answer), {*_TEXTS, *_SCORES}, "answer.") if isinstance(answer, dict) else {}
-        )
+        if isinstance(answer, dict):
+            item = cast("Row", answer)
+            name = _text_name(item)
+            same = {n for n in _TEXTS if n in item and item[n] == item[name or n]}
+            left |= strays(item, {*same, *_SCORES}, "answer.")
     return left
 
 
@@ -173,6 +193,7 @@ SHAPES = (
         frozenset({*_ASKED, *_ANSWERS, *_SCORES, "system"}),
         _is_ranked,
         _ranked,
+        unused=_unused_by_ranked,
     ),
     RowFormat(
         "llamafactory-pair",
@@ -187,6 +208,7 @@ SHAPES = (
         named("instruction input context response system"),
         are_text("instruction", "response"),
         _responded,
+        unused=first_of("input", "context"),
     ),
     RowFormat(
         "question-response",

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from orchestrate.data import rows
 from orchestrate.data.rows import CODES, ChatExample, problem
-from orchestrate.data.shapes import Read, Row, RowFormat, call, named, strays, text_of
+from orchestrate.data.shapes import Read, Row, RowFormat, call, first_of, named, strays, text_of
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
 from orchestrate.data.shapes.unread import holds_prose
 from orchestrate.types import Problem
@@ -280,6 +280,7 @@ SHAPES = (
         _is_stored,
         read_stored,
         NOTES,
+        first_of("messages", "input_messages"),
     ),
 )
 
@@ -318,10 +319,16 @@ def _message(value: Any) -> Row | None:
     made |= {name: extra[name] for name in _ADDITIONAL if extra.get(name)}
     made |= {"name": item["name"]} if item.get("name") and role != "tool" else {}
     if calls := item.get("tool_calls") or extra.get("tool_calls"):
-        made["tool_calls"] = [
-            c if "function" in c else call(c.get("id"), c.get("name"), c.get("args"))
-            for c in map(as_row, as_list(calls))
-        ]
+        read: list[Row] = []
+        for c in map(as_row, as_list(calls)):
+            if "args" in c and "function" not in c:
+                made |= strays(c, {"id", "name", "args", "type"}, "tool_calls.")
+                c = call(c.get("id"), c.get("name"), c["args"])
+            read.append(c)  # the reader of messages reports other fields
+        made["tool_calls"] = read
+        raw = [as_row(c).get("id") for c in as_list(extra.get("tool_calls"))]
+        if raw and raw != [c.get("id") for c in read]:  # usually the same calls
+            made["additional_kwargs.tool_calls"] = raw
     if item.get("tool_call_id"):
         made["tool_call_id"] = item["tool_call_id"]
     return made
@@ -455,12 +462,17 @@ def _text(value: Any, role: str) -> list[Row] | None:
     return [{"role": role, "content": value}] if isinstance(value, str) else None
 
 
+_LANGSMITH = ("outputs", "reference_outputs")
+_LANGFUSE = ("output", "expectedOutput", "expected_output")
+"""Columns that may contain the answer. The first one with a value is used."""
+
+
 def _langsmith(row: Row) -> Read:
-    return _recorded("inputs", ("outputs", "reference_outputs"), row)
+    return _recorded("inputs", _LANGSMITH, row)
 
 
 def _langfuse(row: Row) -> Read:
-    return _recorded("input", ("output", "expectedOutput", "expected_output"), row)
+    return _recorded("input", _LANGFUSE, row)
 
 
 def _holds_messages(value: Any) -> bool:
@@ -470,7 +482,7 @@ def _holds_messages(value: Any) -> bool:
 
 
 def _is_langfuse(row: Row) -> bool:
-    answers = [row[n] for n in ("output", "expectedOutput", "expected_output") if row.get(n) is not None]
+    answers = [row[n] for n in _LANGFUSE if row.get(n) is not None]
     if not answers or "input" not in row or "instruction" in row:
         return False
     marked = row.keys() & {"traceId", "trace_id", "observationId", "datasetId", "expectedOutput", "startTime"}
@@ -497,18 +509,20 @@ RECORDERS = (
     RowFormat(
         "langsmith",
         "chat",
-        _TRACE | {"inputs", "outputs", "reference_outputs"},
+        _TRACE.union({"inputs"}, _LANGSMITH),
         lambda row: all(isinstance(parsed(row.get(name)), Mapping) for name in ("inputs", "outputs")),
         _langsmith,
         NOTES,
+        first_of(*_LANGSMITH),
     ),
     RowFormat(
         "langfuse",
         "chat",
-        _TRACE | {"input", "output", "expectedOutput", "expected_output"},
+        _TRACE.union({"input"}, _LANGFUSE),
         _is_langfuse,
         _langfuse,
         NOTES,
+        first_of(*_LANGFUSE),
     ),
 )
 

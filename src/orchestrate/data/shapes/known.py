@@ -31,6 +31,7 @@ from orchestrate.data.shapes import (
     clouds,
     columns,
     exports,
+    first_of,
     named,
     preferences,
 )
@@ -247,6 +248,7 @@ SHAPES: tuple[RowFormat, ...] = (
             and (are_text("instruction")(row) or are_text("question")(row))
         ),
         preferences.alpaca,
+        unused=preferences.unused_by_alpaca,
     ),
     RowFormat(
         "trl-preference-implicit",
@@ -258,30 +260,34 @@ SHAPES: tuple[RowFormat, ...] = (
     RowFormat(
         "trl-unpaired",
         "unpaired",
-        named("prompt completion system tools parallel_tool_calls") | preferences.TAGS,
+        named("prompt completion system tools parallel_tool_calls").union(preferences.TAGS),
         preferences.is_trl,
         preferences.trl,
+        unused=first_of(*preferences.TAGS),
     ),
     RowFormat(
         "chat-unpaired",
         "unpaired",
-        _CHAT_FIELDS | preferences.TAGS,
+        _CHAT_FIELDS.union(preferences.TAGS),
         preferences.is_chat,
         _unpaired(_openai_chat),
+        unused=first_of(*preferences.TAGS),
     ),
     RowFormat(
         "sharegpt-unpaired",
         "unpaired",
-        named("conversations system tools") | preferences.TAGS,
+        named("conversations system tools").union(preferences.TAGS),
         preferences.is_sharegpt,
         _unpaired(sharegpt),
+        unused=first_of(*preferences.TAGS),
     ),
     RowFormat(
         "alpaca-unpaired",
         "unpaired",
-        named("instruction input output system history") | preferences.TAGS,
+        named("instruction input output system history").union(preferences.TAGS),
         preferences.is_alpaca,
         _unpaired(_alpaca),
+        unused=first_of(*preferences.TAGS),
     ),
     RowFormat("rft", "rl", frozenset(), _is_rl, _rl),
     RowFormat("openai-chat", "chat", _CHAT_FIELDS, lambda row: "messages" in row, _openai_chat),
@@ -372,6 +378,7 @@ def _unread(row: Row, shape: RowFormat) -> dict[str, Any]:
     if not shape.fields:
         return {}
     used = shape.fields | SYSTEM_COLUMNS if "system" in shape.fields else shape.fields
+    used = used.difference(shape.unused(row))
     held = {name: row[name] for name in row.keys() - used if row[name] not in (None, [], {})}
     held |= {name: row[name] for name in SPLITS & row.keys() if kept_for(name, row[name])}
     return {name: value for name, value in held.items() if name not in shape.notes or holds_prose(value)}
@@ -401,7 +408,7 @@ def read(row: Row, shape: RowFormat) -> RecognizedRow:
             found = [*found, *shapes.place(messages, held)]
         unread = {name: value for name, value in unread.items() if name not in shapes.COLUMNS}
     if unread:
-        found = [*found, *problems_of(row, unread, shape.fields)]
+        found = [*found, *problems_of(row, unread, shape.fields - unread.keys())]
     return RecognizedRow(example, found, unread)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any, cast
 
 import msgspec
@@ -182,6 +183,10 @@ def alpaca(row: dict[str, Any]) -> Pair:
     return (None, [wrong]) if wrong is not None else _answered(row, [message("user", question)], [])
 
 
+def unused_by_alpaca(row: Row) -> Collection[str]:
+    return ("question", "context") if isinstance(row.get("instruction"), str) else ("input",)
+
+
 def instructed(row: dict[str, Any]) -> tuple[str, Problem | None]:
     """Return Alpaca's `instruction`, followed by `input` if there is one."""
     given = row.get("input") or ""
@@ -286,9 +291,9 @@ def _transcript(text: str) -> list[ChatMessage]:
 # Unpaired preferences (KTO): one answer to a prompt, labeled good or bad. Reads the formats of TRL and
 # LLaMA-Factory (a conversation in OpenAI, ShareGPT or Alpaca format with a tag).
 
-TAGS = frozenset({"label", "kto_tag"})
-"""Fields that may contain the label of a row's answer. Training on such rows without the label would also
-teach the bad answers."""
+TAGS = ("kto_tag", "label")
+"""Fields that may contain the label of a row's answer. The first one with a value is used. Training on such
+rows without the label would also teach the bad answers."""
 
 
 def is_trl(row: Row) -> bool:
@@ -317,7 +322,7 @@ def is_alpaca(row: Row) -> bool:
 
 def has_fields(row: Row, fields: frozenset[str]) -> bool:
     """Return whether a row has a label and all prompt and answer columns that are listed in `fields`."""
-    if not row.keys() & TAGS:
+    if row.keys().isdisjoint(TAGS):
         return False
     if "output" in fields:
         return are_text("instruction", "output")(row)

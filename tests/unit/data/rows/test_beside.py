@@ -344,3 +344,156 @@ def test_a_transcript_may_stand_beside_its_answers(tmp_path: Path) -> None:
         example = one(data)
         assert data.format == "anthropic-hh" and isinstance(example, PreferenceExample)
         assert example.prompt == expected and example.preferred == chat(SAID).messages
+
+
+# -- what takes the place of something else
+
+
+PAIR: dict[str, Any] = {"prompt": "Why?", "completion": "Because."}
+CALLS: dict[str, Any] = {"name": "look", "args": {"at": 1}, "id": "c"}
+
+
+def langchain(**answer: object) -> dict[str, Any]:
+    said = {"type": "ai", "content": "So.", **answer}
+    return {"inputs": {"messages": [{"type": "human", "content": "Why?"}]}, "outputs": {"messages": [said]}}
+
+
+def gemini(*parts: dict[str, Any]) -> dict[str, Any]:
+    turns = [
+        ("user", [{"text": "Why?"}]),
+        ("model", [{"functionCall": {"name": "look", "args": {}}}]),
+        ("user", [*parts]),
+        ("model", [{"text": "Because."}]),
+    ]
+    return {"contents": [{"role": role, "parts": said} for role, said in turns]}
+
+
+def bedrock(*blocks: dict[str, Any]) -> dict[str, Any]:
+    turns = [("user", [{"text": "Why?"}]), ("assistant", [*blocks, {"text": "Because."}])]
+    said = [{"role": role, "content": content} for role, content in turns]
+    return {"schemaVersion": "bedrock-conversation-2024", "messages": said}
+
+
+def reasoned(text: object) -> dict[str, Any]:
+    return {"reasoningContent": {"reasoningText": text}}
+
+
+RESULT = {"functionResponse": {"name": "look", "response": {"result": "here"}}}
+THOUGHT = [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Because."}]
+
+
+def test_text_beside_a_result_is_read(tmp_path: Path) -> None:
+    example = one(opened(tmp_path, gemini(RESULT, {"text": "And now?"})))
+    assert isinstance(example, ChatExample)
+    assert [(m.role, m.text) for m in example.messages[2:]] == [
+        ("tool", "here"),
+        ("user", "And now?"),
+        SAID,
+    ]
+
+
+def test_all_reasoning_of_an_answer_is_read(tmp_path: Path) -> None:
+    example = one(opened(tmp_path, bedrock(reasoned({"text": "Hm"}), reasoned({"text": "Oh"}))))
+    assert isinstance(example, ChatExample) and example.messages[1].reasoning == "Hm\n\nOh"
+    same = ANSWER | {"content": THOUGHT, "reasoning": "Hm"}
+    example = one(opened(tmp_path, {"messages": [USER, same]}))
+    assert isinstance(example, ChatExample) and example.messages[1].reasoning == "Hm"
+
+
+def test_a_call_written_as_text_is_read(tmp_path: Path) -> None:
+    call = {"name": "look", "arguments": "{}"}
+    read = [
+        one(opened(tmp_path, {"messages": [USER, ANSWER | {"function_call": given}]}))
+        for given in (call, json.dumps(call))
+    ]
+    assert isinstance(read[0], ChatExample) and read[0].messages[1].tool_calls and read[0] == read[1]
+    for empty in (None, ""):
+        data = opened(tmp_path, {"messages": [USER, ANSWER | {"function_call": empty}]})
+        assert one(data) == chat(ASKED, SAID) and data.problems == ()
+
+
+def test_an_exported_call_has_the_arguments_of_either_name(tmp_path: Path) -> None:
+    for name in ("args", "arguments"):
+        call = {"id": "c", "name": "look", name: {"at": 1}}
+        example = one(opened(tmp_path, langchain(tool_calls=[call])))
+        assert isinstance(example, ChatExample)
+        [made] = example.messages[1].tool_calls or ()
+        assert json.loads(made.function.arguments) == {"at": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "name"),
+    [
+        (gemini(RESULT | {"text": "And now?"}), "extra-fields", "parts.text"),
+        (bedrock(reasoned({"text": "Hm", "note": "x"})), "extra-fields", "reasoningText.note"),
+        (bedrock(reasoned("Hm")), "bad-content", "reasoningContent"),
+        (
+            {"messages": [USER, ANSWER | {"content": THOUGHT, "reasoning": "Oh"}]},
+            "lost-meaning",
+            "content.thinking",
+        ),
+        (
+            {"messages": [USER, ANSWER | {"content": [{"type": "text", "text": "So.", "value": "No."}]}]},
+            "extra-fields",
+            "content.value",
+        ),
+        *(
+            ({"messages": [USER, ANSWER | {"function_call": given}]}, "bad-tool-call", "function_call")
+            for given in ("look", "{}", [1], 3)
+        ),
+        (langchain(tool_calls=[CALLS | {"note": "x"}]), "extra-fields", "tool_calls.note"),
+        (langchain(tool_calls=[CALLS | {"weight": 0}]), "lost-meaning", "tool_calls.weight"),
+        (
+            langchain(tool_calls=[CALLS], additional_kwargs={"tool_calls": [{"id": "d"}]}),
+            "extra-fields",
+            "additional_kwargs.tool_calls",
+        ),
+        (
+            {"prompt": "Why?", "responses": [{"text": "So.", "content": "Or not."}, "No."], "scores": [2, 1]},
+            "extra-fields",
+            "answer.content",
+        ),
+        (
+            {"prompt": "Why?", "responses": ["So.", "No."], "outputs": ["A", "B"], "scores": [2, 1]},
+            "unread-column",
+            "outputs",
+        ),
+        (
+            {"prompt": "Why?", "instruction": "Be brief.", "responses": ["So.", "No."], "scores": [2, 1]},
+            "unused-prompt",
+            "instruction",
+        ),
+        (
+            {"instruction": "Why?", "input": "It rained.", "context": "It snowed.", "response": "So."},
+            "unused-prompt",
+            "context",
+        ),
+        (
+            {"instruction": "Why?", "context": "It snowed.", "chosen": "So.", "rejected": "No."},
+            "unused-prompt",
+            "context",
+        ),
+        (PAIR | {"kto_tag": True, "label": False}, "lost-meaning", "label"),
+        ({"input": [USER], "output": "So.", "expectedOutput": "No."}, "unread-column", "expectedOutput"),
+        (
+            {"inputs": {"query": "Why?"}, "outputs": {"text": "So."}, "reference_outputs": {"text": "No."}},
+            "unread-column",
+            "reference_outputs",
+        ),
+        (
+            {"messages": [USER], "input_messages": [ANSWER], "choices": [{"message": ANSWER}]},
+            "unread-column",
+            "input_messages",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_used_beside_something_else_is_told(
+    tmp_path: Path, row: dict[str, Any], code: str, name: str
+) -> None:
+    found = [p for p in opened(tmp_path, row).problems if p.code == code]
+    assert any(name in f"{p.field} {p.message}" for p in found), found
+
+
+def test_two_labels_that_agree_are_one(tmp_path: Path) -> None:
+    data = opened(tmp_path, PAIR | {"kto_tag": True, "label": True})
+    assert isinstance(one(data), UnpairedExample) and "lost-meaning" not in {p.code for p in data.problems}
