@@ -94,14 +94,17 @@ class Rendered:
     """Positions at which the template wrote an answer's text, keyed by message index, for the answers with
     loss spans."""
     unthought: frozenset[int] = frozenset()
-    """Indices of the answers whose reasoning is in `text` only as part of other text."""
+    """Indices of the messages whose reasoning is in `text` only as part of other text."""
+    unnamed: frozenset[int] = frozenset()
+    """Indices of the messages whose name the template drops."""
 
     def notes(self, *, has_end: bool) -> tuple[str, ...]:
         """Describe effects of the template that the conversation's author may not expect. Set `has_end` if
         the model has an end token. Training appends this token to an unfinished last answer (see `unended`),
         so a missing end of the last answer is then not reported."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
-        found = [*left_out(self.text, self.messages, self.tools, said, self.unthought), *self.odd]
+        found = [*left_out(self.text, self.messages, self.tools, said, self.unthought, self.unnamed)]
+        found += self.odd
         turns = self.turns[:-1] if has_end and self.unended else self.turns
         if not all(turn.ends for turn in turns if turn.spans):
             found.append("no special token ends an assistant message, so the model cannot learn to stop")
@@ -214,17 +217,18 @@ class Conversations:
         places = tuple(i for i, m in enumerate(messages) if m.role in others)
         written = self._written(text, form, messages, tools)
         unthought = self._unthought(text, form, messages, tools)
+        unnamed = self._unnamed(form, messages, tools)
         marked = spans and len(spans) == sum(m.role == "assistant" for m in messages)
         if marked and not places:
             turns = tuple(self._ended(text, [span]) for span in spans)
-            return Rendered(text, turns, messages, tools, written=written, unthought=unthought)
+            return Rendered(text, turns, messages, tools, (), {}, written, unthought, unnamed)
         turns, odd, theirs = self._found(text, form, messages, tools, places)
         if marked:
             turns, odd = [self._ended(text, [span]) for span in spans], ()
         else:
             turns = self._marked(text, spans, turns)
         more = dict(zip(places, theirs, strict=True))
-        return Rendered(text, tuple(turns), messages, tools, odd, more, written, unthought)
+        return Rendered(text, tuple(turns), messages, tools, odd, more, written, unthought, unnamed)
 
     # -- inside ---------------------------------------------------------------------------------------------
 
@@ -301,6 +305,21 @@ class Conversations:
             return frozenset()
         shown = set(cut.owners)
         return frozenset(i for i in doubted if not any((i, k) in shown for k in thought_words(messages[i])))
+
+    def _unnamed(self, form: MessageFormat, messages: Sequence[ChatMessage], tools: Tools) -> frozenset[int]:
+        """Return the messages whose name the template drops, except names of functions that calls show."""
+        called = {call.function.name for m in messages for call in m.tool_calls or ()}
+        words = {i: f"zqname{i}zq" for i, m in enumerate(messages) if m.name and m.name not in called}
+        if not words:
+            return frozenset()
+        given = [
+            m | ({"name": words[i]} if i in words else {}) for i, m in enumerate(as_form(form, messages))
+        ]
+        try:
+            shown, _ = self._render(given, tools)
+        except DataError:
+            return frozenset()  # a template that rejects other names reads them
+        return frozenset(i for i, word in words.items() if word not in shown)
 
     def _with_words(self, messages: Messages, own: Sequence[Mapping[str, Any]], tools: Tools) -> Cut | None:
         """Render a conversation with placeholders for only the texts in `own`, which contains some fields of

@@ -197,10 +197,12 @@ def left_out(
     tools: Tools,
     said: Sequence[str],
     unthought: frozenset[int] = frozenset(),
+    unnamed: frozenset[int] = frozenset(),
 ) -> Iterator[str]:
     """Yield a description of each kind of content that the template does not render. `said` contains, for
     each assistant message, the part of `text` that comes from this message. `unthought` has the indices of
-    the messages whose reasoning is in `text` only as part of other text."""
+    the messages whose reasoning is in `text` only as part of other text, and `unnamed` those of the messages
+    whose name is dropped."""
     answers = [(i, of) for i, of in enumerate(messages) if of.role == "assistant"]
     for (i, of), mine in zip(answers, said, strict=True):
         nothing = (of.text.strip() or of.tool_calls) and not _any_shown(text, of)
@@ -217,6 +219,12 @@ def left_out(
             yield "the chat template drops the text next to a tool call"
         if not _calls_within(mine, of):
             yield "the chat template drops a tool call"
+    for i, of in enumerate(messages):
+        thought = (of.reasoning or "").strip()
+        if of.role != "assistant" and thought and (thought not in text or i in unthought):
+            yield f"the chat template drops the reasoning of a {of.role} message"
+        if i in unnamed:
+            yield f"the chat template drops the name of a message with the role {of.role}"
     named = [name for tool in tools or () if (name := _tool_name(tool))]
     if named and named[0] not in text:
         yield "the chat template drops the tools"

@@ -324,6 +324,28 @@ def test_two_calls_of_which_a_template_shows_one_are_told() -> None:
         assert not conversations(TEMPLATES["qwen3"]).rendered(row, tools).notes(has_end=True)
 
 
+def test_names_and_reasoning_of_questions_that_a_template_drops_are_told() -> None:
+    ask = ChatMessage(role="user", content="Is Ann so sure?", name="Ann", reasoning="sure")
+    row = [ask, ChatMessage(role="assistant", content="Yes.")]
+    name, thought = (
+        "the chat template drops the name of a message with the role user",
+        "the chat template drops the reasoning of a user message",
+    )
+    assert {name, thought} <= {*conversations(TEMPLATES["qwen3"]).rendered(row).notes(has_end=True)}
+    shown = (
+        "{% for m in messages %}{{ m.name }} {{ m.reasoning_content }} {{ m.content }}<|im_end|>{% endfor %}"
+    )
+    told = conversations(shown).rendered(row).notes(has_end=True)
+    assert not {name, thought} & {*told}
+    # The name of a result's function is in the call.
+    called = [ToolCall(id="c", function=FunctionCall(name="look", arguments="{}"))]
+    result = ChatMessage(role="tool", content="here", tool_call_id="c", name="look")
+    row = [row[0], ChatMessage(role="assistant", tool_calls=called), result, row[1]]
+    assert not any(
+        "role tool" in n for n in conversations(TEMPLATES["qwen3"]).rendered(row).notes(has_end=True)
+    )
+
+
 def test_a_row_is_taken_whatever_ids_the_row_before_it_had() -> None:
     """As Mistral's templates do, this one asks for ids of nine letters and digits."""
     chats = conversations(
