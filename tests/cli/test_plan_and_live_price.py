@@ -258,7 +258,7 @@ def test_a_refusal_prints_the_lines_that_let_the_spec_run_and_fix_writes_them(
     )
     before = spec.read_text()
     refused = cli("submit", "--provider", "openai", "--yes", **sandbox.env)
-    lines = ["overrides:", "  openai:", "    schedule: null", "    adapter: {type: lora}"]
+    lines = ["overrides:", "  openai:", "    schedule: null", "    adapter: {r: null}"]
     assert refused.code == 2 and all(line in refused.err for line in lines)
     assert cli("plan", "--provider", "openai").code == 2
     assert cli("plan", "--provider", "openai", "--fix", "--set", "seed=1").code == 2

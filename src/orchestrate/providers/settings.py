@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from orchestrate.errors import SpecError, TranslationRefused
 from orchestrate.settings import masked
 from orchestrate.spec import JobSpec
+from orchestrate.spec.methods import merged
 from orchestrate.types import Authority, Outcome, Setting, Translation
 
 OURS: Mapping[str, str] = {
@@ -363,32 +364,27 @@ def overrides(
     Each rejected field is omitted (`None`) or set to the nearest accepted value. Returns `None` if no setting
     is rejected, or if a rejected setting is essential to the run."""
     found: dict[str, Any] = {}
-    values = spec.asked()
+    asked = values = spec.asked()
     for _ in range(_TURNS):
         if not translation.refused:
             return found or None
         for row in translation.refused:
-            name, *below = row.name.split(".")
-            if row.name in ESSENTIAL or name not in values or name == "provider_options":
+            *parts, last = row.name.split(".")
+            name = row.name.partition(".")[0]
+            if row.name in ESSENTIAL or values.get(name) is None or name == "provider_options":
                 return None
-            values[name] = found[name] = _without(values[name], below, row) if below else row.instead
+            if found.get(name, {}) is None:
+                continue
+            table = found
+            for part in parts:
+                table = table.setdefault(part, {})
+            table[last] = row.instead
+        values = merged(asked, found)
+        for name in found:
+            if values.get(name) == {}:  # `early_stopping: {}` would turn it on
+                found[name] = values[name] = None
         try:
             translation = translate(JobSpec.parse(values))
         except SpecError:
             return None
     return None
-
-
-def _without(part: Any, below: list[str], row: Setting) -> Any:
-    """Return a table of the spec without one of its settings, or with the nearest value in its place."""
-    if not isinstance(part, dict):
-        return None
-    name, *rest = below
-    kept: dict[str, Any] = dict(part)  # pyright: ignore[reportUnknownArgumentType]
-    if rest:
-        kept[name] = _without(kept.get(name), rest, row)
-    elif row.instead is not None:
-        kept[name] = row.instead
-    else:
-        kept.pop(name, None)
-    return kept or None

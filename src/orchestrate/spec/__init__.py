@@ -19,15 +19,18 @@ from orchestrate.spec.methods import DPO as DPO
 from orchestrate.spec.methods import RFT as RFT
 from orchestrate.spec.methods import SFT as SFT
 from orchestrate.spec.methods import (
+    TYPED,
     Adapter,
     Float,
     Int,
     Method,
     OptimizerChoice,
+    Overrides,
     SpecPart,
     TemplateSettings,
     Train,
     Usd,
+    merged,
     spec_errors,
 )
 from orchestrate.spec.methods import EarlyStopping as EarlyStopping
@@ -199,8 +202,12 @@ class JobSpec(SpecPart):
     private: bool | None = Field(default=None, description="Allow only your own machine as a backend")
     tags: dict[str, str] = Field(default_factory=dict, description="Your own labels, to filter runs by")
     wandb: WandB | None = Field(default=None, description="Let the backend log to Weights & Biases")
-    overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Overrides of this spec, keyed by backend name"
+    overrides: Overrides = Field(
+        default_factory=dict,
+        description=(
+            "Overrides of this spec, keyed by backend name. Mappings are merged field by field, a name such "
+            "as qlora changes only the type, and null removes a setting. Lists and graders are replaced"
+        ),
     )
     provider_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -285,8 +292,7 @@ class JobSpec(SpecPart):
 
         Raises `SpecError` if the spec has no model for the backend, or if an override is invalid.
         """
-        values = self.asked() | {"model": self.model_for(provider)} | self.overrides.get(provider, {})
-        return JobSpec.parse({name: value for name, value in values.items() if name != "overrides"})
+        return JobSpec.parse(overridden(self, provider, self.model_for(provider)))
 
     def asked(self) -> dict[str, Any]:
         """Return the settings that were explicitly set, as JSON-serializable values. `parse` converts them
@@ -296,7 +302,7 @@ class JobSpec(SpecPart):
             # `early_stopping: {}` turns early stopping on, so write its defaults: `{}` would look unset.
             if value == {} and isinstance(part := getattr(self, name), SpecPart):
                 given[name] = part.model_dump(mode="json")
-        for name in ("method", "adapter", "optimizer"):
+        for name in TYPED:
             # LoRA(r=8) leaves `type` unset, but `parse` needs it to choose the class.
             if given.get(name) is not None:
                 given[name] = {"type": getattr(self, name).type, **given[name]}
@@ -374,6 +380,13 @@ class JobSpec(SpecPart):
             return cls.model_validate(values)
         except ValidationError as error:
             raise SpecError("the spec is not valid:", errors=spec_errors(error, cls)) from error
+
+
+def overridden(spec: JobSpec, provider: str, model: str) -> dict[str, Any]:
+    """Return the spec's values for one backend and its model, with `overrides` applied but not validated."""
+    values = merged(spec.asked() | {"model": model}, spec.overrides.get(provider, {}))
+    # A null for a field that the spec doesn't set has nothing to remove.
+    return {name: value for name, value in values.items() if name != "overrides" and value is not None}
 
 
 _SHARED = frozenset({"overrides", "train", "validation", "test", "columns", "private"})

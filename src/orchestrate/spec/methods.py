@@ -475,6 +475,59 @@ TemplateSettings = Annotated[dict[str, Any], Field(min_length=1), AfterValidator
 """Additional variables for the chat template, as `{name: value}`."""
 
 
+# -- overrides -----------------------------------------------------------------------------------------------
+
+
+TYPED = ("method", "adapter", "optimizer")
+"""Fields that can be a name instead of a mapping with a type."""
+
+
+def table_of(part: Any) -> Any:
+    """Return the settings that a part of a spec sets, and its type: QLoRA(r=8) leaves `type` unset, but
+    parsing needs it to choose the class. Other values are returned unchanged."""
+    if not isinstance(part, SpecPart):
+        return part
+    kind = getattr(part, "type", None)
+    return ({"type": kind} if kind else {}) | part.model_dump(mode="json", exclude_unset=True)
+
+
+def merged(base: Mapping[str, Any], given: Mapping[str, Any], under: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values of a spec, or of its part at the path `under`, with the given ones applied.
+
+    Mappings are merged field by field, a name such as `qlora` changes only the type, and `None` removes a
+    field. Other values are replaced, as are graders. Fields that the new type lacks remain, so they
+    are reported instead of dropped silently."""
+    values = dict(base)
+    for name, value in given.items():
+        path = (*under, name)
+        field = path[2:] if path[0] == "overrides" else path
+        old, new = values.get(name), table_of(value)
+        if len(field) == 1 and field[0] in TYPED:
+            old, new = ({"type": word} if isinstance(word, str) else word for word in (old, new))
+        if new is None and path[0] not in ("columns", "overrides") and (name in values or _of_a_type(path)):
+            values.pop(name, None)
+        elif isinstance(old, Mapping) and isinstance(new, Mapping) and field != ("method", "grader"):
+            tables = cast("tuple[Mapping[str, Any], Mapping[str, Any]]", (old, new))
+            values[name] = merged(*tables, path)
+        else:
+            values[name] = new
+    return values
+
+
+def _of_a_type(path: Sequence[str]) -> bool:
+    """Return whether some method or adapter has this setting. If not, its name must be reported."""
+    return (
+        path[0] in TYPED and len(path) == 2 and any(path[1] in part.model_fields for part in _TAGS.values())
+    )
+
+
+def _tables(overrides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {field: table_of(value) for field, value in own.items()} for name, own in overrides.items()}
+
+
+Overrides = Annotated[dict[str, dict[str, Any]], AfterValidator(_tables)]
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------
 
 
@@ -591,7 +644,8 @@ def _unknown(path: Sequence[str], tag: str | None, spec: type[BaseModel]) -> str
     known = sorted(_PARTS[tag or parents[0]].model_fields if parents else spec.model_fields)
     owners = [t for t, part in _TAGS.items() if tag and name in part.model_fields]
     if owners:
-        return f"is a setting of {', '.join(owners)}, not of {tag}"
+        fix = "remove it, or set it to null where you change the type"
+        return f"is a setting of {', '.join(owners)}, not of {tag}: {fix}"
     return f"unknown field{meant(name, known)}; allowed: {', '.join(known)}"
 
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from orchestrate.core.expansion import document, require_bounded
 from orchestrate.errors import SpecError, UsageError
-from orchestrate.spec import JobSpec, TrainFile
-from orchestrate.spec.methods import OPTIMIZERS, spec_errors
+from orchestrate.spec import JobSpec, TrainFile, overridden
+from orchestrate.spec.methods import OPTIMIZERS, merged, spec_errors
 from orchestrate.text import meant
 
 DEFAULT_NAME = "finetune.yaml"
@@ -60,20 +60,16 @@ def build(values: Mapping[str, Any], *, lines: Lines | None = None, place: str =
         spec = JobSpec.model_validate(dict(values))
     except ValidationError as error:
         raise SpecError(f"{place} is not valid:", errors=spec_errors(error, JobSpec, lines)) from error
-    if errors := [
-        e for name, own in spec.overrides.items() for e in _override_errors(spec, name, own, lines)
-    ]:
+    if errors := [error for name in spec.overrides for error in _override_errors(spec, name, lines)]:
         raise SpecError(f"{place} is not valid:", errors=errors)
     return spec
 
 
-def _override_errors(spec: JobSpec, name: str, own: dict[str, Any], lines: Lines | None) -> list[str]:
+def _override_errors(spec: JobSpec, name: str, lines: Lines | None) -> list[str]:
     """Return the errors in the values that override the spec for one backend."""
     model = spec.model if isinstance(spec.model, str) else next(iter(spec.model.values()))
-    values = {**spec.asked(), "model": model, **own}
-    del values["overrides"]
     try:
-        JobSpec.model_validate(values)
+        JobSpec.model_validate(overridden(spec, name, model))
     except ValidationError as error:
         return spec_errors(error, JobSpec, lines, under=("overrides", name))
     return []
@@ -95,23 +91,26 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
 
 
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a field of a spec by its dotted name, also in the `overrides` of each backend that have it, which
-    would otherwise win. Setting a field below `method: sft` first converts it to `{type: sft}`."""
-    _put(values, dotted, value)
-    for own in _as_table(values.get("overrides")).values():
-        if isinstance(own, dict) and dotted.partition(".")[0] in own:
-            _put(cast("dict[str, Any]", own), dotted, value)
+    """Set a field of a spec by its dotted name, as `merged` does. The `overrides` of each backend that have
+    the field would win otherwise, so it is also set there."""
+    path = tuple(dotted.split("."))
+    _put(values, path, value)
+    for name, own in _as_table(values.get("overrides")).items():
+        if path[0] in _as_table(own):
+            _put(values, ("overrides", name, *path), value)
 
 
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    *parents, last = path
     for part in parents:
         inner = values.get(part)
         if isinstance(inner, str):
             inner = {"type": inner}
         values[part] = _as_table(inner)
         values = values[part]
-    values[last] = value
+    changed = merged(values, {last: value}, tuple(parents))
+    values.clear()
+    values.update(changed)
 
 
 def require_backends(spec: JobSpec, known: Sequence[str]) -> None:

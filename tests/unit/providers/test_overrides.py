@@ -99,7 +99,7 @@ def test_an_ordinary_spec_runs_everywhere_with_the_lines_that_are_written(
 def test_the_nearest_value_is_taken_where_there_is_one(provider: Provider, tmp_path: Path) -> None:
     spec = JobSpec.parse({"model": "qwen3-8b", "train": "t", "adapter": {"type": "lora", "r": 100}})
     if provider.name == "fireworks":
-        assert plan(provider, spec, tmp_path).overrides == {"adapter": {"type": "lora", "r": 32}}
+        assert plan(provider, spec, tmp_path).overrides == {"adapter": {"r": 32}}
 
 
 @pytest.mark.parametrize("provider", [BACKENDS[1]], ids=["together"], indirect=True)

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrate import DPO, JobSpec, LoRA, QLoRA, TrainFile
+from orchestrate import DPO, RFT, JobSpec, LoRA, QLoRA, TrainFile
 from orchestrate.errors import SpecError, UsageError
 from orchestrate.spec import specfile
 
@@ -257,7 +257,7 @@ def test_a_backend_gets_its_own_model_and_overrides(tmp_path: Path) -> None:
     assert (spec.on("openai").model, spec.on("openai").epochs) == ("gpt", 3)
     assert spec.on("openai").adapter == LoRA(r=8)
     local = spec.on("local")
-    assert (local.model, local.epochs, local.adapter) == ("tiny", 1, QLoRA())
+    assert (local.model, local.epochs, local.adapter) == ("tiny", 1, QLoRA(r=8))
     assert "overrides" not in local.asked() and local.on("local") == local
 
 
@@ -290,6 +290,81 @@ def test_what_is_set_for_a_command_wins_over_the_overrides_of_backends(tmp_path:
         assert there.adapter.type == ("qlora" if backend == "local" else "lora")
         assert there.seed == (7 if backend == "fake" else spec.seed)
     assert specfile.load(file).on("local").learning_rate == 2e-3
+
+
+BASE: dict[str, Any] = {
+    "adapter": {"type": "lora", "r": 32, "dropout": 0.1, "targets": ["q_proj", "k_proj"]},
+    "method": {"type": "dpo", "beta": 0.2},
+    "optimizer": {"type": "adamw", "betas": [0.9, 0.95]},
+    "early_stopping": {"patience": 4, "min_delta": 0.5},
+    "chat_template_kwargs": {"thinking": False, "today": "2026-01-01"},
+    "provider_options": {"local": {"threads": 1}, "openai": {"x": {"y": 1}}},
+    "validation": "v.jsonl",
+    "epochs": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "section", "expected"),
+    [
+        ({"adapter": "qlora"}, "adapter", {**BASE["adapter"], "type": "qlora"}),
+        ({"adapter": QLoRA(r=4)}, "adapter", {**BASE["adapter"], "type": "qlora", "r": 4}),
+        ({"adapter": {"r": None}}, "adapter", {k: v for k, v in BASE["adapter"].items() if k != "r"}),
+        ({"adapter": {"targets": ["v_proj"]}}, "adapter", {**BASE["adapter"], "targets": ["v_proj"]}),
+        ({"adapter": {"type": "full", **dict.fromkeys(["r", "dropout", "targets", "alpha"])}}, "adapter",
+         {"type": "full"}),
+        ({"adapter": None}, "adapter", None),
+        ({"method": {"loss": "ipo"}}, "method", {"type": "dpo", "beta": 0.2, "loss": "ipo"}),
+        ({"method": {"type": "sft", "beta": None}}, "method", {"type": "sft"}),
+        ({"optimizer": "adamw_8bit"}, "optimizer", {"type": "adamw_8bit", "betas": [0.9, 0.95]}),
+        ({"early_stopping": {"patience": 2}}, "early_stopping", {"patience": 2, "min_delta": 0.5}),
+        ({"early_stopping": None}, "early_stopping", None),
+        ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs",
+         {"thinking": True, "today": "2026-01-01"}),
+        ({"provider_options": {"openai": {"x": {"z": 2}}}}, "provider_options",
+         {"local": {"threads": 1}, "openai": {"x": {"y": 1, "z": 2}}}),
+        ({"epochs": None}, "epochs", None),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_overridden_or_set_keeps_its_other_settings(
+    tmp_path: Path, given: dict[str, Any], section: str, expected: object
+) -> None:
+    shared = {"model": "m", "train": "t", **BASE}
+    spec = JobSpec.parse({**shared, "overrides": {"local": given}})
+    for own in (spec, JobSpec.parse(spec.asked())):
+        assert own.on("local").asked().get(section) == expected
+        assert own.on("openai") == JobSpec.parse(shared)
+    file = write(tmp_path, specfile.yaml_text(shared))
+    assert specfile.load(file, given).asked().get(section) == expected
+    # A command wins over overrides, and changes only what it names there too.
+    file = write(tmp_path, specfile.yaml_text({**shared, "overrides": {"local": {section: BASE[section]}}}))
+    assert specfile.load(file, given).on("local").asked().get(section) == expected
+
+
+def test_a_grader_is_replaced() -> None:
+    first, second = {"type": "string_check", "operation": "eq"}, {"type": "python", "source": "..."}
+    values = {"model": "m", "train": "t", "method": {"type": "rft", "grader": first, "kl_beta": 0.1}}
+    spec = JobSpec.parse({**values, "overrides": {"openai": {"method": {"grader": second}}}})
+    assert spec.on("openai").method == RFT(grader=second, kl_beta=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"adapter": "full"}, "adapter.r: is a setting of lora, qlora, not of full"),
+        ({"method": "sft"}, "method.beta: is a setting of dpo, not of sft"),
+        ({"optimizer": "adafactor"}, "betas is not a parameter of adafactor"),
+        ({"adapter": {"dropuot": None}}, "adapter.dropuot: unknown field"),
+    ],
+)
+def test_settings_that_another_type_lacks_are_not_dropped(
+    tmp_path: Path, change: dict[str, Any], wrong: str
+) -> None:
+    shared = {"model": "m", "train": "t", **BASE}
+    with pytest.raises(SpecError, match=wrong):
+        JobSpec.of({**shared, "overrides": {"local": change}})
+    with pytest.raises(SpecError, match=wrong):
+        specfile.load(write(tmp_path, specfile.yaml_text(shared)), change)
 
 
 @pytest.mark.parametrize("pair", ["epochs", "=3", "epochs=[1"])
