@@ -207,6 +207,8 @@ def test_columns_of_ones_own_are_named_where_they_are_needed(cli: Cli, tmp_path:
     assert "columns: {answer: Team}: no such column in the first rows of chat.jsonl" in other.err
     spec.write_text("model: {openai: gpt-4.1-mini}\ntrain: chat.jsonl\ncolumns: {Ticket ID: null}\n")
     assert "no such column" not in cli("check", "own.yaml", "--provider", "openai").err
+    twice = cli("advise", "t.csv", "--map", "question=Message body,answer=Team", "--map", "answer=Ticket ID")
+    assert twice.code == 2 and "answer to both Team and Ticket ID" in twice.err
     asked = cli("advise", "t.csv", "--map", "question=Message body,answer=Team", "--json")
     assert asked.code == 0 and asked.json["facts"]["rows"] == 4 * len(CITIES)
 

@@ -233,7 +233,17 @@ def columns_read(given: Sequence[str] | None, ignored: Sequence[str] | None = No
     if any(not (wanted and column) for wanted, _, column in pairs):
         raise UsageError("--map must be FIELD=COLUMN, for example --map prompt=question,completion=answer")
     left_out = {name.strip(): "" for item in ignored or () for name in item.split(",") if name.strip()}
-    return left_out | {wanted.strip(): column.strip() for wanted, _, column in pairs}
+    return left_out | _distinct("--map", [(wanted.strip(), column.strip()) for wanted, _, column in pairs])
+
+
+def _distinct(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the pairs of a repeatable option. Raises `UsageError` if a name has several values, because only
+    one of them would be used."""
+    found = dict(pairs)
+    for name, value in pairs:
+        if found[name] != value:
+            raise UsageError(f"{option} sets {name} to both {value} and {found[name]}", fix="use one of them")
+    return found
 
 
 PayOpt = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation before spending money.")]
@@ -259,7 +269,7 @@ def models_given(given: list[str] | None) -> str | dict[str, str] | None:
     pairs = [item.partition("=") for item in given]
     if len(given) == 1 and not pairs[0][1]:
         return given[0]
-    return {(name if equals else "default"): (model if equals else name) for name, equals, model in pairs}
+    return _distinct("--model", [(n, model) if equals else ("default", n) for n, equals, model in pairs])
 
 
 @dataclass(frozen=True, kw_only=True)
