@@ -97,7 +97,12 @@ def test_a_whole_account_moves_by_a_plan(cli: Cli, run: str, tmp_path: Path) -> 
     (tmp_path / "plan.yaml").write_text(moved)
     assert cli("migrate", "--plan", "plan.yaml", "--dry-run", "--rate", "openai:dpo=1").code == 2
     dry = cli("migrate", "--plan", "plan.yaml", "--dry-run", "--rate", "openai:sft=1")
-    assert dry.code == 0 and "at most $" in dry.err
+    assert dry.code == 0 and "at most $" in dry.err and run in dry.out and run not in dry.err
+    dry = cli("migrate", "--plan", "plan.yaml", "--dry-run", "--json")
+    fits("migrate", dry.out)
+    assert [(one["run_id"], one["proposal"]["targets"][0]["provider"]) for one in dry.json] == [
+        (run, "openai")
+    ]
     done = cli("migrate", "--plan", "plan.yaml", "--yes", "--json", *ASKED)
     assert done.code == 0, done.err
     fits("migrate", done.out)

@@ -15,7 +15,7 @@ import typer
 from orchestrate import text
 from orchestrate.commands.evaluation.judge import answer_progress, print_plan
 from orchestrate.commands.terminal import completion
-from orchestrate.commands.terminal.command import Output, command, shown_already
+from orchestrate.commands.terminal.command import Output, command, for_people, shown_already
 from orchestrate.commands.terminal.console import (
     confirm,
     err,
@@ -336,8 +336,8 @@ def _carry_out_plan(
     *,
     rates: list[str] | None,
     dry: bool,
-) -> Output[list[Carried]] | None:
-    """Carry out the plan within its budget. Exits with 1 if an entry failed."""
+) -> Output[list[PlannedMove]] | Output[list[Carried]]:
+    """Carry out the plan within its budget. Exits with 1 if an entry failed. A dry run only proposes."""
     from orchestrate.migration.account import PreparedPlan, cost_usd
     from orchestrate.migration.migrations import TAG
 
@@ -354,11 +354,11 @@ def _carry_out_plan(
         shown.add_row(
             run.tags[TAG], run.provider, run.model, text.money(cost_usd(run)), f"submitted earlier: {run.id}"
         )
-    err.print(shown)
+    (out if dry and for_people(shown) else err).print(shown)
     note(f"at most {text.money(plan.high_usd)} (budget: {text.money(plan.plan.budget_usd)})")
     plan.require_budget()
     if dry:
-        return None
+        return Output(plan.moves, shown_already)
     if plan.new:
         agreed = partial(confirm, f"Submit {text.count(len(plan.new), 'run')}?", yes=spending.yes)
         require_consent(plan.high_usd or None, agreed, otherwise="nothing was submitted", fix="add --yes")

@@ -229,9 +229,7 @@ def proposed(
     found: list[PlannedMove] = []
     seen: dict[tuple[str, str, str], str] = {}
     for run in _leaving(ft):
-        description = (
-            f"{run.tuned_model or run.id}: {run.model} on {run.provider}, created {run.created_at:%Y-%m-%d}"
-        )
+        description = _tuned(run)
         key = (run.provider, run.dataset_digest, _settings(run))
         if run.dataset_digest and (same := seen.get(key)) is not None:
             found.append(PlannedMove(run_id=run.id, told=description, skipped=f"the same as {same}"))
@@ -240,6 +238,10 @@ def proposed(
         found.append(_planned(ft, run, order, description, priced))
         on_message(f"{len(found):,} runs checked")
     return found
+
+
+def _tuned(run: Run) -> str:
+    return f"{run.tuned_model or run.id}: {run.model} on {run.provider}, created {run.created_at:%Y-%m-%d}"
 
 
 def _settings(run: Run) -> str:
@@ -325,6 +327,19 @@ class PreparedPlan:
                 f"{self._path}: {entry.run} to {entry.to}: {error.message}",
                 fix=f"edit the plan, for example: to: {SKIP}",
             ) from error
+
+    @property
+    def moves(self) -> list[PlannedMove]:
+        """What the plan would do for each of its runs."""
+        return [
+            PlannedMove(
+                run_id=step.entry.run,
+                told=_tuned(step.migration.old),
+                proposal=None if step.known else step.migration.proposal,
+                skipped=f"submitted earlier: {step.known.id}" if step.known else None,
+            )
+            for step in self.steps
+        ]
 
     @property
     def new(self) -> list[_Step]:
