@@ -319,7 +319,12 @@ class AwayPlace(Place):
         """Set the remaining time as the limit that the platform enforces. Raises `InvalidRequest` if none
         remains, because a machine that starts only to stop is billed."""
         most, found = resources.limits.seconds, self._allowance(run, resources.limits)
-        if most is None or not found.used_s:
+        if most is None:
+            return resources
+        if not found.used_s:
+            if most < LEAST_S:  # rounded to 0 s, it would be no limit at all to the platform
+                message = f"a limit of {duration(most)} ends before a machine can train"
+                raise InvalidRequest(self.name, message, fix="set a higher max_hours or max_cost_usd")
             return resources
         if not found.holds(found.used_s + LEAST_S):
             message = f"the run has used {duration(found.used_s)} of at most {duration(most)}"
@@ -513,6 +518,14 @@ class AwayPlace(Place):
         """Record that a worker exists or is starting, but has not reported yet."""
         worker = process.WorkerId(pid=0, started="", machine=self.name)
         write_whole(run.path / "worker.json", worker.to_json())
+
+
+def next_name(ref: str, names: Iterable[str]) -> str:
+    """Return the name of a run's next attempt: the ref, then `REF-2` and so on. Counts from the highest
+    number, because a place may have deleted its record of an earlier attempt, and a name that is in use
+    would be taken for an attempt that has ended."""
+    numbers = [int(name.removeprefix(ref).removeprefix("-") or 1) for name in names]
+    return f"{ref}-{max(numbers) + 1}" if numbers else ref
 
 
 def _at_work(found: Iterable[Placed]) -> bool:

@@ -275,7 +275,7 @@ class StoredRun:
 def safe(path: str) -> str:
     """Return the path, or raise `ArtifactRefused` if it leads outside its folder."""
     if not path or path.startswith(("/", "\\")) or ".." in Path(path).parts or ":" in path:
-        raise ArtifactRefused(f"a manifest lists {path!r}, a path outside of the manifest's folder")
+        raise ArtifactRefused(f"{path!r} in the storage folder is a path outside of the run's own folder")
     return path
 
 
@@ -426,7 +426,10 @@ def look(run: RunDir, stored: StoredRun, earlier: int = 0) -> bool:
             _take_parts(run, stored, name)
         _take_checkpoints(run, stored)
         replaced = {"proof.json": stored.read("proof.json")}
-        if status and stored.decoded("status.json", status, JobState).terminal:
+        state = stored.decoded("status.json", status, JobState) if status else None
+        if state is not None and state.result is not None:
+            safe(state.result)
+        if state is not None and state.terminal:
             replaced["paces.jsonl"] = stored.read("paces.jsonl")
         for name, data in {**replaced, "status.json": status}.items():
             if data and _differs(run.path / name, data):

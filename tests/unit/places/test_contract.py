@@ -462,6 +462,13 @@ def test_a_cap_holds_before_the_start_and_after_it(
     assert not found.recover(handle) and len(world.jobs()) == 1
 
 
+def test_a_limit_of_no_time_starts_no_machine(world: World, found: AwayProvider, spec: JobSpec) -> None:
+    """In whole seconds it is 0, which `timeout` takes for no limit."""
+    with pytest.raises(InvalidRequest, match="before a machine can train"):
+        submit(found, on(world, spec, max_hours=0.0001))
+    assert not world.jobs()
+
+
 def test_a_private_run_and_a_spot_machine_are_refused_where_they_cannot_be(
     world: World, found: AwayProvider, spec: JobSpec
 ) -> None:

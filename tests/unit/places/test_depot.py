@@ -9,8 +9,9 @@ import pytest
 
 from orchestrate.core.files import whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable
+from orchestrate.local.run import JobState, RunDir, now
 from orchestrate.places.lease import RunLease, attempts, used_s
-from orchestrate.places.storage import RunStorage, safe
+from orchestrate.places.storage import RunStorage, look, safe
 from orchestrate.types import ArtifactFile
 
 
@@ -98,3 +99,16 @@ def test_a_manifest_leads_nowhere_else(path: str, tmp_path: Path) -> None:
     files = [ArtifactFile(path=path, bytes=1, sha256="0" * 64)]
     with pytest.raises(ArtifactRefused):
         RunStorage(f"file://{tmp_path}/depot").fetch_folder(files, tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["/etc", "../../other", "a/../../up"])
+def test_a_result_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+    """Whoever can write to the storage folder does not choose which folder of this machine is exported."""
+    stored = RunStorage(f"file://{tmp_path}/depot").run("orc-0123456789ab")
+    state = JobState(status="succeeded", updated_at=now(), result=name)
+    stored.write("status.json", state.to_json())
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    with pytest.raises(ArtifactRefused):
+        look(run, stored)
+    assert not (run.path / "status.json").exists()

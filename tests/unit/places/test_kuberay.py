@@ -98,6 +98,17 @@ def test_the_way_of_a_run(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> No
     assert job.status is JobStatus.CANCELLED and job.cost_usd == Decimal("1.5")
 
 
+def test_a_deleted_attempt_does_not_pass_its_name_on(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> None:
+    """The cluster would answer that the second attempt's name is in use, as if the third had started."""
+    found = provider(cluster, tmp_path)
+    handle = submit(found, spec)
+    cluster.status(REF, jobDeploymentStatus="Failed")
+    assert found.recover(handle)
+    cluster.status(f"{REF}-2", jobDeploymentStatus="Failed")
+    del cluster.jobs[REF]
+    assert found.recover(handle) and list(cluster.jobs) == [f"{REF}-2", f"{REF}-3"]
+
+
 def test_what_is_wrong_is_told(cluster: Cluster, spec: JobSpec, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest):
         submit(provider(cluster, tmp_path, 'memory = "a lot"\n'), spec)

@@ -166,6 +166,21 @@ def test_a_refusal_says_why_and_leaves_no_job_behind(state: SkyState, bridge: Br
     assert (stuck.raw_state, stuck.state) == ("NEVER_SCHEDULED", "ended") and refused.state == "ended"
 
 
+def test_a_forgotten_attempt_does_not_pass_its_name_on(
+    state: SkyState, bridge: Bridge, tmp_path: Path
+) -> None:
+    """The server deletes old requests. The second attempt's job, which has ended, is not the third's."""
+    found = place(bridge, tmp_path)
+    state.put(faults=["refused"])
+    with pytest.raises(InvalidRequest):
+        submit(found, tmp_path)
+    submit(found, tmp_path)
+    state.newest(status="FAILED", failure_reason="out of memory")
+    state.put(requests=[])
+    submit(found, tmp_path)
+    assert [task["name"] for task in state.get()["sent"]] == [REF, f"{REF}-2", f"{REF}-3"]
+
+
 def test_a_client_that_dies_leaves_the_outcome_open(tmp_path: Path) -> None:
     dying = tmp_path / "python"
     dying.write_text("#!/bin/sh\nread line\nexit 3\n")

@@ -38,7 +38,13 @@ from orchestrate.errors import (
     PermissionRefused,
     ProviderError,
 )
-from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
+from orchestrate.places.away import (
+    MACHINE_OPTIONS,
+    AwayPlace,
+    configured_machine,
+    configured_price,
+    next_name,
+)
 from orchestrate.places.base import (
     Hourly,
     Machine,
@@ -128,8 +134,7 @@ class KubeRay(AwayPlace):
 
     def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         ref = manifest.job.ref
-        earlier = len(self.find(ref))
-        name = ref if not earlier else f"{ref}-{earlier + 1}"
+        name = next_name(ref, (one.id for one in self.find(ref)))
         body = self.manifest(name, manifest, resources, env)
         with self._converted_errors(unknown=ref):
             self._api.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)

@@ -41,7 +41,13 @@ from orchestrate.errors import (
     ProviderError,
 )
 from orchestrate.places import lease
-from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
+from orchestrate.places.away import (
+    MACHINE_OPTIONS,
+    AwayPlace,
+    configured_machine,
+    configured_price,
+    next_name,
+)
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.manifest import MODULE, RUN_BOOT, RunManifest, pins, unexpanded
 from orchestrate.profile import away
@@ -140,8 +146,7 @@ class RayJobs(AwayPlace):
         """Submit the attempt. The cluster rejects an id that was already used, so an attempt can't be
         submitted twice."""
         ref = manifest.job.ref
-        earlier = self.find(ref)
-        id = ref if not earlier else f"{ref}-{len(earlier) + 1}"
+        id = next_name(ref, (one.id for one in self.find(ref)))
         more, alone = ("fsspec", *self.run_storage.packages), manifest.job.hyper.processes == 1
         runtime: dict[str, Any] = {"env_vars": {**env, **self.secrets}}
         if not alone:

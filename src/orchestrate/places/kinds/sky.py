@@ -42,7 +42,13 @@ from orchestrate.errors import (
     SetupError,
     UsageError,
 )
-from orchestrate.places.away import MACHINE_OPTIONS, AwayPlace, configured_machine, configured_price
+from orchestrate.places.away import (
+    MACHINE_OPTIONS,
+    AwayPlace,
+    configured_machine,
+    configured_price,
+    next_name,
+)
 from orchestrate.places.base import Hourly, Machine, Placed, Resources, Usage, newest_first
 from orchestrate.places.kinds._skypilot import INSTALL, Bridge, NoAnswer, SkyRefusal, python_of
 from orchestrate.places.manifest import RUN_BOOT, RunManifest, pins
@@ -256,8 +262,7 @@ class Sky(AwayPlace):
 
     def submit(self, manifest: RunManifest, resources: Resources, env: dict[str, str]) -> None:
         ref = manifest.job.ref
-        earlier = len(self.find(ref))
-        name = ref if not earlier else f"{ref}-{earlier + 1}"
+        name = next_name(ref, (str(one["name"]) for one in self._jobs(ref) if _ref(one)))
         with self._converted_errors(unknown=ref):
             self._bridge.ask("launch", task=self.task(name, ref, resources, env))
         until = time.monotonic() + self.settle_s
