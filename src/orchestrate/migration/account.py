@@ -221,7 +221,8 @@ def proposed(
     priced: Callable[[Prepared], object] = lambda _: None,
 ) -> list[PlannedMove]:
     """Propose a migration for every successful run whose model has an announced shutdown date, earliest
-    shutdown first. If several runs have the same settings and data, only the newest is migrated. `priced` is
+    shutdown first. If several runs have the same settings and data, only the newest is migrated. Runs that
+    have not ended, and models of an ending host without a known date, are listed as skipped. `priced` is
     called with each prepared spec. Works offline. Raises `ConfigError` for a backend that isn't
     configured."""
     for name in ft.backends(list(order.to)):
@@ -229,7 +230,7 @@ def proposed(
     found: list[PlannedMove] = []
     seen: dict[tuple[str, str, str], str] = {}
     for run in _leaving(ft):
-        description = _tuned(run)
+        description = _description(run)
         key = (run.provider, run.dataset_digest, _settings(run))
         if run.dataset_digest and (same := seen.get(key)) is not None:
             found.append(PlannedMove(run_id=run.id, told=description, skipped=f"the same as {same}"))
@@ -237,10 +238,10 @@ def proposed(
         seen[key] = run.id
         found.append(_planned(ft, run, order, description, priced))
         on_message(f"{len(found):,} runs checked")
-    return found
+    return [*found, *_undecided(ft)]
 
 
-def _tuned(run: Run) -> str:
+def _description(run: Run) -> str:
     return f"{run.tuned_model or run.id}: {run.model} on {run.provider}, created {run.created_at:%Y-%m-%d}"
 
 
@@ -275,6 +276,23 @@ def _leaving(ft: Workspace) -> list[Run]:
     days = {run.id: shutdown(run.model, ft.provider(run.provider).profile) for run in ended}
     runs = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
     return sorted(runs, key=lambda run: (days[run.id], -run.created_at.timestamp()))  # pyright: ignore[reportArgumentType, reportCallIssue]  # days are known
+
+
+def _undecided(ft: Workspace) -> list[PlannedMove]:
+    """List what else may be lost, so that a plan never leaves out a model without a word."""
+    found: list[PlannedMove] = []
+    for run in ft.store.runs.matching(sandbox=scope_of(ft.settings)):
+        profile = ft.provider(run.provider).profile
+        if profile.no_new_jobs_after is None or TAG in run.tags:
+            continue
+        if not run.status.terminal and run.phase is SubmitPhase.SUBMITTED:
+            why = f"the job is {run.status.value}. When it has ended, write a new plan"
+        elif run.status is JobStatus.SUCCEEDED and shutdown(run.model, profile) is None:
+            why = f"the day on which {run.provider} shuts down {run.model} is unknown"
+        else:
+            continue
+        found.append(PlannedMove(run_id=run.id, told=_description(run), skipped=why))
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,8 @@ class Importer:
                 return None
             run_id = run_id_of(ref)
         else:
-            free = self._free_id(job, job.created_at or now)
+            # A job without a date has the same id in each import, too.
+            free = self._free_id(job, job.created_at or datetime.fromtimestamp(0, UTC))
             if free is None:
                 return None
             run_id, ref = free, REF_PREFIX + free.removeprefix(_PREFIX)
@@ -160,7 +162,7 @@ class Importer:
             id=run_id,
             ref=ref,
             how="imported",
-            spec=_spec(job, reported_settings(self._provider, job), recovered.spec),
+            spec=_spec(job, self._provider, recovered.spec),
             quote=recovered.quote,
             bill=recovered.bill,
             imported=True,
@@ -336,19 +338,17 @@ def _rows_digest(id: str, path: Path) -> str:
         raise DataError(f"file {id} contains no rows and was saved as {kept}") from error
 
 
-def _spec(job: Job, reported: ReportedSettings, least: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the spec that the host reports and that can be parsed."""
-    spec = {**least, **reported.spec, "model": job.model or "unknown"}
-    for name in list(reported.spec):
-        try:
-            JobSpec.parse(spec)
-            break
-        except SpecError:
-            spec.pop(name, None)
-    try:
-        JobSpec.parse(spec)
-    except SpecError:
-        return least
+def _spec(job: Job, provider: Provider, least: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of the spec that the host reports and that can be parsed. Each setting is tried on its
+    own, so that one that a spec rejects, such as a long suffix, takes no other with it."""
+    spec = {**least, "model": job.model or "unknown"}
+    base = provider.profile.tuned_base(spec["model"]) if provider.profile.tuned_base else None
+    if base is not None and base != spec["model"]:  # the job continued from a tuned model
+        spec |= {"model": base, "continue_from": spec["model"]}
+    for name, value in reported_settings(provider, job).spec.items():
+        with suppress(SpecError):
+            JobSpec.parse({**spec, name: value})
+            spec[name] = value
     return spec
 
 

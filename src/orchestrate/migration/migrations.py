@@ -163,7 +163,8 @@ class PreparedMigration:
         spec = self._spec.model_copy(update={"model": dict(models)})
         translations = plan(self._ft, spec, list(models))
         without = {t.provider: t.overrides for t in translations if t.overrides}
-        refused = {t.provider: {s.name: s.rule or "" for s in t.refused} for t in translations}
+        lost = {"continue_from": NOT_CONTINUED} if spec.continue_from is None else {}
+        refused = {t.provider: lost | {s.name: s.rule or "" for s in t.refused} for t in translations}
         values = spec.asked() | ({"overrides": without} if without else {})
         return JobSpec.parse(values), refused
 
@@ -338,6 +339,10 @@ class PreparedMigration:
         return f"{KEY}{self.old.id}-{mark}" + (f"-{attempt}" if attempt else "")
 
 
+NOT_CONTINUED = (
+    "only the rows of the last job are trained. To keep the earlier training, migrate the earlier model "
+    "first, then submit these rows with continue_from set to its run"
+)
 _FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
 
 
@@ -359,6 +364,9 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
             )
     kept = {name: value for name, value in asked.items() if name not in ("overrides", "max_cost_usd")}
     options = {name: value for name, value in kept.pop("provider_options", {}).items() if name in names}
+    weights = kept.get("continue_from")
+    if weights and set(names) != {old.provider} and not Path(weights).expanduser().is_dir():
+        del kept["continue_from"]  # no other backend has this model
     kept["tags"] = {**kept.get("tags", {}), TAG: old.id}
     return JobSpec.parse(kept | ({"provider_options": options} if options else {}))
 

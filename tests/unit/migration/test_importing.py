@@ -10,13 +10,14 @@ import shutil
 import signal
 import time
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fireworks import Fireworks
+from msgspec import structs
 from openai import OpenAI
 from tests import command
 from together import Together
@@ -25,10 +26,11 @@ from orchestrate.api.orchestrator import Orchestrator
 from orchestrate.costing.expenses import Spending, charges
 from orchestrate.errors import AlreadySubmitted, UsageError
 from orchestrate.migration import account_import
+from orchestrate.providers.compatible import responses
 from orchestrate.runs.syncing.recovery import recover
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
-from orchestrate.spec import JobSpec, LoRA
+from orchestrate.spec import DPO, RFT, SFT, JobSpec, LoRA
 from orchestrate.types import JobStatus
 
 READS = ("GET",)
@@ -108,6 +110,59 @@ def _importer(ft: Orchestrator) -> Any:
     return Importer(ft.store, ft.provider("openai"), ft.settings.home / "imported", ft.rates)
 
 
+PAIR = {
+    "input": {"messages": [{"role": "user", "content": "q"}]},
+    "preferred_output": [ANSWERED],
+    "non_preferred_output": [{"role": "assistant", "content": "b"}],
+}
+GRADER = {
+    "type": "string_check",
+    "name": "g",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.a}}",
+    "operation": "eq",
+}
+
+
+@pytest.mark.parametrize("suffix", ["b\u00fcro", "$(touch x)", "a\nb", "x" * 64])
+def test_a_setting_that_a_spec_rejects_takes_no_other_with_it(
+    suffix: str, ft: Orchestrator, sandbox: Sandbox
+) -> None:
+    """OpenAI accepts up to 64 of any character in a suffix."""
+    client = openai(sandbox)
+    pairs = "".join(json.dumps(PAIR) + "\n" for _ in range(12)).encode()
+    file = client.files.create(file=("p.jsonl", pairs), purpose="fine-tune").id
+    method: Any = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3, "n_epochs": 3, "batch_size": 4}}}
+    job = client.fine_tuning.jobs.create(
+        model="gpt-4o-2024-08-06", training_file=file, method=method, suffix=suffix, seed=3
+    )
+    sandbox.skip(3600)
+    account_import.take(ft, "openai")
+    spec = JobSpec.parse(ft.run(job.id).record.spec)
+    assert (spec.method, spec.epochs, spec.batch_size) == (DPO(beta=0.3), 3, 4)
+    assert (spec.seed, spec.suffix) == (3, None)
+
+
+def test_the_settings_of_reinforcement_come_too(ft: Orchestrator, sandbox: Sandbox) -> None:
+    client = openai(sandbox)
+    prompts = [{"messages": [{"role": "user", "content": f"q{n}"}], "a": "x"} for n in range(24)]
+    ids = [
+        client.files.create(
+            file=("r.jsonl", "".join(json.dumps(row) + "\n" for row in part).encode()), purpose="fine-tune"
+        ).id
+        for part in (prompts[:12], prompts[12:])
+    ]
+    asked = {"reasoning_effort": "high", "compute_multiplier": 2.0}
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": GRADER, "hyperparameters": asked}}
+    job = client.fine_tuning.jobs.create(
+        model="o4-mini-2025-04-16", training_file=ids[0], validation_file=ids[1], method=method
+    )
+    sandbox.skip(3600)
+    account_import.take(ft, "openai")
+    spec = JobSpec.parse(ft.run(job.id).record.spec)
+    assert spec.method == RFT(grader=GRADER, reasoning_effort="high", compute_multiplier=2.0)
+
+
 def test_a_second_import_adds_nothing_and_asks_for_the_list_only(ft: Orchestrator, sandbox: Sandbox) -> None:
     made(sandbox)
     account_import.take(ft, "openai")
@@ -119,6 +174,17 @@ def test_a_second_import_adds_nothing_and_asks_for_the_list_only(ft: Orchestrato
     assert {entry["path"] for entry in sandbox.requests("openai")} <= {"/v1/fine_tuning/jobs"}
     everything = account_import.take(ft, "openai", every=True)
     assert (everything.imported, everything.left_out) == (1, 0)
+
+
+def test_a_job_without_a_date_is_one_run_too(
+    ft: Orchestrator, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(sandbox, jobs=2)
+    job_of = responses.job_of
+    monkeypatch.setattr(responses, "job_of", lambda *given: structs.replace(job_of(*given), created_at=None))
+    assert account_import.take(ft, "openai", files=False, details=False).imported == 1
+    monkeypatch.setattr(ft.store.clock, "now", lambda: datetime.now(UTC) + timedelta(days=1))
+    assert account_import.take(ft, "openai", files=False, details=False).imported == 0
 
 
 def test_an_interrupted_import_goes_on(ft: Orchestrator, sandbox: Sandbox) -> None:
@@ -305,12 +371,17 @@ def test_jobs_of_the_other_hosts(ft: Orchestrator, sandbox: Sandbox, tmp_path: P
         learning_rate=2e-4,
         lora_r=8,
         suffix="theirs",
+        train_on_inputs=True,
+        warmup_ratio=0.1,
+        packing=False,
     )
     sandbox.skip(3600)
     taken = account_import.take(ft, "together")
     assert (taken.imported, taken.files, taken.problems) == (1, 1, {})
     spec = JobSpec.parse(ft.run(str(job.id)).record.spec)
     assert (spec.epochs, spec.learning_rate, spec.adapter.type) == (2, 2e-4, "lora")
+    assert (spec.method, spec.warmup_ratio, spec.packing) == (SFT(train_on_inputs=True), 0.1, False)
+    assert spec.asked().keys().isdisjoint({"weight_decay", "max_grad_norm"}), "defaults are not settings"
     assert isinstance(spec.train, str) and Path(spec.train).read_bytes() == rows(7)
 
 

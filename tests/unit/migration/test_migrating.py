@@ -423,6 +423,42 @@ def test_imported_models_are_the_same_by_their_settings_alone(ft: Orchestrator, 
     assert sorted([first is None, last is None]) == [False, True]
 
 
+def test_a_job_that_continued_moves_without_its_earlier_training_and_says_so(
+    ft: Orchestrator, sandbox: Sandbox
+) -> None:
+    with OpenAI(base_url=sandbox.env["OPENAI_BASE_URL"], api_key=sandbox.env["OPENAI_API_KEY"]) as client:
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        lines = "".join(json.dumps({"messages": turns}) + "\n" for _ in range(10))
+        file = client.files.create(file=("t.jsonl", lines.encode()), purpose="fine-tune").id
+        first = client.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", training_file=file)
+        sandbox.skip(3600)
+        tuned = client.fine_tuning.jobs.retrieve(first.id).fine_tuned_model or ""
+        second = client.fine_tuning.jobs.create(model=tuned, training_file=file)
+        sandbox.skip(3600)
+    account_import.take(ft, "openai")
+    run = ft.run(second.id).record
+    assert (run.spec["model"], run.spec["continue_from"]) == ("gpt-4o-mini-2024-07-18", tuned)
+    [planned] = [one for one in account.proposed(ft, order("together"), quiet) if one.run_id == run.id]
+    assert planned.proposal is not None
+    [target] = planned.proposal.targets
+    assert target.refused is None
+    [change] = [change for change in target.left_out if change.what == "continue_from"]
+    assert tuned in change.was and "last job" in change.why
+
+
+def test_a_plan_names_what_it_cannot_decide(ft: Orchestrator, old: RunHandle, tmp_path: Path) -> None:
+    """A job that still runs, and a model whose last day is not in the catalog."""
+    file = chat_rows(tmp_path / "more.jsonl", 0, 12)
+    going = ft.submit(JobSpec(model="gpt-4o-mini", train=file, epochs=1), "openai")
+    unknown = "ft:gpt-3.5-turbo-0613:team::a"
+    ft.store.runs.apply(old.id, lambda run: msgspec.structs.replace(run, model=unknown), note="test")
+    planned = account.proposed(ft, order("together"), quiet)
+    reasons = {one.run_id: one.skipped or "" for one in planned}
+    assert "has ended" in reasons[going.id] and "is unknown" in reasons[old.id]
+    account.write(tmp_path / "plan.yaml", planned, 0.05)
+    assert {entry.to for entry in account.read(tmp_path / "plan.yaml").runs} == {account.SKIP}
+
+
 def carried(prepared: PreparedPlan, sandbox: Sandbox, tmp_path: Path) -> list[account.Carried]:
     def tell(words: str) -> None:
         if ": run " in words:

@@ -189,7 +189,9 @@ def reported_settings(job: Job) -> ReportedSettings:
         beta = number(own.get("beta"))
         spec["method"] = {"type": "dpo"} | ({"beta": beta} if beta is not None else {})
     elif METHODS.get(kind) == "rft":
-        spec["method"] = {"type": "rft", "grader": table(inside.get("grader"))}
+        given = {name: text(own.get(name)) or number(own.get(name)) for name in RFT_SETTINGS}
+        chosen = {name: value for name, value in given.items() if value not in (None, "auto")}
+        spec["method"] = {"type": "rft", "grader": table(inside.get("grader")), **chosen}
     if (seed := integer(job.payload.get("seed"))) is not None:
         spec["seed"] = seed
     if suffix := text(job.payload.get("user_provided_suffix")) or text(job.payload.get("suffix")):
@@ -199,6 +201,7 @@ def reported_settings(job: Job) -> ReportedSettings:
     return ReportedSettings(spec=spec, files=files)
 
 
+RFT_SETTINGS = ("reasoning_effort", "compute_multiplier")
 SETTINGS: Mapping[str, str] = {
     "n_epochs": "epochs",
     "batch_size": "batch_size",

@@ -286,6 +286,10 @@ def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], needed: bool) 
     return file(name) if needed and isinstance(name, str) and name else {}
 
 
+USUAL = {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
+"""Together's defaults, which it reports for each job, including those that were not set."""
+
+
 def reported_settings(job: Job) -> ReportedSettings:
     """Return the spec settings and the file ids that a job was created with, from the host's job record."""
     raw = job.payload
@@ -296,9 +300,20 @@ def reported_settings(job: Job) -> ReportedSettings:
             spec[ours] = value
     if (rate := number(raw.get("learning_rate"))) is not None:
         spec["learning_rate"] = rate
+    for name, usual in USUAL.items():
+        if (value := number(raw.get(name))) not in (None, usual):
+            spec[name] = value
+    if raw.get("packing") is False:
+        spec["packing"] = False
+    if earlier := text(raw.get("from_checkpoint")):
+        spec["continue_from"] = earlier
     if text(method.get("method")) == "dpo":
-        beta = number(method.get("dpo_beta"))
-        spec["method"] = {"type": "dpo"} | ({"beta": beta} if beta is not None else {})
+        named = {"beta": "dpo_beta", "rpo_alpha": "rpo_alpha", "simpo_gamma": "simpo_gamma"}
+        given = {ours: number(method.get(name)) for ours, name in named.items()}
+        chosen = {name: value for name, value in given.items() if value}
+        spec["method"] = {"type": "dpo", **chosen}
+    elif isinstance(on_all := method.get("train_on_inputs", raw.get("train_on_inputs")), bool):
+        spec["method"] = {"type": "sft", "train_on_inputs": on_all}
     if text(kind.get("type")) == "Full":
         spec["adapter"] = {"type": "full"}
     elif rank := integer(kind.get("lora_r")):
