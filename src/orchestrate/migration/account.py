@@ -186,7 +186,8 @@ def _fields(values: dict[str, Any]) -> list[str]:
 
 
 def _comment(words: str) -> str:
-    return " ".join(words.split())
+    """Return one line that YAML accepts. Hosts allow any character in the names that it may contain."""
+    return text.inert(" ".join(words.split()))
 
 
 def _up(usd: Decimal) -> str:

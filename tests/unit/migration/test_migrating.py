@@ -446,6 +446,13 @@ def test_a_job_that_continued_moves_without_its_earlier_training_and_says_so(
     assert tuned in change.was and "last job" in change.why
 
 
+@pytest.mark.parametrize("name", ["a\x07b", "a\x1b[31mb", "a\x00b", "a\x85runs: []", "a\u2028b: c", "a\nb: c"])
+def test_a_plan_can_be_read_whatever_a_model_is_called(name: str, tmp_path: Path) -> None:
+    planned = account.PlannedMove(run_id="run-1", told=f"ft:base:team:{name}:1", skipped=f"no {name}")
+    account.write(tmp_path / "plan.yaml", [planned], 0.05)
+    assert [entry.run for entry in account.read(tmp_path / "plan.yaml").runs] == ["run-1"]
+
+
 def test_a_plan_names_what_it_cannot_decide(ft: Orchestrator, old: RunHandle, tmp_path: Path) -> None:
     """A job that still runs, and a model whose last day is not in the catalog."""
     file = chat_rows(tmp_path / "more.jsonl", 0, 12)
