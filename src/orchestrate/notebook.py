@@ -209,7 +209,7 @@ def quote(one: Quote) -> str:
         for line in one.lines
     ]
     remarks = notes([*filter(None, [one.unlisted]), *one.warnings, *one.assumptions])
-    return card(title, table(lines) if lines else "", remarks)
+    return card(title, table(lines) if lines else "", remarks, mark=SANDBOX if one.sandbox else "")
 
 
 def quotes_and_problems(quotes: Sequence[Quote], problems: Sequence[Problem]) -> str:

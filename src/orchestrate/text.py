@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from orchestrate.types import Quote, Score
 
 NOTHING = "-"
+SANDBOX_MARK = " (sandbox)"
+"""Follows the name of a backend or host that is a sandbox."""
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 """Matches characters that could control a terminal or mislead a reader:
 

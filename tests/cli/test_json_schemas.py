@@ -82,3 +82,49 @@ def test_the_command_prints_them(cli: Cli) -> None:
     assert cli("schema").out.splitlines() == names()
     wrong = cli("schema", "data", "chek")
     assert wrong.code == 2 and "did you mean data check?" in wrong.err
+
+
+HOSTLESS = {
+    "reads files, models or prices on this machine, whoever serves them": (
+        "data inspect, data check, data convert, data split, data dedupe, data preview, data review, "
+        "data from-review, data select, models search, models list, models show, models refresh, "
+        "prices list, prices show, prices check, init, plugins, local bench, local memory, ab size"
+    ),
+    "translates a spec as for the real host, without address, job or price": "plan",
+    "names the host by its address, and a sandbox with the mark of `served_by`": ("eval, regress"),
+    "is about the rows or ratings that it wrote": (
+        "review, data generate, data judge, data score, data curve, data from-record"
+    ),
+    "names runs by id, which `show` and `runs` label": (
+        "sync, worker, log, sweep, queue add, queue list, queue remove, queue pause, queue resume, queue run"
+    ),
+    "is a server on this machine, its pages, log or keys": (
+        "ui, serve, ab serve, ab status, ab record, ab stop, gateway, gateway log, gateway keys add, "
+        "gateway keys list, sessions serve"
+    ),
+    "is about this machine's settings; a sandbox's key is called that": "keys list, doctor",
+    "is an error": "error",
+}
+"""Commands whose documents cannot say that a host is a sandbox, by the reason for it."""
+
+
+def _says_sandbox(part: Any, parts: dict[str, Any], seen: set[str]) -> bool:
+    if isinstance(part, list):
+        return any(_says_sandbox(one, parts, seen) for one in part)
+    if not isinstance(part, dict):
+        return False
+    if "sandbox" in part.get("properties", {}):
+        return True
+    name = str(part.get("$ref", "")).rpartition("/")[2]
+    if name and name not in seen:
+        seen.add(name)
+        return _says_sandbox(parts[name], parts, seen)
+    return any(_says_sandbox(one, parts, seen) for key, one in part.items() if key != "$defs")
+
+
+@pytest.mark.parametrize("command", names())
+def test_documents_about_a_host_say_whether_it_is_a_sandbox(command: str) -> None:
+    schema = of(command)
+    silent = {name for listed in HOSTLESS.values() for name in listed.split(", ")}
+    says = _says_sandbox(schema, schema["$defs"], set())
+    assert says is not (command in silent), f"{command} returns a HostOutput, or has a reason not to"

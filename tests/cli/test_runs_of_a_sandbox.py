@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -96,3 +97,45 @@ def test_a_sandbox_that_runs_is_joined_and_one_of_another_home_is_named(
 def test_the_program_behind_a_sandbox_need_not_be_on_the_path(cli: Cli) -> None:
     done = cli("sandbox", "run", "--no-train", "--", "orchestrate", "--version", PATH=os.defpath)
     assert done.code == 0 and done.out.startswith("orchestrate "), done.err
+
+
+ABOUT_A_RUN = (
+    "show RUN, events RUN, metrics RUN, record RUN --yes, compare RUN, chat RUN hello, eval RUN --yes, "
+    "deployments, undeploy RUN, download RUN, delete --sandbox, cancel RUN, runs --sandbox, "
+    "spending --sandbox --offline, record --list, delete RUN --yes"
+)
+"""Commands that name a run's host, job, model or money, in an order in which each has something to name."""
+ABOUT_AN_ACCOUNT = (
+    "check -p openai, quote -p openai, quote -p openai --format md, stored, import openai, "
+    "recover -p openai, checkpoints RUN, spending, spending --end-orphans, "
+    "submit -p openai --yes --again, migrate RUN --to together --dry-run"
+)
+"""Commands that name a host whose key is a sandbox's, or its prices."""
+
+
+def assert_labeled(done: Result, words: str) -> None:
+    assert done.code in (0, 1), (words, done.err)
+    if "--json" in words:
+        assert '"sandbox": true' in done.out or "(sandbox)" in done.out, (words, done.out)
+    else:
+        assert re.search(r"SANDBOX|\(sandbox\)", done.out + done.err), (words, done.out, done.err)
+
+
+def test_what_names_a_sandbox_for_its_host_says_so(cli: Cli, project: Path) -> None:
+    run = tried(cli, provider="fireworks").out.split()[-1]
+    deployed = cli("deploy", run, "--yes", "--max-hours", "1")
+    assert_labeled(deployed, "deploy")
+    for command in ABOUT_A_RUN.split(", "):
+        words = command.replace("RUN", run).split()
+        assert_labeled(cli(*words), command)
+        if "delete RUN" not in command and "undeploy" not in command:
+            assert_labeled(cli(*words, "--json"), f"{command} --json")
+
+
+def test_what_is_asked_of_a_sandbox_says_so(cli: Cli, project: Path) -> None:
+    run = tried(cli).out.split()[-1]
+    for command in ABOUT_AN_ACCOUNT.split(", "):
+        words = command.replace("RUN", run).split()
+        for form in ((), () if "--format" in words else ("--json",)):
+            inside = cli("sandbox", "run", "--no-train", *orchestrate(), *words, *form)
+            assert_labeled(inside, " ".join((command, *form)))

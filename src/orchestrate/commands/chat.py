@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from orchestrate.commands.terminal.command import Output, command, for_people, shown_already
-from orchestrate.commands.terminal.console import RunArg, note, orchestrator, out, print_text, warn
+from orchestrate.commands.terminal.command import HostOutput, command, for_people, shown_already
+from orchestrate.commands.terminal.console import (
+    RunArg,
+    mark_sandbox,
+    note,
+    orchestrator,
+    out,
+    print_text,
+    warn,
+)
 from orchestrate.commands.terminal.options import MaxTokensOpt, TemperatureOpt
 from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
@@ -61,7 +69,7 @@ def chat(
     ] = None,
     *,
     asked: ChatSettings,
-) -> Output[list[Reply]]:
+) -> HostOutput[list[Reply]]:
     """Chat with a tuned model. Sends each message in turn. Without a message, starts an interactive chat, in
     which /new starts over and /exit quits. After a tool call, type the tool's result (one message per
     call)."""
@@ -72,7 +80,9 @@ def chat(
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
     options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
     with orchestrator(context) as ft, closing(Talk(ft.run(run), asked.on, asked.at)) as talk:
-        opening = _opening(ft.run(run), asked)
+        handle = ft.run(run)
+        mark_sandbox(handle.record.sandbox)
+        opening = _opening(handle, asked)
         conversation = list(opening)
         replies: list[Reply] = []
         called: list[dict[str, Any]] = []
@@ -102,7 +112,7 @@ def chat(
     if called and conversation[-1].role == "tool":
         wanted = count(len(called), "more tool result")
         warn(f"the model was not queried, because it is still waiting for {wanted}")
-    return Output(replies, shown_already)
+    return HostOutput(replies, shown_already, sandbox=handle.record.sandbox)
 
 
 def _tools(file: Path) -> list[dict[str, Any]]:
@@ -207,12 +217,13 @@ def download(
     checkpoint: Annotated[
         str | None, typer.Option(help="Download this checkpoint instead of the final model.")
     ] = None,
-) -> Output[Artifact]:
+) -> HostOutput[Artifact]:
     """Download a tuned model's files and verify their hashes (safetensors only). If interrupted, repeat the
     command to resume."""
     with orchestrator(context) as ft:
-        artifact = ft.run(run).download(to, checkpoint=checkpoint)
-    return Output(artifact, _show_files)
+        handle = ft.run(run)
+        artifact = handle.download(to, checkpoint=checkpoint)
+    return HostOutput(artifact, _show_files, sandbox=handle.record.sandbox)
 
 
 def _show_files(artifact: Artifact) -> None:

@@ -14,15 +14,25 @@ import typer
 from msgspec import structs
 
 from orchestrate.commands.exports import show_proof
-from orchestrate.commands.terminal.command import Output, command, for_people
-from orchestrate.commands.terminal.console import RunArg, confirm, err, note, orchestrator, out, table, warn
+from orchestrate.commands.terminal.command import HostOutput, Output, command, for_people
+from orchestrate.commands.terminal.console import (
+    RunArg,
+    confirm,
+    err,
+    mark_sandbox,
+    note,
+    orchestrator,
+    out,
+    table,
+    warn,
+)
 from orchestrate.commands.terminal.options import PayOpt
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
 from orchestrate.paid.consent import require_consent, require_hourly_price
 from orchestrate.runs.hosting.deployment import ending, price
 from orchestrate.runs.hosting.deployment import limits as ends_by
-from orchestrate.text import duration, money, rate
+from orchestrate.text import SANDBOX_MARK, duration, money, rate
 from orchestrate.types import Deployment, DeploymentState, Proof
 
 if TYPE_CHECKING:
@@ -145,6 +155,7 @@ def deploy(
         accepted = terms.accept_unknown_price
         require_hourly_price(host, offer.usd_per_hour, accepted=accepted)
         what = offer.model if host == handle.record.provider else f"the adapter of {handle.id}"
+        mark_sandbox(offer.sandbox)
         err.print(f"Deploying {what} on {host} costs {price(offer)}.")
         err.print(ending(offer))
         agreed = partial(confirm, "Deploy?", yes=yes)
@@ -182,7 +193,7 @@ def undeploy(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait until the host confirms the shutdown.")
     ] = 60.0,
-) -> Output[TakenDown]:
+) -> HostOutput[TakenDown]:
     """Take down a deployment and wait until the host confirms that nothing is running. Exit code 5 means that
     something may still be running. Each `orchestrate sync` tries again."""
     with orchestrator(context) as ft:
@@ -194,7 +205,9 @@ def undeploy(
         left_s = 0.0 if ended is None or down else ended.settles_in_s
     taken = TakenDown(run=handle.id, state="down" if down else "ending", deployment=record)
     where = at or handle.record.provider
-    return Output(taken, partial(_show_taken, where=where, cost=cost, left_s=left_s), 0 if down else 5)
+    view = partial(_show_taken, where=where, cost=cost, left_s=left_s)
+    sandbox = (record or handle.record).sandbox
+    return HostOutput(taken, view, 0 if down else 5, sandbox=sandbox)
 
 
 def _show_taken(taken: TakenDown, where: str, cost: Decimal | None, left_s: float) -> None:
@@ -259,7 +272,7 @@ def state_of(deployment: Deployment) -> str:
     state = deployment.state.value.replace("_", " ")
     if deployment.state in (DeploymentState.UP, DeploymentState.IDLE) and not deployment.complete:
         state += ", incomplete: deploy again"
-    return state + (" (sandbox)" if deployment.sandbox else "")
+    return state + SANDBOX_MARK * deployment.sandbox
 
 
 def describe(deployment: DeploymentHandle) -> str:

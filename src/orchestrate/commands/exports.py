@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from orchestrate.commands.terminal import completion
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, command
 from orchestrate.commands.terminal.console import (
     confirm,
     err,
@@ -26,6 +26,7 @@ from orchestrate.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.runs.tracked import TrackedRun
     from orchestrate.types import Export, Merged, Proof
 
 ModelArg = Annotated[
@@ -86,7 +87,7 @@ def export(
         bool, typer.Option(help="Load the export and verify that it matches the trained model.")
     ] = True,
     accept_license: AcceptOpt = None,
-) -> Output[Export]:
+) -> HostOutput[Export]:
     """Export a tuned model for another engine: weights, tokenizer, chat template, stop tokens, model card,
     provenance, and the commands that run it. Exit code 1 if verification fails."""
     from orchestrate.runs import serving
@@ -114,7 +115,7 @@ def export(
         )
         if how.upload:
             note(f"uploaded to {serving.upload(made, how.repo)}")
-    return Output(made, _show_export, _code(made.proof))
+    return HostOutput(made, _show_export, _code(made.proof), sandbox=_from_sandbox(subject))
 
 
 def _code(proof: Proof | None) -> int:
@@ -185,7 +186,7 @@ def merge(
     ],
     merging: MergeCommandOptions,
     accept_license: AcceptOpt = None,
-) -> Output[Merged]:
+) -> HostOutput[Merged]:
     """Merge several adapters of the same base model into one, or several full models of the same
     architecture, and verify the result. Prints how much a merged adapter differs from the exact sum. Exit
     code 1 if verification fails. Afterwards, evaluate the merged model and each input with `eval`."""
@@ -193,9 +194,10 @@ def merge(
 
     with orchestrator(context) as ft:
         accepted = accepted_licenses(ft, run, accept_license)
+        subjects = [serving.subject(ft, name) for name in run]
         made = serving.merge(
             ft,
-            [serving.subject(ft, name) for name in run],
+            subjects,
             folder,
             method=merging.method,
             weights=merging.numbers,
@@ -203,7 +205,7 @@ def merge(
             rank=merging.rank,
             accept_license=accepted,
         )
-    return Output(made, _show_merged, _code(made.proof))
+    return HostOutput(made, _show_merged, _code(made.proof), sandbox=any(map(_from_sandbox, subjects)))
 
 
 def _show_merged(made: Merged) -> None:
@@ -248,7 +250,7 @@ class EndpointOptions:
 
 
 @command
-def verify(context: typer.Context, *, run: ModelArg, at: EndpointOptions) -> Output[Proof]:
+def verify(context: typer.Context, *, run: ModelArg, at: EndpointOptions) -> HostOutput[Proof]:
     """Prove that the served model is the one you trained. Compares token ids, canary answers,
     log-probabilities and stop tokens, and stores the result with the run. Exit code 1 if the models
     differ."""
@@ -256,8 +258,13 @@ def verify(context: typer.Context, *, run: ModelArg, at: EndpointOptions) -> Out
 
     with orchestrator(context) as ft:
         names_at = {name: value for name, value in vars(at).items() if name != "at"}
-        proof = serving.verify(ft, serving.subject(ft, run), at.at, serving.EndpointNames(**names_at))
-    return Output(proof, show_proof, _code(proof))
+        subject = serving.subject(ft, run)
+        proof = serving.verify(ft, subject, at.at, serving.EndpointNames(**names_at))
+    return HostOutput(proof, show_proof, _code(proof), sandbox=_from_sandbox(subject))
+
+
+def _from_sandbox(subject: TrackedRun | Path) -> bool:
+    return not isinstance(subject, Path) and subject.record.sandbox
 
 
 def show_proof(proof: Proof) -> None:

@@ -19,6 +19,7 @@ from orchestrate.commands.terminal.command import Output, command, for_people, s
 from orchestrate.commands.terminal.console import (
     confirm,
     err,
+    mark_sandbox,
     note,
     orchestrator,
     out,
@@ -449,6 +450,7 @@ def _show_imports(taken: list[AccountImport]) -> None:
 
 def _show_import(taken: AccountImport) -> None:
     found = taken.inventory
+    mark_sandbox(taken.sandbox)
     for day, rows in groupby(found.rows[:SHOWN], key=lambda row: row.silent_on):
         _show_day(day, list(rows))
     if len(found.rows) > SHOWN:

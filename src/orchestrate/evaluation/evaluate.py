@@ -44,6 +44,8 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
     """Cost in US dollars if every answer has the maximum length."""
     unpriced: bool = False
     """True if questions may be billed at an unknown price."""
+    sandbox: bool = False
+    """True if a sandbox answers. It bills nothing."""
 
 
 class EvaluationPlan(Record, frozen=True, kw_only=True):
@@ -110,6 +112,7 @@ def _planned(items: Sequence[Item], candidate: Candidate, samples: int, asking: 
         expected_usd=expected if known else None,
         high_usd=high if known else None,
         unpriced=candidate.respondent.unpriced and len(kept) < len(questions),
+        sandbox=candidate.respondent.sandbox,
     )
 
 

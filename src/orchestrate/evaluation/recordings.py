@@ -133,6 +133,8 @@ class Recording(Record, frozen=True, kw_only=True):
     source: str
     """The source of the prompts."""
     folder: str
+    sandbox: bool = False
+    """True if a sandbox answered."""
 
     @property
     def complete(self) -> bool:

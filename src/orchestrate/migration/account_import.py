@@ -381,6 +381,8 @@ class AccountImport(Record, frozen=True, kw_only=True):
     """Imported runs whose job Orchestrate created, for a colleague or for a store that was lost. They neither
     count toward the budget as our own runs do nor block repeats until `recover` takes them over."""
     inventory: Inventory
+    sandbox: bool
+    """True if the account is a sandbox's."""
 
 
 def take(
@@ -417,6 +419,7 @@ def take(
         problems=report.problems,
         unrecovered=[run.id for run in runs if run.imported and REF_PATTERN.fullmatch(run.ref)],
         inventory=found,
+        sandbox=provider.config.sandbox,
     )
 
 

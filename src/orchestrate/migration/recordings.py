@@ -228,6 +228,7 @@ class PreparedRecording:
             silent_on=self._silent_on,
             source=self._source,
             folder=str(folder),
+            sandbox=candidate.respondent.sandbox,
         )
         recordings.keep(self._ft.store, found)
         return found

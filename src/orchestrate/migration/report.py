@@ -189,7 +189,8 @@ def _candidate(target: MigrationTarget, one: PricedModel) -> tuple[str, ...]:
         why += "; AGAINST: " + "; ".join(one.against)
     monthly = text.money(one.monthly_usd) if one.monthly_usd is not None else "-"
     served = one.serving or one.unserved or ""
-    return (target.provider, one.suited.model + chosen, price, monthly, served, why)
+    backend = target.provider + text.SANDBOX_MARK * one.quote.sandbox
+    return (backend, one.suited.model + chosen, price, monthly, served, why)
 
 
 def change_rows(target: MigrationTarget) -> list[tuple[str, ...]]:

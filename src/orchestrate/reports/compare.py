@@ -18,7 +18,6 @@ from orchestrate.notebook import frame
 from orchestrate.reports import documents, html
 from orchestrate.reports.judgement import answer, findings, notes, reasons
 from orchestrate.reports.records import (
-    MARK,
     Compared,
     ComparedRuns,
     CurvePoint,
@@ -27,7 +26,7 @@ from orchestrate.reports.records import (
     ended,
     priced_as,
 )
-from orchestrate.text import inert, inert_json
+from orchestrate.text import SANDBOX_MARK, inert, inert_json
 from orchestrate.types import Evaluation, MetricPoint, Outcome, Proof, Run, Setting, Translation
 from orchestrate.types.proof import badge
 
@@ -182,12 +181,12 @@ def _with_answers(
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
     """Return a unique label for each run: the backend, if that is unique, or else with the model or the run's
-    id. If some runs are not in a sandbox, labels of sandbox runs end with `MARK`, so every table, chart and
-    sentence shows it."""
+    id. If some runs are not in a sandbox, labels of sandbox runs end with `SANDBOX_MARK`, so every table,
+    chart and sentence shows it."""
     labels = _distinct(runs)
     if len({run.sandbox for run in runs}) == 1:
         return labels
-    return {run.id: labels[run.id] + MARK if run.sandbox else labels[run.id] for run in runs}
+    return {run.id: labels[run.id] + SANDBOX_MARK * run.sandbox for run in runs}
 
 
 def _distinct(runs: Sequence[Run]) -> dict[str, str]:

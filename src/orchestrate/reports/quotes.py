@@ -41,12 +41,12 @@ def _sorted(quotes: Sequence[Quote]) -> list[Quote]:
 
 
 def _row(quote: Quote, today: date) -> tuple[str, ...]:
-    price = quote.price
+    price, backend = quote.price, quote.provider + text.SANDBOX_MARK * quote.sandbox
     if price is None:
         word = "no price" if quote.unavailable else "refused"
-        return (quote.provider, quote.model, word, *[text.NOTHING] * 4, "; ".join(_remarks(quote)))
+        return (backend, quote.model, word, *[text.NOTHING] * 4, "; ".join(_remarks(quote)))
     return (
-        quote.provider,
+        backend,
         quote.model,
         "ask with --live" if quote.undecided else text.money(price.expected_usd),
         text.span(price.low_usd, price.high_usd) + (" and more" if quote.open_end else ""),

@@ -59,16 +59,13 @@ class RunDifference(Record, frozen=True, kw_only=True):
     pairing: Pairing
 
 
-MARK = " (sandbox)"
-
-
 class Compared(Record, frozen=True, kw_only=True):
     """One run of a comparison, with values derived from its records in the store."""
 
     run: Run
     label: str
     """Unique short name in the comparison. If only some of the runs used a sandbox, the labels of these runs
-    end with `MARK`."""
+    end with `text.SANDBOX_MARK`."""
     seconds: float | None
     """Seconds from the run's creation to its end."""
     trained_tokens: int | None
@@ -107,7 +104,7 @@ class Compared(Record, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """The label without the `(sandbox)` suffix, for tables that show the sandbox separately."""
-        return self.label.removesuffix(MARK)
+        return self.label.removesuffix(text.SANDBOX_MARK)
 
 
 class ComparisonSummary(Record, frozen=True, kw_only=True):

@@ -268,6 +268,8 @@ class Quote(Record, frozen=True, kw_only=True):
     tokens_from: TokensFrom = TokensFrom.EXACT
     """How the tokens were counted: all rows, a sample, or not at all. The sampling error widens the range
     from `low_usd` to `high_usd`. Without a count, there is no price."""
+    sandbox: bool = False
+    """True if the backend is a sandbox: the price is what the real host would bill."""
 
     def __post_init__(self) -> None:
         named = [usd for usd in (self.low_usd, self.expected_usd, self.high_usd) if usd is not None]
@@ -281,11 +283,12 @@ class Quote(Record, frozen=True, kw_only=True):
             force_setattr(self, "high_usd", max(named))
 
     def __str__(self) -> str:
+        host = f"{self.provider}{' SANDBOX' if self.sandbox else ''}"
         if self.price is None:
-            return f"{self.provider}  {self.model}  no price: {self.why_none}"
+            return f"{host}  {self.model}  no price: {self.why_none}"
         span = f"${self.low_usd:,f} to ${self.high_usd:,f}"
         expected = "" if self.expected_usd is None else f"${self.expected_usd:,f} expected, "
-        return f"{self.provider}  {self.model}  {expected}{span}"
+        return f"{host}  {self.model}  {expected}{span}"
 
     def _repr_html_(self) -> str:
         from orchestrate import notebook

@@ -14,6 +14,7 @@ from orchestrate.commands.evaluation.judge import answer_progress
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import (
     confirm,
+    mark_sandbox,
     note,
     orchestrator,
     out,
@@ -33,7 +34,7 @@ from orchestrate.commands.terminal.options import (
 from orchestrate.core import days
 from orchestrate.core.amounts import amount
 from orchestrate.errors import UsageError
-from orchestrate.text import count, money, span
+from orchestrate.text import SANDBOX_MARK, count, money, span
 from orchestrate.types import Sampling
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def _print_plan(plan: RecordPlan) -> None:
         kinds = f" of {count(plan.clusters, 'kind')}" if plan.clusters else ""
         note(f"selected {count(plan.taken, 'prompt')}{kinds} to represent the file")
     asked = plan.asked
+    mark_sandbox(asked.sandbox)
     if asked.expected_usd is None or asked.high_usd is None:
         price = "the price per token is unknown"
     else:
@@ -148,6 +150,7 @@ def _print_plan(plan: RecordPlan) -> None:
 
 
 def _show(done: Recording) -> None:
+    mark_sandbox(done.sandbox)
     out.print(f"{done.id}: {count(done.answered, 'answer')} of {done.prompts:,}", soft_wrap=True)
     if done.refused:
         warn(f"the host did not answer {count(done.refused, 'prompt')}")
@@ -165,7 +168,7 @@ def _show_list(found: list[Recording]) -> None:
         name = one.contender.run_id or one.contender.name
         rows.add_row(
             one.id,
-            name,
+            name + SANDBOX_MARK * one.sandbox,
             f"{one.at:%Y-%m-%d}",
             f"{one.answered:,}",
             f"{one.prompts:,}",

@@ -30,7 +30,7 @@ from orchestrate.core.files import inside
 from orchestrate.core.underway import work
 from orchestrate.data.response_formats import read_format
 from orchestrate.errors import UsageError
-from orchestrate.text import count, money, span
+from orchestrate.text import SANDBOX_MARK, count, money, span
 from orchestrate.types import Evaluation, Sampling
 
 if TYPE_CHECKING:
@@ -277,7 +277,8 @@ def print_plan(plan: EvaluationPlan) -> None:
         else:
             price = f"about {span(asked.expected_usd, asked.high_usd)}"
         kept = f", {asked.kept:,} answered before" if asked.kept else ""
-        note(f"{asked.contender}: {count(asked.questions, 'request')}{kept}; {price}")
+        name = asked.contender + SANDBOX_MARK * asked.sandbox
+        note(f"{name}: {count(asked.questions, 'request')}{kept}; {price}")
 
 
 def write_reports(

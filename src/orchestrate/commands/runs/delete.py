@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from orchestrate.commands.terminal import completion
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, command, shown_already
 from orchestrate.commands.terminal.console import (
-    SANDBOX,
     confirm,
     err,
+    mark_sandbox,
     note,
     orchestrator,
     out,
@@ -37,7 +37,7 @@ def stored(
     *,
     provider: ProviderOpt = "all",
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Query sandboxes instead.")] = False,
-) -> Output[list[AccountStorage]]:
+) -> HostOutput[list[AccountStorage]]:
     """List the files and tuned models in every configured account, no matter who created them.
 
     Shows the id, size, age and run of each item, and the storage price if the host bills for storage. Exit
@@ -46,9 +46,10 @@ def stored(
 
     with orchestrator(context) as ft:
         names = ft.backends(provider)
-        found = host_storage.account_storage(ft, names, sandbox=sandbox or bool(ft.settings.hosts.sandboxed))
+        inside = sandbox or ft.settings.hosts.sandboxed
+        found = host_storage.account_storage(ft, names, sandbox=inside)
         gaps = any(one.gap for one in found)
-        return Output(found, _show_stored, HostUnavailable.exit_code if gaps else 0)
+        return HostOutput(found, _show_stored, HostUnavailable.exit_code if gaps else 0, sandbox=inside)
 
 
 @command
@@ -69,7 +70,7 @@ def delete(
     sandbox: Annotated[
         bool, typer.Option("--sandbox", help="Use sandboxes instead of real accounts.")
     ] = False,
-) -> Output[list[Stored]]:
+) -> HostOutput[list[Stored]]:
     """Delete a run's tuned model and uploaded rows from its host, or one file or model by id. This is
     permanent.
 
@@ -77,9 +78,9 @@ def delete(
     from orchestrate.runs import host_storage
 
     with orchestrator(context) as ft:
-        inside = sandbox or bool(ft.settings.hosts.sandboxed)
+        inside = sandbox or ft.settings.hosts.sandboxed
         if what is None:
-            return Output(host_storage.everything(ft, sandbox=inside), _show)
+            return HostOutput(host_storage.everything(ft, sandbox=inside), _show, sandbox=inside)
         try:
             record = ft.record(what)
         except UsageError:
@@ -89,18 +90,18 @@ def delete(
         return _delete_run(ft, record, yes=yes)
 
 
-def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]]:
+def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> HostOutput[list[Stored]]:
     from orchestrate.runs import host_storage
 
     ws = ft.home_of(record)
     found = host_storage.stored(ws, record)
     if not found:
-        return Output(
+        return HostOutput(
             found,
             lambda _: note(f"the store has no record of files or models of run {record.id} on any host"),
+            sandbox=record.sandbox,
         )
-    if record.sandbox:
-        err.print(SANDBOX)
+    mark_sandbox(record.sandbox)
     err.print(_listed(found))
     where = ws.provider(record.provider).profile.title
     _require_agreed(f"Permanently delete {count(len(found), 'item')} at {where}?", yes=yes)
@@ -108,12 +109,13 @@ def _delete_run(ft: Workspace, record: Run, *, yes: bool) -> Output[list[Stored]
     left = [one for one in found if one not in done]
     for one in left:
         note(f"not deleted: {one.kind} {', '.join(one.ids)} ({one.provider} has no API call for it)")
-    return Output(done, lambda _: None, HostUnavailable.exit_code if left else 0)
+    code = HostUnavailable.exit_code if left else 0
+    return HostOutput(done, shown_already, code, sandbox=record.sandbox)
 
 
 def _delete_item(
     ft: Workspace, id: str, names: Sequence[str], *, sandbox: bool, yes: bool
-) -> Output[list[Stored]]:
+) -> HostOutput[list[Stored]]:
     from orchestrate.runs import host_storage
 
     try:
@@ -122,17 +124,16 @@ def _delete_item(
         if (deleted := host_storage.deleted(ft, id)) is None:
             raise
         message = f"{_ONE[deleted.kind]} {id} at {deleted.provider} was already deleted"
-        return Output(list[Stored](), lambda _: note(message))
+        return HostOutput(list[Stored](), lambda _: note(message), sandbox=sandbox)
     provider = ft.provider(item.provider)
     host_storage.require_item_unused(ft, provider, item)
-    if provider.config.sandbox:
-        err.print(SANDBOX)
+    mark_sandbox(provider.config.sandbox)
     err.print(_stored_table([account], only=item.id))
     where = f"{provider.profile.title} ({account.host}, account {account.account})"
     _require_agreed(f"Permanently delete the {item.kind} {item.id} at {where}?", yes=yes)
     done = host_storage.delete_item(ft, item)
     note(f"deleted: {item.kind} {item.id}")
-    return Output([done], lambda _: None)
+    return HostOutput([done], shown_already, sandbox=provider.config.sandbox)
 
 
 def _require_agreed(question: str, *, yes: bool) -> None:

@@ -13,11 +13,12 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, Output, command, shown_already
 from orchestrate.commands.terminal.console import (
     SANDBOX,
     confirm,
     err,
+    mark_sandbox,
     note,
     orchestrator,
     out,
@@ -67,12 +68,16 @@ class SpendingSelection:
         ),
     ] = None
 
+    def inside(self, settings: Settings) -> bool:
+        """Return whether to report on sandboxes: `--sandbox` was passed, or the keys are sandbox keys."""
+        return self.sandbox or settings.hosts.sandboxed
+
     def ask(self, ft: Orchestrator) -> SpendingReport:
         wanted = [part.strip() for one in self.by or ["backend"] for part in one.split(",")]
         return ft.spending(
             list(BY) if "all" in wanted else wanted,
             month=self.month,
-            sandbox=self.sandbox,
+            sandbox=self.inside(ft.settings),
             offline=self.offline,
             ignore=self.ignore or (),
         )
@@ -104,10 +109,10 @@ class ExitCodeOptions:
         budget."""
         if self.fail_if_idle and what.offline:
             raise UsageError("--fail-if-idle must contact the hosts, so it cannot be combined with --offline")
-        if self.fail_if_over and what.sandbox:
+        if self.fail_if_over and what.inside(settings):
             raise UsageError(
-                "--fail-if-over cannot be combined with --sandbox: sandbox costs are not real and "
-                "do not count toward the budget"
+                "--fail-if-over cannot be combined with --sandbox or sandbox keys: sandbox costs are not "
+                "real and do not count toward the budget"
             )
         if self.fail_if_over and settings.budget_usd is None:
             fix = "set budget_usd in orchestrate.toml, or ORCHESTRATE_BUDGET_USD"
@@ -170,7 +175,7 @@ def spending(
     recipient_options: RecipientOptions,
     channels: NotifyOptions,
     end: OrphanOptions,
-) -> Iterator[Output[SpendingReport] | Output[OrphanReport]]:
+) -> Iterator[Output[SpendingReport] | HostOutput[OrphanReport]]:
     """Show spent, committed and remaining money, and what is still being billed. Also queries every
     configured account. Lists resources there that are or may be billed, no matter who started them. Shows
     which accounts could not be reached."""
@@ -180,7 +185,7 @@ def spending(
                 raise UsageError(
                     "--end-orphans must contact the hosts, so it cannot be combined with --offline"
                 )
-            yield _orphans_ended(ft, sandbox=what.sandbox, yes=end.yes)
+            yield _orphans_ended(ft, sandbox=what.inside(ft.settings), yes=end.yes)
             return
         fail.require(what, ft.settings)
         recipients = recipient_options.settings(ft.settings, channels)
@@ -194,10 +199,11 @@ def spending(
             raise typer.Exit(HostUnavailable.exit_code)
 
 
-def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[OrphanReport]:
+def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> HostOutput[OrphanReport]:
     """Shut down orphaned resources. Sets exit code 4 if something could not be checked or ended. Raises
     `UsageError` if the user declines."""
     report = ft.orphans(sandbox=sandbox)
+    mark_sandbox(sandbox)
     for gap in report.gaps:
         warn(f"{gap.backend} could not be fully checked: {_gap(gap)}")
     if report.orphans:
@@ -206,14 +212,12 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> Output[Orph
             reason = "nothing was shut down because you did not confirm"
             raise UsageError(reason, fix="add --yes if none of them belongs to another store")
         report = ft.end_orphans(report, _note_ended)
-    return Output(report, _show_ended, HostUnavailable.exit_code if report.failed or report.gaps else 0)
-
-
-def _show_ended(report: OrphanReport) -> None:
-    if not report.orphans and report.gaps:
+    elif report.gaps:
         note("no orphaned resources found where the hosts could be checked")
-    elif not report.orphans:
+    else:
         note("no orphaned resources found. Everything that is billed is in this store")
+    code = HostUnavailable.exit_code if report.failed or report.gaps else 0
+    return HostOutput(report, shown_already, code, sandbox=sandbox)
 
 
 def _list_orphans(report: OrphanReport, on: Console) -> None:

@@ -11,7 +11,7 @@ import typer
 from msgspec import structs
 from rich.text import Text
 
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, Output, command
 from orchestrate.commands.terminal.console import (
     RunArg,
     fitted,
@@ -157,14 +157,14 @@ def _scored(e: Evaluation, c: Contender, m: Measure) -> str:
 
 
 @command
-def events(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[Event]]:
+def events(context: typer.Context, run: RunArg, refresh: Refresh = None) -> HostOutput[list[Event]]:
     """List the events that the host reported about a run, oldest first."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         require(ft.provider(handle.record.provider), Feature.EVENTS)
         _fresh(ft, handle, refresh)
         found = handle.events()
-    return Output(found, _show_events)
+    return HostOutput(found, _show_events, sandbox=handle.record.sandbox)
 
 
 def _show_events(found: list[Event]) -> None:
@@ -175,14 +175,14 @@ def _show_events(found: list[Event]) -> None:
 
 
 @command
-def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[MetricPoint]]:
+def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None) -> HostOutput[list[MetricPoint]]:
     """Show loss and other metrics by step."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
         require(ft.provider(handle.record.provider), Feature.METRICS)
         _fresh(ft, handle, refresh)
         found = handle.metrics()
-    return Output(found, _show_metrics)
+    return HostOutput(found, _show_metrics, sandbox=handle.record.sandbox)
 
 
 def _show_metrics(found: list[MetricPoint]) -> None:
@@ -211,7 +211,7 @@ def _side_by_side(names: list[str], width: int) -> list[list[str]]:
 
 
 @command
-def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Output[list[Checkpoint]]:
+def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None) -> HostOutput[list[Checkpoint]]:
     """List the checkpoints of a run."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
@@ -228,7 +228,7 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None) ->
             if Feature.DEPLOY in provider.features:
                 note(NOT_DEPLOYED)
 
-    return Output(found, view)
+    return HostOutput(found, view, sandbox=handle.record.sandbox)
 
 
 def _show_checkpoints(found: list[Checkpoint]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, Output, command
 from orchestrate.commands.terminal.console import confirm, note, orchestrator, out, warn
 from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, MissingKey
@@ -94,7 +94,7 @@ def recover(
             help="Recover all jobs, including your colleagues' jobs, without asking for confirmation.",
         ),
     ] = False,
-) -> Iterator[Output[Recovered]]:
+) -> Iterator[HostOutput[Recovered]]:
     """Rebuild a lost store from the jobs that Orchestrate created on the hosts. Asks for confirmation first,
     because some jobs in a shared account may belong to colleagues. Exit code 4 means that a backend you
     named, or have a key for, could not be searched."""
@@ -106,7 +106,8 @@ def recover(
     unfound = [name for name in run or () if name not in found]
     incomplete = report.doubled or unfound or (report.offered and not run)
     code = 1 if incomplete else HostUnavailable.exit_code if unsearched else 0
-    yield Output(Recovered(recovery=report, sync=synced), partial(_show, unsearched=unsearched), code)
+    view, sandbox = partial(_show, unsearched=unsearched), ft.settings.hosts.sandboxed
+    yield HostOutput(Recovered(recovery=report, sync=synced), view, code, sandbox=sandbox)
     for name in unfound:
         warn(f"no job of {name} was found, so it was not recovered")
     if report.unpriced:

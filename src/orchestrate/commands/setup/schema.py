@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from orchestrate.commands import COMMANDS, load
-from orchestrate.commands.terminal.command import Output
+from orchestrate.commands.terminal.command import HostOutput, Output
 from orchestrate.commands.terminal.console import ErrorLine, note, print_json, print_text
 from orchestrate.commands.terminal.options import synonyms_of
 from orchestrate.errors import UsageError
@@ -22,6 +22,9 @@ from orchestrate.text import meant
 
 _ERROR = "error"
 """Name of the error record, which every command writes to stderr on failure. Not a command."""
+
+_SANDBOX = {"description": "True if the host is a sandbox, which bills nothing.", "type": "boolean"}
+"""Field that `HostOutput` adds to a record."""
 
 
 def names() -> list[str]:
@@ -62,9 +65,18 @@ def _of_body(body: Callable[..., Any]) -> tuple[tuple[dict[str, Any], ...], dict
     while True:
         try:
             annotation = eval(body.__annotations__["return"], body.__globals__)  # noqa: S307  written here
-            return _of_records(*_printed(annotation))
+            return _of_outputs(list(_printed(annotation)))
         except NameError as missing:
             _import_late(sys.modules[body.__module__], str(missing.name))
+
+
+def _of_outputs(outputs: list[Any]) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    found, parts = _of_records(*(record for output in outputs for record in get_args(output)))
+    for output, schema in zip(outputs, found, strict=True):
+        if get_origin(output) is HostOutput:
+            name = schema.get("items", schema)["$ref"].rpartition("/")[2]
+            parts[name]["properties"]["sandbox"] = _SANDBOX
+    return found, parts
 
 
 def _of_records(*records: Any) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
@@ -91,9 +103,9 @@ def _inside(name: str, found: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _printed(annotation: Any) -> Iterator[Any]:
-    """Return the records of each `Output` in an annotation."""
-    if get_origin(annotation) is Output:
-        yield from get_args(annotation)
+    """Return each `Output` in an annotation."""
+    if get_origin(annotation) in (Output, HostOutput):
+        yield annotation
     else:
         for part in get_args(annotation):
             yield from _printed(part)

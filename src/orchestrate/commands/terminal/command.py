@@ -9,9 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
+import msgspec
 import typer
 
-from orchestrate.commands.terminal.console import json_line, print_json, printing_json, prints_json
+from orchestrate.commands.terminal.console import (
+    json_line,
+    mark_sandbox,
+    print_json,
+    printing_json,
+    prints_json,
+)
 
 Printed = TypeVar("Printed")
 Shown = TypeVar("Shown")
@@ -29,17 +36,44 @@ class Output(Generic[Printed]):
     code: int = 0
 
     def print(self) -> int:
-        print_json(self.record) if prints_json() else self.view(self.record)
+        print_json(self.document) if prints_json() else self.show()
         return self.code
 
     def line(self) -> None:
         """Print this output immediately, on one line if it is JSON. For a command with several outputs, call
         this for each."""
         if prints_json():
-            sys.stdout.write(json_line(self.record))
+            sys.stdout.write(json_line(self.document))
         else:
-            self.view(self.record)
+            self.show()
         sys.stdout.flush()
+
+    @property
+    def document(self) -> Any:
+        """The record as `--json` prints it."""
+        return self.record
+
+    def show(self) -> None:
+        self.view(self.record)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostOutput(Output[Printed]):
+    """Output about a host or a run whose record does not say whether that is a sandbox. A sandbox's output is
+    labeled on stderr. With `--json`, each object at the top level has the field `sandbox`."""
+
+    sandbox: bool = dataclasses.field(kw_only=True)
+
+    @property
+    def document(self) -> Any:
+        made: Any = msgspec.to_builtins(self.record)
+        for one in made if isinstance(self.record, list) else [made]:
+            one["sandbox"] = self.sandbox
+        return made
+
+    def show(self) -> None:
+        mark_sandbox(self.sandbox and self.view is not shown_already)
+        super().show()
 
 
 def for_people(shown: Shown) -> Shown | None:

@@ -94,6 +94,13 @@ RunArg = Annotated[
 
 SANDBOX = Text(" SANDBOX ", style="reverse")
 
+
+def mark_sandbox(sandbox: bool) -> None:
+    """Label what is printed next as a sandbox's, on stderr."""
+    if sandbox:
+        err.print(SANDBOX)
+
+
 STATUS_STYLE = {
     "succeeded": "green",
     "failed": "red",

@@ -16,7 +16,7 @@ from rich.text import Text
 from orchestrate.commands.terminal.console import SANDBOX, STATUS_STYLE, err, stage_text, table, warn
 from orchestrate.core.progress import cost_so_far, seconds_left, seconds_taken, share_done, step_of
 from orchestrate.core.tables import TextTable
-from orchestrate.text import count, duration, inert, money
+from orchestrate.text import SANDBOX_MARK, count, duration, inert, money
 from orchestrate.types import Event, MetricPoint, Run
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -245,7 +245,7 @@ class LiveView:
         for event in (e for e in events[shown:] if e.type not in _STEPWISE):
             err.print(f"{event.at:%H:%M:%S} {run.provider}: {event.message}", soft_wrap=True)
         if run.status.value != status:
-            mark = " (sandbox)" if run.sandbox else ""
+            mark = SANDBOX_MARK * run.sandbox
             err.print(f"{run.provider}: {run.status.value}{mark}", soft_wrap=True)
         if hint is not None and hinted is None:  # print a countdown once, not at every poll
             err.print(f"{run.provider}: {hint}", soft_wrap=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 from rich.text import Text
 
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, table
 from orchestrate.commands.terminal.options import (
     ProviderOpt,
@@ -66,18 +66,18 @@ def check(
     *,
     provider: ProviderOpt = "all",
     spec_options: SpecOptions,
-) -> Output[PlanCheckReport]:
+) -> HostOutput[PlanCheckReport]:
     """List everything in your data or spec that a backend would reject. Works offline. Exit code 1 if there
     are errors."""
     with orchestrator(context) as ft:
         spec = spec_options.read(provider)
         prepared = ft.prepare(spec, backends_of(ft, spec, provider))
+        sandbox = any(ft.provider(offer.provider).config.sandbox for offer in prepared.offers)
     problems, backends = prepared.problems, [offer.provider for offer in prepared.offers]
     wrong = any(p.severity is Severity.ERROR for p in problems)
     served = {offer.provider: offer.quote.served for offer in prepared.offers if offer.quote.served}
-    return Output(
-        PlanCheckReport(backends=backends, problems=problems, served=served), _show_checked, int(wrong)
-    )
+    report = PlanCheckReport(backends=backends, problems=problems, served=served)
+    return HostOutput(report, _show_checked, int(wrong), sandbox=sandbox)
 
 
 def _show_checked(checked: PlanCheckReport) -> None:

@@ -31,7 +31,7 @@ from orchestrate.providers.chat import Chat, ModelAt, Timed, chat_with, model_at
 from orchestrate.runs import privacy
 from orchestrate.runs.hosting.deployment import require_open
 from orchestrate.spec import JobSpec
-from orchestrate.text import among
+from orchestrate.text import SANDBOX_MARK, among
 from orchestrate.types import NOT_PROVED, Contender, JobHandle, Message, Reply, Sampling
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Contenders:
             kind="model",
             model=at.model,
             provider=at.host.name,
-            served_by=at.address,
+            served_by=at.address + SANDBOX_MARK * at.host.sandbox,
             proof=self._proved_at(at.address, at.model),
         )
         own = privacy.is_near(self._ft.settings, at.address, at.host.name)
@@ -294,7 +294,7 @@ class Contenders:
         ]
 
     def _kinds(self, provider: Provider, job: JobHandle, tuned: Contender, *, base: bool) -> list[Contender]:
-        served_by = f"{provider.host}{' (sandbox)' if provider.config.sandbox else ''}"
+        served_by = provider.host + SANDBOX_MARK * provider.config.sandbox
         endpoint = provider.endpoint(job) if isinstance(provider, Deploys) else None
         per_hour = None if endpoint is None else endpoint.usd_per_hour or None
         asked = self._served(tuned, served_by, provider.host)

@@ -410,6 +410,7 @@ def _offer(
         epochs=size.epochs_of(translation, provider.profile, data.train.rows),
         batch_size=size.batch_of(translation),
         tokens_from=_counted_from(provider, spec, data, terms.tokens_from),
+        sandbox=provider.config.sandbox,
     )
     return Offer(name, spec, translation, found, quote)
 

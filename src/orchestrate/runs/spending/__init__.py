@@ -362,8 +362,8 @@ class Spender:
         return account, hidden, None
 
 
-_PLAY = "a sandbox, which is not billed (include it with --sandbox)"
-_NO_SANDBOX = "not a sandbox (omit --sandbox to include it)"
+_PLAY = "a sandbox, which bills nothing. To include it: --sandbox"
+_NO_SANDBOX = "not a sandbox"
 _NOT_UP = "the sandbox is not running: orchestrate sandbox run -- orchestrate spending --sandbox"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrate.serving.tuned import TunedModel, table_of
-from orchestrate.text import inert, money
+from orchestrate.text import SANDBOX_MARK, inert, money
 from orchestrate.types import Score
 
 
@@ -69,7 +69,7 @@ def _about(tuned: TunedModel) -> str:
     if run is not None:
         rows += [
             ("run", run.id),
-            ("trained on", run.provider + (" (sandbox)" if run.sandbox else "")),
+            ("trained on", run.provider + SANDBOX_MARK * run.sandbox),
             ("finished", f"{run.finished_at:%Y-%m-%d}" if run.finished_at else None),
             ("trained tokens", f"{run.trained_tokens:,}" if run.trained_tokens else None),
             ("cost", money(run.bill.usd) if run.bill is not None else None),
