@@ -139,3 +139,15 @@ def test_what_is_asked_of_a_sandbox_says_so(cli: Cli, project: Path) -> None:
         for form in ((), () if "--format" in words else ("--json",)):
             inside = cli("sandbox", "run", "--no-train", *orchestrate(), *words, *form)
             assert_labeled(inside, " ".join((command, *form)))
+
+
+def test_empty_lists_say_that_they_are_empty(cli: Cli, project: Path) -> None:
+    assert cli("submit", "--provider", "local", "--yes").code == 0
+    assert cli("cancel", "last").code == 0
+    for words, said in (
+        (("metrics", "last"), "no metrics yet"),
+        (("checkpoints", "last"), "no checkpoints yet"),
+        (("record", "--list"), "no recordings yet"),
+    ):
+        done = cli(*words)
+        assert done.code == 0 and not done.out and said in done.err, (words, done)

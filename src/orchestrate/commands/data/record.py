@@ -163,6 +163,9 @@ def _show(done: Recording) -> None:
 
 
 def _show_list(found: list[Recording]) -> None:
+    if not found:
+        note("no recordings yet. To see what to record: orchestrate record --calendar")
+        return
     rows = table("recording", "model", "created", "answers", "of", "log-probabilities", "source")
     for one in found:
         name = one.contender.run_id or one.contender.name

@@ -168,6 +168,8 @@ def events(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Host
 
 
 def _show_events(found: list[Event]) -> None:
+    if not found:
+        note("no events yet")
     for e in found:
         style = {"error": "red", "warning": "yellow"}.get(e.level, "default")
         head = f"{e.at:%Y-%m-%d %H:%M:%S}  "
@@ -186,6 +188,9 @@ def metrics(context: typer.Context, run: RunArg, refresh: Refresh = None) -> Hos
 
 
 def _show_metrics(found: list[MetricPoint]) -> None:
+    if not found:
+        note("no metrics yet")
+        return
     names = list(dict.fromkeys(name for point in found for name in point.values))
     for part in _side_by_side(names, out.width):
         shown = table("step", *part, right=("step", *part))
@@ -232,6 +237,9 @@ def checkpoints(context: typer.Context, run: RunArg, refresh: Refresh = None) ->
 
 
 def _show_checkpoints(found: list[Checkpoint]) -> None:
+    if not found:
+        note("no checkpoints yet")
+        return
     shown = table("checkpoint", "step", "created", "model", right=("step",))
     for c in found:
         made = f"{c.created_at:%Y-%m-%d %H:%M:%S}" if c.created_at else ""
