@@ -136,4 +136,5 @@ def _wrapped(console: Console, cell: Text, width: int, *, right: bool) -> Sequen
     plain = cell.plain
     if cell_len(plain) <= width and plain.rstrip() == plain and "\n" not in plain and "\t" not in plain:
         return [cell]
-    return cell.wrap(console, max(width, 1), justify="right" if right else "default", overflow="fold")
+    justify = "right" if right else "default"
+    return list(cell.wrap(console, max(width, 1), justify=justify, overflow="fold"))

@@ -353,7 +353,7 @@ class PreparedPlan:
         return [
             PlannedMove(
                 run_id=step.entry.run,
-                told=_tuned(step.migration.old),
+                told=_description(step.migration.old),
                 proposal=None if step.known else step.migration.proposal,
                 skipped=f"submitted earlier: {step.known.id}" if step.known else None,
             )
