@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -226,6 +226,7 @@ def _field(value: Any, name: str) -> Any:
 
 
 USER_HEADER = "x-user-id"
+
 NOBODY = "requests without a user, answered by the base"
 BROKEN = "interrupted streams"
 _USER_FIELDS = ("safety_identifier", "user")
@@ -348,7 +349,12 @@ class Proxy:
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:
         """Return the user id unchanged, because any text is a valid id."""
-        found: list[Any] = [request.headers.get(self._user_header), *(values.get(f) for f in _USER_FIELDS)]
+        header = request.headers.get(self._user_header, "")
+        with suppress(UnicodeDecodeError):
+            # Clients send UTF-8, which Starlette decodes as Latin-1. Without this, the user of a header would
+            # not be the same user in a body or an outcome.
+            header = header.encode("latin-1").decode()
+        found: list[Any] = [header, *(values.get(f) for f in _USER_FIELDS)]
         return next((one for one in found if isinstance(one, str) and one), None)
 
     async def _ask_models(self, turn: ProxiedRequest) -> ArmAnswer:

@@ -202,6 +202,7 @@ def evaluate(
             *_references(first, scored.beside),
             *_words(first, items),
             *_notes(contenders, sides),
+            *_unscored([m.used for m in terms.metrics], scored.answered),
             *_judges([m.used for m in terms.metrics]),
             *([str(unanswered)] if unanswered else ()),
         ),
@@ -334,6 +335,19 @@ _CUT = "cut off at the token limit (--max-tokens)"
 
 def _says_cut(notes: Sequence[str]) -> bool:
     return any(note.startswith("cut ") for note in notes)
+
+
+def _unscored(metrics: Sequence[MetricUsed], answered: Sequence[ScoredItem]) -> Iterator[str]:
+    """Report how many answers have no score, because the metric leaves them out."""
+    for one in metrics:
+        found: dict[str, list[bool]] = {}
+        for item in answered:
+            for name, marks in item.marks.items():
+                found.setdefault(name, []).extend(m.value is None for m in marks.get(one.name, ()))
+        for name, missing in found.items():
+            if one.kind != "amount" and any(missing):
+                lost = f"{sum(missing)} of {len(missing)} answers"
+                yield f"{name}: {lost} have no score and are left out of {one.name}"
 
 
 def _judges(metrics: Sequence[MetricUsed]) -> Iterator[str]:

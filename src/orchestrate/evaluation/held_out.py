@@ -76,10 +76,13 @@ def held_out(
     together: dict[str, str] = {}
     rows = 0
     for _, row in dataset.read():
-        if row.example is None:
-            continue
         if limit is not None and rows >= limit:
             break
+        if row.example is None:
+            # Blank lines have no error and are not rows.
+            if error := next((p for p in row.problems if p.severity is Severity.ERROR), None):
+                left_out[f"rows that could not be read ({error.code})"] += 1
+            continue
         found = item_of(row.example, row.unread)
         own = _calls_before(row.example, row.unread) if turns else []
         if isinstance(found, Item):

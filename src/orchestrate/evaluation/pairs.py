@@ -127,8 +127,8 @@ class Pairing(Record, frozen=True, kw_only=True):
     same_answers: int
     """Number of items with identical answers."""
     differences: tuple[Difference, ...]
-    """Second contender's score minus the first's, for each shared metric that is a mean of per-answer
-    scores."""
+    """Second contender's score minus the first's, for each metric that is a mean of per-answer scores and
+    was measured in the same way in both evaluations."""
 
 
 def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pairing | None:
@@ -143,7 +143,8 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
         return None
     old, new = first[1], second[1]
     same = sum(_texts(before[id], old) == _texts(after[id], new) for id in common)
-    shared = [m for m in first[0].metrics if m.name in {n.name for n in second[0].metrics}]
+    methods = {m.method for m in second[0].metrics}
+    shared = [m for m in first[0].metrics if m.method in methods]
     differences: list[Difference] = []
     for metric in shared:
         if metric.name.startswith(_ADD_UP):

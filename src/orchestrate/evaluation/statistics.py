@@ -51,12 +51,22 @@ def mean_test(
     variance = count / (count - 1) * sum(d * d for d in groups) / n**2
     if variance <= 1e-24:
         half = unseen(value, count, within)
-        # If the range is unknown, use the probability that all values have the same sign by chance.
-        p = 1.0 if value == 0 or half >= abs(value) else 0.0 if within else 0.5 ** (count - 1)
+        p = _p_of_identical(value, count, within)
     else:
         half = student_quantile(count - 1) * math.sqrt(variance)
         p = student_p(value / math.sqrt(variance), count - 1)
     return Score(value=value, low=max(low, value - half), high=min(high, value + half), n=n), p
+
+
+def _p_of_identical(value: float, count: int, within: Range | None) -> float:
+    """Return the p-value for a zero mean if all `count` values are identical: the level at which the interval
+    of `unseen` ends at 0. If the range is unknown, it is the probability that all values have the same sign
+    by chance."""
+    if value == 0:
+        return 1.0
+    if within is None:
+        return p if (p := 0.5 ** (count - 1)) <= 0.05 else 1.0
+    return min(1.0, 2 * (1 - abs(value) / max(within[1] - value, value - within[0])) ** count)
 
 
 def unseen(value: float, count: int, within: Range | None) -> float:

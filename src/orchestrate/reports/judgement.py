@@ -83,6 +83,9 @@ def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
                 f"{text.joined(sorted(set(labels)))} on {what}" for what, labels in groups.items()
             )
             yield Reason(aspect="scores", text=f"{metric} was measured on different held-out rows: {who}")
+        if len({e.metric.method for _, e in scored if e.metric.name == metric}) > 1:
+            why = "the file, prompt, rubric or version behind it differs between evaluations"
+            yield Reason(aspect="scores", text=f"{metric} was not measured in the same way: {why}")
     if len(metrics) > 1 and not shared(runs):
         yield Reason(
             aspect="scores",
@@ -190,12 +193,13 @@ def format_gap(d: Difference) -> str:
 
 
 def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]]]:
-    """Return the metrics that all runs have on the same rows, if there are at least two runs."""
+    """Return the metrics by which all runs were measured in the same way on the same rows, if there are at
+    least two runs."""
     found: dict[tuple[str, tuple[str, int]], list[tuple[Compared, RunScore]]] = {}
     for c in runs:
         for e in c.scores:
-            found.setdefault((e.metric.name, e.rows), []).append((c, e))
-    return {metric: pairs for (metric, _), pairs in found.items() if len(pairs) == len(runs) >= 2}
+            found.setdefault((e.metric.method, e.rows), []).append((c, e))
+    return {pairs[0][1].metric.name: pairs for pairs in found.values() if len(pairs) == len(runs) >= 2}
 
 
 def _each(runs: Sequence[Compared]) -> Iterable[str]:

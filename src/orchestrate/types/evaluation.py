@@ -8,6 +8,7 @@ from decimal import Decimal
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import msgspec
 from msgspec import structs
 
 from orchestrate.types.record import Record
@@ -157,6 +158,10 @@ class Contender(Record, frozen=True, kw_only=True):
         return self.usd_per_hour * self.hours / came if self.hours and came else None
 
 
+_FINDINGS = ("agreement", "calibration", "notes")
+"""Details of a judge that describe how well it did, and don't change its scores."""
+
+
 class MetricUsed(Record, frozen=True, kw_only=True):
     """A metric of an evaluation. The first one decides the verdict."""
 
@@ -169,8 +174,15 @@ class MetricUsed(Record, frozen=True, kw_only=True):
     unfit: str | None = None
     """Reason why the metric must not decide a verdict."""
     detail: dict[str, Any] = {}
-    """Details of how the metric is measured, such as a pattern, a schema, or a judge's prompt and its
+    """Details of how the metric is measured, such as a grader, a file's hash, or a judge's prompt and its
     agreement with human raters."""
+
+    @property
+    def method(self) -> str:
+        """Everything that determines the scores. Metrics with the same name have different methods if, for
+        example, a rubric or a grader's file changed in between. Then their scores can't be compared."""
+        fixed = {key: value for key, value in self.detail.items() if key not in _FINDINGS}
+        return msgspec.json.encode([self.name, fixed], order="deterministic").decode()
 
 
 class Measure(Record, frozen=True, kw_only=True):

@@ -301,6 +301,21 @@ def test_any_text_is_a_user_of_its_own(place: Place, user: str) -> None:
     assert loopback.post(f"{place.url}/ab/outcomes", content=one).json()["recorded"] == 1
 
 
+@pytest.mark.parametrize("user", ["é", "e\u0301", "李雷", "Ã©"])
+def test_a_user_of_the_header_is_the_user_of_the_body_and_of_outcomes(place: Place, user: str) -> None:
+    body = json.dumps({"model": "bot", "messages": words("x")}).encode()
+    done = loopback.post(f"{place.url}/chat/completions", content=body, headers={"x-user-id": user.encode()})
+    assert done.headers["x-orchestrate-arm"] == place.experiment.assign(user).arm
+    assert sum(place.experiment.report().users.values()) == 1
+    assert place.experiment.record(user, "resolved", True).recorded == 1
+
+
+def test_a_header_that_is_not_utf_8_is_a_user_too(place: Place) -> None:
+    body = json.dumps({"model": "bot", "messages": words("x")}).encode()
+    done = loopback.post(f"{place.url}/chat/completions", content=body, headers={"x-user-id": b"\xe9"})
+    assert done.headers["x-orchestrate-arm"] == place.experiment.assign("é").arm
+
+
 @pytest.mark.parametrize("body", [b"[1]", b"\xff\xfe", b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", b"{"])
 def test_bodies_that_are_no_requests_are_refused(place: Place, body: bytes) -> None:
     for path in ("chat/completions", "ab/outcomes"):

@@ -95,6 +95,20 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path) -> None:
         held_out(opened(tmp_path, [{"text": "just text"}] * 12))
 
 
+def test_rows_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    good = json.dumps(chat("s", "q", "a"))
+    lines = [good, "{", json.dumps(chat("s", "q", "")), "", json.dumps(chat("s", "q2")), "{", good]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    data = Dataset.open(tmp_path / "t.jsonl")
+    found = held_out(data)
+    assert len(found.items) == 2 and found.left_out == {
+        "rows that could not be read (invalid-json)": 2,
+        "rows that could not be read (empty-content)": 1,
+        "rows that could not be read (no-assistant)": 1,
+    }
+    assert held_out(data, limit=1).left_out == {}
+
+
 def test_rows_that_are_the_same_count_each(tmp_path: Path) -> None:
     items = held_out(opened(tmp_path, [chat("s", "q", "a")] * 3)).items
     assert len({item.id for item in items}) == 3 and len({item.prompt for item in items}) == 1

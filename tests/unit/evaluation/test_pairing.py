@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -89,6 +90,37 @@ def test_a_host_that_changed_its_model_is_seen(evaluated: Callable[..., Evaluati
     assert found is not None and found.same_answers == 20 and found.differences[0].shown
     again = between((before, "m0"), (evaluated("c", rows(40), right), "m0"))
     assert again is not None and again.same_answers == 40 and not again.differences[0].shown
+
+
+def test_scores_of_a_file_that_was_edited_in_between_are_not_compared(
+    evaluated: Callable[..., Evaluation], tmp_path: Path
+) -> None:
+    """The model answers the same. Its scores differ only because the files do."""
+    code, schema, grader = (tmp_path / name for name in ("checks.py", "schema.json", "grader.json"))
+
+    def measured(id: str, ok: bool) -> Evaluation:
+        code.write_text(f"def fits(expected: str, answer: str) -> bool:\n    return {ok}\n")
+        schema.write_text('{"type": "integer"}' if ok else '{"type": "string"}')
+        text = "{{item.expected}}" if ok else "other"
+        grader.write_text(
+            json.dumps(
+                {
+                    "type": "string_check",
+                    "name": "g",
+                    "operation": "eq",
+                    "input": "{{sample.output_text}}",
+                    "reference": text,
+                }
+            )
+        )
+        names = (f"{code}:fits", f"json_schema:{schema}", f"grader:{grader}", "exact_match")
+        return evaluated(id, rows(20), right, metrics=names)
+
+    before, same, edited = measured("a", True), measured("b", True), measured("c", False)
+    paired = between((before, "m0"), (same, "m0"))
+    assert paired is not None and len(paired.differences) == 4
+    paired = between((before, "m0"), (edited, "m0"))
+    assert paired is not None and [d.metric for d in paired.differences] == ["exact_match"]
 
 
 def test_an_earlier_evaluation_keeps_its_answers(evaluated: Callable[..., Evaluation]) -> None:

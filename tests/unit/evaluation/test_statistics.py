@@ -267,3 +267,14 @@ def test_amounts_that_differ_all_alike(n: int, shown: bool) -> None:
     """By the sign test, whose p is 2 / 2^n: 0.5, 0.0625 and 0.03125."""
     score, p = statistics.mean_test([-2.0] * n)
     assert (p <= 0.05) is shown and (score.high < 0) is shown
+
+
+@pytest.mark.parametrize("value", [1.0, 0.5, -0.5, 0.2])
+def test_identical_differences_have_the_p_value_of_their_interval(value: float) -> None:
+    """Few rows prove little, even if all differ by the same: it must not survive a correction for ten."""
+    for n in range(2, 60):
+        score, p = statistics.mean_test([value] * n, None, (-1.0, 1.0))
+        assert (p < 0.05) == (not score.low <= 0 <= score.high)
+        # A distribution on two values that has a mean of 0 gives n times the same one with this probability.
+        assert p >= (1 / (1 + abs(value))) ** n
+    assert statistics.mean_test([0.5] * 12, None, (-1.0, 1.0))[1] == pytest.approx(0.0154, abs=1e-4)

@@ -96,6 +96,9 @@ Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
 """Maximum and typical number of tokens in a judge's answer."""
 UNCALIBRATED = "the judge has not been compared with human ratings"
+MOST_UNREADABLE = 0.1
+"""Largest acceptable share of a judge's answers that can't be parsed. With more, the remaining ones may not
+be representative."""
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LONGEST_REASON = 2000
 
@@ -152,11 +155,28 @@ class _HeldJudge:
     kind: Kind = field(default="score", init=False)
     notes: set[str] = field(default_factory=set[str], init=False)
     """Notes on how the judge was queried."""
+    unreadable: tuple[int, int] = field(default=(0, 0), init=False)
+    """Number of missing ratings and of all ratings of the contender that lacks the largest share of them."""
 
     def _ask(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
         answers = self.judge.ask(questions)
         self.notes |= {note for answer in answers for note in answer.notes}
         return answers
+
+    def _counted(self, marks: list[Mark]) -> list[Mark]:
+        """Return the marks of one contender, after counting those that are missing."""
+        missing, among = self.unreadable
+        lost = sum(mark.value is None for mark in marks)
+        if lost * among >= missing * len(marks):
+            self.unreadable = lost, len(marks)
+        return marks
+
+    @property
+    def _unfit(self) -> str | None:
+        missing, among = self.unreadable
+        if missing > MOST_UNREADABLE * among:
+            return f"the judge did not rate {missing} of a contender's {among} answers"
+        return UNCALIBRATED if self.calibration is None else self.calibration.unfit
 
     def _hold(self) -> None:
         if self.held is not None and self.calibration is None:
@@ -186,8 +206,7 @@ class _HeldJudge:
             detail |= {"agreement": found.summary, "calibration": found.to_dict()}
         if self.notes:
             detail["notes"] = sorted(self.notes)
-        unfit = UNCALIBRATED if found is None else found.unfit
-        return MetricUsed(name=f"{name}:{self.judge.model}", kind="graded", unfit=unfit, detail=detail)
+        return MetricUsed(name=f"{name}:{self.judge.model}", kind="graded", unfit=self._unfit, detail=detail)
 
 
 @dataclass
@@ -196,7 +215,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
     from 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        return [mark for mark, _ in self.scored(pairs)]
+        return self._counted([mark for mark, _ in self.scored(pairs)])
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
         """Return each answer's score and its points per criterion. The points are empty if the judge's reply
@@ -232,7 +251,7 @@ class PairJudge(_HeldJudge):
                 marks.append(Mark(0.5, "the same answer"))
             else:
                 marks.append(self._of_both(_compared(next(replies)), _compared(next(replies))))
-        return marks
+        return self._counted(marks)
 
     def _of_both(self, one: Mark, turned: Mark) -> Mark:
         if one.value is None or turned.value is None:

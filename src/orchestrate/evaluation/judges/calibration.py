@@ -24,7 +24,7 @@ from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, E
 from orchestrate.data.shapes.row_reader import reading
 from orchestrate.errors import DataError
 from orchestrate.evaluation import Answer, Item, Mark, item_id, statistics
-from orchestrate.evaluation.judges import Judge, Kind, PairJudge, ScoreJudge
+from orchestrate.evaluation.judges import MOST_UNREADABLE, Judge, Kind, PairJudge, ScoreJudge
 from orchestrate.evaluation.review import ReviewTask
 from orchestrate.evaluation.review.results import votes_of
 from orchestrate.types import Message, MetricUsed, Rating, Record, Review, Rubric, Score, decoding
@@ -179,7 +179,6 @@ FEWEST = 30
 LEAST = 0.4
 """Smallest acceptable lower confidence bound of kappa. For scores, it also applies to the rank correlation.
 0.4 means moderate agreement (Landis and Koch 1977)."""
-MOST_UNREADABLE = 0.1
 
 
 class Calibration(Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from orchestrate.core.files import sha256
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item
 from orchestrate.evaluation.metrics import conduct, graders, structured, text
@@ -48,7 +49,7 @@ def from_file(path: str, name: str) -> Metric:
     found = getattr(module, name, None)
     if found is None:
         raise UsageError(f"{path} has no {name}", fix=f"--metrics {path}:FUNCTION")
-    return of(f"{Path(path).name}:{name}", found)
+    return of(f"{Path(path).name}:{name}", found, {"sha256": sha256(Path(path))})
 
 
 def installed() -> dict[str, Any]:
@@ -59,13 +60,15 @@ def installed() -> dict[str, Any]:
 def from_package(name: str) -> Metric:
     """Load a metric from an installed package. Raises `UsageError` if it cannot be loaded."""
     try:
-        found = installed()[name].load()
+        point = installed()[name]
+        found, detail = point.load(), {"version": point.dist.version} if point.dist else {}
     except Exception as error:
         raise UsageError(f"could not load the metric {name}: {type(error).__name__}: {error}") from error
-    return of(name, found)
+    return of(name, found, detail)
 
 
-def of(name: str, found: Any) -> Metric:
+def of(name: str, found: Any, detail: dict[str, Any]) -> Metric:
+    """Build a metric from a function, or return an object that is one. `detail` identifies its code."""
     if hasattr(found, "used") and hasattr(found, "marks"):
         return cast("Metric", found)
     if not callable(found):
@@ -74,7 +77,7 @@ def of(name: str, found: Any) -> Metric:
     signature = inspect.signature(function)
     takes_item = next(iter(signature.parameters), "") == "item"
     boolean = signature.return_annotation in (bool, "bool")
-    used = MetricUsed(name=name, kind="right-or-wrong" if boolean else "graded")
+    used = MetricUsed(name=name, kind="right-or-wrong" if boolean else "graded", detail=detail)
 
     def score(item: Item, answer: Answer) -> float | None:
         try:
@@ -201,18 +204,18 @@ def _judge(kind: Literal["score", "pair"], written: str, context: Context) -> Me
     return (ScoreJudge if kind == "score" else PairJudge)(judge, held=context.held)
 
 
-def _checked(name: str, compare: text.Compare, context: Context) -> Metric:
-    return _compares(compare)(MetricUsed(name=name, kind="right-or-wrong"), context)
+def _checked(name: str, compare: text.Compare, context: Context, detail: dict[str, Any]) -> Metric:
+    return _compares(compare)(MetricUsed(name=name, kind="right-or-wrong", detail=detail), context)
+
+
+def _schema(path: str, context: Context) -> Metric:
+    fits = structured.schema_match(path)
+    return _checked(f"json_schema:{Path(path).name}", fits, context, {"sha256": sha256(Path(path))})
 
 
 ARGUMENTS: dict[str, tuple[str, Maker]] = {
-    "regex": ("PATTERN", lambda given, context: _checked(f"regex:{given}", text.matcher(given), context)),
-    "json_schema": (
-        "FILE.json",
-        lambda given, context: _checked(
-            f"json_schema:{Path(given).name}", structured.schema_match(given), context
-        ),
-    ),
+    "regex": ("PATTERN", lambda given, context: _checked(f"regex:{given}", text.matcher(given), context, {})),
+    "json_schema": ("FILE.json", _schema),
     "grader": ("FILE", graders.from_file),
     "embedding": (
         "MODEL",

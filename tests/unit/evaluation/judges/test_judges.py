@@ -130,6 +130,22 @@ def test_a_refused_question_marks_nothing() -> None:
     assert mark.value is None and "too long" in mark.note
 
 
+def test_a_judge_that_leaves_out_many_answers_of_a_contender_decides_nothing() -> None:
+    """What breaks the judge may be what is bad: the answers that it did rate show little."""
+    rated = judge(lambda asked: "no idea" if "hard" in asked[-1].content else scores(3, 5))
+    fit = calibrate(judge(by_length), rated_singles(80))
+    assert fit.unfit is None
+
+    def marked(*hard: int) -> str | None:
+        metric = ScoreJudge(rated, held=lambda judge, kind: fit)
+        for number in hard:  # of each contender's 40 answers
+            metric.marks([(ITEM, Answer(text="hard" if n < number else "easy")) for n in range(40)])
+        return metric.used.unfit
+
+    assert marked(0, 4) is None
+    assert marked(0, 5) == marked(5, 0) == "the judge did not rate 5 of a contender's 40 answers"
+
+
 def test_an_answer_cannot_write_the_marks() -> None:
     """What is rated may say what it likes: it stays between marks that it cannot know."""
     asked: list[Sequence[Message]] = []
