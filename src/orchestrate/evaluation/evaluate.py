@@ -161,20 +161,19 @@ def evaluate(
     sides: list[Side] = []
     contenders: list[Contender] = []
     asked = [(one.respondent, one.questions(items, samples)) for one in candidates]
-    for candidate, flat in zip(candidates, asking.ask_each(asked), strict=True):
+    for candidate, one, flat in zip(candidates, asked, asking.ask_each(asked), strict=True):
         answers = [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)]
         if candidate.likelihood is not None and likelihood:
             answers = with_likelihood(items, answers, candidate)
         sides.append(Side(candidate.contender.name, answers))
-        questions = candidate.questions(items, samples)
-        contenders.append(_counted(candidate, flat, asking.lost(candidate.respondent, questions)))
+        contenders.append(_counted(candidate, flat, asking.lost(*one)))
     names, references = judged(contenders, terms.rivals)
     beside = [(name, other) for name in names for other in references]
     scored = scoring.score(items, sides, terms.metrics, terms.rivals, beside)
-    first = terms.metrics[0].used
+    used = [metric.used for metric in terms.metrics]
+    first = used[0]
     rivals = set(terms.rivals.values())
     write_items(items_file, scored.answered)
-    unanswered = asking.budget.lost()
     return Evaluation(
         id=id,
         created_at=datetime.now(UTC),
@@ -183,7 +182,7 @@ def evaluate(
         items=len(items),
         items_digest=digest_of(items),
         contenders=tuple(contenders),
-        metrics=tuple(metric.used for metric in terms.metrics),
+        metrics=tuple(used),
         measures=scored.measures,
         differences=scored.differences,
         against=rivals.pop() if len(rivals) == 1 else None,
@@ -202,9 +201,9 @@ def evaluate(
             *_references(first, scored.beside),
             *_words(first, items),
             *_notes(contenders, sides),
-            *_unscored([m.used for m in terms.metrics], scored.answered),
-            *_judges([m.used for m in terms.metrics]),
-            *([str(unanswered)] if unanswered else ()),
+            *_unscored(used, scored.answered),
+            *_judges(used),
+            *filter(None, [str(asking.budget.lost() or "")]),
         ),
     )
 
