@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import structs
@@ -27,7 +26,6 @@ from orchestrate.errors import (
     OrchestrateError,
     PermissionRefused,
     SetupError,
-    SpecError,
     Unsupported,
     UsageError,
 )
@@ -37,7 +35,6 @@ from orchestrate.providers.base import HandsOutFiles, Provider, RecoversJobs, ca
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.syncing.recovery import recovered_cost, reported_settings, run_of
 from orchestrate.runs.syncing.sweep import conclude, fetch_details
-from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, new_id, run_id_of
 from orchestrate.types import Job, JobStatus, Record, ReportedSettings, Run, decoding
 
@@ -162,7 +159,7 @@ class Importer:
             id=run_id,
             ref=ref,
             how="imported",
-            spec=_spec(job, self._provider, recovered.spec),
+            spec=recovered.spec,
             quote=recovered.quote,
             bill=recovered.bill,
             imported=True,
@@ -336,20 +333,6 @@ def _rows_digest(id: str, path: Path) -> str:
         kept = path.with_suffix(".unread")
         path.replace(kept)
         raise DataError(f"file {id} contains no rows and was saved as {kept}") from error
-
-
-def _spec(job: Job, provider: Provider, least: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the spec that the host reports and that can be parsed. Each setting is tried on its
-    own, so that one that a spec rejects, such as a long suffix, takes no other with it."""
-    spec = {**least, "model": job.model or "unknown"}
-    base = provider.profile.tuned_base(spec["model"]) if provider.profile.tuned_base else None
-    if base is not None and base != spec["model"]:  # the job continued from a tuned model
-        spec |= {"model": base, "continue_from": spec["model"]}
-    for name, value in reported_settings(provider, job).spec.items():
-        with suppress(SpecError):
-            JobSpec.parse({**spec, name: value})
-            spec[name] = value
-    return spec
 
 
 def _with_files(run: Run, files: dict[str, HostFile]) -> Run:

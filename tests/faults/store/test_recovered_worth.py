@@ -107,6 +107,16 @@ def test_what_cannot_be_counted_is_named_with_the_reason(host: Host, tmp_path: P
     assert "data" in report.reasons[run.id]
 
 
+def test_the_settings_that_the_host_reports_are_kept(host: Host, tmp_path: Path) -> None:
+    """`migrate` and `rerun` would train with others."""
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "beta": 0.3}}}
+    job = openai_job("succeeded", trained_tokens=1_000_000, method=method, hyperparameters={"n_epochs": 2})
+    host.on("GET", "/v1/fine_tuning/jobs", {"object": "list", "data": [job], "has_more": False})
+    run, _, _ = recovered(host, "openai", tmp_path)
+    assert run.spec["method"] == {"type": "dpo", "beta": 0.3}
+    assert (run.spec["epochs"], run.spec["seed"]) == (2, 1)
+
+
 def test_a_method_that_costs_more_is_not_forgotten(host: Host, tmp_path: Path) -> None:
     """Together: 8 million bytes are at most 4 million tokens; a DPO token costs more than one of SFT."""
     job: dict[str, Any] = {

@@ -55,8 +55,8 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
     job_recovery, problem = _recovered(provider, job)
     asked = reported_settings(provider, job)
     whole = _complete_spec(asked)
-    spec = whole or costing.spec_of(job.model or "unknown", job_recovery)
-    parsed = JobSpec.parse(spec)
+    least = costing.spec_of(job.model or "unknown", job_recovery)
+    parsed = JobSpec.parse(whole or least)
     resolved = _resolved(provider, job)
     book = rates or costing.built_in()
     priced = costing.PricedJob(
@@ -84,7 +84,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
     reason = None if known else problem or "the host does not report the data of its jobs"
     return RecoveredCost(
-        spec=spec,
+        spec=whole or _reported_spec(provider, asked, {**least, "model": job.model or "unknown"}),
         dataset_digest=asked.dataset_digest if whole else None,
         max_cost_usd=asked.max_cost_usd,
         quote=usable,
@@ -103,6 +103,19 @@ def _complete_spec(asked: ReportedSettings) -> dict[str, Any] | None:
     except SpecError:  # of another version
         return None
     return asked.spec
+
+
+def _reported_spec(provider: Provider, asked: ReportedSettings, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of the spec that the host reports and that can be parsed. Each setting is tried on its
+    own, so that one that a spec rejects, such as a long suffix, takes no other with it."""
+    base = provider.profile.tuned_base(spec["model"]) if provider.profile.tuned_base else None
+    if base is not None and base != spec["model"]:  # the job continued from a tuned model
+        spec |= {"model": base, "continue_from": spec["model"]}
+    for name, value in asked.spec.items():
+        with suppress(SpecError):
+            JobSpec.parse({**spec, name: value})
+            spec[name] = value
+    return spec
 
 
 def _counted(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
