@@ -226,7 +226,6 @@ def _field(value: Any, name: str) -> Any:
 
 
 USER_HEADER = "x-user-id"
-
 NOBODY = "requests without a user, answered by the base"
 BROKEN = "interrupted streams"
 _USER_FIELDS = ("safety_identifier", "user")

@@ -45,7 +45,7 @@ class TextTable:
         """Add a row. It must have one cell per column."""
         if len(cells) != len(self._names):
             raise ValueError(f"{len(cells)} cells in {len(self._names)} columns")
-        self._rows.append((tuple(map(_safe, cells)), style))
+        self._rows.append((tuple(inert_text(c if isinstance(c, Text) else Text(c)) for c in cells), style))
 
     def fits(self, width: int) -> bool:
         """Return whether all columns fit side by side."""
@@ -123,9 +123,9 @@ class TextTable:
         return Text("; ").join(parts)
 
 
-def _safe(cell: str | Text) -> Text:
-    """Replace the characters that could control the terminal, because they have no width."""
-    text = cell if isinstance(cell, Text) else Text(cell)
+def inert_text(text: Text) -> Text:
+    """Apply `inert` to a styled text: the characters that it replaces have no width, or control the
+    terminal."""
     if (plain := inert(text.plain)) != text.plain:
         text = text.copy()
         text.plain = plain

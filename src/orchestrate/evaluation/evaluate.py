@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -161,19 +162,19 @@ def evaluate(
     sides: list[Side] = []
     contenders: list[Contender] = []
     asked = [(one.respondent, one.questions(items, samples)) for one in candidates]
-    for candidate, one, flat in zip(candidates, asked, asking.ask_each(asked), strict=True):
+    for candidate, (_, questions), flat in zip(candidates, asked, asking.ask_each(asked), strict=True):
         answers = [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)]
         if candidate.likelihood is not None and likelihood:
             answers = with_likelihood(items, answers, candidate)
         sides.append(Side(candidate.contender.name, answers))
-        contenders.append(_counted(candidate, flat, asking.lost(*one)))
+        contenders.append(_counted(candidate, flat, asking.lost(candidate.respondent, questions)))
     names, references = judged(contenders, terms.rivals)
-    beside = [(name, other) for name in names for other in references]
-    scored = scoring.score(items, sides, terms.metrics, terms.rivals, beside)
+    scored = scoring.score(items, sides, terms.metrics, terms.rivals, list(product(names, references)))
     used = [metric.used for metric in terms.metrics]
     first = used[0]
     rivals = set(terms.rivals.values())
     write_items(items_file, scored.answered)
+    unanswered = asking.budget.lost()
     return Evaluation(
         id=id,
         created_at=datetime.now(UTC),
@@ -203,7 +204,7 @@ def evaluate(
             *_notes(contenders, sides),
             *_unscored(used, scored.answered),
             *_judges(used),
-            *filter(None, [str(asking.budget.lost() or "")]),
+            *([str(unanswered)] if unanswered else ()),
         ),
     )
 

@@ -230,7 +230,8 @@ def proposed(
         ft.provider(name)  # it would be the reason to skip every run
     found: list[PlannedMove] = []
     seen: dict[tuple[str, str, str], str] = {}
-    for run in _leaving(ft):
+    runs = ft.store.runs.matching(sandbox=scope_of(ft.settings))
+    for run in _leaving(ft, runs):
         description = _description(run)
         key = (run.provider, run.dataset_digest, _settings(run))
         if run.dataset_digest and (same := seen.get(key)) is not None:
@@ -239,7 +240,7 @@ def proposed(
         seen[key] = run.id
         found.append(_planned(ft, run, order, description, priced))
         on_message(f"{len(found):,} runs checked")
-    return [*found, *_undecided(ft)]
+    return [*found, *_undecided(ft, runs)]
 
 
 def _description(run: Run) -> str:
@@ -272,17 +273,17 @@ def _planned(
     return PlannedMove(run_id=run.id, told=description, proposal=prepared.proposal)
 
 
-def _leaving(ft: Workspace) -> list[Run]:
-    ended = ft.store.runs.matching(status=JobStatus.SUCCEEDED, sandbox=scope_of(ft.settings))
+def _leaving(ft: Workspace, runs: Sequence[Run]) -> list[Run]:
+    ended = [run for run in runs if run.status is JobStatus.SUCCEEDED]
     days = {run.id: shutdown(run.model, ft.provider(run.provider).profile) for run in ended}
-    runs = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
-    return sorted(runs, key=lambda run: (days[run.id], -run.created_at.timestamp()))  # pyright: ignore[reportArgumentType, reportCallIssue]  # days are known
+    leaving = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
+    return sorted(leaving, key=lambda run: (days[run.id], -run.created_at.timestamp()))  # pyright: ignore[reportArgumentType, reportCallIssue]  # days are known
 
 
-def _undecided(ft: Workspace) -> list[PlannedMove]:
+def _undecided(ft: Workspace, runs: Sequence[Run]) -> list[PlannedMove]:
     """List what else may be lost, so that a plan never leaves out a model without a word."""
     found: list[PlannedMove] = []
-    for run in ft.store.runs.matching(sandbox=scope_of(ft.settings)):
+    for run in runs:
         profile = ft.provider(run.provider).profile
         if profile.no_new_jobs_after is None or TAG in run.tags:
             continue

@@ -28,7 +28,7 @@ from orchestrate.commands.terminal.progress import Bars
 from orchestrate.core import days
 from orchestrate.core.files import FULL
 from orchestrate.core.progress import stage
-from orchestrate.core.tables import TextTable
+from orchestrate.core.tables import TextTable, inert_text
 from orchestrate.errors import OrchestrateError, ProviderError, SetupError, UsageError
 from orchestrate.paid.consent import require_consent
 from orchestrate.settings import hide
@@ -52,9 +52,8 @@ class _Console(Console):
         return super().render_str(inert(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        if isinstance(renderable, Text) and (plain := inert(renderable.plain)) != renderable.plain:
-            renderable = renderable.copy()
-            renderable.plain = plain
+        if isinstance(renderable, Text):
+            renderable = inert_text(renderable)
         for segment in super().render(renderable, options):
             # Control segments move the cursor in live views. Rich never creates them from external text.
             yield segment if segment.control else Segment(inert(segment.text), segment.style)

@@ -84,7 +84,7 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
     reason = None if known else problem or "the host does not report the data of its jobs"
     return RecoveredCost(
-        spec=whole or _reported_spec(provider, asked, {**least, "model": job.model or "unknown"}),
+        spec=whole or _reported_spec(provider, asked, least),
         dataset_digest=asked.dataset_digest if whole else None,
         max_cost_usd=asked.max_cost_usd,
         quote=usable,
@@ -105,9 +105,10 @@ def _complete_spec(asked: ReportedSettings) -> dict[str, Any] | None:
     return asked.spec
 
 
-def _reported_spec(provider: Provider, asked: ReportedSettings, spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the spec that the host reports and that can be parsed. Each setting is tried on its
-    own, so that one that a spec rejects, such as a long suffix, takes no other with it."""
+def _reported_spec(provider: Provider, asked: ReportedSettings, least: dict[str, Any]) -> dict[str, Any]:
+    """Return `least` with the part of the spec that the host reports and that can be parsed. Each setting is
+    tried on its own, so that one that a spec rejects, such as a long suffix, takes no other with it."""
+    spec = dict(least)
     base = provider.profile.tuned_base(spec["model"]) if provider.profile.tuned_base else None
     if base is not None and base != spec["model"]:  # the job continued from a tuned model
         spec |= {"model": base, "continue_from": spec["model"]}
