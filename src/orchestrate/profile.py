@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -20,6 +19,10 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from orchestrate.errors import SetupError, UsageError
 from orchestrate.text import among
@@ -77,8 +80,7 @@ class Readable(Protocol):
     def read_text(self, encoding: str) -> str: ...
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(Struct, frozen=True):
     """One webhook delivery. `id` is the same if the host resends the delivery. `job_id` is the job that
     changed, or `None`."""
 
@@ -86,8 +88,7 @@ class Delivery:
     job_id: str | None
 
 
-@dataclass(frozen=True)
-class Gate:
+class Gate(Struct, frozen=True):
     """The date on which a host starts rejecting new jobs from some accounts. Only a create request shows
     whether an account is affected."""
 
@@ -96,8 +97,7 @@ class Gate:
     """Description of the affected accounts, such as `accounts that never tuned a model`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
+class Profile(Struct, frozen=True, kw_only=True):
     """The profile of one kind of backend. All configured hosts of this `type` share the profile."""
 
     kind: str
@@ -152,7 +152,7 @@ class Profile:
     """Distribution name of the host's official SDK. Orchestrate's requirements set the minimum version."""
 
     # -- jobs ----------------------------------------------------------------------------------------------
-    statuses: Mapping[str, JobStatus] = field(default_factory=dict[str, JobStatus])
+    statuses: Mapping[str, JobStatus] = msgspec.field(default_factory=dict[str, JobStatus])
     """Maps the host's job statuses to ours. Empty if our own engine writes them."""
     sends_wandb_key: bool = True
     """True if W&B logging needs a key from this machine. Otherwise, the key is stored in the host's

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -110,7 +109,7 @@ class SandboxParts(OpenedParts):
                 fix="start that sandbox again, and export the variables it prints",
             )
         env = self._up.enter_context(joined(home, **msgspec.structs.asdict(start.ways)))
-        self.settings = replace(self.settings, hosts=self.settings.hosts.under(env))
+        self.settings = msgspec.structs.replace(self.settings, hosts=self.settings.hosts.under(env))
         self._entered = True
 
     def close(self) -> None:

@@ -8,10 +8,10 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from tests import command
 from tests.faults.books import HostJob, jobs_on_host
 from tests.faults.submitting import BACKENDS, backend, spec_for, submit, submit_once, write_rows

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import stat
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -231,6 +230,8 @@ def _keyring() -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    import tomllib  # late: most commands have no such file to read
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -336,19 +337,19 @@ def packed_nf4(env: Mapping[str, str] | None = None) -> bool:
 
 MORE_NAMES = "ORCHESTRATE_PASS_ENV"
 """Environment variable that lists additional variables to pass to child processes, separated by commas."""
-PASSED = re.compile(
+PASSED = (
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|LD_LIBRARY_PATH|PYTHON.*"
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|HF_.*|TRANSFORMERS_.*|TOKENIZERS_.*|TORCH.*|PYTORCH_.*|TRITON_.*|BNB_.*"
     r"|VLLM_.*|ORCHESTRATE_NF4|OMP_.*|MKL_.*|OPENBLAS_.*|ONEDNN_.*|LRU_CACHE_CAPACITY|CC|CXX"
     r"|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE"
     r"|SYSTEMROOT|APPDATA|LOCALAPPDATA|USERPROFILE|PATHEXT|COMSPEC"
 )
-"""Matches the variables that every child process gets. `HF_.*` includes the token for gated models.
+"""Pattern of the variables that every child process gets. `HF_.*` includes the token for gated models.
 `PYTHON.*` is needed if Orchestrate is installed in development mode."""
-DESKTOP = re.compile(r"DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
+DESKTOP = "DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*"
 
 
-def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
+def of_child(more: str | None = None, **given: str) -> dict[str, str]:
     """Return the environment for a child process. It contains:
 
     - the variables whose names match `PASSED` or `more`
@@ -359,8 +360,6 @@ def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in named
-        or PASSED.fullmatch(name.upper())
-        or (more is not None and more.fullmatch(name.upper()))
+        if name in named or any(re.fullmatch(known, name.upper()) for known in (PASSED, more) if known)
     }
     return {**kept, **given}

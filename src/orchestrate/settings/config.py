@@ -12,11 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from urllib.parse import quote, unquote
+
+import msgspec
+from msgspec import Struct
 
 from orchestrate.core.amounts import amount
 from orchestrate.core.files import is_private, private_folder
@@ -60,8 +62,7 @@ TOP_LEVEL: Mapping[str, str] = {
 """The keys of `orchestrate.toml`, with descriptions."""
 
 
-@dataclass(frozen=True)
-class Notify:
+class Notify(Struct, frozen=True):
     """The channels to notify when a run ends. They come from the environment and from flags, never from a
     project's file, because that file could run a command you have not seen."""
 
@@ -85,8 +86,7 @@ class BillingBackend(Protocol):
     config: HostConfig
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """All settings, resolved once. Create them with `load`."""
 
     home: Path
@@ -101,13 +101,13 @@ class Settings:
     config_file: Path | None = None
     config_named: bool = False
     """True if the user named the file, False if Orchestrate found it in a project folder."""
-    local: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    local: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    gateway: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
     """The gateway's table in the configuration. `orchestrate.gateway` parses it."""
-    queue: Mapping[str, int] = field(default_factory=dict[str, int])
+    queue: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
     """Maximum number of open runs, as {backend: number}. The queue submits nothing to a backend that has
     reached its maximum."""
-    notify: Notify = field(default_factory=Notify)
+    notify: Notify = msgspec.field(default_factory=Notify)
     stalled_after_s: float | None = None
     """Seconds without progress after which a run counts as stalled. `None` means a limit based on earlier
     runs."""

@@ -7,11 +7,12 @@ import platform
 import re
 import secrets
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from orchestrate.types import Deployment
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 # Clocks. The wall clock is for display. Checks that protect money use it only if the uptime is unavailable.
 
 
-@dataclass(frozen=True)
-class Uptime:
+class Uptime(Struct, frozen=True):
     """Time since the machine's last boot, in seconds. `boot` identifies that boot. Includes time spent asleep
     or suspended if the system reports it."""
 

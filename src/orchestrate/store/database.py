@@ -10,12 +10,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
 from sqlalchemy import (
     URL,
     ClauseElement,
@@ -506,8 +506,7 @@ class LeaseHeld(OrchestrateError):
     retryable = True
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """The exclusive right to a task, until the lease expires.
 
     Each acquisition increments `fence`, and writes with an older fence are rejected. Therefore, a process

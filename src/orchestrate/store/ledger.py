@@ -12,13 +12,13 @@ import hashlib
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import Connection, or_, select, text
 
@@ -448,8 +448,7 @@ class Ledger:
         return AnswerAccount(self._db, purpose, settings.budget_usd, settings.made_by or "")
 
 
-@dataclass(frozen=True)
-class AnswerAccount:
+class AnswerAccount(Struct, frozen=True):
     """Account for individually billed answers. It reserves each request's maximum price before the request is
     sent, and settles the reservation once the outcome is known. Safe to use from several threads and
     processes."""
@@ -459,7 +458,7 @@ class AnswerAccount:
     budget_usd: Decimal | None
     """Budget of the store. All costs in the store count toward it."""
     made_by: str = ""
-    machine: str = field(default_factory=platform.node)
+    machine: str = msgspec.field(default_factory=platform.node)
 
     def require_price(self, backend: str) -> None:
         """Raise `UnknownPrice` if there is a budget. Call this if answers are billed at an unknown price."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
@@ -137,8 +136,7 @@ class Equal(TypedDict, total=False):
     sandbox: bool | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Intent(RunRequest):
+class Intent(RunRequest, frozen=True, kw_only=True):
     """The values of a new run, which is recorded before anything is sent. Set `model` if the backend's name
     for the model differs from the spec's."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+from msgspec import Struct
 from sqlalchemy import Engine
 
 from orchestrate.store import Clock, database
@@ -14,7 +15,6 @@ from orchestrate.store.coordination import Coordination, Notifications
 from orchestrate.store.database import Database, Leases
 from orchestrate.store.deployments import Deployments
 from orchestrate.store.experiments import Experiments
-from orchestrate.store.gateway import GatewayJobs, GatewayKeys, GatewayObjects
 from orchestrate.store.history import History
 from orchestrate.store.ledger import Ledger
 from orchestrate.store.queue import Queue
@@ -26,6 +26,7 @@ from orchestrate.store.transitions import UNSETTLED
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
+    from orchestrate.store.gateway import GatewayJobs, GatewayKeys, GatewayObjects
     from orchestrate.types import Run
 
 
@@ -49,9 +50,25 @@ class Store:
         self.experiments = Experiments(self.database)
         self.queue = Queue(self.database)
         self.searches = Searches(self.database)
-        self.gateway_keys = GatewayKeys(self.database)
-        self.gateway_objects = GatewayObjects(self.database)
-        self.gateway_jobs = GatewayJobs(self.database)
+
+    # Imported on first use: only the gateway and its commands need them.
+    @cached_property
+    def gateway_keys(self) -> GatewayKeys:
+        from orchestrate.store.gateway import GatewayKeys
+
+        return GatewayKeys(self.database)
+
+    @cached_property
+    def gateway_objects(self) -> GatewayObjects:
+        from orchestrate.store.gateway import GatewayObjects
+
+        return GatewayObjects(self.database)
+
+    @cached_property
+    def gateway_jobs(self) -> GatewayJobs:
+        from orchestrate.store.gateway import GatewayJobs
+
+        return GatewayJobs(self.database)
 
     @classmethod
     def open(cls, url: str, *, clock: Clock | None = None) -> Self:
@@ -95,8 +112,7 @@ CLOCK_SKEW = timedelta(days=2)
 time."""
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(Struct, frozen=True):
     """Time limits of the submit protocol, in seconds."""
 
     send_limit_s: float = 20.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
@@ -373,6 +372,8 @@ class Rubric(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
     def score(self, scores: Mapping[str, float]) -> float:
         """Return the mean of the criteria from 0 to 1, each scaled from its worst to its best score."""
+        from statistics import fmean  # late: lists of runs need no statistics
+
         return fmean((scores[c.name] - 1) / (c.points - 1) for c in self.criteria)
 
 

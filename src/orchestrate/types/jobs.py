@@ -3,11 +3,12 @@ belong to a hyperparameter search."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from orchestrate.errors import UsageError
 from orchestrate.types.plans import Bill, Quote
@@ -284,8 +285,7 @@ class Account(Record, frozen=True, kw_only=True):
     fingerprint may be a new key of the same account."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRequest:
+class RunRequest(Struct, frozen=True, kw_only=True):
     """The fields that a submission stores in a run. Each is a field of `Run` with the same name."""
 
     quote: Quote | None = None
@@ -297,7 +297,7 @@ class RunRequest:
 
     def kept(self) -> dict[str, Any]:
         """Return the fields of `RunRequest`, keyed by name. Leaves out the fields of subclasses."""
-        return {name: getattr(self, name) for name in RunRequest.__dataclass_fields__}
+        return {name: getattr(self, name) for name in RunRequest.__struct_fields__}
 
 
 class Run(Record, frozen=True, kw_only=True):

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.cells import diagonal
 from tests.faults.hosting.deployed import CREATE, HOURLY, TERMS, Deployed, Moved
 from tests.faults.submitting import Killed

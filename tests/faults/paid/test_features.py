@@ -12,7 +12,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from msgspec.structs import replace
 from tests.faults.paid.test_ledger import MEMORY, WHO, Moved
 from tests.faults.paper_host import PaperHost
 from tests.faults.submitting import Killed, write_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -76,9 +75,9 @@ def test_the_same_key_again_sends_under_the_limits_of_now(store: Store, tmp_path
             act()
     assert host.posts() == 0
     enough = Submitter(store, host, AT_ONCE, budget_usd=Decimal(4))
-    run = enough.submit(replace(asked, max_cost_usd=Decimal(5)))
+    run = enough.submit(msgspec.structs.replace(asked, max_cost_usd=Decimal(5)))
     assert (host.posts(), run.phase, run.max_cost_usd) == (1, SubmitPhase.SUBMITTED, Decimal(5))
-    again = poor.submit(replace(asked, max_cost_usd=Decimal(1)))
+    again = poor.submit(msgspec.structs.replace(asked, max_cost_usd=Decimal(1)))
     assert (again.id, again.max_cost_usd, host.posts()) == (run.id, Decimal(5), 1), "its job is there"
 
 
@@ -331,7 +330,9 @@ def test_an_end_without_a_bill_is_shown_as_one(shop: Shop) -> None:
 
 class HoldingHost(PaperHost, Resumes):
     features = PaperHost.features | {Feature.RESUME}
-    profile = replace(PaperHost.profile, statuses={**PaperHost.profile.statuses, "held": JobStatus.PAUSED})
+    profile = msgspec.structs.replace(
+        PaperHost.profile, statuses={**PaperHost.profile.statuses, "held": JobStatus.PAUSED}
+    )
 
     def resume(self, job: JobHandle) -> None:
         self._log("resume")

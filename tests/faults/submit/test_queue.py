@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def test_one_goes_at_a_time_and_the_next_when_it_has_ended(shop: Shop) -> None:
 
 
 def test_as_many_go_as_the_settings_give_room_for(shop: Shop) -> None:
-    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 2})
+    shop.ft.settings = msgspec.structs.replace(shop.ft.settings, queue={"openai": 2})
     for epochs in (1, 2, 3):
         add(shop, epochs=epochs)
     assert len(QueueServer(shop.ft).turn()) == 2
@@ -74,7 +73,7 @@ def test_a_run_made_by_hand_takes_room_too(shop: Shop) -> None:
 
 
 def test_what_comes_after_another_goes_when_that_has_succeeded(shop: Shop) -> None:
-    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 5})
+    shop.ft.settings = msgspec.structs.replace(shop.ft.settings, queue={"openai": 5})
     first = add(shop)
     then = add(shop, epochs=2, after=[first.id])
     server = QueueServer(shop.ft)
@@ -84,7 +83,7 @@ def test_what_comes_after_another_goes_when_that_has_succeeded(shop: Shop) -> No
 
 
 def test_what_comes_after_a_failure_is_held_and_says_why(shop: Shop) -> None:
-    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 5})
+    shop.ft.settings = msgspec.structs.replace(shop.ft.settings, queue={"openai": 5})
     first = add(shop)
     then = add(shop, epochs=2, after=[first.id])
     server = QueueServer(shop.ft)
@@ -431,7 +430,7 @@ def test_a_price_that_is_not_known_any_more_is_not_taken_for_nothing(shop: Shop)
 
 
 def test_the_queue_paused_in_the_middle_of_a_turn_sends_nothing_more(shop: Shop) -> None:
-    shop.ft.settings = replace(shop.ft.settings, queue={"openai": 5})
+    shop.ft.settings = msgspec.structs.replace(shop.ft.settings, queue={"openai": 5})
     add(shop)
     add(shop, epochs=2)
     queue = shop.ft.store.queue

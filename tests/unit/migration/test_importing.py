@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import time
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -484,7 +483,7 @@ def test_recover_makes_an_imported_job_of_ours_count_as_if_it_had_not_been_impor
     spec = JobSpec(model="gpt-4o-mini", train=str(path), epochs=1)
     ours = ft.submit(spec, "openai")
     made(sandbox)  # of others
-    stores = [replace(ft.settings, store_url=f"sqlite:///{tmp_path}/{name}.sqlite3") for name in "ab"]
+    stores = [structs.replace(ft.settings, store_url=f"sqlite:///{tmp_path}/{name}.sqlite3") for name in "ab"]
     with Orchestrator(stores[0]) as imported, Orchestrator(stores[1]) as recovered:
         taken = account_import.take(imported, "openai")
         assert taken.imported > 1 and imported.run(ours.id).record.imported

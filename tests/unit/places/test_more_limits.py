@@ -54,7 +54,7 @@ def opened(world: World, folder: Path, *, trusted: bool = True, **env: str) -> I
     if not chosen.is_file():
         world.provider(folder).place.close()
     settings = config.load(env={**world.env, **env}, home=folder / "home", config_file=chosen)
-    with Orchestrator(dataclasses.replace(settings, config_named=trusted)) as ft:
+    with Orchestrator(msgspec.structs.replace(settings, config_named=trusted)) as ft:
         found = ft.provider(world.kind)
         assert isinstance(found, AwayProvider)
         found.place = world.place(found)

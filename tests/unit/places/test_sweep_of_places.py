@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -36,7 +35,9 @@ def test_the_limit_is_kept_by_trials_that_take_longer_than_was_thought(tmp_path:
         world.provider(tmp_path)  # writes the configuration
         chosen = tmp_path / "orchestrate.toml"
         settings = config.load(env={}, home=tmp_path / "home", config_file=chosen)
-        with Orchestrator(replace(settings, config_named=False)) as ft:  # its trust is gone since
+        with Orchestrator(
+            msgspec.structs.replace(settings, config_named=False)
+        ) as ft:  # its trust is gone since
             ft.provider("hf-jobs").place = world.place(ft.provider("hf-jobs"))  # type: ignore[attr-defined, arg-type]
             carried = Searching(ft, sweeps.begin(ft, spec, ["hf-jobs"], SweepOrder(space=rates)))
             carried.turn()

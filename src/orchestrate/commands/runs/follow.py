@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
 import typer
+from msgspec.structs import replace
 from rich.text import Text
 
 from orchestrate.commands.terminal import completion

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+from msgspec import Struct
 from rich.console import Console
 
 from orchestrate.core.underway import BYTES, ProgressCallback
@@ -22,8 +23,7 @@ SHOWN_AFTER_S = 0.7
 """Seconds before a progress bar appears."""
 
 
-@dataclass
-class WaitingTask:
+class WaitingTask(Struct):
     """A task in progress."""
 
     what: str
@@ -55,16 +55,15 @@ class WaitingTask:
         return size(int(value)) if self.unit == BYTES else f"{value:,.0f}"
 
 
-@dataclass
-class Bars:
+class Bars(Struct):
     """Progress bars for all tasks of a command. Each thread and each nested task has its own line."""
 
     console: Console
     clock: Callable[[], float] = time.monotonic
-    _open: list[WaitingTask] = field(default_factory=list[WaitingTask])
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _open: list[WaitingTask] = msgspec.field(default_factory=list[WaitingTask])
+    _lock: threading.RLock = msgspec.field(default_factory=threading.RLock)
     _shown: Progress | None = None
-    _ended: threading.Event = field(default_factory=threading.Event)
+    _ended: threading.Event = msgspec.field(default_factory=threading.Event)
     _printed_at: float = 0.0
 
     @contextmanager

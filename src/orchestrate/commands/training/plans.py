@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
+from msgspec import structs
 from rich.text import Text
 
 from orchestrate.commands.terminal.command import HostOutput, Output, command
@@ -132,7 +132,7 @@ def plan(
     with orchestrator(context) as ft:
         if gpu_memory is not None:
             local = {**ft.settings.local, "gpu_memory_gib": _gib(gpu_memory)}
-            ft.settings = dataclasses.replace(ft.settings, local=local)
+            ft.settings = structs.replace(ft.settings, local=local)
         measured = gpu_memory is not None
         spec = spec_options.read(provider)
         names = backends_of(ft, spec, provider)

@@ -136,8 +136,7 @@ def limited(run: Run, asked: Submission | None) -> Run:
     return msgspec.structs.replace(run, max_cost_usd=asked.max_cost_usd, allowed_usd=asked.allowed_usd)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submission(RunRequest):
+class Submission(RunRequest, frozen=True, kw_only=True):
     """A request to submit. `spec` is the spec as its backend receives it, including secrets, which are never
     stored."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import Connection, Insert, and_, or_, select, true
 
@@ -34,8 +34,7 @@ class NoSuchPlace(LookupError):
     """Raised if a page is requested that starts after an id that is not in the list."""
 
 
-@dataclass(frozen=True)
-class Addition:
+class Addition(Struct, frozen=True):
     """A file or an upload part to add, with the function that stores its content. The content can't be
     deleted while it is being added."""
 
@@ -219,8 +218,7 @@ class OtherRequest(UsageError):
     """Raised if an idempotency key was reused with a different request body."""
 
 
-@dataclass(frozen=True)
-class CreateKey:
+class CreateKey(Struct, frozen=True):
     """Identifies a create request. `digest` is the SHA-256 of its body, and `retries` counts how often the
     client has already sent it."""
 
@@ -230,8 +228,7 @@ class CreateKey:
     idempotency_key: str | None = None
 
 
-@dataclass(frozen=True)
-class KeyUse:
+class KeyUse(Struct, frozen=True):
     """Usage of a key: the cost of its jobs and requested deployments, and the number of its open jobs."""
 
     usd: Decimal
