@@ -110,7 +110,7 @@ class _Rates(NamedTuple):
         return Bill(usd=least, origin=origin, lines=(*work.lines, entry), final=work.final)
 
     def by_tokens(self, job: Job) -> Bill | None:
-        if job.trained_tokens is None or self.spec.method.type == "rft":
+        if job.trained_tokens is None or job.trained_tokens < 0 or self.spec.method.type == "rft":
             return None
         rate = training_rate(self.resolved, self.spec, self.profile, self.prices)
         if rate is None or rate.usd_per_mtok is None:
@@ -123,7 +123,7 @@ class _Rates(NamedTuple):
         factor = self.profile.hourly_factor(self.spec)
         for gpu, seconds in job.accelerator_seconds.items():
             rate = self.prices.of("rft", gpu=gpu)
-            if rate is None:
+            if rate is None or seconds < 0:
                 return None
             lines.append(line("training", Decimal(seconds) / 3600 * factor, rate, note=gpu))
         if not lines:
@@ -215,7 +215,8 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
 
 
 def _of_host(job: Job, *, final: bool) -> Bill | None:
-    if job.cost_usd is None:
+    # A negative cost would raise what is left of the budget, and NaN can't be compared with any limit.
+    if job.cost_usd is None or not job.cost_usd.is_finite() or job.cost_usd < 0:
         return None
     return Bill(usd=job.cost_usd, origin=job.cost_origin or "reported by the host", final=final)
 

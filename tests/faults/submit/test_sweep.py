@@ -13,11 +13,13 @@ from tests.faults.submit.test_lost_keys import backed_up
 from tests.faults.submitting import MODELS, write_rows
 from tests.faults.world import CREATE
 
+from orchestrate import JobSpec, Orchestrator
 from orchestrate.costing import RateBook
 from orchestrate.errors import UsageError
 from orchestrate.runs.sweep import space, sweeps
 from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
+from orchestrate.settings import config
 from orchestrate.store.database import LeaseHeld
 from orchestrate.types import JobStatus, MetricPoint, Search, SubmitPhase, Trial, TrialState
 
@@ -117,6 +119,46 @@ def test_the_price_of_a_grid_is_the_sum_of_its_quotes(shop: Shop) -> None:
     price = sweeps.price(shop.ft, search)
     assert price.high_usd == sum((quote.high_usd for quote in quotes), Decimal(0))
     assert price.expected_usd == sum((quote.counted_usd for quote in quotes), Decimal(0))
+
+
+def high_usd(shop: Shop, search: Search, settings: Any) -> Decimal:
+    prepared = sweeps.prepared_trial(shop.ft, search, dict(settings), "openai", 1.0)
+    return prepared.offer("openai").quote.high_usd or Decimal(0)
+
+
+def rates(count: int) -> str:
+    return f"learning_rate_multiplier={','.join(f'{n}e-2' for n in range(1, count + 1))}"
+
+
+def test_the_price_of_a_grid_covers_what_comes_late_in_it(shop: Shop) -> None:
+    """All combinations with one epoch come before those with ten."""
+    search = begun(shop, SweepOrder(space=space.parse(["epochs=1,10", rates(40)], [])))
+    each = [high_usd(shop, search, settings) for settings in space.of(search).combinations()]
+    assert sweeps.price(shop.ft, search).high_usd == sum(each, Decimal(0))
+
+
+@pytest.mark.parametrize(
+    ("grid", "ranges"), [(["epochs=1,10", rates(150)], []), ([rates(3)], ["epochs=1:10"])]
+)
+def test_the_price_of_a_space_is_that_of_its_most_expensive_settings(
+    shop: Shop, grid: list[str], ranges: list[str]
+) -> None:
+    order = SweepOrder(space=space.parse(grid, ranges), sampler="random", trials=3)
+    search = begun(shop, order)
+    most = high_usd(shop, search, {"epochs": 10, "learning_rate_multiplier": 0.01})
+    assert sweeps.price(shop.ft, search).high_usd == 3 * most
+
+
+def test_a_sweep_of_a_sandbox_is_not_continued_at_the_real_host(shop: Shop) -> None:
+    """Nor are its scores shown as those of the host."""
+    tried = begun(shop)
+    Searching(shop.ft, tried).turn()
+    env = {**shop.env, "OPENAI_BASE_URL": "https://openai.example/v1", "OPENAI_API_KEY": "sk-real"}
+    settings = config.load(env=env, cwd=shop.folder, home=shop.settings.home)
+    with Orchestrator(settings) as real:
+        spec = JobSpec.parse(tried.spec)
+        search = sweeps.begin(real, spec, ["openai"], SweepOrder(space=GRID))
+        assert (search.id != tried.id, Searching(real, search).trials) == (True, [])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrate.providers.calls import money, nanos
+from orchestrate.providers.fireworks.responses import usd_of
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,8 @@ from orchestrate.providers.calls import money, nanos
         (10**21, None, "1e12"),
         ("1e26", None, None),
         ("-1e26", None, None),
+        (-1, None, None),
+        ("-0.01", None, None),
         ("1e999999", None, None),
         ("1e9999999999999999999", None, None),
         (float("nan"), None, None),
@@ -32,3 +35,18 @@ from orchestrate.providers.calls import money, nanos
 def test_only_what_can_be_a_price_is_one(told: Any, usd: str | None, of_nanos: str | None) -> None:
     assert money(told) == (None if usd is None else Decimal(usd))
     assert nanos(told) == (None if of_nanos is None else Decimal(of_nanos))
+
+
+@pytest.mark.parametrize(
+    ("told", "usd"),
+    [
+        ({"units": "1", "nanos": 250_000_000}, "1.25"),
+        ({"nanos": 5}, "5e-9"),
+        ({"units": "1e400", "nanos": 5}, None),
+        ({"units": "-1"}, None),
+        ({"units": "1", "nanos": -5}, None),
+        ({"units": "1", "nanos": "some"}, None),
+    ],
+)
+def test_money_of_which_a_part_is_unreadable_is_unknown(told: Any, usd: str | None) -> None:
+    assert usd_of(told) == (None if usd is None else Decimal(usd))

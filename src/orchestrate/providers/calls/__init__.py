@@ -117,7 +117,7 @@ def _price(value: Any, parts: Decimal) -> Decimal | None:
         found = Decimal(str(value)) / parts
     except DecimalException:
         return None
-    return found if found.is_finite() and abs(found) <= amounts.MOST else None
+    return found if found.is_finite() and 0 <= found <= amounts.MOST else None
 
 
 def estimate_quote(

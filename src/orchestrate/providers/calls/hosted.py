@@ -302,20 +302,26 @@ def _param(error: BaseException) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait, from `retry-after-ms` or `Retry-After` (a number or an HTTP date)."""
+    """Return the seconds to wait, from `retry-after-ms` or `Retry-After` (a number or an HTTP date), at most
+    a day."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / divisor
         except ValueError:
             continue
         if math.isfinite(seconds):
-            return max(0.0, seconds)
+            return _at_most_a_day(seconds)
     try:
         at = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
     except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    return _at_most_a_day((at - datetime.now(UTC)).total_seconds())
+
+
+def _at_most_a_day(seconds: float) -> float:
+    # A watcher that is told to wait for years by mistake would never take a deployment down.
+    return min(max(0.0, seconds), 86_400.0)
 
 
 def never_sent(error: BaseException) -> bool:

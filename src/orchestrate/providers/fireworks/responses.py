@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate.catalog import HostModel
 from orchestrate.providers.calls import (
-    NANO,
     estimate_quote,
     integer,
     money,
+    nanos,
     number,
     payload,
     ref_in,
@@ -155,7 +155,8 @@ def usd_of(value: Any) -> Decimal | None:
     amount = table(value)
     if not amount or amount.get("currencyCode", "USD") != "USD":
         return None
-    return (money(amount.get("units")) or Decimal(0)) + (money(amount.get("nanos")) or Decimal(0)) / NANO
+    units, billionths = money(amount.get("units") or 0), nanos(amount.get("nanos") or 0)
+    return None if units is None or billionths is None else units + billionths
 
 
 def _error(raw: Mapping[str, Any], state: str) -> JobError:

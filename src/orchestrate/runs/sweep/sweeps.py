@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 LOSS = "validation_loss"
 EVAL = "eval:"
-_MOST_PRICED = 32
-"""Maximum number of combinations that are priced before a sweep starts."""
+_MOST_PRICED = 128
+"""Maximum number of combinations that are all priced before a sweep starts."""
 _MOST_UNASKED = 1000
 """Maximum number of combinations in a grid, unless the user limits the number of trials."""
 
@@ -101,15 +101,18 @@ def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOr
     )
     for name in names:
         _require_target(ft, first, name, search)
-    search = replace(search, id=f"sweep-{_digest(search)}")
+    hosts = [host for name in names if (host := ft.provider(name).host) != name]
+    search = replace(search, id=f"sweep-{_digest(search, hosts)}")
     ft.store.searches.add(search)
     return replace(search, max_parallel=order.max_parallel, max_cost_usd=order.max_cost_usd)
 
 
-def _digest(search: Search) -> str:
-    """Return a digest of the sweep without its limits, so the same sweep continues with a higher limit."""
+def _digest(search: Search, hosts: Sequence[str]) -> str:
+    """Return a digest of the sweep without its limits, so the same sweep continues with a higher limit.
+    `hosts` are the addresses that are set for its backends: trials of a sandbox are not those of its host."""
     limits = ("id", "created_at", "max_parallel", "max_cost_usd")
     named = {name: value for name, value in search.to_dict().items() if name not in limits}
+    named |= {"hosts": hosts} if hosts else {}
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
@@ -154,33 +157,66 @@ def _require_target(ft: Workspace, spec: JobSpec, name: str, search: Search) -> 
 def price(ft: Workspace, search: Search) -> Price:
     """Price a sweep without sending anything. Works offline. Excludes the cost of evaluations, which `eval`
     quotes separately."""
+    found: dict[str, _TrialPrice | str | None] = {}
+
+    def priced(settings: space.Settings) -> _TrialPrice | str | None:
+        key = _described(settings)
+        if key not in found:
+            found[key] = _trial_price(ft, search, settings)
+        return found[key]
+
+    def high_usd(settings: space.Settings) -> Decimal:
+        price = priced(settings)
+        return price.high_usd if isinstance(price, _TrialPrice) else Decimal(-1)
+
     searched = space.of(search)
-    ends = {name: high for name, (_, high, _) in search.ranges.items()}
-    expected, high, full = list[Decimal](), list[Decimal](), list[Decimal]()
-    unpriced: list[str] = []
-    for settings in islice(searched.combinations(), _MOST_PRICED):
-        for name in [settings[PROVIDER]] if PROVIDER in settings else list(search.providers[:1]):
-            each = [
-                prepared_trial(ft, search, {**settings, **ends}, name, share) for share in {search.share, 1.0}
-            ]
-            quotes = [prepared.offer(name).quote for prepared in each]
-            if any(quote.refused for quote in quotes):
-                continue  # such a trial fails before anything is sent, and costs nothing
-            if why := next((quote.unavailable for quote in quotes if quote.unavailable), None):
-                unpriced.append(f"{name} {_described(settings)}: {why}")
-                continue
-            prices = [quote.price for quote in quotes if quote.price is not None]
-            small = min(prices, key=lambda price: price.high_usd)
-            expected.append(small.counted_usd)
-            high.append(small.high_usd)
-            full.append(max(price.high_usd for price in prices))
-    if not high:
+    bounds = Space({**searched.choices, **{name: (high,) for name, (_, high, _) in searched.ranges.items()}})
+    each: list[space.Settings] = list(islice(bounds.combinations(), _MOST_PRICED))
+    if bounds.size > _MOST_PRICED:
+        each.append(_most_expensive(bounds, high_usd))
+    prices = [price for settings in each if isinstance(price := priced(settings), _TrialPrice)]
+    unpriced = [why for why in found.values() if isinstance(why, str)]
+    if not prices:
         return Price(Decimal(0), Decimal(0), unpriced)
-    each_usd, most_usd = sum(expected, Decimal(0)) / len(expected), max(high)
-    again = search.survivors * max(full)
-    if search.sampler == "grid" and searched.size == search.trials == len(high):
-        return Price(sum(expected, Decimal(0)) + again, sum(high, Decimal(0)) + again, unpriced)
+    expected_usd = sum((price.expected_usd for price in prices), Decimal(0))
+    again = search.survivors * max(price.full_usd for price in prices)
+    if search.sampler == "grid" and bounds.size == search.trials == len(prices):
+        return Price(
+            expected_usd + again, sum((price.high_usd for price in prices), Decimal(0)) + again, unpriced
+        )
+    most_usd = max(price.high_usd for price in prices)
+    each_usd = expected_usd / len(prices)
     return Price(each_usd * search.trials + again, most_usd * search.trials + again, unpriced)
+
+
+class _TrialPrice(NamedTuple):
+    expected_usd: Decimal
+    high_usd: Decimal
+    full_usd: Decimal
+    """Highest price of the trial on all rows."""
+
+
+def _trial_price(ft: Workspace, search: Search, settings: space.Settings) -> _TrialPrice | str | None:
+    """Return the price of a trial, or why it is unknown. Returns `None` for a trial that would fail before
+    anything is sent, which costs nothing."""
+    name = settings.get(PROVIDER, search.providers[0])
+    each = [prepared_trial(ft, search, dict(settings), name, share) for share in {search.share, 1.0}]
+    quotes = [prepared.offer(name).quote for prepared in each]
+    if any(quote.refused for quote in quotes):
+        return None
+    if why := next((quote.unavailable for quote in quotes if quote.unavailable), None):
+        return f"{name} {_described(settings)}: {why}"
+    prices = [quote.price for quote in quotes if quote.price is not None]
+    small = min(prices, key=lambda price: price.high_usd)
+    return _TrialPrice(small.counted_usd, small.high_usd, max(price.high_usd for price in prices))
+
+
+def _most_expensive(searched: Space, usd: Callable[[space.Settings], Decimal]) -> space.Settings:
+    """Return the most expensive combination, found by one setting after the other."""
+    most = next(searched.combinations())
+    for name, values in searched.choices.items():
+        most[name] = max(values, key=lambda value: usd({**most, name: value}))
+    return most
 
 
 def prepared_trial(
@@ -191,5 +227,5 @@ def prepared_trial(
     return prepare(ft, JobSpec.parse(values), provider)
 
 
-def _described(settings: dict[str, Any]) -> str:
+def _described(settings: space.Settings) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -103,6 +103,17 @@ def test_the_hosts_own_figure_goes_first() -> None:
     assert found == Bill(usd=Decimal("4.2"), origin="total_price")
 
 
+@pytest.mark.parametrize("told", ["-4.2", "NaN", "-Infinity", "Infinity"])
+def test_a_figure_that_is_no_price_leaves_the_estimate(told: str) -> None:
+    """A negative bill would raise what is left of the budget."""
+    quote = a_quote()
+    found = made("together", "qwen3.5-9b", a_job(cost_usd=Decimal(told), trained_tokens=-9), quote=quote)
+    assert found is not None
+    assert (found.usd >= quote.lines[0].usd, found.final) == (True, False)
+    handle = JobHandle(provider="local", job_id="orc-1", kind=SESSION)
+    assert made("local", "Qwen/Qwen3-0.6B", a_job(handle=handle, cost_usd=Decimal(told))) is None
+
+
 @pytest.mark.parametrize("status", [s for s in JobStatus if s.terminal])
 def test_a_session_bills_what_it_counted_however_it_ended(status: JobStatus) -> None:
     handle = JobHandle(provider="local", job_id="orc-1", kind=SESSION)
