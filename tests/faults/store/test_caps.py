@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy.event import listen
 from tests.faults.paper_host import BoundHost, Paper, PaperHost
@@ -73,6 +74,14 @@ def test_the_watcher_cancels_once_and_the_record_says_why(store: Store, host: Pa
     assert ended.error is not None and ended.error.message == event.message
     assert store.history.transitions(run.id)[-1].note == "over its cap"
     assert store.runs.get(other.id).status is JobStatus.RUNNING, "a run without a cap goes on"
+
+
+def test_an_amount_that_a_machine_ends_at_is_kept_by_a_sync_too(store: Store, host: PaperHost) -> None:
+    """It is announced without `--max-cost` as well."""
+    run = submit(store, host, SPEC, DATA)
+    store.runs.apply(run.id, lambda run: msgspec.structs.replace(run, allowed_usd=Decimal(5)))
+    host.set(str(run.job_id), state="running", tokens=6)
+    assert sync(store, lambda _: host, bill=by_tokens).capped == [run.id]
 
 
 def test_a_refresh_cancels_too_and_tells(store: Store, host: PaperHost) -> None:

@@ -578,7 +578,7 @@ class _Sweep:
         self._conclude(ended, few=(_REQUESTS - _LOOKUPS - -(-len(tracked) // _PAGE)) // DETAIL_REQUESTS)
         for run_id, job in ((i, job) for i, job in seen.items() if i not in ended):
             self._left_undone(known[run_id], job)
-            if known[run_id].max_cost_usd is not None:
+            if cap_of(known[run_id]) is not None:
                 self._cap(run_id, job)
         self._stalled([run for run in tracked if run.id in seen and run.id not in ended])
 
@@ -630,8 +630,8 @@ class _Sweep:
             self.report.alarms.extend(e for e in self.store.history.alarms(run.id) if e.id not in before)
 
     def _query_missing(self, missing: list[Run], seen: dict[str, Job]) -> None:
-        capped = _some([run for run in missing if run.max_cost_usd is not None], _LOOKUPS)
-        others = [run for run in missing if run.max_cost_usd is None]
+        capped = _some([run for run in missing if cap_of(run) is not None], _LOOKUPS)
+        others = [run for run in missing if cap_of(run) is None]
         for run in (*capped, *_some(others, _LOOKUPS - len(capped))):
             self.report.asked += 1
             try:
