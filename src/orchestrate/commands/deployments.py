@@ -160,7 +160,7 @@ def deploy(
         err.print(ending(offer))
         agreed = partial(confirm, "Deploy?", yes=yes)
         require_consent(offer.most_usd or None, agreed, otherwise="not deployed", fix="add --yes")
-        if limits["max_usd_per_hour"] is None:
+        if limits["max_usd_per_hour"] is None and offer.deployment is None:  # else an earlier limit stays
             limits["max_usd_per_hour"] = offer.usd_per_hour  # the confirmed price
         given: dict[str, Any] = {**limits, "accept_unknown_price": accepted, **options}
         deployment = handle.deploy(to, **given)

@@ -271,6 +271,17 @@ def test_other_options_than_those_of_what_is_up_are_refused(place: Place) -> Non
     assert place.handle().deployment_price() == 16
 
 
+def test_an_hourly_price_above_the_limit_of_an_earlier_call_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = place.deploy(max_usd_per_hour=9, max_hours=1)
+    monkeypatch.setattr(place.host, "deployment_price", lambda job, *, options=None: Decimal(10))
+    with pytest.raises(OverBudget, match="max-usd-per-hour"):
+        place.deploy(max_hours=2)
+    assert place.store.deployments.get(up.id).max_hours == 1
+    assert place.deploy(max_hours=2, max_usd_per_hour=10).max_hours == 2
+
+
 @pytest.mark.parametrize("limit", [{"max_hours": 0}, {"max_cost_usd": 0}, {"max_cost_usd": "1e400"}])
 def test_a_limit_of_nothing_or_of_more_than_there_is_is_bad_input(
     place: Place, limit: dict[str, Any]

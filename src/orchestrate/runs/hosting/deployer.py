@@ -135,7 +135,10 @@ class Deployer:
         `ProviderError`, the store also records whether the deployment is up.
         """
         with self.store.leases.hold(lease_name(run.id), self.timing.lease_s):
-            price = self._price(run, self._open(run), terms)
+            before = self._open(run)
+            if before is not None and terms.max_usd_per_hour is None:
+                terms = msgspec.structs.replace(terms, max_usd_per_hour=before.max_usd_per_hour)
+            price = self._price(run, before, terms)
             deployment = self._begun(run)
             if deployment is None:
                 fresh = self._intent(run)
