@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.routing import BaseRoute
 
 from orchestrate import text
+from orchestrate.costing.expenses import unpriced
 from orchestrate.errors import DataError, OrchestrateError, OverBudget
 from orchestrate.gateway import job_objects, terms
 from orchestrate.gateway.calls import (
@@ -45,7 +46,7 @@ from orchestrate.runs.tracked import TrackedRun
 from orchestrate.store import Clock
 from orchestrate.store.gateway import CreateKey, KeyUse
 from orchestrate.text import count, limit, money
-from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Run
+from orchestrate.types import GatewayJob, GatewayKey, JobStatus, Quote, Run
 
 if TYPE_CHECKING:
     from orchestrate.workspace import Workspace
@@ -284,7 +285,7 @@ class Jobs:
             notes=(*form.notes, _quoted(prepared, backend), *self._to_be_asked(name, backend)),
         )
         self._reached("before-taken")
-        job, new = self._jobs.take(job, request, lambda use: self._allow(call, asked, use, job))
+        job, new = self._jobs.take(job, request, lambda use: self._allow(call, asked, use, job, quote))
         self._reached("after-taken")
         if new:
             self._submitting.take(job, prepared)
@@ -372,7 +373,9 @@ class Jobs:
             raise refusal_of(error) from error
         return prepared
 
-    def _allow(self, call: GatewayRequest, asked: CreateJob, use: KeyUse, job: GatewayJob) -> None:
+    def _allow(
+        self, call: GatewayRequest, asked: CreateJob, use: KeyUse, job: GatewayJob, quote: Quote
+    ) -> None:
         """Raise `HostError` if a limit of the key is exceeded, or if a file was deleted in the meantime."""
         self._require_contents(asked, job.files)
         key = call.key
@@ -383,11 +386,15 @@ class Jobs:
             )
             headers = {"retry-after": _A_JOB_LATER_S}
             raise HostError(429, message, code="too_many_jobs", type="rate_limit_error", headers=headers)
-        unknown = "the price is unknown" if job.quote_usd is None else None
         what = f"the remaining budget of the key {key.name}"
         try:
             require_within(
-                job.backend, job.quote_usd, key.budget_usd, taken_usd=use.usd, unknown=unknown, what=what
+                job.backend,
+                job.quote_usd,
+                key.budget_usd,
+                taken_usd=use.usd,
+                unknown=unpriced(quote),
+                what=what,
             )
         except OverBudget as error:
             raise refusal_of(error) from error

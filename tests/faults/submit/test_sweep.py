@@ -149,6 +149,15 @@ def test_the_price_of_a_space_is_that_of_its_most_expensive_settings(
     assert sweeps.price(shop.ft, search).high_usd == 3 * most
 
 
+def test_a_price_with_an_open_end_is_said_before_the_start(shop: Shop) -> None:
+    spec = JobSpec(model="qwen3.5-2b", train=str(shop.rows), validation=validation(shop), packing=False)
+    search = sweeps.begin(shop.ft, spec, ["together"], SweepOrder(space=GRID))
+    price = sweeps.price(shop.ft, search)
+    assert price.high_usd > 0
+    assert [why.partition(": ")[0] for why in price.unpriced] == [f"together epochs={n}" for n in (1, 2, 3)]
+    assert "the quote does not include" in price.unpriced[0]
+
+
 def test_a_sweep_of_a_sandbox_is_not_continued_at_the_real_host(shop: Shop) -> None:
     """Nor are its scores shown as those of the host."""
     tried = begun(shop)

@@ -77,6 +77,14 @@ def test_a_key_does_what_it_may(
     assert refusal(keyed, key(keyed, f"k{hash(str(scope))}", **scope), **body) == found
 
 
+def test_a_budget_covers_no_price_with_an_open_end(tmp_path: Path, sandbox: Sandbox) -> None:
+    """As the store's budget does not: nobody knows what the rest comes to."""
+    padded = {"backend": "together", "model": "qwen3.5-2b", "settings": {"packing": False}}
+    with gateway_of(tmp_path, sandbox.env, {"models": {ASKED: padded}}) as found:
+        assert refusal(found, key(found, "free"))[0] == 200
+        assert refusal(found, key(found, "tight", budget_usd=Decimal(1000))) == (403, "over_budget")
+
+
 def test_simulated_bills_use_up_the_budget_of_a_key(keyed: Gateway) -> None:
     """As deployments of a sandbox do, and the runs of a sweep."""
     jobs = keyed.ft.store.gateway_jobs

@@ -202,8 +202,10 @@ def agree(price: Any, search: Search, *, yes: bool) -> None:
         f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} "
         f"expected, at most {money(price.high_usd)}; evaluations cost extra"
     )
-    for why in price.unpriced:
-        warn(f"no price: {why}")
+    if price.unpriced:
+        first, *others = price.unpriced
+        more = f", and {count(len(others), 'other combination')}" if others else ""
+        warn(f"price unknown: {first}{more}")
     limit_usd = search.max_cost_usd
     require_within(
         "sweep",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
+from orchestrate.costing.expenses import unpriced
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.metrics import registry
 from orchestrate.runs.preparing.prepared import Prepared, prepare, training_data
@@ -65,7 +66,7 @@ class Price(NamedTuple):
     expected_usd: Decimal
     high_usd: Decimal
     unpriced: list[str]
-    """Combinations without a price, each with the reason."""
+    """Combinations without a price, or whose price does not include everything, each with the reason."""
 
 
 def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
@@ -175,18 +176,19 @@ def price(ft: Workspace, search: Search) -> Price:
     if bounds.size > _MOST_PRICED:
         each.append(_most_expensive(bounds, high_usd))
     prices = [price for settings in each if isinstance(price := priced(settings), _TrialPrice)]
-    unpriced = [why for why in found.values() if isinstance(why, str)]
+    unknown = [why.open_end if isinstance(why, _TrialPrice) else why for why in found.values()]
+    reasons = [why for why in unknown if why is not None]
     if not prices:
-        return Price(Decimal(0), Decimal(0), unpriced)
+        return Price(Decimal(0), Decimal(0), reasons)
     expected_usd = sum((price.expected_usd for price in prices), Decimal(0))
     again = search.survivors * max(price.full_usd for price in prices)
     if search.sampler == "grid" and bounds.size == search.trials == len(prices):
         return Price(
-            expected_usd + again, sum((price.high_usd for price in prices), Decimal(0)) + again, unpriced
+            expected_usd + again, sum((price.high_usd for price in prices), Decimal(0)) + again, reasons
         )
     most_usd = max(price.high_usd for price in prices)
     each_usd = expected_usd / len(prices)
-    return Price(each_usd * search.trials + again, most_usd * search.trials + again, unpriced)
+    return Price(each_usd * search.trials + again, most_usd * search.trials + again, reasons)
 
 
 class _TrialPrice(NamedTuple):
@@ -194,6 +196,8 @@ class _TrialPrice(NamedTuple):
     high_usd: Decimal
     full_usd: Decimal
     """Highest price of the trial on all rows."""
+    open_end: str | None
+    """Reason why the trial may cost more, if it may."""
 
 
 def _trial_price(ft: Workspace, search: Search, settings: space.Settings) -> _TrialPrice | str | None:
@@ -208,7 +212,11 @@ def _trial_price(ft: Workspace, search: Search, settings: space.Settings) -> _Tr
         return f"{name} {_described(settings)}: {why}"
     prices = [quote.price for quote in quotes if quote.price is not None]
     small = min(prices, key=lambda price: price.high_usd)
-    return _TrialPrice(small.counted_usd, small.high_usd, max(price.high_usd for price in prices))
+    full_usd = max(price.high_usd for price in prices)
+    more = next(
+        (f"{name} {_described(settings)}: {why}" for quote in quotes if (why := unpriced(quote))), None
+    )
+    return _TrialPrice(small.counted_usd, small.high_usd, full_usd, more)
 
 
 def _most_expensive(searched: Space, usd: Callable[[space.Settings], Decimal]) -> space.Settings:
