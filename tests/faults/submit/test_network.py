@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from tests.cells import diagonal
 from tests.faults.conftest import AT_ONCE
 from tests.faults.submitting import backend, spec_for, write_rows
-from tests.faults.world import CREATE, HOSTED, LATE, SETTLED, Counted, World
+from tests.faults.world import CREATE, HOSTED, LATE, SETTLED, UNHURRIED, Counted, World
 from tests.ports import own_port
 
 from orchestrate import sandbox
@@ -86,6 +87,16 @@ def test_a_host_that_goes_away_before_the_post_and_comes_back(
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [0, -1])
+def test_a_storm_of_429_that_asks_for_no_wait_ends(world: World, hosts: Any, asked: int) -> None:
+    hosts.fault("openai", "rate_limit", method="POST", path=CREATE["openai"], count=0, retry_after=asked)
+    before = world.creates("openai")
+    with pytest.raises(RateLimited):
+        world.submit("openai", timing=replace(UNHURRIED, patience_s=2.0))
+    assert world.creates("openai") - before == 3
+    hosts.clear_faults()
 
 
 @pytest.mark.parametrize("name", HOSTED)

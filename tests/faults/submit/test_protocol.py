@@ -56,7 +56,7 @@ from orchestrate.types import (
 )
 
 SPEC = JobSpec(model="m", train="rows.jsonl")
-QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience_s=1.0)
+QUICK = Timing(send_limit_s=0.2, requests=1, margin_s=0.1, lease_s=5.0, patience_s=4.0)
 SENDING = replace(QUICK, send_limit_s=60.0)  # a machine that is busy is no process that slept
 OPEN = replace(SENDING, margin_s=600.0)  # what is not known stays so, however busy the machine is
 DATA: Any = Paper()

@@ -436,7 +436,8 @@ def _requested_wait(error: OrchestrateError) -> float | None:
     any other error."""
     if not isinstance(error, RateLimited) or not error.retryable:
         return None
-    return 5.0 if error.retry_after_s is None else error.retry_after_s
+    # At least a second, because a host that asks for 0 each time would be asked without end.
+    return 5.0 if error.retry_after_s is None else max(error.retry_after_s, 1.0)
 
 
 def _within(spec: JobSpec, run: Run) -> JobSpec:
