@@ -488,14 +488,20 @@ def _calls(m: ChatMessage, tools: list[dict[str, Any]] | None, place: str) -> li
             arguments = msgspec.json.decode(call.function.arguments or "{}")
         except (msgspec.DecodeError, RecursionError):
             arguments = None
-        if any(call.id == other.id for other in (m.tool_calls or [])[:j]):
-            found.append(problem("bad-tool-call", f"two calls share the id {call.id!r}", field=f"{field}.id"))
+        if (first := next((c for c in (m.tool_calls or [])[:j] if c.id == call.id), None)) is not None:
+            found.append(_shared(call.id, first == call, f"{field}.id"))
         if not isinstance(arguments, dict):
             found.append(problem("bad-arguments", field=f"{field}.function.arguments"))
         if call.function.name not in declared:
             message = f"the tool {call.function.name!r} is missing from `tools`"
             found.append(problem("undeclared-tool", message, field=f"{field}.function.name"))
     return found
+
+
+def _shared(id: str, are_equal: bool, field: str) -> Problem:
+    message = f"two {'equal' if are_equal else 'different'} calls have the id {id!r}"
+    fix = "remove one of them (calls in the content count too), or give each an id of its own"
+    return msgspec.structs.replace(problem("bad-tool-call", message, field=field), fix=fix)
 
 
 # Image sizes from the first bytes of a file or data URL, without decoding or downloading.

@@ -271,16 +271,20 @@ _NOTES = frozenset(
 """Fields of parts that are irrelevant to training."""
 
 
+NOTHING: tuple[Any, ...] = (None, [], {}, "")
+"""Values of a field that count as none."""
+
+
 def strays(item: Mapping[str, Any], known: Container[str], place: str) -> Item:
     """Return the unknown fields of an object, with `place` as a prefix of their names. The caller adds these
     fields to the message, and the message reader reports them."""
     unread = {name: value for name, value in item.items() if name not in known and name not in _NOTES}
-    return {f"{place}{name}": value for name, value in unread.items() if value not in (None, [], {}, "")}
+    return {f"{place}{name}": value for name, value in unread.items() if value not in NOTHING}
 
 
 def replaced(item: Mapping[str, Any], names: Iterable[str]) -> set[str]:
     """Return the fields among `names` that are not used because an earlier one has another value."""
-    given = [name for name in names if item.get(name) not in (None, [], {}, "")]
+    given = [name for name in names if item.get(name) not in NOTHING]
     return {name for name in given[1:] if item[name] != item[given[0]]}
 
 
@@ -373,7 +377,8 @@ class _Unfolding:
             name = "reasoning" if rest.get("reasoning") in (None, "", thought) else "content.thinking"
             rest[name] = thought
         if self._calls:
-            rest["tool_calls"] = [*(rest.get("tool_calls") or []), *self._calls]
+            given: Any = rest.get("tool_calls")
+            rest["tool_calls"] = _with_blocks(cast("list[Any]", given) if given else [], self._calls)
         rest |= self._loss()
         content: Any = self._parts
         if all(part.keys() == {"type", "text"} and isinstance(part["text"], str) for part in self._parts):
@@ -421,10 +426,49 @@ def call(id: Any, name: Any, arguments: Any) -> Item:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": text or "{}"}}
 
 
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""Names for the arguments of a call: OpenAI's, Llama 3's, LangChain's and Anthropic's. The first one with a
+value is used."""
+
+
 def arguments_of(call: Item, default: Any = None) -> Any:
-    """Return the arguments of a call, which Llama 3 names `parameters`."""
-    given = call.get("arguments")
-    return call.get("parameters", call.get("arguments", default)) if given is None else given
+    """Return the arguments of a call, whatever their name (see `ARGUMENTS`)."""
+    return call.get(_arguments_field(call), default)
+
+
+def _arguments_field(call: Item) -> str:
+    return next((name for name in ARGUMENTS if call.get(name) is not None), "arguments")
+
+
+def same_call(one: Item, other: Item) -> bool:
+    """Return whether two calls have the same name and arguments. Arguments can be objects or JSON text."""
+    first, second = (
+        cast("Item", c["function"]) if isinstance(c.get("function"), dict) else c for c in (one, other)
+    )
+    return first.get("name") == second.get("name") and _arguments(first) == _arguments(second)
+
+
+def _arguments(call: Item) -> Any:
+    given = arguments_of(call, "{}")
+    try:
+        return rows.decode(given) if isinstance(given, str) else given
+    except (msgspec.DecodeError, RecursionError):
+        return given
+
+
+def _with_blocks(calls: Sequence[Any], blocks: Sequence[Item]) -> list[Any]:
+    """Append the calls in a message's content to its `tool_calls`, except those that repeat one of these."""
+    made = list(calls)
+    left = [k for k, c in enumerate(made) if isinstance(c, dict)]
+    for block in blocks:
+        ids = {k: made[k].get("id") or block["id"] for k in left}
+        same = (k for k in left if ids[k] == (block["id"] or ids[k]) and same_call(made[k], block))
+        if (k := next(same, None)) is None:
+            made.append(block)
+        else:
+            left.remove(k)
+            made[k] = {**made[k], "id": ids[k]}
+    return made
 
 
 CALL = frozenset({"name", "arguments"})
@@ -432,8 +476,8 @@ CALL = frozenset({"name", "arguments"})
 
 
 def call_fields(call: Item, known: frozenset[str]) -> frozenset[str]:
-    """Return the known fields of a call, including `parameters` if they are the call's arguments."""
-    return known | {"parameters"} if call.get("arguments") is None else known
+    """Return the known fields of a call, including the one that contains the call's arguments."""
+    return known | {_arguments_field(call)}
 
 
 def written_call(value: Any) -> Item | None:

@@ -17,11 +17,13 @@ import msgspec
 from orchestrate.data import rows
 from orchestrate.data.rows import ROLES, ChatMessage, FunctionCall, Role, ToolCall, problem
 from orchestrate.data.shapes import (
+    ARGUMENTS,
     CALL,
     arguments_of,
     call_fields,
     is_number,
     loss_of,
+    same_call,
     strays,
     unfolded,
     written_call,
@@ -35,11 +37,12 @@ class _Call(msgspec.Struct):
     arguments: msgspec.Raw = msgspec.Raw()
     """Arguments as raw JSON, because decoding would round large numbers."""
     parameters: msgspec.Raw = msgspec.Raw()
-    """Llama 3's name for the arguments."""
+    args: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
 
     def given(self) -> bytes:
-        arguments = bytes(self.arguments)
-        return (arguments if arguments not in (b"", b"null") else bytes(self.parameters)) or b"{}"
+        named = (bytes(getattr(self, name)) for name in ARGUMENTS)
+        return next((given for given in named if given not in (b"", b"null")), b"{}")
 
 
 _ONE, _SEVERAL = decoding.decoder(_Call), decoding.decoder(list[_Call])
@@ -426,32 +429,14 @@ def _legacy(raw: dict[str, Any], fields: dict[str, Any], place: str) -> list[Pro
         return [problem("bad-tool-call", message_, field=f"{place}.function_call")]
     named = cast("dict[str, Any]", call)
     if given := raw.get("tool_calls"):
-        if _is_same_call(given, named):
+        calls = [cast("dict[str, Any]", c) for c in _items(given) if isinstance(c, dict)]
+        if len(_items(given)) == len(calls) == 1 and same_call(calls[0], named):
             return []
         said = "the message has both tool_calls and function_call, and they differ"
         both = problem("bad-tool-call", said, field=f"{place}.function_call")
         return [msgspec.structs.replace(both, fix="remove function_call, or write all calls in tool_calls")]
     fields["tool_calls"] = [{"id": f"call_{named.get('name')}", "type": "function", "function": named}]
     return [problem("legacy-functions", field=f"{place}.function_call")]
-
-
-def _is_same_call(calls: Any, legacy: dict[str, Any]) -> bool:
-    """Return whether `tool_calls` contains only the call in `function_call`."""
-    call: Any = _items(calls)[0] if len(_items(calls)) == 1 else None
-    function: Any = cast("dict[str, Any]", call).get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        return False
-    named = cast("dict[str, Any]", function)
-    return named.get("name") == legacy.get("name") and _value(named) == _value(legacy)
-
-
-def _value(call: dict[str, Any]) -> Any:
-    """Return the value of a call's arguments, or their text if it is not JSON."""
-    given = arguments_of(call, "{}")
-    try:
-        return rows.decode(given) if isinstance(given, str) else given
-    except (msgspec.DecodeError, RecursionError):
-        return given
 
 
 def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
@@ -484,31 +469,38 @@ def _tool_call_problems(fields: dict[str, Any], place: str) -> list[Problem]:
 
 def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
     """Return the row's `tools` (or the retired `functions`), given as a list or as JSON text."""
-    tools: Any = row.get("tools")
-    found: list[Problem] = []
-    if tools is None and isinstance(row.get("functions"), list):
-        tools = [{"type": "function", "function": function} for function in row["functions"]]
+    tools, found = _schemas(row, "tools")
+    functions, wrong = _schemas(row, "functions")
+    found += wrong
+    if functions and not tools:
+        tools = functions
         found.append(problem("legacy-functions", field="functions"))
-    elif row.get("functions") and tools != row["functions"]:
-        found.append(
-            problem("lost-meaning", "`functions` is ignored because `tools` is present", field="functions")
-        )
-    if isinstance(tools, str):
-        try:
-            tools = rows.decode(tools) if tools.strip() else None
-        except (msgspec.DecodeError, RecursionError):
-            return None, [problem("bad-tools", "`tools` is a string that is not valid JSON", field="tools")]
+    elif functions and tools != functions:
+        message = "`functions` is ignored because `tools` is present"
+        found.append(problem("lost-meaning", message, field="functions"))
     if tools is None:
         return None, found
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast("list[Any]", tools)):
-        return None, [*found, problem("bad-tools", "`tools` is not a list of objects", field="tools")]
     seen: set[str] = set()
-    wrapped = [_with_object(_wrapped(tool), seen) for tool in cast("list[dict[str, Any]]", tools)]
+    wrapped = [_with_object(tool, seen) for tool in tools]
     read = cast("list[dict[str, Any]]", _json_types(wrapped, seen))
     if seen:
         message = f"tool types are treated as JSON Schema types: {', '.join(sorted(seen))}"
         found.append(problem("python-types", message, field="tools"))
     return read, found
+
+
+def _schemas(row: dict[str, Any], name: str) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
+    """Return the tools in a field, given as a list or as JSON text."""
+    value: Any = row.get(name)
+    if isinstance(value, str):
+        try:
+            value = rows.decode(value) if value.strip() else None
+        except (msgspec.DecodeError, RecursionError):
+            return None, [problem("bad-tools", f"`{name}` is a string that is not valid JSON", field=name)]
+    items = _items(value)
+    if value is not None and (not isinstance(value, list) or not all(isinstance(i, dict) for i in items)):
+        return None, [problem("bad-tools", f"`{name}` is not a list of objects", field=name)]
+    return None if value is None else [_wrapped(tool) for tool in items], []
 
 
 _PYTHON = {

@@ -11,9 +11,11 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from orchestrate.data import rows
 from orchestrate.data.rows import ChatExample, PreferenceExample, problem
-from orchestrate.data.shapes import Read, Row, RowFormat, call, image, named, strays
+from orchestrate.data.shapes import NOTHING, Read, Row, RowFormat, call, image, named, replaced, strays
 from orchestrate.data.shapes.chat import messages_from, tools_from, unread
 from orchestrate.types import Problem
 
@@ -23,24 +25,29 @@ _SYSTEM = ("systemInstruction", "system_instruction")
 _FREE = ("args", "response", "parameters", "parameters_json_schema")
 
 
-def _snake(value: Any) -> Any:
+def _snake(value: Any, found: list[Problem]) -> Any:
     """Convert camel case field names to snake case, because Google's client accepts both. Names inside
-    tool arguments are unchanged."""
+    tool arguments are unchanged. A field that an object has in both spellings is reported in `found`."""
     if isinstance(value, list):
-        return [_snake(item) for item in cast("list[Any]", value)]
+        return [_snake(item, found) for item in cast("list[Any]", value)]
     if not isinstance(value, dict):
         return value
     made: Row = {}
     for name, held in cast("Row", value).items():
         key = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-        made[key] = held if key in _FREE else _snake(held)
+        read = held if key in _FREE else _snake(held, found)
+        if made.get(key) in NOTHING:
+            made[key] = read
+        elif read not in NOTHING and read != made[key]:
+            message = f"an object has {key} in snake case and in camel case, and they differ"
+            found.append(replace(problem("lost-meaning", message, field=name), fix="remove one of them"))
     return made
 
 
 def _gemini_part(part: Row, message: Row) -> Row | None:
     """Convert a part of the content. Calls and reasoning are added to the message. Unknown parts are
     returned unchanged, to be reported."""
-    kind = next((name for name in _GEMINI_PARTS if name in part), None)
+    kind = next((name for name in _GEMINI_PARTS if part.get(name) is not None), None)
     if kind is not None:  # other parts are errors anyway
         message |= strays(part, {kind, "thought", "thought_signature"}, "parts.")
     held: Any = part.get(kind or "")
@@ -170,21 +177,25 @@ def _gemini_tools(row: Row) -> tuple[list[Row] | None, list[Problem]]:
             return None, [problem("bad-tools", "only function declarations are used", field="tools")]
         left |= strays(cast("Row", group), {"function_declarations"}, "tools.")
         for each in cast("list[Row]", declared):
-            left |= strays(each, _DECLARED, "function_declarations.")
+            each |= {name: _lower_types(each[name]) for name in _SCHEMAS if name in each}
+            left |= strays(each, _DECLARED - replaced(each, _SCHEMAS), "function_declarations.")
             function = {name: value for name, value in each.items() if name in ("name", "description")}
-            schema = each.get("parameters", each.get("parameters_json_schema"))
-            function |= {"parameters": _lower_types(schema)} if schema else {}
+            schema = next((each[name] for name in _SCHEMAS if each.get(name)), None)
+            function |= {"parameters": schema} if schema else {}
             tools.append({"type": "function", "function": function})
     read, found = tools_from({"tools": tools or None})
     return read, [*unread(left, (), "tools"), *found]
 
 
-_DECLARED = frozenset({"name", "description", "parameters", "parameters_json_schema"})
+_SCHEMAS = ("parameters", "parameters_json_schema")
+_DECLARED = frozenset({"name", "description", *_SCHEMAS})
 
 
 def _gemini(row: Row) -> Read:
-    row = _snake(row)
-    given, found = _gemini_messages(row["contents"], "contents")
+    found: list[Problem] = []
+    row = _snake({name: row[name] for name in row if name in _GEMINI}, found)
+    given, bad = _gemini_messages(row["contents"], "contents")
+    found += bad
     if (system := row.get("system_instruction")) is not None:
         content = {"parts": [{"text": system}]} if isinstance(system, str) else system
         first, wrong = _gemini_messages([content], "systemInstruction")
@@ -198,7 +209,7 @@ def _gemini(row: Row) -> Read:
 def _gemini_preference(row: Row) -> Read:
     """Read Vertex AI's preference format: two completions with scores, of which the higher score is
     preferred."""
-    example, found = _gemini({name: row[name] for name in row if name != "completions"})
+    example, found = _gemini(row)
     given = [cast("Row", c) if isinstance(c, dict) else {} for c in cast("list[Any]", row["completions"])]
     ranked = sorted(given, key=lambda c: -(c["score"] if isinstance(c.get("score"), int | float) else 0))
     if len(ranked) != 2 or ranked[0].get("score") == ranked[1].get("score"):
@@ -206,8 +217,8 @@ def _gemini_preference(row: Row) -> Read:
         return None, [*found, problem("bad-message", message, field="completions")]
     sides: list[Any] = []
     for side in ranked:
-        raw, wrong = _gemini_messages([_snake(side.get("completion"))], "completions")
-        found = [*found, *unread(side, {"score", "completion"}, "completions")]
+        raw, wrong = _gemini_messages([_snake(side.get("completion"), found)], "completions")
+        found += unread(side, {"score", "completion"}, "completions")
         said, more = messages_from(raw, "completions")
         sides.append(said)
         found = [*found, *wrong, *more]
@@ -279,7 +290,8 @@ def _bedrock_content(blocks: Any, message: Row) -> Any:
     added to the message."""
     content: list[Row] = []
     for item in cast("list[Any]", blocks) if isinstance(blocks, list) else []:
-        block = cast("Row", item) if isinstance(item, dict) else {}
+        given = cast("Row", item) if isinstance(item, dict) else {}
+        block = {name: value for name, value in given.items() if value is not None}
         kind = next((name for name in _BLOCKS if name in block), "")
         held: Any = block.get(kind)
         if kind:  # other blocks are errors anyway

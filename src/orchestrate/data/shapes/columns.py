@@ -185,7 +185,7 @@ def _is_in_turns(row: Row) -> bool:
 
 
 SHAPES = (
-    RowFormat("xlam-calls", "chat", named("query answers tools system"), _is_called, _called),
+    RowFormat("xlam-calls", "chat", named("query answers tools functions system"), _is_called, _called),
     RowFormat("input-output-turns", "chat", named("conversation system"), _is_in_turns, _in_turns),
     RowFormat(
         "ranked-answers",
@@ -198,7 +198,7 @@ SHAPES = (
     RowFormat(
         "llamafactory-pair",
         "preference",
-        named("chosen_messages rejected_messages system tools"),
+        named("chosen_messages rejected_messages system tools functions"),
         are_lists("chosen_messages", "rejected_messages"),
         _pair,
     ),

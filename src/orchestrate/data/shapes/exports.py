@@ -319,13 +319,7 @@ def _message(value: Any) -> Row | None:
     made |= {name: extra[name] for name in _ADDITIONAL if extra.get(name)}
     made |= {"name": item["name"]} if item.get("name") and role != "tool" else {}
     if calls := item.get("tool_calls") or extra.get("tool_calls"):
-        read: list[Row] = []
-        for c in map(as_row, as_list(calls)):
-            if "args" in c and "function" not in c:
-                made |= strays(c, {"id", "name", "args", "type"}, "tool_calls.")
-                c = call(c.get("id"), c.get("name"), c["args"])
-            read.append(c)  # the reader of messages reports other fields
-        made["tool_calls"] = read
+        made["tool_calls"] = read = [as_row(c) for c in as_list(calls)]
         raw = [as_row(c).get("id") for c in as_list(extra.get("tool_calls"))]
         if raw and raw != [c.get("id") for c in read]:  # usually the same calls
             made["additional_kwargs.tool_calls"] = raw

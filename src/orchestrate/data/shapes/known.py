@@ -223,26 +223,30 @@ SHAPES: tuple[RowFormat, ...] = (
         _openai_preference,
     ),
     RowFormat(
-        "anthropic-hh", "preference", named("prompt chosen rejected system tools"), _is_hh, preferences.hh
+        "anthropic-hh",
+        "preference",
+        named("prompt chosen rejected system tools functions"),
+        _is_hh,
+        preferences.hh,
     ),
     RowFormat(
         "trl-preference",
         "preference",
-        named("prompt chosen rejected system tools"),
+        named("prompt chosen rejected system tools functions"),
         lambda row: {"prompt", "chosen", "rejected"} <= row.keys(),
         preferences.explicit,
     ),
     RowFormat(
         "sharegpt-preference",
         "preference",
-        named("conversations chosen rejected system tools"),
+        named("conversations chosen rejected system tools functions"),
         lambda row: {"chosen", "rejected"} <= row.keys() and isinstance(row.get("conversations"), list),
         preferences.sharegpt_pair,
     ),
     RowFormat(
         "alpaca-preference",
         "preference",
-        named("instruction question input context system chosen rejected tools"),
+        named("instruction question input context system chosen rejected tools functions"),
         lambda row: (
             {"chosen", "rejected"} <= row.keys()
             and (are_text("instruction")(row) or are_text("question")(row))
@@ -253,14 +257,14 @@ SHAPES: tuple[RowFormat, ...] = (
     RowFormat(
         "trl-preference-implicit",
         "preference",
-        named("chosen rejected system tools"),
+        named("chosen rejected system tools functions"),
         _is_implicit,
         preferences.implicit,
     ),
     RowFormat(
         "trl-unpaired",
         "unpaired",
-        named("prompt completion system tools parallel_tool_calls").union(preferences.TAGS),
+        named("prompt completion system tools functions parallel_tool_calls").union(preferences.TAGS),
         preferences.is_trl,
         preferences.trl,
         unused=first_of(*preferences.TAGS),
@@ -276,7 +280,7 @@ SHAPES: tuple[RowFormat, ...] = (
     RowFormat(
         "sharegpt-unpaired",
         "unpaired",
-        named("conversations system tools").union(preferences.TAGS),
+        named("conversations system tools functions").union(preferences.TAGS),
         preferences.is_sharegpt,
         _unpaired(sharegpt),
         unused=first_of(*preferences.TAGS),
@@ -294,7 +298,7 @@ SHAPES: tuple[RowFormat, ...] = (
     RowFormat(
         "sharegpt",
         "chat",
-        named("conversations system tools weight"),
+        named("conversations system tools functions weight"),
         lambda row: "conversations" in row,
         sharegpt,
     ),

@@ -379,6 +379,7 @@ def reasoned(text: object) -> dict[str, Any]:
 
 
 RESULT = {"functionResponse": {"name": "look", "response": {"result": "here"}}}
+DECLARED = {"name": "look", "parametersJsonSchema": {"type": "object"}}
 THOUGHT = [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Because."}]
 
 
@@ -425,6 +426,14 @@ def test_an_exported_call_has_the_arguments_of_either_name(tmp_path: Path) -> No
     ("row", "code", "name"),
     [
         (gemini(RESULT | {"text": "And now?"}), "extra-fields", "parts.text"),
+        (gemini(RESULT) | {"systemInstruction": "A", "system_instruction": "B"}, "lost-meaning", "system"),
+        (gemini(RESULT | {"function_response": {"name": "look"}}), "lost-meaning", "function_response"),
+        (
+            gemini(RESULT)
+            | {"tools": [{"functionDeclarations": [DECLARED | {"parameters": {"type": "STRING"}}]}]},
+            "extra-fields",
+            "parameters_json_schema",
+        ),
         (bedrock(reasoned({"text": "Hm", "note": "x"})), "extra-fields", "reasoningText.note"),
         (bedrock(reasoned("Hm")), "bad-content", "reasoningContent"),
         (
@@ -497,3 +506,109 @@ def test_what_is_not_used_beside_something_else_is_told(
 def test_two_labels_that_agree_are_one(tmp_path: Path) -> None:
     data = opened(tmp_path, PAIR | {"kto_tag": True, "label": True})
     assert isinstance(one(data), UnpairedExample) and "lost-meaning" not in {p.code for p in data.problems}
+
+
+# -- what is written twice
+
+
+def test_a_field_in_both_spellings_is_read_once_if_they_agree(tmp_path: Path) -> None:
+    row = gemini(RESULT | {"function_response": RESULT["functionResponse"]}, {"text": "And now?"})
+    tools = [{"functionDeclarations": [DECLARED | {"parameters": {"type": "OBJECT"}}]}]
+    twice = row | {"systemInstruction": SYSTEM[1], "system_instruction": SYSTEM[1], "tools": tools}
+    once = gemini(RESULT, {"text": "And now?"}) | {"systemInstruction": SYSTEM[1], "tools": tools}
+    for other in (twice, twice | {"systemInstruction": None}, twice | {"system_instruction": ""}):
+        data = opened(tmp_path, other)
+        assert data.problems == () and one(data) == one(opened(tmp_path, once))
+    noted = once | {"metadata": {"fooBar": 1, "foo_bar": 2}}
+    assert "lost-meaning" not in {p.code for p in opened(tmp_path, noted).problems}
+
+
+def test_a_schema_beside_an_empty_one_is_read(tmp_path: Path) -> None:
+    declared = {"name": "look", "parameters": None, "parametersJsonSchema": {"type": "object"}}
+    example = one(opened(tmp_path, gemini(RESULT) | {"tools": [{"functionDeclarations": [declared]}]}))
+    assert isinstance(example, ChatExample) and example.tools
+    assert example.tools[0]["function"]["parameters"] == {"type": "object"}
+
+
+def test_fields_without_a_value_hide_no_other(tmp_path: Path) -> None:
+    empty = {"text": None, "functionCall": None, "functionResponse": None, "inlineData": None}
+    row = {"contents": [{"role": r, "parts": [empty | {"text": t}]} for r, t in (ASKED, ("model", SAID[1]))]}
+    assert one(opened(tmp_path, row)) == chat(ASKED, SAID)
+    use = {"toolUseId": "c", "name": "look", "input": {}}
+    example = one(opened(tmp_path, bedrock({"text": None, "json": None, "toolUse": use})))
+    assert isinstance(example, ChatExample) and example.messages[1].tool_calls
+    assert example.messages[1].text == "Because."
+
+
+USE = {"type": "tool_use", "id": "c", "name": "look"}
+
+
+def calling(*calls: dict[str, Any], **block: object) -> dict[str, Any]:
+    answer = {"role": "assistant", "content": [USE | block], "tool_calls": [*calls]}
+    result = {"role": "tool", "tool_call_id": "c", "content": "here"}
+    return {"messages": [USER, answer, result, ANSWER]}
+
+
+CALLS_ALIKE = [
+    {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at":1}'}},
+    {"id": "c", "name": "look", "args": {"at": 1}},
+    {"name": "look", "args": {"at": 1}},
+]
+
+
+@pytest.mark.parametrize("call", CALLS_ALIKE)
+def test_a_call_in_the_content_and_beside_it_is_one_call(tmp_path: Path, call: dict[str, Any]) -> None:
+    example = one(opened(tmp_path, calling(call, input={"at": 1})))
+    assert example == one(opened(tmp_path, calling(CALLS_ALIKE[0], input={"at": 1})))
+    assert isinstance(example, ChatExample)
+    [made] = example.messages[1].tool_calls or ()
+    assert (made.id, json.loads(made.function.arguments)) == ("c", {"at": 1})
+
+
+def test_as_many_equal_calls_as_are_beside_the_content_are_one_each(tmp_path: Path) -> None:
+    row = calling(CALLS_ALIKE[0], CALLS_ALIKE[0] | {"id": "d"}, input={"at": 1})
+    row["messages"][1]["content"].append(USE | {"id": "d", "input": {"at": 1}})
+    row["messages"].insert(3, {"role": "tool", "tool_call_id": "d", "content": "there"})
+    example = one(opened(tmp_path, row))
+    assert isinstance(example, ChatExample)
+    assert [call.id for call in example.messages[1].tool_calls or ()] == ["c", "d"]
+
+
+@pytest.mark.parametrize("call", CALLS_ALIKE[:2])
+def test_calls_that_differ_in_the_content_and_beside_it_are_an_error(
+    tmp_path: Path, call: dict[str, Any]
+) -> None:
+    data = opened(tmp_path, calling(call, input={"at": 2}))
+    [found] = [p for p in data.problems if p.code == "bad-tool-call"]
+    assert found.message == "two different calls have the id 'c'" and "content" in found.fix
+    assert data.rows == 0
+
+
+FUNCTION = {"name": "look", "parameters": {"type": "object", "properties": {}}}
+TOOL = {"type": "function", "function": FUNCTION}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER | {"content": "No."}]},
+        {"prompt": [USER], "completion": [ANSWER], "label": True},
+    ],
+)
+def test_functions_are_read_as_tools_are(tmp_path: Path, row: dict[str, Any]) -> None:
+    read = one(opened(tmp_path, row | {"tools": [TOOL]}))
+    for functions in ([FUNCTION], json.dumps([FUNCTION])):
+        for tools in ({}, {"tools": None}, {"tools": []}, {"tools": ""}, {"tools": [TOOL]}):
+            data = opened(tmp_path, row | {"functions": functions, **tools})
+            assert one(data) == read and {p.code for p in data.problems} <= {"legacy-functions"}
+        other = TOOL | {"function": FUNCTION | {"name": "find"}}
+        data = opened(tmp_path, row | {"functions": functions, "tools": [other]})
+        assert ("lost-meaning", "functions") in told(data)
+
+
+@pytest.mark.parametrize("functions", ["[{", "look", {"name": "look"}, ["look"], 3])
+def test_functions_that_are_no_list_of_functions_are_an_error(tmp_path: Path, functions: object) -> None:
+    data = opened(tmp_path, {"messages": [USER, ANSWER], "functions": functions})
+    assert told(data) == [("bad-tools", "functions")] and data.rows == 0

@@ -217,12 +217,14 @@ WRITTEN = [
 ]
 
 
+@pytest.mark.parametrize("name", ["parameters", "args", "input"])
 @pytest.mark.parametrize("written", WRITTEN)
-def test_parameters_of_a_call_are_its_arguments(
-    written: Callable[[str], dict[str, object]], tmp_path: Path
+def test_a_call_has_its_arguments_under_any_usual_name(
+    written: Callable[[str], dict[str, object]], name: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.jsonl"
-    file.write_text(json.dumps(written('{"name": "track", "parameters": {"order": 7756}}')) + "\n")
+    call = {"name": "track", "arguments": None, name: {"order": 7756}}
+    file.write_text(json.dumps(written(json.dumps(call))) + "\n")
     data = Dataset.open(file)
     (example,) = data.examples()
     assert isinstance(example, ChatExample)
