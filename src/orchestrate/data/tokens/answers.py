@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrate.data.rows import ChatMessage, FunctionCall, ToolCall
+from orchestrate.data.tokens.boundaries import AssistantTurn
 from orchestrate.data.tokens.calls import CODE_MARK, Tools, settled, taken_out
-from orchestrate.data.tokens.turns import AssistantTurn, Conversations
+from orchestrate.data.tokens.turns import Conversations
 from orchestrate.errors import DataError
 
 THINKING = (
