@@ -177,7 +177,7 @@ class Conversations:
     probing: bool = False
     """True if this object is only used to probe how a template behaves."""
     _known: dict[tuple[object, ...], tuple[MessageFormat, TurnPieces | None]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
-    _openers: dict[bool, str] = field(default_factory=dict[bool, str])
+    _prompts: dict[bool, str] = field(default_factory=dict[bool, str])
 
     @property
     def own(self) -> bool:
@@ -382,11 +382,12 @@ class Conversations:
                 theirs.append(outline_of(cut, i, None, after, marks)[0])
                 continue
             before = self._cut(messages[:i], tools, order, answer_next=True)
-            found, apart = outline_of(cut, i, before.texts[-1] if before else None, after, marks)
+            asked = before.texts[-1] if before else self._usual_prompt(cut, i, tools)
+            found, apart = outline_of(cut, i, asked, after, marks)
             turns.append(found)
-            if apart and before and found.runs:
+            if apart and asked is not None and found.runs:
                 place = found.runs[0].first
-                notes.append(self._apart(before.texts[-1], cut.texts[place.piece], marks))
+                notes.append(self._apart(asked, cut.texts[place.piece], marks))
         return TurnPieces(cut.texts, cut.owners, cut.starts, turns, theirs, tuple(dict.fromkeys(notes)))
 
     def _apart(self, asked: str, lead: str, marks: Marks) -> str:
@@ -436,8 +437,13 @@ class Conversations:
 
     def _opener(self, tools: Tools) -> str:
         """Return the special token that starts the generation prompt. No turn ends with it."""
+        prompt = self._prompt_after_question(tools)
+        return max((mark for mark in self.special if mark and prompt.startswith(mark)), key=len, default="")
+
+    def _prompt_after_question(self, tools: Tools) -> str:
+        """Return the generation prompt after a question."""
         key = bool(tools)
-        if key not in self._openers:
+        if key not in self._prompts:
             texts: list[str] = []
             for answer_next in (False, True):
                 try:
@@ -445,10 +451,16 @@ class Conversations:
                 except DataError:
                     texts.append("")
             without, asked = texts
-            prompt = asked.removeprefix(without).lstrip() if asked.startswith(without) else ""
-            begun = (mark for mark in self.special if mark and prompt.startswith(mark))
-            self._openers[key] = max(begun, key=len, default="")
-        return self._openers[key]
+            self._prompts[key] = asked.removeprefix(without).lstrip() if asked.startswith(without) else ""
+        return self._prompts[key]
+
+    def _usual_prompt(self, cut: Cut, i: int, tools: Tools) -> str | None:
+        """Return the prompt for an answer that begins the conversation, as it would be after a question. Many
+        templates reject a prompt without a question."""
+        prompt = self._prompt_after_question(tools)
+        opener = self._opener(tools) or prompt
+        lead = next((text for text, (owner, _) in zip(cut.texts, cut.owners, strict=False) if owner == i), "")
+        return lead[: lead.rfind(opener)] + prompt if opener and opener in lead else None
 
     def _ended(self, text: str, spans: Spans) -> AssistantTurn:
         """Return the marked spans as a turn, including a special token after the last span."""

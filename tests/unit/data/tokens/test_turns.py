@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from typing import Any
 
 import pytest
@@ -155,6 +156,20 @@ def test_an_answer_begins_where_the_generation_prompt_ends(name: str) -> None:
         prompt = chats.prompt(messages[:i], tools)
         whole = found.text.startswith(prompt) and turn.spans[0][0] == len(prompt)
         assert whole or any(note.startswith(APART) for note in found.notes(has_end=True))
+
+
+@pytest.mark.parametrize("name", each(TEMPLATES))
+def test_an_answer_that_begins_a_conversation_is_trained_as_after_a_question(name: str) -> None:
+    chats, system = conversations(TEMPLATES[name]), said("system", "s0be")
+    answers = (said("assistant", " a1two"), said("assistant", "<tool_call>a1two"))
+    for before, answer in product(([], [system]), (*answers, said("assistant", "a1two", reasoning="r1why"))):
+        row = [answer, MORE, said("assistant", "a3four")]
+        try:
+            first, asked = chats.rendered([*before, *row]), chats.rendered([*before, ASK, *row])
+        except DataError:
+            continue  # not every template takes such a conversation
+        texts = ["".join(one.text[start:end] for start, end in one.turns[0].spans) for one in (first, asked)]
+        assert texts[0] == texts[1]
 
 
 BY_HAND = {
