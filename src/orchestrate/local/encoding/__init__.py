@@ -66,6 +66,12 @@ class EncodedPair:
     preferred: Encoded
     rejected: Encoded
 
+    @property
+    def alike(self) -> bool:
+        """True if nothing remains in which the answers differ, after truncation or in the text that the chat
+        template renders."""
+        return self.preferred.ids == self.rejected.ids
+
 
 _END_OF_PROMPT = 64
 """Number of tokens at the end of the prompt that are used to detect where the answer starts."""
@@ -387,7 +393,7 @@ class TemplateCheck:
     trains: bool
     """True if any row has a token to train on."""
     lost: tuple[int, ...]
-    """Numbers of the rows that contain no token to train on. Only lists rows in `long` (see `check_rows`)."""
+    """Numbers of the rows that contain no token to train on, or two answers that are the same. Only lists rows in `long` (see `check_rows`)."""
 
 
 def check_rows(
@@ -415,10 +421,10 @@ def check_rows(
 
 
 def _trained(example: Any, template: Template, rules: Rules) -> bool:
-    """Return whether a row has tokens to train. A pair needs them on both sides."""
+    """Return whether a row has tokens to train. A pair needs them on both sides, and sides that differ."""
     if isinstance(example, PreferenceExample):
         pair = encode_pair(example, template, rules)
-        return bool(pair.preferred.trained and pair.rejected.trained)
+        return bool(pair.preferred.trained and pair.rejected.trained and not pair.alike)
     if isinstance(example, UnpairedExample):
         return bool(encode_answer(example, template, rules).trained)
     return any(one.trained for one in encode_row(example, template, rules))

@@ -21,6 +21,7 @@ from orchestrate.errors import DataError
 from orchestrate.local.encoding import (
     EVERYTHING,
     Encoded,
+    EncodedPair,
     Rules,
     Template,
     decode_prompt,
@@ -120,6 +121,8 @@ class EncodingReport:
     dropped: int = 0
     too_long: int = 0
     """Number of rows that were dropped entirely or in part because they exceed the length limit."""
+    alike: int = 0
+    """Number of pairs that were dropped because their answers no longer differ."""
     split: int = 0
     """Number of rows that were added so that earlier answers are trained together with their reasoning."""
     notes: Counter[str] | None = None
@@ -144,6 +147,12 @@ class EncodingReport:
                 "warning",
                 f"{name}: {self.dropped} of {self.rows} rows were dropped because they contain no token to "
                 "train on",
+            )
+        if self.alike:
+            yield (
+                "warning",
+                f"{name}: {self.alike} of {self.rows} rows were dropped because both answers are the same in "
+                f"the text to train on{f', which has at most {limit} tokens' if limit else ''}",
             )
         if self.split:
             yield (
@@ -247,12 +256,16 @@ def encode_file(
             _count(report, new)
             # A pair needs both sides. The parts of a split row can be used independently.
             good = [e for e in new if e.trained]
-            if len(good) == len(new) or (good and not pairs):
+            if pairs and len(good) == len(new) and EncodedPair(*new).alike:
+                report.alike += 1
+            elif len(good) == len(new) or (good and not pairs):
                 written.add(good, example.label if labelled else None)
             elif not any(e.dropped for e in new):
                 report.dropped += 1
         if not written.rows:
             message = f"{path.name}: no row contains a token to train on"
+            if report.alike:
+                message += f". In {report.alike} of {report.rows} rows, both answers are the same"
             if report.too_long:
                 message += (
                     f". {report.too_long} of {report.rows} rows are longer than {rules.max_length} tokens"

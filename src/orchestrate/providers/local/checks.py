@@ -208,11 +208,12 @@ def _without_tokens(
             source=dataset.path,
         )
     elif found.lost and spec.truncation != "drop":
+        or_part = ", or the part in which both answers differ" if dataset.kind == "preference" else ""
         of = f" of the first {MOST_LONG:,} that are longer" if len(long) > MOST_LONG else ""
         yield Problem(
             code="answer-lost",
             message=f"{count(len(found.lost), 'row')}{of} would be dropped, because truncation at "
-            f"{limit:,} tokens removes the entire answer",
+            f"{limit:,} tokens removes the entire answer{or_part}",
             severity=Severity.WARNING,
             row=found.lost[0],
             providers=(name,),

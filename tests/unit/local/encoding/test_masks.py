@@ -213,3 +213,30 @@ def test_rows_over_the_limit_are_left_out_and_counted(tmp_path: Path) -> None:
     assert int(rows.lengths.max()) <= 40
     [(level, told)] = report.messages("train", 40)
     assert level == "warning" and "1 of 3 rows" in told and "40" in told
+
+
+def test_pairs_whose_answers_no_longer_differ_are_left_out_and_counted(tmp_path: Path) -> None:
+    of, file = published("llama3", *PUBLISHED["llama3"]), tmp_path / "rows.jsonl"
+    answers = [("yes", "no"), ("word " * 40 + "yes", "word " * 40 + "no"), ("yes", "yes ")]
+    ask = {"messages": [{"role": "user", "content": "Q?"}]}
+    file.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "input": ask,
+                    "preferred_output": [{"role": "assistant", "content": good}],
+                    "non_preferred_output": [{"role": "assistant", "content": bad}],
+                }
+            )
+            + "\n"
+            for good, bad in answers
+        )
+    )
+    rows, report = encode_file(file, of, tmp_path / "cut", pairs=True, rules=Rules(max_length=40))
+    assert (rows.examples, report.alike, report.dropped) == (1, 2, 0)
+    assert any("2 of 3 rows" in told and "same" in told for _, told in report.messages("train", 40))
+    rows, report = encode_file(file, of, tmp_path / "whole", pairs=True)
+    assert (rows.examples, report.alike) == (2, 1)  # the template strips the space that sets the last apart
+    file.write_text(file.read_text().splitlines()[2])
+    with pytest.raises(DataError, match="both answers are the same"):
+        encode_file(file, of, tmp_path / "none", pairs=True)

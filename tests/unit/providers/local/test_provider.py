@@ -457,6 +457,20 @@ def test_prompts_that_leave_nothing_of_the_answers_are_told_before(ready: Check)
     assert "answer-lost" not in of_rows(ready, chats(20), max_seq_length=64)
 
 
+def test_pairs_that_differ_only_in_what_is_cut_are_told_before(ready: Check) -> None:
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": f"Is {n} even?"}],
+            "chosen": [{"role": "assistant", "content": f"{LONG * (n < 2)}yes"}],
+            "rejected": [{"role": "assistant", "content": f"{LONG * (n < 2)}no"}],
+        }
+        for n in range(20)
+    ]
+    found = of_rows(ready, pairs, method={"type": "dpo"}, max_seq_length=64)
+    assert (found["answer-lost"].row, found["answer-lost"].message[:6]) == (1, "2 rows")
+    assert "differ" in found["answer-lost"].message
+
+
 def test_a_choice_of_messages_that_chooses_none_is_told_before(ready: Check) -> None:
     silent = chats(20)
     for one in silent:
