@@ -142,27 +142,28 @@ class HubCounter:
             case UnpairedExample():
                 sides = [answered(example.prompt, example.completion)]
             case RLExample():
-                return [(self._plain(self._chats.prompt(example.messages, example.tools)), 0)], ()
+                prompt = self._chats.prompt(example.messages, example.tools)
+                return [(len(self._tokenizer.encode(prompt)[0]), 0)], ()
             case CompletionExample():
-                prompt, answer = self._plain(example.prompt), self._plain(example.completion) + 1
-                return [(prompt + answer, answer)], ()
+                prompt, answer = (self._tokenizer.encode(t)[0] for t in (example.prompt, example.completion))
+                trained = len(self._tokenizer.ended(answer))
+                return [(len(self._tokenizer.started(prompt)) + trained, trained)], ()
             case _:
-                total, spans = self._plain(example.text) + 1, example.loss_spans
-                return [(total, total if spans is None else self._part(example.text, spans))], ()
+                return [self._text(example.text, example.loss_spans)], ()
         counted = [self._chat(messages, example.tools) for messages in sides]
         if isinstance(example, ChatExample):  # sequences without trained tokens are left out
             counted = [one for one in counted if one[0][1]] or counted[-1:]
         return [count for count, _ in counted], dict.fromkeys(note for _, notes in counted for note in notes)
 
-    def _plain(self, text: str) -> int:
-        return len(self._tokenizer.encode(text)[0])
-
-    def _part(self, text: str, spans: list[tuple[int, int]]) -> int:
-        """Return the number of tokens in the spans of a plain text, and the end token if a span reaches
-        the end."""
-        _, offsets = self._tokenizer.encode(text)
+    def _text(self, text: str, spans: list[tuple[int, int]] | None) -> tuple[int, int]:
+        """Count a plain text. Its end token is trained if a span reaches the end."""
+        ids, offsets = self._tokenizer.encode(text)
+        whole = self._tokenizer.ended(ids)
+        total = len(self._tokenizer.started(whole))
+        if spans is None:
+            return total, total
         inside = sum(carries(text, place, spans, 0, text) for place in offsets)
-        return inside + (spans[-1][1] == len(text))
+        return total, inside + (len(whole) - len(ids)) * (spans[-1][1] == len(text))
 
     def _chat(
         self, messages: Sequence[ChatMessage], tools: list[dict[str, Any]] | None

@@ -99,6 +99,14 @@ class HubTokenizer:
     template: object
     """Chat template in transformers' format: a string, a dict of named templates, or `None`."""
 
+    def started(self, ids: Sequence[int]) -> list[int]:
+        """Return the tokens of a plain text with the token that begins every text."""
+        return [*ids] if self.bos is None or (ids and ids[0] == self.bos) else [self.bos, *ids]
+
+    def ended(self, ids: Sequence[int]) -> list[int]:
+        """Return the tokens of a plain text with the end token."""
+        return [*ids] if self.eos is None or (ids and ids[-1] == self.eos) else [*ids, self.eos]
+
 
 def read(folder: Path, added_tokens: Sequence[str] = ()) -> HubTokenizer | None:
     """Read the tokenizer from a folder, and add tokens that it must not split. Returns `None` if transformers

@@ -279,28 +279,18 @@ def _encode_text(example: TextExample, template: Template) -> Encoded:
         weights = [1.0] * len(ids)
     else:
         weights = [float(carries(example.text, place, spans, 0, example.text)) for place in offsets]
-    whole = _with_end(template, ids)
+    whole = template.hub.ended(ids)
     stops = spans is None or spans[-1][1] == len(example.text)
     weights += [float(stops)] * (len(whole) - len(ids))
-    started = _with_start(template, whole)
+    started = template.hub.started(whole)
     return Encoded(started, [float(spans is None)] * (len(started) - len(whole)) + weights)
 
 
 def _encode_completion(example: CompletionExample, template: Template, train_on_inputs: bool) -> Encoded:
-    prompt = _with_start(template, template.tokens(example.prompt)[0])
-    answer = _with_end(template, template.tokens(example.completion)[0])
+    prompt = template.hub.started(template.tokens(example.prompt)[0])
+    answer = template.hub.ended(template.tokens(example.completion)[0])
     weights = [1.0 if train_on_inputs else 0.0] * len(prompt) + [1.0] * len(answer)
     return Encoded([*prompt, *answer], weights)
-
-
-def _with_start(template: Template, ids: list[int]) -> list[int]:
-    bos = template.hub.bos
-    return ids if bos is None or (ids and ids[0] == bos) else [bos, *ids]
-
-
-def _with_end(template: Template, ids: list[int]) -> list[int]:
-    eos = template.hub.eos
-    return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
 
 
 def _over(encoded: Encoded, rules: Rules) -> int:
@@ -393,7 +383,8 @@ class TemplateCheck:
     trains: bool
     """True if any row has a token to train on."""
     lost: tuple[int, ...]
-    """Numbers of the rows that contain no token to train on, or two answers that are the same. Only lists rows in `long` (see `check_rows`)."""
+    """Numbers of the rows that contain no token to train on, or two answers that are the same. Only lists
+    rows in `long` (see `check_rows`)."""
 
 
 def check_rows(

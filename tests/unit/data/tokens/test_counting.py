@@ -188,6 +188,36 @@ def test_hub_counts_equal_what_the_local_engine_trains(file: Path) -> None:
     assert list(counted.trained) == [sum(1 for w in e.weights if w) for e in encoded]
 
 
+@pytest.mark.parametrize("ends", [{"bos_token": "<s>"}, {"bos_token": "<s>", "eos_token": None}])
+def test_tokens_around_a_plain_text_are_counted_as_they_are_trained(
+    tmp_path: Path, ends: dict[str, str | None]
+) -> None:
+    from transformers import AutoTokenizer
+
+    from orchestrate.data.tokens.hub_tokens import load
+    from orchestrate.local.encoding import Template, encode
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(TINY, local_files_only=True)
+    tokenizer.add_special_tokens({name: text for name, text in ends.items() if text})
+    for name, text in ends.items():
+        setattr(tokenizer, name, text)
+    tokenizer.save_pretrained(tmp_path)
+    rows = [
+        TextExample(text="To be, or not"),
+        TextExample(text="<s>To be"),
+        TextExample(text="To be, or not", loss_spans=[(0, 2)]),
+        TextExample(text="To be, or not", loss_spans=[(3, 13)]),
+        CompletionExample(prompt="To be,", completion=" or not"),
+        CompletionExample(prompt="", completion="<|im_end|>"),
+    ]
+    template = Template(load(tmp_path))
+    encoded = [encode(row, template) for row in rows]
+    assert len(encoded[0].ids) - len(tokenizer.tokenize("To be, or not")) == 1 + ("eos_token" not in ends)
+    counted = counter(f"hf:{tmp_path}").count(rows)
+    assert list(counted.tokens) == [len(e.ids) for e in encoded]
+    assert list(counted.trained) == [sum(1 for w in e.weights if w) for e in encoded]
+
+
 def test_counts_go_by_the_chat_template_of_a_spec() -> None:
     """As transformers renders rows when it is handed both."""
     from transformers import AutoTokenizer
