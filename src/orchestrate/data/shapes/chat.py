@@ -8,7 +8,7 @@ import ast
 import json
 import warnings
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import zip_longest
 from typing import Any, Literal, cast
 
@@ -482,7 +482,7 @@ def tools_from(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[P
         return None, found
     seen: set[str] = set()
     wrapped = [_with_object(tool, seen) for tool in tools]
-    read = cast("list[dict[str, Any]]", _json_types(wrapped, seen))
+    read = cast("list[dict[str, Any]]", with_types(wrapped, lambda kind: _json_type(kind, seen)))
     if seen:
         message = f"tool types are treated as JSON Schema types: {', '.join(sorted(seen))}"
         found.append(problem("python-types", message, field="tools"))
@@ -510,6 +510,8 @@ _PYTHON = {
 """Python type names that occur in the tool schemas of some common datasets."""
 _VALUES = frozenset({"default", "enum", "const", "example", "examples"})
 """Fields of a schema that contain values, not schemas."""
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+"""Fields of a schema that contain schemas by name."""
 
 
 def _with_object(tool: dict[str, Any], seen: set[str]) -> dict[str, Any]:
@@ -524,20 +526,31 @@ def _with_object(tool: dict[str, Any], seen: set[str]) -> dict[str, Any]:
     return tool | {"function": function | {"parameters": {"type": "object", "properties": given}}}
 
 
-def _json_types(schema: Any, seen: set[str]) -> Any:
+def with_types(schema: Any, change: Callable[[str], str]) -> Any:
+    """Return a schema with each type changed. Values in the schema, such as defaults, stay the same."""
     if isinstance(schema, list):
-        return [_json_types(item, seen) for item in cast("list[Any]", schema)]
+        return [with_types(item, change) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
         return schema
     made: dict[str, Any] = {}
     for name, value in cast("dict[str, Any]", schema).items():
-        plain = value.removesuffix(", optional") if name == "type" and isinstance(value, str) else ""
-        if plain in _PYTHON:
-            seen.add(plain)
-            made[name] = _PYTHON[plain]
+        if name in _NAMED and isinstance(value, dict):  # whose keys are names, not fields of a schema
+            named = cast("dict[str, Any]", value)
+            made[name] = {key: with_types(one, change) for key, one in named.items()}
+        elif name == "type" and isinstance(value, str):
+            made[name] = change(value)
         else:
-            made[name] = value if name in _VALUES else _json_types(value, seen)
+            made[name] = value if name in _VALUES else with_types(value, change)
     return made
+
+
+def _json_type(kind: str, seen: set[str]) -> str:
+    """Return JSON Schema's name of a Python type, which is added to `seen`. Other types are unchanged."""
+    plain = kind.removesuffix(", optional")
+    if plain not in _PYTHON:
+        return kind
+    seen.add(plain)
+    return _PYTHON[plain]
 
 
 def weight_from(row: dict[str, Any], found: list[Problem], field: str = "weight") -> int | float | None:

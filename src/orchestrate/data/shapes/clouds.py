@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from orchestrate.data import rows
 from orchestrate.data.rows import ChatExample, PreferenceExample, problem
 from orchestrate.data.shapes import NOTHING, Read, Row, RowFormat, call, image, named, replaced, strays
-from orchestrate.data.shapes.chat import messages_from, tools_from, unread
+from orchestrate.data.shapes.chat import messages_from, tools_from, unread, with_types
 from orchestrate.types import Problem
 
 _SYSTEM = ("systemInstruction", "system_instruction")
@@ -154,18 +154,6 @@ def _plain(content: list[Row]) -> Any:
     return content or None
 
 
-def _lower_types(schema: Any) -> Any:
-    """Convert schema types to lower case. Google's types are in upper case."""
-    if isinstance(schema, list):
-        return [_lower_types(item) for item in cast("list[Any]", schema)]
-    if not isinstance(schema, dict):
-        return schema
-    made = {name: _lower_types(value) for name, value in cast("Row", schema).items()}
-    if isinstance(made.get("type"), str):
-        made["type"] = made["type"].lower()
-    return made
-
-
 def _gemini_tools(row: Row) -> tuple[list[Row] | None, list[Problem]]:
     tools: list[Row] = []
     left: Row = {}
@@ -177,7 +165,7 @@ def _gemini_tools(row: Row) -> tuple[list[Row] | None, list[Problem]]:
             return None, [problem("bad-tools", "only function declarations are used", field="tools")]
         left |= strays(cast("Row", group), {"function_declarations"}, "tools.")
         for each in cast("list[Row]", declared):
-            each |= {name: _lower_types(each[name]) for name in _SCHEMAS if name in each}
+            each |= {"parameters": with_types(each.get("parameters"), str.lower)}  # Google writes STRING
             left |= strays(each, _DECLARED - replaced(each, _SCHEMAS), "function_declarations.")
             function = {name: value for name, value in each.items() if name in ("name", "description")}
             schema = next((each[name] for name in _SCHEMAS if each.get(name)), None)

@@ -530,6 +530,18 @@ def test_a_schema_beside_an_empty_one_is_read(tmp_path: Path) -> None:
     assert example.tools[0]["function"]["parameters"] == {"type": "object"}
 
 
+@pytest.mark.parametrize(("name", "kind"), [("parameters", "OBJECT"), ("parametersJsonSchema", "object")])
+def test_values_in_a_schema_keep_their_case(tmp_path: Path, name: str, kind: str) -> None:
+    value = {"type": "ABC"}
+    named = {"type": kind, "default": value, "enum": [value]}
+    schema = {"type": kind, "properties": {"type": named, "default": {"type": kind}}}
+    declared = {"functionDeclarations": [{"name": "look", name: schema}]}
+    example = one(opened(tmp_path, gemini(RESULT) | {"tools": [declared]}))
+    assert isinstance(example, ChatExample) and example.tools
+    read = example.tools[0]["function"]["parameters"]["properties"]
+    assert read == {"type": named | {"type": "object"}, "default": {"type": "object"}}
+
+
 def test_fields_without_a_value_hide_no_other(tmp_path: Path) -> None:
     empty = {"text": None, "functionCall": None, "functionResponse": None, "inlineData": None}
     row = {"contents": [{"role": r, "parts": [empty | {"text": t}]} for r, t in (ASKED, ("model", SAID[1]))]}

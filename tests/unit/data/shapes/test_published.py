@@ -93,6 +93,7 @@ def test_pythons_types_in_schemas_and_one_message_with_all_results(tmp_path: Pat
     ]
     results = [{"tool_call_id": f"x{r}", "name": "area", "content": f"{r} m2"} for r in (3, 12)]
     bare = {"r": {"type": "float"}, "unit": {"type": "str, optional", "default": "m"}}
+    bare["example"] = {"type": "int"}
     tools = [
         {
             "type": "function",
@@ -112,7 +113,11 @@ def test_pythons_types_in_schemas_and_one_message_with_all_results(tmp_path: Pat
     example = only(tmp_path, row)
     schema = {
         "type": "object",
-        "properties": {"r": {"type": "number"}, "unit": {"type": "string", "default": "m"}},
+        "properties": {
+            "r": {"type": "number"},
+            "unit": {"type": "string", "default": "m"},
+            "example": {"type": "integer"},
+        },
     }
     assert [tool["function"]["parameters"] for tool in example.tools] == [schema, schema]
     ids = [call.id for call in example.messages[1].tool_calls]
