@@ -252,7 +252,7 @@ _READ: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(_TEXTS, frozenset({"text", "value"})),
     "refusal": frozenset({"refusal", "value"}),
     **dict.fromkeys(_IMAGES, frozenset({*_SPELLINGS, "source", "base64", "mime_type", "detail"})),
-    **dict.fromkeys(("thinking", "reasoning"), frozenset({"thinking", "value"})),
+    **dict.fromkeys(("thinking", "reasoning"), frozenset({"thinking", "value", "text"})),
     "tool_use": frozenset({"id", "name", "input"}),
     "tool_call": frozenset({"value"}),
     "tool_result": frozenset({"tool_use_id", "content"}),
@@ -261,7 +261,7 @@ _READ: Mapping[str, frozenset[str]] = {
 _SAYING: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_TEXTS, ("text", "value")),
     "refusal": ("refusal", "value"),
-    **dict.fromkeys(("thinking", "reasoning"), ("thinking", "value")),
+    **dict.fromkeys(("thinking", "reasoning"), ("thinking", "value", "text")),
     **dict.fromkeys(_IMAGES, ("source", "base64", *_SPELLINGS)),
 }
 """Fields that may contain what a part shows. The first one with a value is used."""
@@ -329,7 +329,7 @@ class _Unfolding:
         if isinstance(kind, str) and kind in _READ:  # other kinds of parts are errors anyway
             known = _READ[kind] - replaced(part, _SAYING.get(kind, ()))
             self._strays |= strays(part, {"type", *known, *flags}, "content.")
-        if kind in ("thinking", "reasoning") and isinstance(thought := part.get("thinking", value), str):
+        if kind in ("thinking", "reasoning") and isinstance(thought := _said_in(part), str):
             self._thoughts.append(thought)
         elif kind == "tool_use":
             self._calls.append(call(part.get("id"), part.get("name"), part.get("input")))
@@ -381,7 +381,7 @@ class _Unfolding:
             rest["tool_calls"] = _with_blocks(cast("list[Any]", given) if given else [], self._calls)
         rest |= self._loss()
         content: Any = self._parts
-        if all(part.keys() == {"type", "text"} and isinstance(part["text"], str) for part in self._parts):
+        if all(part.keys() == {"type", "text"} and isinstance(_said_in(part), str) for part in self._parts):
             content = "".join(cast("str", part["text"]) for part in self._parts)
         if self._answers and not self._parts:
             beside = {name: value for name, value in rest.items() if name != "role"}
@@ -411,9 +411,16 @@ class _Unfolding:
 
 def _text(part: Item) -> Item:
     """Return the text of a part. Parts of unknown kinds are returned unchanged."""
-    name = "refusal" if part.get("type") == "refusal" else "text"
-    said: Any = part.get(name, part.get("value"))
+    said = _said_in(part)
     return {"type": "text", "text": said} if part.get("type") in _TEXTS and isinstance(said, str) else part
+
+
+def _said_in(part: Item) -> Any:
+    """Return what a part shows: the first of its fields in `_SAYING` with a value."""
+    given: list[Any] = [
+        part[name] for name in _SAYING.get(str(part.get("type")), ()) if part.get(name) is not None
+    ]
+    return next(filter(None, given), given[0] if given else None)
 
 
 def image(url: Any, detail: Any = None) -> Item:

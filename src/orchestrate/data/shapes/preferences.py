@@ -144,8 +144,8 @@ class _Turns:
 
     def _answer(self, said: str) -> None:
         """Add a tool result, or one result per open call if the results are tagged."""
-        answers, _ = tagged(said, "tool_response")
-        for answer in answers if answers and len(answers) == len(self._open) else [said]:
+        answers, rest = tagged(said, "tool_response")
+        for answer in answers if answers and not rest and len(answers) == len(self._open) else [said]:
             call = self._open.pop(0) if self._open else None
             self.messages.append(ChatMessage(role="tool", content=answer, tool_call_id=call))
 

@@ -401,6 +401,25 @@ def test_all_reasoning_of_an_answer_is_read(tmp_path: Path) -> None:
     assert isinstance(example, ChatExample) and example.messages[1].reasoning == "Hm"
 
 
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+@pytest.mark.parametrize("name", ["thinking", "value", "text"])
+def test_reasoning_in_a_part_is_no_text(tmp_path: Path, kind: str, name: str) -> None:
+    parts = [{"type": kind, "thinking": None, name: "Hm"}, {"type": "text", "text": "", "value": "Because."}]
+    data = opened(tmp_path, {"messages": [USER, ANSWER | {"content": parts}]})
+    example = one(data)
+    assert isinstance(example, ChatExample) and data.problems == ()
+    assert example.messages[1] == ChatMessage(role="assistant", content="Because.", reasoning="Hm")
+
+
+def test_text_around_a_tagged_result_is_kept(tmp_path: Path) -> None:
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    tagged = "<tool_response>here</tool_response>"
+    for said, kept in ((f"{tagged}\n", "here"), (f"So {tagged}", f"So {tagged}")):
+        turns = [("human", "Why?"), ("gpt", call), ("tool", said), ("gpt", "Because.")]
+        example = one(opened(tmp_path, {"conversations": [{"from": f, "value": v} for f, v in turns]}))
+        assert isinstance(example, ChatExample) and example.messages[2].text == kept
+
+
 def test_a_call_written_as_text_is_read(tmp_path: Path) -> None:
     call = {"name": "look", "arguments": "{}"}
     read = [
@@ -436,6 +455,11 @@ def test_an_exported_call_has_the_arguments_of_either_name(tmp_path: Path) -> No
         ),
         (bedrock(reasoned({"text": "Hm", "note": "x"})), "extra-fields", "reasoningText.note"),
         (bedrock(reasoned("Hm")), "bad-content", "reasoningContent"),
+        *(
+            ({"messages": [USER, ANSWER | {"content": [*THOUGHT[:more], part]}]}, "bad-content", kind)
+            for kind, part in (("note", {"type": "note", "text": "So."}), ("None", {"text": "So."}))
+            for more in (0, 1)
+        ),
         (
             {"messages": [USER, ANSWER | {"content": THOUGHT, "reasoning": "Oh"}]},
             "lost-meaning",
