@@ -445,7 +445,8 @@ def _spans(spans: list[tuple[int, int]], text: str, field: str) -> list[Problem]
                 f"the span {begin} to {end} is invalid: spans must be non-empty, in order, not adjacent, and "
                 f"within the text ({len(text)} characters)"
             )
-            return [problem("bad-weight", message, field=field)]
+            fix = "write loss_spans as [start, end] pairs of character positions"
+            return [msgspec.structs.replace(problem("bad-weight", message, field=field), fix=fix)]
         at = end
     return (
         []

@@ -420,7 +420,7 @@ def _said_in(part: Item) -> Any:
     given: list[Any] = [
         part[name] for name in _SAYING.get(str(part.get("type")), ()) if part.get(name) is not None
     ]
-    return next(filter(None, given), given[0] if given else None)
+    return next((value for value in given if value), given[0] if given else None)
 
 
 def image(url: Any, detail: Any = None) -> Item:
