@@ -176,7 +176,7 @@ class HubCounter:
         has_end = "eos_token" in self._tokenizer.names
         end = int(shown.unended and has_end)
         count = (len(ids) + end, trained + end * bool(weights and weights[-1]))
-        return count, shown.notes(has_end=has_end)
+        return count, shown.notes(has_end=has_end, marks=self._tokenizer.marks_in(ids))
 
 
 def text_of(tokenizer: Any, id: int) -> str:

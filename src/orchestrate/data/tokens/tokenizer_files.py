@@ -6,7 +6,7 @@ loading them. For these, `read` returns `None`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -98,6 +98,10 @@ class HubTokenizer:
     """Strings of the control tokens."""
     template: object
     """Chat template in transformers' format: a string, a dict of named templates, or `None`."""
+
+    def marks_in(self, ids: Iterable[int]) -> set[str]:
+        """Return the strings of the control tokens in a text."""
+        return {self.decode([id]) for id in self.special.intersection(ids)}
 
     def started(self, ids: Sequence[int]) -> list[int]:
         """Return the tokens of a plain text with the token that begins every text."""

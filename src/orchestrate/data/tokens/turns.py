@@ -14,7 +14,7 @@ only the first one is rendered twice.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from orchestrate.data.tokens.chat_templates import (
     with_settings,
 )
 from orchestrate.data.tokens.words import (
+    KEPT,
     Cut,
     MessageFormat,
     Messages,
@@ -88,16 +89,21 @@ class Rendered:
     unnamed: frozenset[int] = frozenset()
     """Indices of the messages whose name the template drops."""
 
-    def notes(self, *, has_end: bool) -> tuple[str, ...]:
+    def notes(self, *, has_end: bool, marks: Iterable[str] = ()) -> tuple[str, ...]:
         """Describe effects of the template that the conversation's author may not expect. Set `has_end` if
         the model has an end token. Training appends this token to an unfinished last answer (see `unended`),
-        so a missing end of the last answer is then not reported."""
+        so a missing end of the last answer is then not reported. `marks` are the control tokens in `text`."""
         said = ["".join(self.text[start:end] for start, end in turn.spans) for turn in self.turns]
         found = [*left_out(self.text, self.messages, self.tools, said, self.unthought, self.unnamed)]
         found += self.odd
         turns = self.turns[:-1] if has_end and self.unended else self.turns
         if not all(turn.ends for turn in turns if turn.spans):
             found.append("no special token ends an assistant message, so the model cannot learn to stop")
+        if own := sorted(mark for mark in marks if not KEPT.fullmatch(mark) and self._is_given(mark)):
+            found.append(
+                f"the text of a message contains control tokens of the model: {', '.join(own)} (remove them, "
+                "because the chat template writes its own)"
+            )
         for place, turn in self.others.items():
             if not turn.spans:
                 found.append(
@@ -105,6 +111,14 @@ class Rendered:
                     "there is nothing to train on"
                 )
         return tuple(dict.fromkeys(found))
+
+    def _is_given(self, mark: str) -> bool:
+        """Return whether a message contains the string of a control token."""
+        return any(
+            mark in text
+            for m in self.messages
+            for text in (m.text, m.reasoning or "", *(c.function.arguments for c in m.tool_calls or ()))
+        )
 
     @property
     def unended(self) -> bool:

@@ -267,9 +267,10 @@ def _encode_chat(example: ChatExample, template: Template, rules: Rules | None) 
         else:
             notes = (SKIPS_THINKING,)
     end = template.hub.eos
+    said = shown.notes(has_end=end is not None, marks=template.hub.marks_in(ids))
     if shown.unended and end is not None:
         ids, weights = [*ids, end], [*weights, weights[-1] if ids else 0.0]
-    return Encoded(ids, weights, notes=(*shown.notes(has_end=end is not None), *notes))
+    return Encoded(ids, weights, notes=(*said, *notes))
 
 
 def _encode_text(example: TextExample, template: Template) -> Encoded:

@@ -232,7 +232,7 @@ def test_other_kinds_count_as_their_conversation_and_text() -> None:
     whole = [[chat_templates.message(m) for m in chat] for chat in ([ASK, ANSWER], [ASK, other])]
     chats = [len(tokenizer.apply_chat_template(chat, return_dict=False)) for chat in whole]
     assert list(count.count([pair, unpaired]).tokens) == [*chats, chats[1]]
-    said_so = "Größe <|im_end|>"
+    said_so = "<|im_end|> Größe"
     texts: list[Example] = [TextExample(text=said_so), CompletionExample(prompt="a ", completion=" b")]
     sizes = [len(tokenizer.encode(text, add_special_tokens=False)) for text in (said_so, "a ", " b")]
     assert list(count.count(texts).tokens) == [sizes[0] + 1, sizes[1] + sizes[2] + 1]

@@ -10,7 +10,15 @@ from tests.unit.local.encoding.test_encoding import FAMILIES, TALK, template, tr
 from tests.unit.local.encoding.test_templates import FAMILIES as PUBLISHED
 from tests.unit.local.encoding.test_templates import template as published
 
-from orchestrate.data.rows import ChatExample, ChatMessage, PreferenceExample, TextExample
+from orchestrate.data.rows import (
+    ChatExample,
+    ChatMessage,
+    FunctionCall,
+    PreferenceExample,
+    TextExample,
+    ToolCall,
+)
+from orchestrate.data.tokens.counters import counter
 from orchestrate.errors import DataError
 from orchestrate.local.encoding import (
     NO_ROLES,
@@ -149,6 +157,30 @@ def test_a_row_without_messages_says_that_there_is_nothing_to_choose() -> None:
     of = chatml()
     assert NO_ROLES in encode(TextExample(text="To be"), of, Rules(train_on="last")).notes
     assert NO_ROLES not in encode(TextExample(text="To be"), of).notes
+
+
+@pytest.mark.parametrize("place", ["content", "reasoning", "arguments", "question"])
+def test_control_tokens_in_the_text_of_a_message_are_told(place: str, tmp_path: Path) -> None:
+    of, mark = published("qwen3", *PUBLISHED["qwen3"]), "<|im_end|>"
+    has = {name: f"so {mark}" if name == place else "so" for name in ("content", "reasoning", "question")}
+    given = {"at": f"so {mark}" if place == "arguments" else "so"}
+    call = ToolCall(id="c", function=FunctionCall(name="look", arguments=json.dumps(given)))
+    row = [
+        ChatMessage(role="user", content=has["question"]),
+        ChatMessage(role="assistant", content=has["content"], reasoning=has["reasoning"], tool_calls=[call]),
+    ]
+    encoded = encode(ChatExample(messages=row), of)
+    assert [mark in note for note in encoded.notes if "control tokens" in note] == [True]
+    of.tokenizer.save_pretrained(tmp_path)
+    counted = counter(f"hf:{tmp_path}").count([ChatExample(messages=row)])
+    assert any("control tokens" in text for text in counted.remarks)
+
+
+def test_tags_and_other_tokens_in_the_text_of_a_message_are_not_told() -> None:
+    of = published("qwen3", [*PUBLISHED["qwen3"][0], "<think>", "</think>"], PUBLISHED["qwen3"][1])
+    said = "<think>\nso\n</think>\n\nA <tag> and </s>"
+    row = [SHORT.messages[0], ChatMessage(role="assistant", content=said)]
+    assert not any("control tokens" in note for note in encode(ChatExample(messages=row), of).notes)
 
 
 # -- rows that are too long ---------------------------------------------------------------------------------
