@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import TYPE_CHECKING
@@ -203,3 +204,11 @@ def among(word: str, known: Iterable[str]) -> str:
 def joined(names: list[str]) -> str:
     """Join names, such as `a`, `a and b`, or `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def left_out(settings: Mapping[str, Mapping[str, object]]) -> str:
+    """Describe the settings that the specs of recovered runs cannot hold, by name. `settings` is
+    {run id: {name: value}}."""
+    runs = Counter(name for found in settings.values() for name in found)
+    named = ", ".join(f"{name} ({count(n, 'run')})" for name, n in runs.most_common())
+    return f"a spec cannot hold these settings of the host, so rerun and migrate do not repeat them: {named}"

@@ -17,7 +17,7 @@ from orchestrate.catalog.models import (
     starters,
     trained_on,
 )
-from orchestrate.catalog.resolve import CatalogChange, ModelOnHost, differences, resolve
+from orchestrate.catalog.resolve import CatalogChange, ModelOnHost, differences, resolve, usual_length
 
 __all__ = [
     "CatalogChange",
@@ -35,6 +35,7 @@ __all__ = [
     "like",
     "lookup",
     "resolve",
+    "usual_length",
     "search",
     "shutdown_warning",
     "trained_on",

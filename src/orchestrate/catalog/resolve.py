@@ -121,6 +121,15 @@ class ModelOnHost(Record, frozen=True, kw_only=True):
         return self.model.context if self.model else None
 
 
+def usual_length(name: str, backend: Profile | str, method: str) -> int | None:
+    """Return the model's own maximum row length on a backend, which hosts may report for a job that sets
+    none. Returns `None` if it is unknown."""
+    try:
+        return resolve(name, backend).context(method)
+    except SpecError:
+        return None
+
+
 def resolve(name: str, backend: Profile | str, today: date | None = None) -> ModelOnHost:
     """Resolve `name` to a model on a backend. `backend` is a profile or the backend's name. Shutdown warnings
     are based on `today` (default: the local date).

@@ -422,7 +422,8 @@ def take(
 ) -> Output[list[AccountImport]]:
     """Import an account's past jobs into the store, with settings, files, metrics, events, checkpoints, tuned
     model and cost. Changes nothing on the host. Then lists each model's shutdown date and whether you can
-    retrain the model. If interrupted, repeat the command to continue."""
+    retrain the model. If interrupted, repeat the command to continue. Runs from an earlier import get the
+    settings that they lack."""
     from orchestrate.migration import account_import
 
     at = since.replace(tzinfo=UTC) if since else None
@@ -471,6 +472,14 @@ def _show_import(taken: AccountImport) -> None:
             f"{jobs} created by Orchestrate. Until you recover yours, their bills don't count toward the "
             f"budget and repeats of them are not refused:  orchestrate recover -p {taken.provider}"
         )
+    if taken.completed:
+        runs = text.count(len(taken.completed), "run")
+        note(f"{runs} that were imported earlier now have more of the host's settings")
+    if taken.settings_left_out:
+        warn(text.left_out(taken.settings_left_out))
+    for run_id, settings in list(taken.settings_differing.items())[:5]:
+        differing = ", ".join(f"{n} ({own}, {there} at the host)" for n, (own, there) in settings.items())
+        warn(f"{run_id} has other settings than its job. They were kept: {differing}")
     unknown = f"; unknown for {found.uncosted:,}" if found.uncosted else ""
     note(f"total cost: {text.money(found.cost_usd)}{unknown}")
     note(f"training data: available for {text.count(found.data_here, 'run')}, lost for {found.data_gone:,}")

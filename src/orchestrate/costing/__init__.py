@@ -14,6 +14,7 @@ from orchestrate.costing.bills import (
     accuracy,
     bill,
     bill_run,
+    host_bill,
     quoted_hour,
     reconcile,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "bill_run",
     "built_in",
     "check_budget",
+    "host_bill",
     "load",
     "lookup",
     "local_rate",

@@ -54,9 +54,9 @@ def bill(
     """
     ended = job.status.terminal
     if hourly is not None:
-        return _by_hours(job, hourly, ended, now) or _of_host(job, final=ended)
+        return _by_hours(job, hourly, ended, now) or host_bill(job, final=ended)
     if job.handle.kind == SESSION and job.cost_usd is not None:
-        return _of_host(job, final=ended)  # the session counted each request, however it ended
+        return host_bill(job, final=ended)  # the session counted each request, however it ended
     if job.status is JobStatus.FAILED and profile.unbilled_failure(job):
         return Bill(usd=Decimal(0), origin=_NOT_BILLED)
     prices = prices or Prices(profile.kind)
@@ -65,8 +65,8 @@ def bill(
     rates = _Rates(profile, spec, resolved, prices)
     early = job.early_stopped or job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     if early and profile.share_billed is not None:
-        return _by_share(profile, job, _of_host(job, final=False) or rates.of_work(job) or _of_work(quote))
-    reported = None if early else _of_host(job, final=False)
+        return _by_share(profile, job, host_bill(job, final=False) or rates.of_work(job) or _of_work(quote))
+    reported = None if early else host_bill(job, final=False)
     if profile.figures_are_estimates and rates.own:
         reported = None  # the host estimates at its list price, which is not what this user pays
     computed = profile.figures_are_estimates or (profile.reports_price and reported is None)
@@ -146,7 +146,10 @@ def bill_run(
     from orchestrate import catalog
     from orchestrate.spec import JobSpec
 
-    spec = JobSpec.parse(run.spec)
+    try:
+        spec = JobSpec.parse(run.spec)
+    except SpecError:  # imported with a method that is unknown here: only the host knows its price
+        return host_bill(job, final=job.status.terminal)
     try:
         resolved = catalog.resolve(spec.model_for(run.provider), profile)
     except SpecError:  # a model that has left the catalog since
@@ -214,7 +217,8 @@ def _by_hours(job: Job, hourly: HourlyRate, final: bool, now: datetime | None) -
     return Bill(usd=entry.usd, origin="measured hours times the rate", lines=(entry,), final=final)
 
 
-def _of_host(job: Job, *, final: bool) -> Bill | None:
+def host_bill(job: Job, *, final: bool) -> Bill | None:
+    """Return the cost that the host reports for a job as its bill, if it reports one."""
     # A negative cost would raise what is left of the budget, and NaN can't be compared with any limit.
     if job.cost_usd is None or not job.cost_usd.is_finite() or job.cost_usd < 0:
         return None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import structs
@@ -33,7 +33,14 @@ from orchestrate.migration.inventory import Inventory, inventory
 from orchestrate.migration.inventory import InventoryRun as InventoryRun
 from orchestrate.providers.base import HandsOutFiles, Provider, RecoversJobs, capability
 from orchestrate.runs.submitting import accounts
-from orchestrate.runs.syncing.recovery import recovered_cost, reported_settings, run_of
+from orchestrate.runs.syncing.recovery import (
+    FilledSpec,
+    fill_spec,
+    record_left_out,
+    recovered_cost,
+    reported_settings,
+    run_of,
+)
 from orchestrate.runs.syncing.sweep import conclude, fetch_details
 from orchestrate.store import REF_PATTERN, new_id, run_id_of
 from orchestrate.types import Job, JobStatus, Record, ReportedSettings, Run, decoding
@@ -76,6 +83,11 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """Number of jobs that this store already had runs for."""
     left_out: int = 0
     """Number of jobs without a tuned model. These are only imported with `all`."""
+    completed: set[str] = set()
+    """Runs that were imported or recovered earlier and that now have more of the settings that the host
+    reports."""
+    settings: dict[str, FilledSpec] = {}
+    """What the host reports of a run and its spec does not hold, by run id."""
     files: int = 0
     """Number of files fetched by this import."""
     files_gone: int = 0
@@ -125,32 +137,34 @@ class Importer:
             report.jobs.add(job.handle.job_id)
             if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) and not every:
                 report.left_out += 1
-            elif (run := self._run_of(job, account)) is None:
-                report.known += 1
-            else:
-                self._store.runs.restore(run)
+            elif (run := self._run_of(job, account, report)) is not None and self._added(run):
                 report.imported.append(run.id)
+            else:
+                report.known += 1
         if details:
             self._complete(report, files=files)
+        record_left_out(self._store, {id: filled.left_out for id, filled in report.settings.items()})
         return report
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
-    def _run_of(self, job: Job, account: str) -> Run | None:
-        """Build the run of a job, or return `None` if the store has it."""
+    def _run_of(self, job: Job, account: str, report: ImportReport) -> Run | None:
+        """Build the run of a job. If the store has it, complete it and return `None`."""
         ref = job.handle.ref if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref) else None
         now = self._store.clock.now()
         if ref is not None:
-            if self._store.runs.of_refs([ref]):
-                return None
-            run_id = run_id_of(ref)
+            known = self._store.runs.of_refs([ref])
+            run_id = known[0] if known else run_id_of(ref)
         else:
             # A job without a date has the same id in each import, too.
-            free = self._free_id(job, job.created_at or datetime.fromtimestamp(0, UTC))
-            if free is None:
-                return None
-            run_id, ref = free, REF_PREFIX + free.removeprefix(_PREFIX)
+            run_id = self._free_id(job, job.created_at or datetime.fromtimestamp(0, UTC))
+            ref = REF_PREFIX + str(run_id).removeprefix(_PREFIX)
+        if isinstance(run_id, Run):
+            if is_rebuilt(run_id) and run_id.job_id == job.handle.job_id:
+                self._fill(run_id, reported_settings(self._provider, job), report)
+            return None
         recovered = recovered_cost(self._provider, job, self._rates)
+        report.settings[run_id] = FilledSpec(recovered.spec, recovered.left_out)
         return run_of(
             job,
             self._provider,
@@ -165,14 +179,39 @@ class Importer:
             imported=True,
         )
 
+    def _added(self, run: Run) -> bool:
+        try:
+            self._store.runs.restore(run)
+        except UsageError:  # by a `recover` or `submit` at the same moment
+            return False
+        return True
+
     def _listed(self, since: datetime | None) -> Iterator[Job]:
         if isinstance(self._provider, RecoversJobs):
             return self._provider.recoverable(since=since)
         return self._provider.list(since=since)
 
-    def _free_id(self, job: Job, at: datetime) -> str | None:
-        """Return an id derived from the job, so a second import gives the same one. Returns `None` if the
-        store already has the job's run."""
+    def _fill(self, run: Run, asked: ReportedSettings, report: ImportReport, **files: HostFile) -> None:
+        """Add the files and the reported settings that a run lacks, for example because an earlier version
+        did not read them."""
+        filled = fill_spec(run.spec, asked)
+        if files or filled.spec != run.spec:
+
+            def change(current: Run) -> Run:
+                if not is_rebuilt(current):  # a submit with the same key took it over
+                    return current
+                current = _with_files(current, files)
+                return structs.replace(current, spec=fill_spec(current.spec, asked).spec)
+
+            after = self._store.runs.apply(run.id, change, note="settings and files of the host")
+            filled = fill_spec(after.spec, asked)
+            if run.id not in report.imported and _settings_of(after) != _settings_of(run):
+                report.completed.add(run.id)
+        report.settings[run.id] = filled
+
+    def _free_id(self, job: Job, at: datetime) -> str | Run:
+        """Return an id derived from the job, so a second import gives the same one. Returns the job's run if
+        the store already has it."""
         for salt in range(8):
             words = (self._provider.config.name, self._provider.host, job.handle.job_id, str(salt))
             mark = int(hashlib.sha256("\0".join(words).encode()).hexdigest(), 16)
@@ -181,7 +220,7 @@ class Importer:
             if not there:
                 return run_id
             if there[0].job_id == job.handle.job_id:
-                return None
+                return there[0]
         raise UsageError(f"no id is available for job {job.handle.job_id}")
 
     # -- details and files ---------------------------------------------------------------------------------
@@ -192,7 +231,9 @@ class Importer:
         open_runs = [
             run
             for run in self._store.runs.matching(provider=name, host=host)
-            if run.imported and run.id not in done and run.job_id in report.jobs  # not another account's
+            if run.id not in done
+            and (run.imported or is_rebuilt(run))
+            and run.job_id in report.jobs  # not another account's
         ]
         reported: dict[str, tuple[Job | None, ReportedSettings]] = {}
         if files:
@@ -212,7 +253,7 @@ class Importer:
 
         def one(run: Run) -> tuple[Run, str | None]:
             try:
-                self._detail(run, reported.get(run.id), known)
+                self._detail(run, reported.get(run.id), known, report)
             except SetupError:
                 raise
             except OrchestrateError as error:
@@ -235,18 +276,21 @@ class Importer:
             return None, error.message
 
     def _detail(
-        self, run: Run, reported: tuple[Job | None, ReportedSettings] | None, known: dict[str, HostFile]
+        self,
+        run: Run,
+        reported: tuple[Job | None, ReportedSettings] | None,
+        known: dict[str, HostFile],
+        report: ImportReport,
     ) -> None:
-        job = reported[0] if reported is not None else None
+        job, asked = reported if reported is not None else (None, ReportedSettings())
         fetch_details(self._store, self._provider, run)
-        ids = reported[1].files if reported is not None else {}
-        mine = {split: known[id] for split, id in ids.items() if id in known}
-        if mine:
-            self._store.runs.apply(run.id, lambda current: _with_files(current, mine), note="files fetched")
-        if run.status.terminal:
+        mine = {split: known[id] for split, id in asked.files.items() if id in known}
+        if job is not None and is_rebuilt(run):
+            self._fill(run, asked, report, **mine)
+        if run.status.terminal and run.imported:  # a recovered run waits for its bill in `sync`
             conclude(self._store, self._provider, run, job or self._provider.get(run.handle), None)
         record = {"files": {split: msgspec.to_builtins(file) for split, file in mine.items()}}
-        if reported is not None and len(mine) == len(ids) and run.status.terminal:
+        if reported is not None and len(mine) == len(asked.files) and run.status.terminal:
             self._store.history.add_record(run.id, DETAILS, record)
 
     def _held(self) -> Iterator[tuple[str, dict[str, HostFile]]]:
@@ -335,6 +379,16 @@ def _rows_digest(id: str, path: Path) -> str:
         raise DataError(f"file {id} contains no rows and was saved as {kept}") from error
 
 
+def is_rebuilt(run: Run) -> bool:
+    """Return whether the run's spec is made of what its host reports, because the submitted one is not
+    known."""
+    return not run.spec_hash
+
+
+def _settings_of(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.spec.items() if name not in ("train", "validation")}
+
+
 def _with_files(run: Run, files: dict[str, HostFile]) -> Run:
     paths = {split: file.path for split, file in files.items() if file.path is not None}
     if not paths:
@@ -342,8 +396,10 @@ def _with_files(run: Run, files: dict[str, HostFile]) -> Run:
     digests = [file.rows_digest for split in ("train", "validation") if (file := files.get(split))]
     parts = [digests[0], digests[1] if len(digests) > 1 else "-"] if digests and digests[0] else []
     whole = hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest() if parts else ""
-    spec = {**run.spec, **paths}
-    return structs.replace(run, spec=spec, dataset_digest=whole)
+    # A recovered run has no digest, so that it blocks repeats: the host's file may differ from the one sent.
+    return structs.replace(
+        run, spec={**run.spec, **paths}, dataset_digest=whole if run.imported else run.dataset_digest
+    )
 
 
 # Import an account's past jobs, and take an inventory of the models that may be shut down.
@@ -360,6 +416,13 @@ class AccountImport(Record, frozen=True, kw_only=True):
     files: int
     files_gone: int
     problems: dict[str, str]
+    completed: list[str]
+    """Runs from an earlier import or `recover` that now have more of the settings that the host reports."""
+    settings_left_out: dict[str, dict[str, Any]]
+    """Settings that the host reports but a spec cannot hold, as {run id: {name: value}}."""
+    settings_differing: dict[str, dict[str, tuple[Any, Any]]]
+    """Settings of runs whose value in the store is not the host's, as
+    {run id: {name: (in the store, at the host)}}. The stored value is kept."""
     unrecovered: list[str]
     """Imported runs whose job Orchestrate created, for a colleague or for a store that was lost. They neither
     count toward the budget as our own runs do nor block repeats until `recover` takes them over."""
@@ -400,6 +463,9 @@ def take(
         files=report.files,
         files_gone=report.files_gone,
         problems=report.problems,
+        completed=sorted(report.completed),
+        settings_left_out={id: one.left_out for id, one in report.settings.items() if one.left_out},
+        settings_differing={id: one.differing for id, one in report.settings.items() if one.differing},
         unrecovered=[run.id for run in runs if run.imported and REF_PATTERN.fullmatch(run.ref)],
         inventory=found,
         sandbox=provider.config.sandbox,

@@ -39,6 +39,7 @@ from orchestrate.runs.evaluation.comparison import sent
 from orchestrate.runs.preparing import earlier, pricing
 from orchestrate.runs.preparing.prepared import Offer, Prepared, plan, prepare, training_data
 from orchestrate.runs.submit import submit
+from orchestrate.runs.syncing.recovery import LEFT_OUT, unknown_method
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.settings import is_masked
 from orchestrate.spec import JobSpec
@@ -112,6 +113,8 @@ class PreparedMigration:
             )
         self.today = today or days.today()
         self._names = ft.backends(list(order.to))
+        found = ft.store.history.records(LEFT_OUT, [self.old.id])
+        self._left_out = found[-1].data if found else {}
         self._spec = _moved(self.old, self._names, order.train)
         data = training_data(ft, self._spec)
         self._needs, self._use = _needs(self._spec, data), order.use or _use(data)
@@ -228,6 +231,7 @@ class PreparedMigration:
         base = base_of(self.old.model, host.profile)
         new = base_of(offer.spec.model_for(name), there.profile)
         return [
+            *proposals.of_unknown(self._left_out),
             *proposals.of_settings(before, offer.translation, self._refused[name]),
             *proposals.of_rows(data.train.content, (host.profile, base), (there.profile, new)),
             *proposals.of_problems(offer.problems, name),
@@ -351,6 +355,12 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
     try:
         asked = JobSpec.parse(old.spec).asked()
     except SpecError as error:
+        if method := unknown_method(old.spec):
+            raise UsageError(
+                f"run {old.id} was trained with the method {method!r} of {old.provider}, which Orchestrate "
+                "does not know, so it cannot be migrated",
+                fix="write a spec with another method and submit it: orchestrate init",
+            ) from error
         raise UsageError(
             f"the settings of run {old.id} are unknown, so it cannot be migrated",
             fix=f"fetch the run's settings from the host with: orchestrate import {old.provider}",

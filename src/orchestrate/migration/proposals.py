@@ -86,6 +86,15 @@ def of_settings(
     return sorted(found, key=lambda change: order.index(change.becomes))
 
 
+def of_unknown(settings: Mapping[str, object]) -> list[SettingChange]:
+    """List the settings that the old host reports for an imported run and that no spec can hold."""
+    why = "imported from the host, but a spec has no such setting or does not accept its value"
+    return [
+        SettingChange(what=name, was=str(value), now="-", becomes="left out", why=why)
+        for name, value in settings.items()
+    ]
+
+
 def of_rows(
     content: Content, old: tuple[Profile, Model | None], new: tuple[Profile, Model | None]
 ) -> list[SettingChange]:

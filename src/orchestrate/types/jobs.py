@@ -176,6 +176,8 @@ class ReportedSettings(Record, frozen=True, kw_only=True):
     """Settings, keyed by the spec's field names."""
     files: dict[str, str] = {}
     """Ids of the training and validation files on the host."""
+    left_out: dict[str, Any] = {}
+    """Settings that a spec cannot hold, keyed by the host's field names."""
     dataset_digest: str | None = None
     """Digest of the training rows. If set, `spec` is the complete spec as submitted."""
     max_cost_usd: Decimal | None = None

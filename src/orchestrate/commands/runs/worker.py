@@ -15,7 +15,7 @@ from orchestrate.commands.terminal.console import confirm, note, orchestrator, o
 from orchestrate.commands.terminal.notify import NotifyOptions
 from orchestrate.errors import HostUnavailable, MissingKey
 from orchestrate.runs import watch as watching
-from orchestrate.text import count, joined
+from orchestrate.text import count, joined, left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +115,8 @@ def recover(
         warn(f"the budget does not include the cost of {runs} yet, because the host has not reported it:")
         for run_id in report.unpriced:
             note(f"  {run_id}: {report.reasons[run_id]}")
+    if report.left_out:
+        warn(left_out(report.left_out))
     if report.offered:
         there = "" if provider == "all" else f" -p {provider}"
         command = f"orchestrate recover{there} --all   (or name the runs)"

@@ -47,6 +47,11 @@ def suffix_tag(suffix: str | None, ref: str, most: int) -> str:
     return f"{front}-{ref}" if front else ref[:most]
 
 
+def suffix_of(tag: str | None, ref: str | None) -> str | None:
+    """Return the user's part of a suffix that `suffix_tag` built."""
+    return ((tag or "").removesuffix(ref or "").rstrip("-") if ref else tag) or None
+
+
 def tagged(ref: str, *names: Any) -> bool:
     """Return True if one of the names contains `ref` as a separate word, delimited by `-`, `_`, `.`, `/`, `:`
     or the start or end of the name."""

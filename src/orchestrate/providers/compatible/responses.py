@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrate.catalog import HostModel
-from orchestrate.providers.calls import integer, number, plain, ref_in, table, text, when
+from orchestrate.providers.calls import integer, number, plain, ref_in, suffix_of, table, text, when
 from orchestrate.providers.calls.hosted import payload
 from orchestrate.types import (
     Checkpoint,
@@ -159,17 +159,19 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
 
 
-def job_recovery(job: Job, file: Callable[[str], object]) -> JobRecovery:
-    """Collect the details that determine a job's price. `file` is a function that returns a file's record by
-    id. The validation file is not billed."""
+def job_recovery(job: Job, file: Callable[[str], object]) -> JobRecovery | None:
+    """Collect the details that determine a job's price, or return `None` for an unknown method. `file` is a
+    function that returns a file's record by id. The validation file is not billed."""
     method = table(job.payload.get("method"))
     kind = text(method.get("type")) or "supervised"
+    if kind not in METHODS:
+        return None
     own = table(table(method.get(kind)).get("hyperparameters"))
     epochs = own.get("n_epochs", table(job.payload.get("hyperparameters")).get("n_epochs"))
     name = text(job.payload.get("training_file"))
     needed = name is not None and job.trained_tokens is None
     return JobRecovery(
-        method=METHODS.get(kind, "sft"),
+        method=METHODS[kind],
         epochs=integer(epochs),
         train_bytes=integer(plain(file(name)).get("bytes")) if needed and name else None,
     )
@@ -181,32 +183,47 @@ def reported_settings(job: Job) -> ReportedSettings:
     kind = text(method.get("type")) or "supervised"
     inside = table(method.get(kind))
     own = {**table(job.payload.get("hyperparameters")), **table(inside.get("hyperparameters"))}
+    own = {name: value for name, value in own.items() if value not in (None, "auto")}
     spec: dict[str, Any] = {}
     for name, ours in SETTINGS.items():
         if (value := number(own.get(name))) is not None:
-            spec[ours] = int(value) if ours in ("epochs", "batch_size") else value
-    if METHODS.get(kind) == "dpo":
-        beta = number(own.get("beta"))
+            spec[ours] = int(value) if ours in _WHOLE else value
+            del own[name]
+    options: dict[str, Any] = {}
+    if kind not in METHODS:
+        spec["method"] = {"type": kind}
+    elif METHODS[kind] == "dpo":
+        beta = number(own.pop("beta", None))
         spec["method"] = {"type": "dpo"} | ({"beta": beta} if beta is not None else {})
-    elif METHODS.get(kind) == "rft":
-        given = {name: text(own.get(name)) or number(own.get(name)) for name in RFT_SETTINGS}
-        chosen = {name: value for name, value in given.items() if value not in (None, "auto")}
-        spec["method"] = {"type": "rft", "grader": table(inside.get("grader")), **chosen}
+    elif METHODS[kind] == "rft":
+        given = {name: own.pop(name) for name in RFT_SETTINGS if name in own}
+        spec["method"] = {"type": "rft", "grader": table(inside.get("grader")), **given}
+        if "eval_samples" in own:
+            options["method.reinforcement.hyperparameters.eval_samples"] = own.pop("eval_samples")
+    if options:
+        spec["provider_options"] = {job.handle.provider: options}
     if (seed := integer(job.payload.get("seed"))) is not None:
         spec["seed"] = seed
-    if suffix := text(job.payload.get("user_provided_suffix")) or text(job.payload.get("suffix")):
+    suffix = text(job.payload.get("user_provided_suffix")) or text(job.payload.get("suffix"))
+    if suffix := suffix_of(suffix, job.handle.ref):
         spec["suffix"] = suffix
     named = {"train": "training_file", "validation": "validation_file"}
     files = {split: id for split, field in named.items() if (id := text(job.payload.get(field)))}
-    return ReportedSettings(spec=spec, files=files)
+    read = ("hyperparameters", "grader")
+    own |= {name: value for name, value in inside.items() if name not in read and value is not None}
+    if integrations := job.payload.get("integrations"):
+        own["integrations"] = integrations
+    return ReportedSettings(spec=spec, files=files, left_out=own)
 
 
 RFT_SETTINGS = ("reasoning_effort", "compute_multiplier")
 SETTINGS: Mapping[str, str] = {
     "n_epochs": "epochs",
     "batch_size": "batch_size",
+    "eval_interval": "eval_steps",
     "learning_rate_multiplier": "learning_rate_multiplier",
     "learning_rate": "learning_rate",
     "warmup_ratio": "warmup_ratio",
     "weight_decay": "weight_decay",
 }
+_WHOLE = ("epochs", "batch_size", "eval_steps")

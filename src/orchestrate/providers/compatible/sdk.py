@@ -107,7 +107,7 @@ class SdkProvider(HostedProvider):
     def fetch_file(self, id: str, file: Path) -> None:
         fetch_by_id(self._wire, self.client.files, id, file, MOST_FILE_BYTES)
 
-    def recover_job(self, job: Job) -> JobRecovery:
+    def recover_job(self, job: Job) -> JobRecovery | None:
         return responses.job_recovery(job, self._file)
 
     # -- submitting ----------------------------------------------------------------------------------------

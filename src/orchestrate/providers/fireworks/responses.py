@@ -13,6 +13,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrate import catalog
 from orchestrate.catalog import HostModel
 from orchestrate.providers.calls import (
     estimate_quote,
@@ -302,21 +303,78 @@ def job_recovery(job: Job, dataset: Callable[[str], Mapping[str, Any] | None]) -
     )
 
 
+_WHOLE = {
+    "epochs": "epochs",
+    "batchSizeSamples": "batch_size",
+    "learningRateWarmupSteps": "warmup_steps",
+    "samplerCheckpointSaveIntervalSteps": "checkpoint_steps",
+}
+_REAL = {"learningRate": "learning_rate", "optimizerWeightDecay": "weight_decay"}
+_OPTIONS = ("jinjaTemplate",)
+_JOB_OPTIONS = ("evalAutoCarveout", "rendererHuggingFaceRepoId", "chunkSize", "mcpServer")
+_NOT_HELD = ("batchSize", "gradientAccumulationSteps", "earlyStop", "wandbConfig")
+"""Settings that the trainer no longer accepts, and the W&B project, which needs the user's key."""
+
+
 def reported_settings(job: Job) -> ReportedSettings:
-    """Return the settings and datasets of a job."""
-    own = settings_of(job.payload)
-    spec: dict[str, Any] = {}
-    if epochs := integer(own.get("epochs")):
-        spec["epochs"] = epochs
-    if (rate := number(own.get("learningRate"))) is not None:
-        spec["learning_rate"] = rate
+    """Return the settings and datasets of a job. A 0 is the same as an unset field. Leaves out where a job
+    runs, such as its region."""
+    raw = job.payload
+    own = settings_of(raw)
+    kind, place = METHODS.get(job.handle.kind, "sft"), "trainingConfig." if own is not raw else ""
+    spec: dict[str, Any] = {ours: value for name, ours in _WHOLE.items() if (value := integer(own.get(name)))}
+    spec |= {ours: value for name, ours in _REAL.items() if (value := number(own.get(name)))}
+    options = {f"{place}{name}": own[name] for name in _OPTIONS if own.get(name)}
+    options |= {name: raw[name] for name in _JOB_OPTIONS if raw.get(name)}
+    left_out = {name: value for name in _NOT_HELD if (value := own.get(name) or raw.get(name))}
+    if left_out.get("gradientAccumulationSteps") == 1:
+        del left_out["gradientAccumulationSteps"]
+    if earlier := text(own.get("warmStartFrom")):
+        spec["continue_from"] = earlier
     if rank := integer(own.get("loraRank")):
-        spec["adapter"] = {"type": "lora", "r": rank}
-    if METHODS.get(job.handle.kind) == "dpo":
-        spec["method"] = {"type": "dpo"}
+        given = {"alpha": number(own.get("loraAlpha")), "dropout": number(own.get("loraDropout"))}
+        given["targets"] = own.get("loraTargetModules")
+        spec["adapter"] = {"type": "lora", "r": rank, **{n: v for n, v in given.items() if v}}
+    length = integer(own.get("maxContextLength"))
+    if length and length != catalog.usual_length(job.model or "unknown", PROFILE, kind):
+        spec["max_seq_length"] = length
+    schedule, settings = next(iter(table(own.get("lrScheduler")).items()), (None, None))
+    if schedule is not None:
+        spec["schedule"], rest = schedule, dict(table(settings))
+        spec |= {"min_lr_ratio": least} if (least := number(rest.pop("minLrRatio", None))) else {}
+        left_out |= {f"lrScheduler.{schedule}.{name}": value for name, value in rest.items() if value}
+    method, more, not_held = _method(raw, kind)
+    spec |= method
+    if options := options | more:
+        spec["provider_options"] = {job.handle.provider: options}
     named = {"train": "dataset", "validation": "evaluationDataset"}
-    files = {split: id_of(id) for split, field in named.items() if (id := text(job.payload.get(field)))}
-    return ReportedSettings(spec=spec, files=files)
+    files = {split: id_of(id) for split, field in named.items() if (id := text(raw.get(field)))}
+    return ReportedSettings(spec=spec, files=files, left_out=left_out | not_held)
+
+
+def _method(raw: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the spec's method, its settings that go into `provider_options`, and those that a spec cannot
+    hold."""
+    if kind == "sft":
+        return {}, {}, {}
+    loss = table(raw.get("lossConfig"))
+    name = text(loss.get("method"))
+    name = None if name == "METHOD_UNSPECIFIED" else name
+    if kind == "dpo":
+        beta = number(table(loss.get("dpo")).get("beta"))
+        if name == "ORPO":
+            beta = number(table(loss.get("orpo")).get("lambda"))
+        method: dict[str, Any] = {"type": "dpo"} | ({"loss": "orpo"} if name == "ORPO" else {})
+        other = {"lossConfig.method": name} if name not in (None, "DPO", "ORPO") else {}
+        return {"method": method | ({"beta": beta} if beta else {})}, {}, other
+    method = {"type": "rft", "grader": {"evaluator": text(raw.get("evaluator")) or "unknown"}}
+    sampling = dict(table(raw.get("inferenceParameters")))
+    if samples := integer(sampling.pop("responseCandidatesCount", None)):
+        method["samples_per_prompt"] = samples
+    if beta := number(loss.get("klBeta")):
+        method["kl_beta"] = beta
+    options = {f"inferenceParameters.{key}": value for key, value in sampling.items() if value}
+    return {"method": method}, options | ({"lossConfig.method": name} if name else {}), {}
 
 
 # -- the host's estimate of a price ------------------------------------------------------------------------

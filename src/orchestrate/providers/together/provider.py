@@ -246,7 +246,7 @@ class TogetherProvider(
     def _file(self, id: str) -> dict[str, Any]:
         return self._files.get(id)
 
-    def recover_job(self, job: Job) -> JobRecovery:
+    def recover_job(self, job: Job) -> JobRecovery | None:
         return responses.job_recovery(job, self._file)
 
     def reported_settings(self, job: Job) -> ReportedSettings:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from orchestrate import catalog
 from orchestrate import text as say
 from orchestrate.catalog import HostModel, search
 from orchestrate.errors import (
@@ -26,6 +27,7 @@ from orchestrate.providers.calls import (
     number,
     payload,
     rows,
+    suffix_of,
     table,
     text,
     when,
@@ -259,12 +261,14 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[HostModel]:
 # files.
 
 
-def job_recovery(job: Job, file: Callable[[str], Mapping[str, Any]]) -> JobRecovery:
-    """Return the properties of a job that determine its price. `file` takes a file's id and returns its
-    record."""
+def job_recovery(job: Job, file: Callable[[str], Mapping[str, Any]]) -> JobRecovery | None:
+    """Return the properties of a job that determine its price, or `None` for an unknown method. `file` takes
+    a file's id and returns its record."""
     payload = job.payload
     full = text(table(payload.get("training_type")).get("type")) == "Full"
     method = text(table(payload.get("training_method")).get("method"))
+    if method not in (None, "sft", "dpo"):
+        return None
     needed = job.cost_usd is None
     train = _file_of(payload.get("training_file"), file, needed)
     evals = integer(payload.get("n_evals")) or 0
@@ -288,42 +292,110 @@ def _file_of(name: Any, file: Callable[[str], Mapping[str, Any]], needed: bool) 
 
 USUAL = {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
 """Together's defaults, which it reports for each job, including those that were not set."""
+_SEED = 42
+"""Together's default seed."""
+_OPTIONS = ("multimodal_params", "from_hf_model", "hf_model_revision", "early_stopping_warmup_evals")
 
 
 def reported_settings(job: Job) -> ReportedSettings:
-    """Return the spec settings and the file ids that a job was created with, from the host's job record."""
+    """Return the spec settings and the file ids that a job was created with, from the host's job record.
+    Leaves out Together's defaults."""
     raw = job.payload
-    kind, method = table(raw.get("training_type")), table(raw.get("training_method"))
+    spec = _numbers(raw)
+    if raw.get("packing") is False:
+        spec["packing"] = False
+    if suffix := suffix_of(text(raw.get("suffix")), job.handle.ref):
+        spec["suffix"] = suffix
+    if earlier := text(raw.get("from_checkpoint")):
+        spec["continue_from"] = earlier
+    if raw.get("early_stopping_enabled") is True:
+        given = {name: number(raw.get(f"early_stopping_{name}")) for name in ("patience", "min_delta")}
+        spec["early_stopping"] = {name: value for name, value in given.items() if value is not None}
+    method, not_held = _method(raw)
+    schedule, no_schedule = _schedule(table(raw.get("lr_scheduler")))
+    spec |= method | _adapter(table(raw.get("training_type"))) | schedule
+    length, kind = integer(raw.get("max_seq_length")), str(method.get("method", {}).get("type", "sft"))
+    if length and length != catalog.usual_length(job.model or "unknown", PROFILE, kind):
+        spec["max_seq_length"] = length
+    named = {"train": "training_file", "validation": "validation_file"}
+    files = {split: id for split, field in named.items() if (id := text(raw.get(field)))}
+    if "validation" not in files:
+        spec.pop("evals", None)
+    if options := {name: raw[name] for name in _OPTIONS if raw.get(name)}:
+        spec["provider_options"] = {job.handle.provider: options}
+    left_out = not_held | no_schedule
+    if project := text(raw.get("wandb_project_name")):
+        left_out["wandb_project_name"] = project  # needs the user's key
+    return ReportedSettings(spec=spec, files=files, left_out=left_out)
+
+
+def _numbers(raw: Mapping[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = {}
-    for name, ours in (("n_epochs", "epochs"), ("batch_size", "batch_size"), ("n_evals", "evals")):
+    for name, ours in (("n_epochs", "epochs"), ("n_evals", "evals")):
         if value := integer(raw.get(name)):
             spec[ours] = value
+    if batch := integer(raw.get("batch_size")):
+        # The spec counts all rows of a step, Together those of one accumulated part.
+        steps = integer(raw.get("gradient_accumulation_steps")) or 1
+        spec["batch_size"] = batch * steps
+        spec |= {"gradient_accumulation": steps} if steps > 1 else {}
+    if (count := integer(raw.get("n_checkpoints")) or 1) > 1:
+        spec["checkpoints"] = count
     if (rate := number(raw.get("learning_rate"))) is not None:
         spec["learning_rate"] = rate
     for name, usual in USUAL.items():
         if (value := number(raw.get(name))) not in (None, usual):
             spec[name] = value
-    if raw.get("packing") is False:
-        spec["packing"] = False
-    if earlier := text(raw.get("from_checkpoint")):
-        spec["continue_from"] = earlier
-    if text(method.get("method")) == "dpo":
+    if (seed := integer(raw.get("random_seed"))) not in (None, _SEED):
+        spec["seed"] = seed
+    return spec
+
+
+def _method(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the spec's method, and what it cannot hold."""
+    method = table(raw.get("training_method"))
+    kind = text(method.get("method"))
+    if kind == "dpo":
         named = {"beta": "dpo_beta", "rpo_alpha": "rpo_alpha", "simpo_gamma": "simpo_gamma"}
         given = {ours: number(method.get(name)) for ours, name in named.items()}
-        chosen = {name: value for name, value in given.items() if value}
-        spec["method"] = {"type": "dpo", **chosen}
-    elif isinstance(on_all := method.get("train_on_inputs", raw.get("train_on_inputs")), bool):
-        spec["method"] = {"type": "sft", "train_on_inputs": on_all}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value}
+        simpo = "simpo_gamma" in chosen  # has no reference model and normalizes by length
+        if method.get("dpo_normalize_logratios_by_length") is True and not simpo:
+            chosen["normalize_by_length"] = True
+        free = method.get("dpo_reference_free") is True and not simpo
+        return {"method": {"type": "dpo", **chosen}}, {"dpo_reference_free": True} if free else {}
+    if kind not in (None, "sft"):
+        return {"method": {"type": kind}}, {name: value for name, value in method.items() if name != "method"}
+    if isinstance(on_all := method.get("train_on_inputs", raw.get("train_on_inputs")), bool):
+        return {"method": {"type": "sft", "train_on_inputs": on_all}}, {}
+    return {}, {}
+
+
+def _adapter(kind: Mapping[str, Any]) -> dict[str, Any]:
     if text(kind.get("type")) == "Full":
-        spec["adapter"] = {"type": "full"}
-    elif rank := integer(kind.get("lora_r")):
-        alpha = number(kind.get("lora_alpha"))
-        spec["adapter"] = {"type": "lora", "r": rank} | ({"alpha": alpha} if alpha else {})
-    named = {"train": "training_file", "validation": "validation_file"}
-    files = {split: id for split, field in named.items() if (id := text(raw.get(field)))}
-    if "validation" not in files:
-        spec.pop("evals", None)
-    return ReportedSettings(spec=spec, files=files)
+        return {"adapter": {"type": "full"}}
+    if not (rank := integer(kind.get("lora_r"))):
+        return {}
+    adapter: dict[str, Any] = {"type": "lora", "r": rank}
+    for ours, name in (("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
+        adapter |= {ours: value} if (value := number(kind.get(name))) else {}
+    modules = text(kind.get("lora_trainable_modules"))
+    if modules not in (None, "all-linear"):
+        adapter["targets"] = modules.split(",")
+    return {"adapter": adapter}
+
+
+def _schedule(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the spec's schedule, and what it cannot hold."""
+    kind, args = text(scheduler.get("lr_scheduler_type")), table(scheduler.get("lr_scheduler_args"))
+    least, cycles = number(args.get("min_lr_ratio")) or 0.0, number(args.get("num_cycles"))
+    if kind == "linear" and least == 1:
+        return {"schedule": "constant"}, {}
+    if kind not in ("linear", "cosine") or (kind == "cosine" and cycles not in (None, 0.5)):
+        return {}, {"lr_scheduler": dict(scheduler)} if scheduler else {}
+    if kind == "cosine" and not least:
+        return {}, {}  # the default
+    return {"schedule": kind} | ({"min_lr_ratio": least} if least else {}), {}
 
 
 # -- the host's price estimate -----------------------------------------------------------------------------

@@ -3,7 +3,7 @@ again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
@@ -16,6 +16,7 @@ from orchestrate.catalog import ModelOnHost
 from orchestrate.costing import RateBook
 from orchestrate.errors import OrchestrateError, SpecError, UsageError
 from orchestrate.providers.base import Provider, RecoversJobs, prices_of
+from orchestrate.providers.calls import table
 from orchestrate.runs.hosting import upkeep
 from orchestrate.runs.submitting import accounts
 from orchestrate.runs.submitting.submit import Submitter
@@ -47,15 +48,25 @@ class RecoveredCost(msgspec.Struct, frozen=True, kw_only=True):
     """The amount that counts toward the budget and its source, in words. `None` if nothing counts."""
     reason: str | None = None
     """Reason why the cost is not counted, or only partly counted."""
+    left_out: dict[str, Any] = {}
+    """Settings that the host reports but `spec` cannot hold."""
 
 
 def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) -> RecoveredCost:
     """Compute the cost of a recovered job. Queries the host for the size of the job's data if nothing better
     is known, and continues without it if the query fails."""
-    job_recovery, problem = _recovered(provider, job)
     asked = reported_settings(provider, job)
+    job_recovery, problem = _recovered(provider, job)
     whole = _complete_spec(asked)
     least = costing.spec_of(job.model or "unknown", job_recovery)
+    filled = FilledSpec(whole) if whole else _reported_spec(provider, asked, least)
+    if method := unknown_method(asked.spec):
+        return RecoveredCost(
+            spec=filled.spec,
+            bill=costing.host_bill(job, final=job.status.terminal),
+            reason=None if job.cost_usd is not None else f"the price of its method {method!r} is unknown",
+            left_out=filled.left_out,
+        )
     parsed = JobSpec.parse(whole or least)
     resolved = _resolved(provider, job)
     book = rates or costing.built_in()
@@ -84,13 +95,14 @@ def recovered_cost(provider: Provider, job: Job, rates: RateBook | None = None) 
     known = usable is not None or job.cost_usd is not None or (bill is not None and job.status.terminal)
     reason = None if known else problem or "the host does not report the data of its jobs"
     return RecoveredCost(
-        spec=whole or _reported_spec(provider, asked, least),
+        spec=filled.spec,
         dataset_digest=asked.dataset_digest if whole else None,
         max_cost_usd=asked.max_cost_usd,
         quote=usable,
         bill=bill,
         words=words,
         reason=reason,
+        left_out=filled.left_out,
     )
 
 
@@ -105,18 +117,103 @@ def _complete_spec(asked: ReportedSettings) -> dict[str, Any] | None:
     return asked.spec
 
 
-def _reported_spec(provider: Provider, asked: ReportedSettings, least: dict[str, Any]) -> dict[str, Any]:
-    """Return `least` with the part of the spec that the host reports and that can be parsed. Each setting is
-    tried on its own, so that one that a spec rejects, such as a long suffix, takes no other with it."""
+def _reported_spec(provider: Provider, asked: ReportedSettings, least: dict[str, Any]) -> FilledSpec:
+    """Return `least` with the settings that the host reports."""
     spec = dict(least)
     base = provider.profile.tuned_base(spec["model"]) if provider.profile.tuned_base else None
     if base is not None and base != spec["model"]:  # the job continued from a tuned model
         spec |= {"model": base, "continue_from": spec["model"]}
+    return fill_spec(spec, asked)
+
+
+# -- settings that a host reports --------------------------------------------------------------------------
+
+LEFT_OUT = "left-out-settings"
+"""Record kind in the store for settings that a run's spec cannot hold."""
+_UNKNOWN_GRADER = {"type": "unknown"}
+
+
+class FilledSpec(msgspec.Struct, frozen=True):
+    """A spec with the settings that the host reports."""
+
+    spec: dict[str, Any]
+    left_out: dict[str, Any] = {}
+    """Settings that a spec cannot hold, by name."""
+    differing: dict[str, tuple[Any, Any]] = {}
+    """Settings whose value in the spec is not the host's, as {name: (in the spec, at the host)}."""
+
+
+def unknown_method(spec: dict[str, Any]) -> str | None:
+    """Return the method of a spec that was built from a host's report, if no spec can hold it."""
+    kind = table(spec.get("method")).get("type", "sft")
+    return None if kind in ("sft", "dpo", "rft") else str(kind)
+
+
+def fill_spec(spec: dict[str, Any], asked: ReportedSettings) -> FilledSpec:
+    """Add the reported settings that a spec lacks, and keep those that it has. Each is tried on its own, so
+    that one that a spec rejects, such as a long suffix, takes no other with it. An unknown method makes the
+    spec invalid, because any other would train something else."""
+    filled, left_out = dict(spec), dict(asked.left_out)
+    method = {"method": asked.spec["method"]} if unknown_method(asked.spec) else {}
+    if method or unknown_method(filled):
+        method = {"method": filled.pop("method", None) or method["method"]}
     for name, value in asked.spec.items():
-        with suppress(SpecError):
-            JobSpec.parse({**spec, name: value})
-            spec[name] = value
-    return spec
+        if name in method or (own := filled.get(name)) == value:
+            continue
+        held = {key: one for key, one in table(own).items() if one != _UNKNOWN_GRADER}
+        whole = {**table(value), **held} if held else value if own is None else own
+        if own == whole:
+            continue
+        if _parses({**filled, name: whole}):
+            filled[name] = whole
+        elif "type" in (part := table(value)):
+            rest = _fill_part(filled, name, part)
+            left_out |= {f"{name}.{key}": one for key, one in rest.items()}
+        else:
+            left_out[name] = value
+    reported = _leaves(asked.spec)
+    differing = {
+        name: (own, reported[name])
+        for name, own in _leaves(filled | method).items()
+        if name in reported and own != reported[name]
+    }
+    return FilledSpec(filled | method, left_out, differing)
+
+
+def _fill_part(spec: dict[str, Any], name: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Add the settings of a method or an adapter one by one. Returns those that cannot be added."""
+    rest: dict[str, Any] = {}
+    for key, value in asked.items():
+        part = {"type": asked["type"], **table(spec.get(name))}
+        if part.get(key) not in (None, _UNKNOWN_GRADER):
+            continue
+        if _parses(new := {**spec, name: {**part, key: value}}):
+            spec[name] = new[name]
+        else:
+            rest[key] = value
+    return rest
+
+
+def _parses(spec: dict[str, Any]) -> bool:
+    try:
+        JobSpec.parse(spec)
+    except SpecError:
+        return False
+    return True
+
+
+def _leaves(spec: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: part for name, value in spec.items() if "type" in (part := table(value))}
+    flat = {name: value for name, value in spec.items() if name not in parts}
+    return flat | {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+
+
+def record_left_out(store: Store, found: Mapping[str, dict[str, Any]]) -> None:
+    """Record what the specs of these runs cannot hold, for their migration."""
+    known = {record.run_id: record.data for record in store.history.records(LEFT_OUT, list(found))}
+    for run_id, settings in found.items():
+        if known.get(run_id, {}) != settings:
+            store.history.add_record(run_id, LEFT_OUT, settings)
 
 
 def _counted(job: Job, bill: Bill | None, quote: Quote | None) -> str | None:
@@ -178,6 +275,8 @@ class Recovery(msgspec.Struct, kw_only=True):
     """Recovered runs whose cost does not count toward any budget."""
     reasons: dict[str, str] = {}
     """Reasons why a run's cost is not fully counted, by run id."""
+    left_out: dict[str, dict[str, Any]] = {}
+    """Settings that the host reports but a spec cannot hold, as {run id: {name: value}}."""
     known: list[str] = []
     doubled: list[str] = []
     """Refs that are shared by several jobs. The oldest of these jobs is assigned to the run, and an alert
@@ -320,6 +419,9 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
             report.known.append(run.id)
             return
     report.recovered.append(run.id)
+    record_left_out(store, {run.id: recovered.left_out})
+    if recovered.left_out:
+        report.left_out[run.id] = recovered.left_out
     if recovered.words is not None:
         report.counted[run.id] = recovered.words
     if recovered.reason is not None and not run.sandbox:
