@@ -350,6 +350,8 @@ class Reporter:
         if not new:
             return
         edition, number = cursor.part
+        # Until the storage answers, the part may or may not be there. If it is, readers may have it already.
+        self._cursors.pop(name, None)
         self.stored.add_part(name, (edition, number + 1), new)
         sent = data[: cursor.bytes + len(new)]
         digest = hashlib.sha256(sent).hexdigest()
@@ -492,28 +494,32 @@ def bring(run: RunDir, stored: StoredRun, folder: Path) -> None:
 
 
 def _take_parts(run: RunDir, stored: StoredRun, name: str) -> None:
-    seen = _seen(run)
-    have = seen.get(name, (0, 0))
-    parts = stored.parts(name, have)
+    seen, path = _seen(run), run.path / name
+    *have, size = seen.get(name, (0, 0, 0))
+    if size > (path.stat().st_size if path.exists() else 0):  # lost with the machine's power
+        have, size = [0, 0], 0
+    parts = stored.parts(name, (have[0], have[1]))
     if not parts:
         return
     data = b"".join(stored.part(name, part) for part in parts)
-    path = run.path / name
     if parts[0][0] != have[0]:
         write_whole(path, data)
+        size = 0
     else:
         with open(path, "ab", opener=opener) as out:
+            out.truncate(size)  # cut off what a killed reader appended without noting it
             out.write(data)
-    write_whole(run.path / SEEN, msgspec.json.encode(seen | {name: parts[-1]}))
+    write_whole(run.path / SEEN, msgspec.json.encode(seen | {name: (*parts[-1], size + len(data))}))
 
 
 def _take_checkpoints(run: RunDir, stored: StoredRun) -> None:
     there = [name for name in stored.folders() if name.startswith("step-")]
     if there:
         run.checkpoints.mkdir(exist_ok=True)
+    described = ("progress.json", "manifest.json")
     for name in there:
-        if not (run.checkpoints / name / "manifest.json").is_file():
-            stored.fetch_folder(name, run.checkpoints / name, ("progress.json", "manifest.json"))
+        if not all((run.checkpoints / name / one).is_file() for one in described):
+            stored.fetch_folder(name, run.checkpoints / name, described)
     for path in run.checkpoints.glob("step-*"):
         if path.name not in there and not (path / "adapter").is_dir() and not (path / "full").is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -532,9 +538,11 @@ def _show_life(run: RunDir, pulse: Pulse, data: bytes) -> None:
     write_whole(mark, data)
 
 
-def _seen(run: RunDir) -> dict[str, tuple[int, int]]:
+def _seen(run: RunDir) -> dict[str, tuple[int, int, int]]:
+    """Return the last part of each growing file that is here, and the file's size with it. Without a record,
+    or with one of a version that kept no sizes, files are read from their start again."""
     try:
-        return msgspec.json.decode((run.path / SEEN).read_bytes(), type=dict[str, tuple[int, int]])
+        return msgspec.json.decode((run.path / SEEN).read_bytes(), type=dict[str, tuple[int, int, int]])
     except (OSError, msgspec.MsgspecError):
         return {}
 

@@ -11,7 +11,7 @@ from orchestrate.core.files import whole
 from orchestrate.errors import ArtifactRefused, HostUnavailable
 from orchestrate.local.run import JobState, RunDir, now
 from orchestrate.places.lease import RunLease, attempts, used_s
-from orchestrate.places.storage import RunStorage, look, safe
+from orchestrate.places.storage import Reporter, RunStorage, look, safe
 from orchestrate.types import ArtifactFile
 
 
@@ -112,3 +112,83 @@ def test_a_result_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactRefused):
         look(run, stored)
     assert not (run.path / "status.json").exists()
+
+
+def grown(run: RunDir, reporter: Reporter, *messages: str) -> None:
+    for message in messages:
+        run.add_event(message)
+    reporter.report()
+
+
+def messages(run: RunDir) -> list[str]:
+    return [event.message for event in run.events()]
+
+
+@pytest.mark.parametrize(
+    "lost", [b"", b"\n", b'"}\n{"half'], ids=["all is there", "a line end", "a half line"]
+)
+def test_a_reader_that_was_killed_before_it_noted_what_it_took_has_no_event_twice(
+    tmp_path: Path, lost: bytes
+) -> None:
+    stored = RunStorage(f"file://{tmp_path}/depot").run("orc-a")
+    there, here = RunDir(tmp_path / "there"), RunDir(tmp_path / "here")
+    there.path.mkdir()
+    here.path.mkdir()
+    reporter = Reporter(there, stored)
+    grown(there, reporter, "one")
+    look(here, stored)
+    noted = (here.path / ".seen.json").read_bytes()
+    grown(there, reporter, "two", "three")
+    look(here, stored)
+    (here.path / ".seen.json").write_bytes(noted)
+    taken = here.path / "events.jsonl"
+    taken.write_bytes(taken.read_bytes().removesuffix(lost) if lost == b"\n" else taken.read_bytes() + lost)
+    look(here, stored)
+    assert messages(here) == ["one", "two", "three"]
+    grown(there, reporter, "four")
+    look(here, stored)
+    assert messages(here) == ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize(
+    "noted", [b'{"events.jsonl": [1, 1]}', b"half", None], ids=["older", "damaged", "lost"]
+)
+def test_a_reader_without_its_notes_reads_again_from_the_start(tmp_path: Path, noted: bytes | None) -> None:
+    stored = RunStorage(f"file://{tmp_path}/depot").run("orc-a")
+    there, here = RunDir(tmp_path / "there"), RunDir(tmp_path / "here")
+    there.path.mkdir()
+    here.path.mkdir()
+    grown(there, Reporter(there, stored), "one", "two")
+    look(here, stored)
+    if noted is None:
+        (here.path / "events.jsonl").write_bytes(b"")
+    else:
+        (here.path / ".seen.json").write_bytes(noted)
+    look(here, stored)
+    assert messages(here) == ["one", "two"]
+
+
+def test_a_part_whose_answer_was_lost_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that has it would never see what a longer one of the same number adds."""
+    stored = RunStorage(f"file://{tmp_path}/depot").run("orc-a")
+    there, here = RunDir(tmp_path / "there"), RunDir(tmp_path / "here")
+    there.path.mkdir()
+    here.path.mkdir()
+    reporter, write = Reporter(there, stored), stored.write
+    grown(there, reporter, "one")
+
+    def unanswered(name: str, data: bytes) -> None:
+        write(name, data)
+        raise HostUnavailable("s3", "no answer")
+
+    monkeypatch.setattr(stored, "write", unanswered)
+    with pytest.raises(HostUnavailable):
+        grown(there, reporter, "two")
+    monkeypatch.undo()
+    look(here, stored)
+    assert messages(here) == ["one", "two"]
+    grown(there, reporter, "three")
+    look(here, stored)
+    assert messages(here) == ["one", "two", "three"]
