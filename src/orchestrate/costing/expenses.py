@@ -171,7 +171,10 @@ def billed_by_month(deployment: Deployment, since: datetime, until: datetime) ->
 def spent_usd(deployment: Deployment, now: datetime) -> Decimal | None:
     """Return the deployment's cost so far, or `None` if its price is unknown."""
     price = deployment.usd_per_hour
-    return None if price is None else hours_billed(deployment, now) * price
+    if price is None:
+        return None
+    hours = hours_billed(deployment, now) - Decimal(str(deployment.earlier_s)) / 3600
+    return deployment.earlier_usd + max(hours, Decimal(0)) * price
 
 
 def deployment_spending(deployment: Deployment, now: datetime) -> Spending:

@@ -32,7 +32,12 @@ from orchestrate.types import Age, BilledResource, Deployment, DeploymentState, 
 # returns the same object.
 
 State = DeploymentState
-_NOTHING: dict[str, Any] = {"billed_s": 0.0, "billed_by_month": {}}
+_NOTHING: dict[str, Any] = {
+    "billed_s": 0.0,
+    "billed_by_month": {},
+    "earlier_usd": Decimal(0),
+    "earlier_s": 0.0,
+}
 UNSETTLED = frozenset({State.CREATING, State.OUTCOME_UNKNOWN})
 """States in which it is unknown whether the host has the deployment."""
 
@@ -68,9 +73,8 @@ def completed(deployment: Deployment, endpoint: Endpoint, at: datetime) -> Deplo
 
 
 def counted_price(deployment: Deployment, usd_per_hour: Decimal) -> Decimal:
-    """Return the hourly price to record for a deployment whose price is now `usd_per_hour`. Once the host has
-    listed the deployment, its price never falls: all its hours count at the recorded price, so a lower one
-    would also lower what was already spent."""
+    """Return the hourly price to record for a deployment that is requested at `usd_per_hour`. Once the host
+    has listed the deployment, a request does not lower its price. Only the host's list does (`_fallen`)."""
     known = deployment.usd_per_hour
     return usd_per_hour if known is None or deployment.host_id is None else max(known, usd_per_hour)
 
@@ -149,7 +153,11 @@ def _seen(deployment: Deployment, there: Sequence[BilledResource], at: datetime)
     if deployment.host_id is None:
         changes["host_id"] = there[0].id
     if prices and (bills or deployment.usd_per_hour is None):
-        changes["usd_per_hour"] = counted_price(deployment, sum(prices, Decimal(0)))
+        price = sum(prices, Decimal(0))
+        changes["usd_per_hour"] = counted_price(deployment, price)
+        # At its end, a deployment is scaled to none, while its replicas may still run.
+        if bills and len(prices) == len(there) and deployment.state in (State.UP, State.IDLE):
+            changes |= _fallen(deployment, price, at)
     state = State.UP if bills else State.IDLE
     if deployment.state is State.ENDING or (deployment.state is State.ENDED and deployment.cause is not None):
         state = State.ENDING  # also when it had been shown as gone
@@ -160,6 +168,18 @@ def _seen(deployment: Deployment, there: Sequence[BilledResource], at: datetime)
         if deployment.state in (State.LOST, State.ABANDONED):
             changes["cause"] = None
     return _moved(deployment, at, state, bills=bills, **changes)
+
+
+def _fallen(deployment: Deployment, price: Decimal, at: datetime) -> dict[str, object]:
+    """Return the changes for a lower price, such as after fewer replicas were allowed in the host's console.
+    What was spent until now stays at the earlier price."""
+    from orchestrate.costing.expenses import hours_billed, spent_usd  # late, as the room is
+
+    spent = spent_usd(deployment, at)
+    if deployment.usd_per_hour is None or spent is None or price >= deployment.usd_per_hour:
+        return {}
+    earlier_s = float(hours_billed(deployment, at) * 3600)
+    return {"usd_per_hour": price, "earlier_usd": spent, "earlier_s": earlier_s}
 
 
 def _moved(

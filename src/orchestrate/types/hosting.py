@@ -200,6 +200,10 @@ class Deployment(Record, frozen=True, kw_only=True):
     """Billed seconds by month, such as `2026-11` in UTC. Seconds counted by earlier versions are not
     included."""
     billing_since: datetime | None = None
+    earlier_usd: Decimal = Decimal(0)
+    """Cost up to the last time at which the hourly price fell."""
+    earlier_s: float = 0.0
+    """Billed seconds up to that time. They are part of `billed_s` and of the current period."""
     age: Age | None = None
     """The last recorded age. All times above except `updated_at` are on the deployment's own clock: each is
     `created_at` plus the deployment's age at that moment."""

@@ -256,8 +256,13 @@ def test_deployments_take_their_part_of_the_budget(deployed: Deployed) -> None:
         reserve(connection, deployed.clock, "together", Decimal(5), budget_usd=first.total_usd + 4)
 
 
+CENTS = Decimal("0.05")
+"""More than a machine costs in the seconds that the test takes."""
+
+
 def test_money_follows_the_most_replicas_and_never_falls(deployed: Deployed) -> None:
-    """The autoscaler may start all of them at any time, and fewer give nothing back."""
+    """The autoscaler may start all of them at any time. Fewer cost less from then on, and give nothing
+    back."""
     from orchestrate.costing.expenses import deployment_spending
 
     def as_billed(known: Deployment) -> Any:
@@ -282,13 +287,20 @@ def test_money_follows_the_most_replicas_and_never_falls(deployed: Deployed) -> 
     with pytest.raises(OverBudget):
         deployed.deploy("together", DeployTerms(max_usd_per_hour=one + 1))
     deployed.clock.ahead += timedelta(hours=1)
-    fewer = {"autoscaling": {"minReplicas": 1, "maxReplicas": 1}, "desiredReplicas": 1}
-    for changes in ({"desiredReplicas": 4}, {"desiredReplicas": 1}, fewer):
+    for changes in ({"desiredReplicas": 4}, {"desiredReplicas": 1}):
         found = polled(**changes)
         assert round(found.spent_usd, 1) == round(4 * one, 1), changes
         assert round(found.total_usd, 1) == round(first.total_usd, 1), changes
-    kept = deployed.deploy("together")
-    assert kept.usd_per_hour == up.usd_per_hour, "a second call at a lower price gives nothing back either"
+    # Fewer are allowed, in the console. What was spent stays spent.
+    fewer = {"autoscaling": {"minReplicas": 1, "maxReplicas": 1}}
+    for hours in (0, 1):
+        deployed.clock.ahead += timedelta(hours=hours)
+        found = polled(**fewer, desiredReplicas=1)
+        assert abs(found.spent_usd - (4 + hours) * one) < CENTS
+        assert abs(found.total_usd - 6 * one) < CENTS
+    more = polled(autoscaling={"minReplicas": 1, "maxReplicas": 4}, desiredReplicas=1)
+    assert abs(more.spent_usd - 8 * one) < CENTS, "they may have run since it was looked at last"
+    assert abs(polled(**fewer, desiredReplicas=1).spent_usd - 8 * one) < CENTS
 
 
 def test_a_cost_limit_ends_one_by_its_most_replicas(deployed: Deployed) -> None:

@@ -399,9 +399,17 @@ def _state(deployment: Mapping[str, Any]) -> str:
 
 def _most_replicas(deployment: Mapping[str, Any]) -> int:
     """Return the maximum number of replicas, because the autoscaler may start them without notice. Replicas
-    that the host still wants after the maximum was lowered count too."""
-    most = integer(table(deployment.get("autoscaling")).get("maxReplicas"))
-    return max(1 if most is None else most, integer(deployment.get("desiredReplicas")) or 0)
+    that the host still wants or runs after the maximum was lowered count too."""
+    most, status = (
+        integer(table(deployment.get("autoscaling")).get("maxReplicas")),
+        table(deployment.get("status")),
+    )
+    running = [
+        status.get("scheduledReplicas"),
+        status.get("readyReplicas"),
+        deployment.get("desiredReplicas"),
+    ]
+    return max(1 if most is None else most, *(integer(count) or 0 for count in running))
 
 
 def _hardware(config: Mapping[str, Any]) -> str | None:
