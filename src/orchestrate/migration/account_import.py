@@ -152,13 +152,14 @@ class Importer:
         """Build the run of a job. If the store has it, complete it and return `None`."""
         ref = job.handle.ref if job.handle.ref and REF_PATTERN.fullmatch(job.handle.ref) else None
         now = self._store.clock.now()
-        if ref is not None:
-            known = self._store.runs.of_refs([ref])
-            run_id = known[0] if known else run_id_of(ref)
-        else:
-            # A job without a date has the same id in each import, too.
+        tagged = self._store.runs.of_refs([ref]) if ref is not None else []
+        if ref is None or (tagged and tagged[0].job_id not in (None, job.handle.job_id)):
+            # Also a second job with the tag of a run, which is billed on its own. A job without a date also
+            # has the same id in each import.
             run_id = self._free_id(job, job.created_at or datetime.fromtimestamp(0, UTC))
             ref = REF_PREFIX + str(run_id).removeprefix(_PREFIX)
+        else:
+            run_id = tagged[0] if tagged else run_id_of(ref)
         if isinstance(run_id, Run):
             if is_rebuilt(run_id) and run_id.job_id == job.handle.job_id:
                 self._fill(run_id, reported_settings(self._provider, job), report)
@@ -219,7 +220,7 @@ class Importer:
             there = self._store.runs.of_ids([run_id])
             if not there:
                 return run_id
-            if there[0].job_id == job.handle.job_id:
+            if (there[0].job_id, there[0].job_kind) == (job.handle.job_id, job.handle.kind):
                 return there[0]
         raise UsageError(f"no id is available for job {job.handle.job_id}")
 

@@ -271,6 +271,41 @@ def test_an_unknown_method_is_not_taken_for_another(
         assert str(bill_run(run, priced, profile=ft.provider(name).profile).usd) == "4"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"), [("dpo", "dpo"), ({"type": ["dpo"]}, "['dpo']"), (["dpo"], "['dpo']")]
+)
+def test_a_method_of_another_form_is_not_taken_for_sft(
+    host: Host, tmp_path: Path, method: Any, kind: str
+) -> None:
+    listed(host, openai_job(method=method))
+    run, _ = taken(host, "openai", tmp_path)
+    assert run.spec["method"] == {"type": kind}
+
+
+def test_jobs_of_one_id_or_one_tag_are_all_imported(host: Host, tmp_path: Path) -> None:
+    """Fireworks' ids are unique in each of its collections only, and anybody can tag a job as ours."""
+    for folder in COLLECTIONS.values():
+        one = {"name": f"accounts/acme/{folder}/same", "evaluator": "accounts/acme/evaluators/e"} | FIREWORKS
+        host.on(
+            "GET", f"/v1/accounts/acme/{folder}", {folder: [one | {"trainingConfig": {"baseModel": QWEN}}]}
+        )
+    tagged = [openai_job(id=f"ftjob-{n}", metadata={"orchestrate_ref": REF}, seed=n) for n in range(2)]
+    host.on("GET", "/v1/fine_tuning/jobs", {"object": "list", "data": tagged, "has_more": False})
+    with Store.open(f"sqlite:///{tmp_path}/runs.sqlite3") as store:
+        for name, jobs in (("fireworks", 3), ("openai", 2)):
+            provider = provided(host, name, tmp_path)
+            importer = Importer(store, provider, tmp_path / "files", built_in())
+            assert len(importer.run(details=False).imported) == jobs
+            again = importer.run(details=False)
+            assert (again.imported, again.known, again.completed) == ([], jobs, set())
+            provider.close()
+        methods = [
+            run.spec.get("method", {}).get("type") for run in store.runs.matching(provider="fireworks")
+        ]
+        assert set(methods) == {None, "dpo", "rft"}
+        assert {run.spec["seed"] for run in store.runs.matching(provider="openai")} == {0, 1}
+
+
 def test_openai_reports_evaluations_of_reinforcement(ft: Orchestrator, sandbox: Sandbox) -> None:
     """`eval_steps` needs the validation data, which comes after the settings."""
     client = openai(sandbox)
@@ -383,6 +418,21 @@ def test_import_fetches_the_files_of_recovered_runs(
         other.sync()
         assert other.run(ours.id).record.bill is not None
         PreparedMigration(other, ours.id, MigrationOrder(to=["together"], proof=False))
+
+
+def test_recover_adds_what_an_earlier_import_did_not_read(
+    ft: Orchestrator, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(rows(3))
+    ours = ft.submit(JobSpec(model="gpt-4o-mini", train=str(path), epochs=1, seed=5), "openai")
+    sandbox.skip(3600)
+    with Orchestrator(replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
+        account_import.take(other, "openai")
+        spec = other.run(ours.id).record.spec
+        older(other, other.run(ours.id).record, model=spec["model"], train=spec["train"])
+        assert recover(other.store, [other.provider("openai")]).recovered == [ours.id]
+        assert other.run(ours.id).record.spec == spec
 
 
 def test_a_recover_at_the_same_moment_ends_no_import(

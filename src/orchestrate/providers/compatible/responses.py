@@ -159,14 +159,22 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 METHODS: Mapping[str, Any] = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
 
 
+def _method_of(job: Job) -> tuple[str, dict[str, Any]]:
+    """Return the API's name of a job's method, and the method's settings. Anything unexpected is a method of
+    its own, never the default."""
+    method = job.payload.get("method")
+    kind = table(method).get("type") if isinstance(method, dict | None) else method
+    name = "supervised" if kind is None else str(kind)
+    return name, table(table(method).get(name))
+
+
 def job_recovery(job: Job, file: Callable[[str], object]) -> JobRecovery | None:
     """Collect the details that determine a job's price, or return `None` for an unknown method. `file` is a
     function that returns a file's record by id. The validation file is not billed."""
-    method = table(job.payload.get("method"))
-    kind = text(method.get("type")) or "supervised"
+    kind, inside = _method_of(job)
     if kind not in METHODS:
         return None
-    own = table(table(method.get(kind)).get("hyperparameters"))
+    own = table(inside.get("hyperparameters"))
     epochs = own.get("n_epochs", table(job.payload.get("hyperparameters")).get("n_epochs"))
     name = text(job.payload.get("training_file"))
     needed = name is not None and job.trained_tokens is None
@@ -179,9 +187,7 @@ def job_recovery(job: Job, file: Callable[[str], object]) -> JobRecovery | None:
 
 def reported_settings(job: Job) -> ReportedSettings:
     """Return the settings and files of a job. Accepts each of the API's formats for hyperparameters."""
-    method = table(job.payload.get("method"))
-    kind = text(method.get("type")) or "supervised"
-    inside = table(method.get(kind))
+    kind, inside = _method_of(job)
     own = {**table(job.payload.get("hyperparameters")), **table(inside.get("hyperparameters"))}
     own = {name: value for name, value in own.items() if value not in (None, "auto")}
     spec: dict[str, Any] = {}

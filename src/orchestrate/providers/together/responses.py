@@ -266,7 +266,7 @@ def job_recovery(job: Job, file: Callable[[str], Mapping[str, Any]]) -> JobRecov
     a file's id and returns its record."""
     payload = job.payload
     full = text(table(payload.get("training_type")).get("type")) == "Full"
-    method = text(table(payload.get("training_method")).get("method"))
+    method = table(payload.get("training_method")).get("method")
     if method not in (None, "sft", "dpo"):
         return None
     needed = job.cost_usd is None
@@ -354,7 +354,7 @@ def _numbers(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _method(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the spec's method, and what it cannot hold."""
     method = table(raw.get("training_method"))
-    kind = text(method.get("method"))
+    kind = method.get("method")
     if kind == "dpo":
         named = {"beta": "dpo_beta", "rpo_alpha": "rpo_alpha", "simpo_gamma": "simpo_gamma"}
         given = {ours: number(method.get(name)) for ours, name in named.items()}
@@ -365,7 +365,9 @@ def _method(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         free = method.get("dpo_reference_free") is True and not simpo
         return {"method": {"type": "dpo", **chosen}}, {"dpo_reference_free": True} if free else {}
     if kind not in (None, "sft"):
-        return {"method": {"type": kind}}, {name: value for name, value in method.items() if name != "method"}
+        return {"method": {"type": str(kind)}}, {
+            name: value for name, value in method.items() if name != "method"
+        }
     if isinstance(on_all := method.get("train_on_inputs", raw.get("train_on_inputs")), bool):
         return {"method": {"type": "sft", "train_on_inputs": on_all}}, {}
     return {}, {}

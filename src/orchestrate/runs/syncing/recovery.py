@@ -175,7 +175,7 @@ def fill_spec(spec: dict[str, Any], asked: ReportedSettings) -> FilledSpec:
     differing = {
         name: (own, reported[name])
         for name, own in _leaves(filled | method).items()
-        if name in reported and own != reported[name]
+        if name in reported and name not in left_out and own != reported[name]
     }
     return FilledSpec(filled | method, left_out, differing)
 
@@ -437,7 +437,10 @@ def _as_own(imported: Run, recovered: Run) -> Run:
     the import added, such as its name and files."""
     if not imported.imported:  # by another recover at the same moment
         return imported
-    spec = recovered.spec if recovered.dataset_digest else imported.spec
+    spec = recovered.spec
+    if not recovered.dataset_digest:
+        reported = {name: value for name, value in spec.items() if name not in ("model", "train")}
+        spec = fill_spec(imported.spec, ReportedSettings(spec=reported)).spec
     return msgspec.structs.replace(
         imported,
         imported=False,
