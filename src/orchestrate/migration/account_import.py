@@ -288,7 +288,8 @@ class Importer:
         mine = {split: known[id] for split, id in asked.files.items() if id in known}
         if job is not None and is_rebuilt(run):
             self._fill(run, asked, report, **mine)
-        if run.status.terminal and run.imported:  # a recovered run waits for its bill in `sync`
+        # A recovered run, also one that `recover` took over in the meantime, waits for its bill in `sync`.
+        if run.status.terminal and self._store.runs.of_ids([run.id])[0].imported:
             conclude(self._store, self._provider, run, job or self._provider.get(run.handle), None)
         record = {"files": {split: msgspec.to_builtins(file) for split, file in mine.items()}}
         if reported is not None and len(mine) == len(asked.files) and run.status.terminal:

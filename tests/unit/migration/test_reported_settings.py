@@ -454,3 +454,20 @@ def test_a_recover_at_the_same_moment_ends_no_import(
         report = account_import.take(other, "openai")
         assert (report.imported, report.known, report.problems) == (0, 1, {})
         assert [run.id for run in other.store.runs.matching()] == [ours.id]
+
+
+def test_a_recover_during_an_import_leaves_the_run_open_for_its_bill(
+    ft: Orchestrator, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(rows(3))
+    ours = ft.submit(JobSpec(model="gpt-4o-mini", train=str(path), epochs=1), "openai")
+    sandbox.skip(3600)
+    with Orchestrator(replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
+
+        def during(what: str, done: int, of: int) -> None:
+            if what == "fetching jobs":
+                recover(other.store, [other.provider("openai")])
+
+        assert account_import.take(other, "openai", on_step=during).problems == {}
+        assert [run.id for run in other.store.runs.matching(closed=False)] == [ours.id]
