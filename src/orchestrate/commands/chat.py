@@ -79,8 +79,7 @@ def chat(
         raise UsageError("the message is empty. Nothing was sent")
     options: dict[str, Any] = {"tools": _tools(asked.tools)} if asked.tools else {}
     options |= {"base": asked.base, "max_tokens": asked.max_tokens, "temperature": asked.temperature}
-    with orchestrator(context) as ft, closing(Talk(ft.run(run), asked.on, asked.at)) as talk:
-        handle = ft.run(run)
+    with orchestrator(context) as ft, closing(Talk(handle := ft.run(run), asked.on, asked.at)) as talk:
         mark_sandbox(handle.record.sandbox)
         opening = _opening(handle, asked)
         conversation = list(opening)

@@ -19,7 +19,6 @@ from orchestrate.spec.methods import DPO as DPO
 from orchestrate.spec.methods import RFT as RFT
 from orchestrate.spec.methods import SFT as SFT
 from orchestrate.spec.methods import (
-    TYPED,
     Adapter,
     Float,
     Int,
@@ -32,6 +31,7 @@ from orchestrate.spec.methods import (
     Usd,
     merged,
     spec_errors,
+    table_of,
 )
 from orchestrate.spec.methods import EarlyStopping as EarlyStopping
 from orchestrate.spec.methods import Full as Full
@@ -298,15 +298,8 @@ class JobSpec(SpecPart):
         """Return the settings that were explicitly set, as JSON-serializable values. `parse` converts them
         back to an equal spec."""
         given = self.model_dump(mode="json", exclude_unset=True)
-        for name, value in given.items():
-            # `early_stopping: {}` turns early stopping on, so write its defaults: `{}` would look unset.
-            if value == {} and isinstance(part := getattr(self, name), SpecPart):
-                given[name] = part.model_dump(mode="json")
-        for name in TYPED:
-            # LoRA(r=8) leaves `type` unset, but `parse` needs it to choose the class.
-            if given.get(name) is not None:
-                given[name] = {"type": getattr(self, name).type, **given[name]}
-        return given
+        parts = {name: getattr(self, name) for name in given}
+        return given | {name: table_of(part) for name, part in parts.items() if isinstance(part, SpecPart)}
 
     def _repr_html_(self) -> str:
         from orchestrate import notebook

@@ -488,7 +488,9 @@ def table_of(part: Any) -> Any:
     if not isinstance(part, SpecPart):
         return part
     kind = getattr(part, "type", None)
-    return ({"type": kind} if kind else {}) | part.model_dump(mode="json", exclude_unset=True)
+    given = ({"type": kind} if kind else {}) | part.model_dump(mode="json", exclude_unset=True)
+    # `early_stopping: {}` turns early stopping on, so write its defaults: `{}` would look unset.
+    return given or part.model_dump(mode="json")
 
 
 def merged(base: Mapping[str, Any], given: Mapping[str, Any], under: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -93,11 +93,19 @@ def parse_settings(pairs: Iterable[str], example: str = "--set adapter.r=16") ->
 def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     """Set a field of a spec by its dotted name, as `merged` does. The `overrides` of each backend that have
     the field would win otherwise, so it is also set there."""
+    if dotted == "model" and isinstance(value, Mapping):
+        for backend, model in _as_table(value).items():
+            put(values, f"model.{backend}", model)
+        return
     path = tuple(dotted.split("."))
     _put(values, path, value)
     for name, own in _as_table(values.get("overrides")).items():
-        if path[0] in _as_table(own):
+        if path[0] not in _as_table(own):
+            continue
+        if path[0] != "model":
             _put(values, ("overrides", name, *path), value)
+        elif path[1:] in ((), (name,)):  # a backend's overrides have only its own model
+            _put(values, ("overrides", name, "model"), value)
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -105,7 +113,7 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for part in parents:
         inner = values.get(part)
         if isinstance(inner, str):
-            inner = {"type": inner}
+            inner = {"default" if part == "model" else "type": inner}
         values[part] = _as_table(inner)
         values = values[part]
     changed = merged(values, {last: value}, tuple(parents))

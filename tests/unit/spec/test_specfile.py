@@ -247,6 +247,14 @@ def test_overrides_reach_into_parts(tmp_path: Path) -> None:
     assert spec.tags == {"team": "nlp"}
 
 
+def test_a_setting_of_one_backends_model_keeps_the_others(tmp_path: Path) -> None:
+    for more, other in (("", "m"), ("overrides: {local: {model: q}, openai: {model: o}}\n", "o")):
+        path = write(tmp_path, f"model: m\ntrain: t\n{more}")
+        for setting in ({"model.local": "tiny"}, {"model": {"local": "tiny"}}):
+            spec = specfile.load(path, setting)
+            assert [spec.on(name).model for name in ("local", "openai", "together")] == ["tiny", other, "m"]
+
+
 def test_a_backend_gets_its_own_model_and_overrides(tmp_path: Path) -> None:
     path = write(
         tmp_path,
