@@ -66,6 +66,18 @@ def test_a_no_sends_nothing_and_a_second_run_is_asked_for_twice(
     assert code == 0 and creates(sandbox) == before + 2
 
 
+def test_ctrl_c_at_a_question_interrupts_and_ctrl_d_is_no_answer(env: dict[str, str], tmp_path: Path) -> None:
+    submit = ["submit", "-p", "local", "--model", "tiny-chat", "--set", "max_cost_usd=1"]
+    set_key = ["keys", "set", "openai"]
+    for words, question in ((submit, "Submit? [y/N]"), (set_key, "Key:")):
+        for key, code in (("\x03", 130), ("\x04", 2)):
+            terminal = Terminal(env, tmp_path, *words, *(["--json"] if words is submit else []))
+            terminal.until(question.encode())
+            terminal.type(key)
+            assert terminal.finish() == code, (words, key, terminal.shown)
+            assert (b'"exit_code":2' in terminal.shown) is (words is submit and code == 2), terminal.shown
+
+
 def test_a_run_is_ended_on_a_terminal_by_a_yes(env: dict[str, str], tmp_path: Path) -> None:
     here = ["submit", "-p", "local", "--model", "tiny-chat", "--set", "epochs=100", "--yes"]
     code, shown = answered(env, tmp_path, here)

@@ -15,7 +15,16 @@ import typer
 from rich.text import Text
 
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, settings_of, table
+from orchestrate.commands.terminal.console import (
+    confirm,
+    note,
+    orchestrator,
+    out,
+    print_text,
+    prompting,
+    settings_of,
+    table,
+)
 from orchestrate.commands.terminal.options import default_command
 from orchestrate.core import days
 from orchestrate.errors import MissingKey, OrchestrateError, SetupError, UsageError
@@ -85,7 +94,8 @@ def keys_set(
             f"unknown key name (not shown, because it may itself be a key){meant(name, known)}; "
             f"known: {', '.join(known)}"
         )
-    given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    with prompting():
+        given = typer.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not (key := given.strip()):
         raise UsageError("the key is empty. Nothing was written")
     if not key.isascii():
@@ -128,7 +138,7 @@ def _require_a_host_of_its_own(name: str, key: str, host: config.HostConfig | No
             fix=f"unset {name.upper().replace('-', '_')}_BASE_URL. To store the key anyway, run the command "
             "in a terminal",
         )
-    if not typer.confirm(f"{warning}. Store it anyway?", err=True):
+    if not confirm(f"{warning}. Store it anyway?", yes=False):
         raise UsageError("nothing was written")
 
 

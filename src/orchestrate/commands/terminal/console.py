@@ -327,9 +327,6 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
         fix = f"{command.command_path} --help" if command is not None else None
         report_error(UsageError(str(format_message()), fix=fix), as_json=as_json)
         return UsageError.exit_code
-    if type(error).__name__ == "Abort":
-        report_error(UsageError("canceled at the prompt"), as_json=as_json)
-        return 1
     if isinstance(error, OSError) and error.errno in FULL:
         full = SetupError(
             f"the disk is full: {error.strerror}",
@@ -490,4 +487,19 @@ def confirm(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         return False
-    return typer.confirm(inert(hide(question)), err=True)
+    with prompting():
+        return typer.confirm(inert(hide(question)), err=True)
+
+
+@contextmanager
+def prompting() -> Generator[None]:
+    """Give Ctrl-C at a prompt the effect it has elsewhere: it interrupts the command. Raises `UsageError` if
+    the input ends before it is answered, as with Ctrl-D."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "Abort":  # no import path of this class works in all Typer versions
+            raise
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise UsageError("the prompt was not answered, so nothing was done") from None
