@@ -181,13 +181,17 @@ class TrackedRun:
         return list(self._here(ShowsRows).rendered(self.record.handle))
 
     def cancel(self) -> Run:
-        """Cancel the run. If the run's job is not known yet, the job is canceled as soon as it is found."""
+        """Cancel the run. If the run's job is not known yet, the job is canceled as soon as it is found. If
+        the run has ended, there is nothing to cancel, and its host is not contacted."""
         from orchestrate.runs.submitting.submit import cancel
 
+        self.record = self._ws.store.runs.get(self.id)
+        if self.record.status.terminal and self.record.job_id is not None and self.record.abandoned is None:
+            return self.record
         capability(self.provider, Cancels)
         with work(f"waiting for {self.record.provider} to cancel the run"):
             self.record = cancel(self._ws.store, self.provider, self.record)
-            return self.refresh()
+            return self.record if self.record.abandoned is not None else self.refresh()
 
     def pause(self) -> Run:
         """Pause the run. Call `resume` to continue it. Raises `Unsupported` if the host cannot pause."""

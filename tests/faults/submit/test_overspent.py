@@ -268,6 +268,23 @@ def test_who_gives_a_run_up_says_why_and_frees_the_budget(shop: Shop) -> None:
     assert "deleted in the console" in shown.output
 
 
+def test_a_cancel_ends_the_job_of_an_abandoned_run(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "together")
+    run.abandon("the key was lost")
+    assert run.provider.get(run.record.handle).status is not JobStatus.CANCELLED
+    done = shop.type("cancel", run.id)
+    assert done.exit_code == 0 and "nothing to cancel" not in done.output, done.output
+    assert run.provider.get(run.record.handle).status in (JobStatus.CANCELLING, JobStatus.CANCELLED)
+
+
+def test_a_cancel_of_a_run_that_has_ended_asks_its_host_for_nothing(shop: Shop) -> None:
+    run = shop.ft.submit(shop.spec, "together")
+    shop.ft.store.runs.apply(run.id, lambda run: msgspec.structs.replace(run, status=JobStatus.SUCCEEDED))
+    shop.hosts.fault("together", "error", status=404, count=0)  # its job was deleted there
+    done = shop.type("cancel", run.id)
+    assert done.exit_code == 0 and "has already ended" in done.output, done.output
+
+
 def test_a_job_that_is_found_after_its_run_was_abandoned_counts_again(store: Store, tmp_path: Path) -> None:
     host = PaperHost(tmp_path / "host")
 

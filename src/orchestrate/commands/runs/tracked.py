@@ -258,11 +258,15 @@ def cancel(context: typer.Context, run: RunArg, yes: YesOpt = False) -> Iterator
 
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        if not handle.record.status.terminal:
-            require_go_ahead(ending_question(handle.record), yes=yes)
+        before = handle.record
+        over = before.status.terminal and before.abandoned is None
+        if not over:
+            require_go_ahead(ending_question(before), yes=yes)
         after = handle.cancel()
     unsettled = after.phase in UNSETTLED
     yield Output(after, _show_status, OutcomeUnknown.exit_code if unsettled else 0)
+    if over:
+        note(f"run {before.id} has already ended, so there was nothing to cancel")
     if unsettled:
         note("the host may have the job. To cancel it once it is found:  orchestrate sync")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from orchestrate.errors import ProviderError, UsageError
+from orchestrate.errors import NotFound, ProviderError, UsageError
 from orchestrate.providers.base import Cancels, Provider, Restarts, capability
 from orchestrate.runs.submitting import accounts
 from orchestrate.store import transitions
@@ -113,6 +113,8 @@ class Settler:
             self._require_account_or_request(run)
         self.store.runs.request_cancel(run.id)
         run = self.store.runs.get(run.id)
+        if run.abandoned is not None and run.phase is SubmitPhase.SUBMITTED:
+            return self._cancel_abandoned(run)
         if run.status.terminal:
             return run
         if run.phase in UNSENT:
@@ -130,6 +132,13 @@ class Settler:
         except ProviderError:
             self.store.runs.request_cancel(run.id)  # sent by the next process that reaches the host
             raise
+
+    def _cancel_abandoned(self, run: Run) -> Run:
+        """Cancel a job that may still run, and be billed, although its run was abandoned."""
+        accounts.require(self.store, self.provider, run)
+        with suppress(NotFound):
+            capability(self.provider, Cancels).cancel(run.handle)
+        return run
 
     def _withdraw(self, run: Run) -> Run:
         # Safe: sending requires phase SUBMITTING, which a withdrawn run cannot enter.
