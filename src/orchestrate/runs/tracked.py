@@ -18,7 +18,7 @@ from orchestrate.core.underway import BYTES, work
 from orchestrate.errors import RunFailed, UsageError
 from orchestrate.providers.base import Cancels, Chats, Deploys, Downloads, P, ShowsRows, capability, pausing
 from orchestrate.runs.hosting.deployment import DeploymentHandle, deployer_of, require_open, used
-from orchestrate.text import money
+from orchestrate.text import SANDBOX_MARK, money
 from orchestrate.types import (
     Artifact,
     Checkpoint,
@@ -74,9 +74,7 @@ class TrackedRun:
 
     def __repr__(self) -> str:
         r = self.record
-        return (
-            f"<{type(self).__name__} {r.id} {r.provider} {r.status.value}{' SANDBOX' if r.sandbox else ''}>"
-        )
+        return f"<{type(self).__name__} {r.id} {r.provider}{SANDBOX_MARK * r.sandbox} {r.status.value}>"
 
     def _repr_html_(self) -> str:
         from orchestrate import notebook

@@ -25,7 +25,7 @@ from orchestrate.providers import registry
 from orchestrate.runs.hosting.deployment import hourly
 from orchestrate.runs.syncing import leftovers
 from orchestrate.setup import backends
-from orchestrate.text import count, money, size
+from orchestrate.text import SANDBOX_MARK, count, money, size
 from orchestrate.types import Record
 from orchestrate.workspace import Workspace, scope_of
 
@@ -92,7 +92,7 @@ def settings(ft: Workspace, *, online: bool = False) -> Iterator[Check]:
         yield Check(
             check=f"key {name}",
             ok=True if host.api_key else None,
-            detail=f"{host.api_key or 'none'}{where}{' SANDBOX' if host.sandbox else ''}",
+            detail=f"{host.api_key or 'none'}{where}{SANDBOX_MARK * host.sandbox}",
             fix=None if host.api_key else f"orchestrate keys set {name}",
         )
         if online and host.api_key:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from orchestrate.errors import UsageError
+from orchestrate.text import SANDBOX_MARK
 from orchestrate.types.plans import Bill, Quote
 from orchestrate.types.record import Record
 
@@ -371,8 +372,8 @@ class Run(Record, frozen=True, kw_only=True):
     """True if lists hide the run by default. Budgets and bills still include it."""
 
     def __str__(self) -> str:
-        mark = " SANDBOX" if self.sandbox else ""
-        return f"{self.id}  {self.provider}  {self.model}  {self.status.value}{mark}"
+        backend = self.provider + SANDBOX_MARK * self.sandbox
+        return f"{self.id}  {backend}  {self.model}  {self.status.value}"
 
     def _repr_html_(self) -> str:
         from orchestrate import notebook

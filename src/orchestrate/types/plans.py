@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from msgspec.structs import force_setattr
 
+from orchestrate.text import SANDBOX_MARK
 from orchestrate.types.listing import Listing
 from orchestrate.types.record import Record
 
@@ -283,7 +284,7 @@ class Quote(Record, frozen=True, kw_only=True):
             force_setattr(self, "high_usd", max(named))
 
     def __str__(self) -> str:
-        host = f"{self.provider}{' SANDBOX' if self.sandbox else ''}"
+        host = self.provider + SANDBOX_MARK * self.sandbox
         if self.price is None:
             return f"{host}  {self.model}  no price: {self.why_none}"
         span = f"${self.low_usd:,f} to ${self.high_usd:,f}"

@@ -333,7 +333,7 @@ def test_each_number_says_rows_and_who_answered(run: Make, result: Result) -> No
 
 def test_records_are_printed_as_a_line(run: Make) -> None:
     a = run("together", sandbox=True)
-    assert str(a) == "run-together  together  qwen3.5-9b  succeeded SANDBOX"
+    assert str(a) == "run-together  together (sandbox)  qwen3.5-9b  succeeded"
     assert str(a.quote) == "together  qwen3.5-9b  $0.75 expected, $0.70 to $0.80"
     said = Event(id="1", at=a.created_at, level="error", message="out of memory")
     assert str(said) == "09:00:00  error: out of memory"

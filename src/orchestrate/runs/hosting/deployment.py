@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrate.core.underway import work
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.providers.base import Downloads, Provider, Serves, capability
-from orchestrate.text import count, duration, limit, money, rate
+from orchestrate.text import SANDBOX_MARK, count, duration, limit, money, rate
 from orchestrate.types import Deployment, DeploymentOffer, DeploymentState
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class DeploymentHandle:
 
     def __repr__(self) -> str:
         r = self.record
-        return f"<DeploymentHandle {r.id} {r.provider} {r.state.value}{' SANDBOX' if r.sandbox else ''}>"
+        return f"<DeploymentHandle {r.id} {r.provider}{SANDBOX_MARK * r.sandbox} {r.state.value}>"
 
     @property
     def id(self) -> str:
