@@ -58,6 +58,9 @@ def test_what_was_tried_is_there_afterwards_without_a_key(cli: Cli, project: Pat
     assert deployed.code == 0, deployed.err
     assert "[sandbox]" in cli("chat", run, "item 3?").out
     assert cli("eval", run).code == 0
+    for words in (f"verify {run}", f"export {run} out --to peft", f"chat {run} hi --on here"):
+        done = cli(*words.split())
+        assert done.code == 2 and "was not trained" in done.err and "orchestrate rerun" in done.err, done.err
     assert cli("undeploy", run).code == 0
     taken = urlsplit(shown["host"])
     with socket.create_server((str(taken.hostname), int(taken.port or 0))):  # by another program

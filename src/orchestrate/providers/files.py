@@ -35,6 +35,7 @@ from orchestrate.core.tensors import tensors
 from orchestrate.errors import ArtifactRefused, ProviderError, SetupError, UnexpectedAnswer, UsageError
 from orchestrate.providers.base import Progress
 from orchestrate.providers.calls.hosted import Wire
+from orchestrate.settings import SANDBOX_NOT_TRAINED
 from orchestrate.settings.hosts import is_loopback
 from orchestrate.types import Artifact, ArtifactFile
 
@@ -171,12 +172,29 @@ def settled(waiting: Path, dest: Path) -> tuple[ArtifactFile, ...]:
 def base_of(folder: Path) -> str | None:
     """Return the base model named in the adapter's configuration, or `None` for full models and unreadable
     configurations."""
+    base = _config_of(folder).get("base_model_name_or_path")
+    return base if isinstance(base, str) and base else None
+
+
+def required_base(artifact: Artifact) -> str:
+    """Return the base model with which a downloaded model is loaded. Raises `UsageError` if the files don't
+    name it, or if they are placeholders of a sandbox that did not train."""
+    if _config_of(Path(artifact.folder)).get(SANDBOX_NOT_TRAINED):
+        raise UsageError(
+            f"the model in {artifact.folder} was not trained, because its sandbox only simulated the job",
+            fix="train it in a sandbox: orchestrate sandbox run -- orchestrate rerun RUN",
+        )
+    if artifact.base_model is None:
+        raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
+    return artifact.base_model
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
     except (OSError, ValueError):
-        return None
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return base if isinstance(base, str) and base else None
+        return {}
+    return cast("dict[str, Any]", config) if isinstance(config, dict) else {}
 
 
 # -- reading the archive -----------------------------------------------------------------------------------

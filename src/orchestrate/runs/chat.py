@@ -66,12 +66,11 @@ class Talk:
         if not here:
             return None
         from orchestrate.local import Generator
+        from orchestrate.providers.files import required_base
 
         capability(provider, Downloads)
         artifact = self._handle.download()
-        if artifact.base_model is None:
-            raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
-        self._own = Generator(artifact.base_model, adapter=Path(artifact.folder))
+        self._own = Generator(required_base(artifact), adapter=Path(artifact.folder))
         return self._own
 
 

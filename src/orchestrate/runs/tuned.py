@@ -19,6 +19,7 @@ from orchestrate.errors import SetupError, UsageError
 from orchestrate.local.model.files import config_of
 from orchestrate.local.weights import ask
 from orchestrate.providers.base import Chats, Deploys, Downloads, KeepsFingerprint, capability
+from orchestrate.providers.files import required_base
 from orchestrate.runs.hosting.deployment import require_open, used
 from orchestrate.serving import agreements, combination
 from orchestrate.serving.export import forms
@@ -48,6 +49,7 @@ def of(ws: Workspace, subject: TrackedRun | Path) -> TunedModel:
     if isinstance(subject, Path):
         return _of_folder(subject)
     artifact = subject.download()
+    required_base(artifact)
     return TunedModel.of(subject.record, artifact, ws.store.history.evaluations(subject.id))
 
 
@@ -116,7 +118,7 @@ def adapter_of(ws: Workspace, run: TrackedRun) -> Adapter:
     """Return a run's adapter on this machine in the format that hosts accept: PEFT's two files, which refer
     to the base model by its public name. Raises `UsageError` for a fully fine-tuned model and for adapters
     that are not plain LoRA."""
-    tuned = of(ws, run)
+    tuned = TunedModel.of(run.record, run.download(), ())
     config = tuned.config
     more = [name for name in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(name)]
     if more:

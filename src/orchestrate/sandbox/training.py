@@ -33,6 +33,7 @@ from orchestrate.sandbox.jobs import (
     brought_at,
 )
 from orchestrate.sandbox.uploads import AcceptedRows, write_canonical
+from orchestrate.settings import SANDBOX_NOT_TRAINED
 from orchestrate.types import Message, MetricPoint, Reply
 
 if TYPE_CHECKING:
@@ -200,7 +201,6 @@ def write_tensors(path: Path, weights: dict[str, Array], metadata: dict[str, str
 # Output of jobs that are not trained: metrics from a formula, and an adapter that changes nothing.
 
 
-NOT_TRAINED = "sandbox_not_trained"
 ANSWER = "[sandbox] This model was not trained and cannot answer. Start the sandbox with training enabled."
 _MOST_POINTS = 200
 _HIDDEN = 8
@@ -223,7 +223,7 @@ def made_up_metrics(job: SandboxJob, now: float) -> list[MetricPoint]:
             "learning_rate": job.learning_rate * (1 - share),
             "grad_norm": round(0.5 + share, 5),
             "tokens": float(int(job.tokens * job.epochs * share)),
-            NOT_TRAINED: 1.0,
+            SANDBOX_NOT_TRAINED: 1.0,
         }
         if job.validation_file and (step == done or step % max(1, total // 4) < every):
             values |= {
@@ -243,7 +243,7 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
     rank = job.lora_rank
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     shapes = {name.format("A"): [rank, _HIDDEN], name.format("B"): [_HIDDEN, rank]}
-    header: dict[str, object] = {"__metadata__": {"format": "pt", NOT_TRAINED: "true", "job": job.id}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", SANDBOX_NOT_TRAINED: "true", "job": job.id}}
     at = 0
     for tensor, shape in shapes.items():
         size = 4 * shape[0] * shape[1]
@@ -260,7 +260,7 @@ def placeholder_adapter(folder: Path, job: SandboxJob) -> Path:
         "lora_alpha": 2 * rank,
         "lora_dropout": 0.0,
         "target_modules": ["q_proj"],
-        NOT_TRAINED: True,
+        SANDBOX_NOT_TRAINED: True,
     }
     write_whole(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
     return folder

@@ -22,6 +22,8 @@ from orchestrate.errors import ConfigError, MissingExtra, SetupError, UsageError
 SANDBOX_KEY_PREFIX = "sandbox-"
 """Prefix of sandbox keys. Real hosts reject such keys and the sandbox rejects all others, so the two can't be
 mixed up."""
+SANDBOX_NOT_TRAINED = "sandbox_not_trained"
+"""Marks the metrics and the adapter of a job that a sandbox simulated without training."""
 
 
 def is_sandbox_key(key: str) -> bool:

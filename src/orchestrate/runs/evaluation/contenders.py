@@ -355,12 +355,11 @@ class Contenders:
         if generator is None:
             capability(handle.provider, Downloads)
             from orchestrate.local import Generator as LocalGenerator
+            from orchestrate.providers.files import required_base
 
             artifact = handle.download(checkpoint=tuned.checkpoint)
-            if artifact.base_model is None:
-                raise UsageError(f"the downloaded model in {artifact.folder} does not name its base model")
             at = artifact.folder
-            generator = LocalGenerator(artifact.base_model, adapter=Path(at), worker=self._worker)
+            generator = LocalGenerator(required_base(artifact), adapter=Path(at), worker=self._worker)
         served_by = f"the adapter on this machine, with base model {Path(generator.model).name}"
         weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
         found = [
