@@ -92,12 +92,8 @@ HOSTLESS = {
     ),
     "translates a spec as for the real host, without address, job or price": "plan",
     "names the host by its address, and a sandbox with the mark of `served_by`": ("eval, regress"),
-    "is about the rows or ratings that it wrote": (
-        "review, data generate, data judge, data score, data curve, data from-record"
-    ),
-    "names runs by id, which `show` and `runs` label": (
-        "sync, worker, log, sweep, queue add, queue list, queue remove, queue pause, queue resume, queue run"
-    ),
+    "is about the rows or ratings that it wrote": ("review, data score, data from-record"),
+    "names runs by id, which `show` and `runs` label": ("sync, worker, log"),
     "is a server on this machine, its pages, log or keys": (
         "ui, serve, ab serve, ab status, ab record, ab stop, gateway, gateway log, gateway keys add, "
         "gateway keys list, sessions serve"

@@ -71,6 +71,7 @@ def add(
             agreed_usd=None if quote.high_usd is None else max(quote.high_usd, limit or quote.high_usd),
             max_cost_usd=limit,
             made_by=ft.settings.made_by or None,
+            sandbox=backend.config.sandbox,
         )
 
     return queue.add(make, first=first, guard=None if again else _require_new)

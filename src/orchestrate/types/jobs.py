@@ -466,6 +466,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     run_id: str | None = None
     note: str | None = None
     made_by: str | None = None
+    sandbox: bool = False
+    """True if the backend was a sandbox when the entry was added. A sandbox bills nothing."""
 
 
 class TrialState(StrEnum):
@@ -526,3 +528,5 @@ class Search(Record, frozen=True, kw_only=True, omit_defaults=True):
     prune: bool = False
     max_parallel: int = 1
     max_cost_usd: Decimal | None = None
+    sandbox: bool = False
+    """True if a backend is a sandbox. The same search outside of the sandbox is another one."""

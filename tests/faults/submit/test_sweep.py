@@ -46,6 +46,16 @@ def ended(shop: Shop, run_id: str, loss: float | None) -> None:
     store.runs.close(run_id)
 
 
+def test_a_sweep_that_was_tried_in_a_sandbox_is_not_continued_at_the_real_host(shop: Shop) -> None:
+    tried = begun(shop)
+    env = {"ORCHESTRATE_KEYS": str(shop.folder / "none"), "OPENAI_API_KEY": "sk-proj-0123456789abcdefghij"}
+    settings = config.load(env=env, cwd=shop.folder, home=shop.settings.home)
+    with Orchestrator(settings) as real:
+        spec = shop.spec.model_copy(update={"validation": validation(shop)})
+        search = sweeps.begin(real, spec, ["openai"], SweepOrder(space=GRID))
+    assert (tried.sandbox, search.sandbox) == (True, False) and search.id != tried.id
+
+
 def test_trials_are_made_in_turn_scored_and_ranked(shop: Shop) -> None:
     search = begun(shop, max_parallel=2)
     carried = Searching(shop.ft, search)

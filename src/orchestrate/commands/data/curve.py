@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.terminal import completion
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, table, warn
 from orchestrate.commands.terminal.options import AimOptions, SpecOptions
 from orchestrate.core.amounts import amount
@@ -66,7 +66,7 @@ def curve(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the plot."),
     ] = None,
-) -> Iterator[Output[LearningCurve] | Output[BestRows]]:
+) -> Iterator[HostOutput[LearningCurve] | HostOutput[BestRows]]:
     """Estimate how much additional rows would help. Trains on fractions of the data, and evaluates every
     model on the same held-out rows. The runs form a sweep with one budget. The price is shown before the
     first run is submitted. Repeat the command to resume.
@@ -106,13 +106,15 @@ def curve(
             note(f"spent so far: {money(carried.spent_usd())}. To continue, rerun with a higher limit")
         if selected:
             best = best_rows.best_rows(carried, rows, points.by, points.keep, selected)
-            yield Output(best, _show_best, 0 if best.over and not carried.stopped else 1)
+            code = 0 if best.over and not carried.stopped else 1
+            yield HostOutput(best, _show_best, code, sandbox=search.sandbox)
             return
         found = curves.curve(carried, rows, points.more)
         if output is not None and found.sizes:
             inside(output).write_text(curves.page(found), encoding="utf-8")
             note(f"written: {output}")
-        yield Output(found, _show, 0 if found.more is not None and not carried.stopped else 1)
+        code = 0 if found.more is not None and not carried.stopped else 1
+        yield HostOutput(found, _show, code, sandbox=search.sandbox)
 
 
 def _shares(given: str) -> list[float]:

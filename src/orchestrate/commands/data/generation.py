@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, Output, command
 from orchestrate.commands.terminal.console import (
     ended_by_signal,
     err,
@@ -108,7 +108,7 @@ def generate(
     *,
     writer: TeacherOptions,
     options: GenerateOptions,
-) -> Output[GenerateReport]:
+) -> HostOutput[GenerateReport]:
     """Generate rows in the format of SEEDS with a chat model. Checks and deduplicates the rows, and marks
     them for review.
 
@@ -140,11 +140,12 @@ def generate(
     with orchestrator(context) as ft:
         if generation.unpriced(ft.settings, author):
             require_unpriced([model], yes=options.yes)
+        sandbox = author.place(ft.settings).sandbox
         with _progress(rows) as progress:
             report = generation.generate(
                 ft, seeds, target, author, order, hosts=options.hosts, progress=progress
             )
-    return Output(report, _show, _EXIT[report.stopped])
+    return HostOutput(report, _show, _EXIT[report.stopped], sandbox=sandbox)
 
 
 class Reviewing(TypedDict):

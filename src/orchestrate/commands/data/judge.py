@@ -10,8 +10,16 @@ import typer
 
 from orchestrate.commands.data.options import FileArg, OutputOpt
 from orchestrate.commands.evaluation.judge import answer_progress
-from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import note, orchestrator, out, require_agreed, warn, warn_lost
+from orchestrate.commands.terminal.command import HostOutput, Output, command
+from orchestrate.commands.terminal.console import (
+    mark_sandbox,
+    note,
+    orchestrator,
+    out,
+    require_agreed,
+    warn,
+    warn_lost,
+)
 from orchestrate.commands.terminal.options import KeyVariableOpt, PayOpt, SkipFailedOpt
 from orchestrate.core.amounts import amount
 from orchestrate.text import count, money, score, span
@@ -69,7 +77,7 @@ def judge(
     ] = 0.8,
     output: OutputOpt = None,
     yes: PayOpt = False,
-) -> Output[JudgeReport]:
+) -> HostOutput[JudgeReport]:
     """Let a model rate rows by a rubric. Writes accepted rows to one file, and rejected rows with
     reasons to another.
 
@@ -96,7 +104,7 @@ def judge(
         require_agreed(question, high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
         with answer_progress(plan.questions) as progress:
             report = prepared.run(progress)
-    return Output(report, _show)
+    return HostOutput(report, _show, sandbox=plan.sandbox)
 
 
 def print_plan(plan: JudgePlan) -> None:
@@ -105,6 +113,7 @@ def print_plan(plan: JudgePlan) -> None:
         price = "the price per token is unknown"
     else:
         price = f"about {span(plan.expected_usd, plan.high_usd)}" if plan.high_usd else "costs nothing"
+    mark_sandbox(plan.sandbox)
     held = f" and {count(plan.rated, 'rated answer')}" if plan.rated else ""
     note(f"{count(plan.rows, 'row')}{held}: {count(plan.questions, 'request')} to send; {price}")
 

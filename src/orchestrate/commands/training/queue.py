@@ -17,7 +17,7 @@ from orchestrate.commands.training.submit import SpendingOptions, SubmitOptions,
 from orchestrate.errors import UsageError
 from orchestrate.runs import queue as queueing
 from orchestrate.runs import watch as watching
-from orchestrate.text import count, limit
+from orchestrate.text import SANDBOX_MARK, count, limit
 from orchestrate.types import QueueEntry
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _show(entries: list[QueueEntry], paused: bool) -> None:
         return
     columns: dict[str, list[str]] = {
         "entry": [entry.id for entry in entries],
-        "backend": [entry.provider for entry in entries],
+        "backend": [entry.provider + SANDBOX_MARK * entry.sandbox for entry in entries],
         "model": [str(entry.spec.get("model", "")) for entry in entries],
         "state": [entry.state.value for entry in entries],
         "limit": [_limit(queueing.most_usd(entry)) for entry in entries],

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrate.commands.terminal import completion
-from orchestrate.commands.terminal.command import Output, command
+from orchestrate.commands.terminal.command import HostOutput, Output, command
 from orchestrate.commands.terminal.console import (
     confirm,
     ended_by_signal,
     err,
     filled,
+    mark_sandbox,
     note,
     orchestrator,
     out,
@@ -30,7 +31,7 @@ from orchestrate.errors import UsageError
 from orchestrate.paid.consent import require_consent
 from orchestrate.paid.limits import require_within
 from orchestrate.runs import watch as watching
-from orchestrate.text import count, money
+from orchestrate.text import SANDBOX_MARK, count, money
 from orchestrate.types import Search, Trial, TrialState
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def sweep(
             "--provider", "-p", help="Backend, unless --grid varies it.", autocompletion=completion.backend
         ),
     ] = None,
-) -> Iterator[Output[list[Trial]] | Output[list[Search]]]:
+) -> Iterator[HostOutput[list[Trial]] | Output[list[Search]]]:
     """Try several settings within one budget and rank them. Each trial is a run.
 
     If you interrupt the command, its runs continue. To resume the sweep, repeat the command."""
@@ -197,6 +198,7 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
 
 def agree(price: Any, search: Search, *, yes: bool) -> None:
     """Require confirmation of the sweep's total price before anything is sent."""
+    mark_sandbox(search.sandbox)
     again = f", then {search.survivors} on all rows" if search.survivors else ""
     err.print(
         f"{search.id}: {count(search.trials, 'trial')}{again}; {money(price.expected_usd)} "
@@ -255,13 +257,14 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
         raise typer.Exit(130)
 
 
-def _end(carried: Searching, output: Path | None) -> Iterator[Output[list[Trial]]]:
+def _end(carried: Searching, output: Path | None) -> Iterator[HostOutput[list[Trial]]]:
     trials, ranked = carried.trials, carried.ranked()
     if output is not None and (best := carried.best_spec()) is not None:
         backend, text = best
         write_whole(output, text.encode())
         note(f"to submit the best spec: orchestrate submit {output} -p {backend}")
-    yield Output(trials, partial(_show, carried=carried, ranked=ranked), 0 if ranked else 1)
+    view, inside = partial(_show, carried=carried, ranked=ranked), carried.search.sandbox
+    yield HostOutput(trials, view, 0 if ranked else 1, sandbox=inside)
     if carried.stopped:
         warn(carried.stopped)
 
@@ -324,12 +327,16 @@ def _value(value: Any) -> str:
 
 
 def _list(searches: list[Search]) -> None:
+    from orchestrate.spec import JobSpec
+
     if not searches:
         note("no sweeps yet: orchestrate sweep --help")
         return
     shown = table("sweep", "model", "varies", "target", "trials", right=("trials",), fold=("model", "varies"))
     for search in searches:
         varies = ", ".join([*search.choices, *search.ranges])
-        model = str(search.spec.get("model", ""))
-        shown.add_row(search.id, model, varies, search.target, str(search.trials))
+        model = ", ".join(dict.fromkeys(map(JobSpec.parse(search.spec).model_for, search.providers)))
+        shown.add_row(
+            search.id + SANDBOX_MARK * search.sandbox, model, varies, search.target, str(search.trials)
+        )
     out.print(shown)

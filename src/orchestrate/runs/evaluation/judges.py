@@ -59,6 +59,8 @@ class JudgePlan(Record, frozen=True, kw_only=True):
     high_usd: Decimal | None
     unpriced: bool = False
     """True if the questions may be billed at an unknown price."""
+    sandbox: bool = False
+    """True if the judge is a sandbox's model. It bills nothing."""
 
 
 class PreparedJudging:
@@ -114,6 +116,7 @@ class PreparedJudging:
             expected_usd=expected,
             high_usd=high,
             unpriced=self._respondent.unpriced and bool(missing),
+            sandbox=self._respondent.sandbox,
         )
 
     def run(self, progress: Progress | None = None) -> JudgeReport:

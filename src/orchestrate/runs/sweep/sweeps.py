@@ -99,10 +99,11 @@ def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOr
         prune=order.prune,
         max_parallel=order.max_parallel,
         max_cost_usd=order.max_cost_usd,
+        sandbox=any(ft.provider(name).config.sandbox for name in names),
     )
     for name in names:
         _require_target(ft, first, name, search)
-    hosts = [host for name in names if (host := ft.provider(name).host) != name]
+    hosts = [] if search.sandbox else [host for name in names if (host := ft.provider(name).host) != name]
     search = replace(search, id=f"sweep-{_digest(search, hosts)}")
     ft.store.searches.add(search)
     return replace(search, max_parallel=order.max_parallel, max_cost_usd=order.max_cost_usd)
@@ -110,7 +111,7 @@ def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOr
 
 def _digest(search: Search, hosts: Sequence[str]) -> str:
     """Return a digest of the sweep without its limits, so the same sweep continues with a higher limit.
-    `hosts` are the addresses that are set for its backends: trials of a sandbox are not those of its host."""
+    `hosts` are the addresses that are set for its backends. A sandbox may have another one each time."""
     limits = ("id", "created_at", "max_parallel", "max_cost_usd")
     named = {name: value for name, value in search.to_dict().items() if name not in limits}
     named |= {"hosts": hosts} if hosts else {}
