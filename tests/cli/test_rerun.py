@@ -82,3 +82,29 @@ def test_the_command_says_whether_the_data_are_the_same_and_asks_for_the_price(
     train.unlink()
     gone = cli("rerun", run)
     assert gone.code == 1 and "train.jsonl" in gone.err
+
+
+def test_a_dry_run_checks_and_quotes_and_leaves_nothing_behind(cli: Cli, tmp_path: Path) -> None:
+    train, held = write(tmp_path / "train.jsonl", 12), tmp_path / "held.jsonl"
+    held.write_text(train.read_text().replace("item", "thing"))
+    spec = ("-p", "local", "--model", "tiny-chat", "--train", str(train), "--validation", str(held))
+    submit, sweep = ("submit", *spec, "--yes"), ("sweep", *spec, "--grid", "epochs=1,2", "--max-cost", "5")
+    for words in (submit, sweep, ("data", "curve", *spec, "--shares", "0.25,0.5,1")):
+        done = cli(*words, "--dry-run", "--json")
+        assert done.code == 0, done.err
+        plan = done.json
+        assert (plan[0]["high_usd"] if words == submit else plan["high_usd"]) is not None
+        assert cli(*words, "--dry-run").code == 0
+    assert cli("runs", "--json").json == [] and cli("sweep", "--list", "--json").json == []
+    assert cli(*submit, "--dry-run", "--watch").code == 2
+    assert cli(*submit, "--dry-run", "--set", "epochs=0").code == 2, "a dry run says what a submit would"
+
+
+@pytest.mark.slow
+def test_a_rerun_is_quoted_without_being_sent(cli: Cli, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", 12)
+    run = cli("submit", "-p", "local", "--model", "tiny-chat", "--train", str(train), "--yes").out.strip()
+    assert cli("cancel", run).code == 0
+    done = cli("rerun", run, "--set", "epochs=2", "--dry-run", "--json")
+    assert done.code == 0 and [quote["provider"] for quote in done.json] == ["local"], done.err
+    assert [one["id"] for one in cli("runs", "--json").json] == [run]

@@ -34,7 +34,9 @@ def validation(shop: Shop) -> str:
 
 def begun(shop: Shop, order: SweepOrder | None = None, **fields: Any) -> Search:
     spec = shop.spec.model_copy(update={"validation": validation(shop)})
-    return sweeps.begin(shop.ft, spec, ["openai"], order or SweepOrder(space=GRID, **fields))
+    search = sweeps.plan(shop.ft, spec, ["openai"], order or SweepOrder(space=GRID, **fields))
+    shop.ft.store.searches.add(search)
+    return search
 
 
 def ended(shop: Shop, run_id: str, loss: float | None) -> None:
@@ -44,16 +46,6 @@ def ended(shop: Shop, run_id: str, loss: float | None) -> None:
         store.history.add_metrics(run_id, [MetricPoint(step=5, values={"valid_loss": loss})])
     store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, status=JobStatus.SUCCEEDED))
     store.runs.close(run_id)
-
-
-def test_a_sweep_that_was_tried_in_a_sandbox_is_not_continued_at_the_real_host(shop: Shop) -> None:
-    tried = begun(shop)
-    env = {"ORCHESTRATE_KEYS": str(shop.folder / "none"), "OPENAI_API_KEY": "sk-proj-0123456789abcdefghij"}
-    settings = config.load(env=env, cwd=shop.folder, home=shop.settings.home)
-    with Orchestrator(settings) as real:
-        spec = shop.spec.model_copy(update={"validation": validation(shop)})
-        search = sweeps.begin(real, spec, ["openai"], SweepOrder(space=GRID))
-    assert (tried.sandbox, search.sandbox) == (True, False) and search.id != tried.id
 
 
 def test_trials_are_made_in_turn_scored_and_ranked(shop: Shop) -> None:
@@ -177,7 +169,8 @@ def test_a_sweep_of_a_sandbox_is_not_continued_at_the_real_host(shop: Shop) -> N
     with Orchestrator(settings) as real:
         spec = JobSpec.parse(tried.spec)
         search = sweeps.begin(real, spec, ["openai"], SweepOrder(space=GRID))
-        assert (search.id != tried.id, Searching(real, search).trials) == (True, [])
+        assert (tried.sandbox, search.sandbox) == (True, False) and search.id != tried.id
+        assert Searching(real, search).trials == []
 
 
 @pytest.mark.slow
@@ -258,7 +251,7 @@ def test_what_cannot_be_searched_is_refused(shop: Shop, order: SweepOrder, told:
 
 def test_a_loss_needs_validation_data(shop: Shop) -> None:
     with pytest.raises(UsageError, match="needs validation data"):
-        sweeps.begin(shop.ft, shop.spec, ["openai"], SweepOrder(space=GRID))
+        sweeps.plan(shop.ft, shop.spec, ["openai"], SweepOrder(space=GRID))
 
 
 def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> None:
@@ -267,8 +260,10 @@ def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> N
     assert isinstance(shop.type("sweep", *words).exception, UsageError)
     assert shop.sent() == 0
     assert isinstance(shop.type("sweep", *words, "--grid", "provider=openai").exception, UsageError)
+    assert msgspec.json.decode(shop.type("sweep", "--list", "--json").stdout) == [], "it was not agreed to"
+    begun(shop)
     [listed] = msgspec.json.decode(shop.type("sweep", "--list", "--json").stdout)
-    assert listed["trials"] == 2
+    assert listed["trials"] == 3
     assert shop.type("sweep", "--show", "last").exit_code == 1, "it has no score yet"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrate.commands.terminal import completion
-from orchestrate.commands.terminal.command import HostOutput, command
+from orchestrate.commands.terminal.command import HostOutput, Output, command
 from orchestrate.commands.terminal.console import note, orchestrator, out, table, warn
 from orchestrate.commands.terminal.options import AimOptions, SpecOptions
 from orchestrate.core.amounts import amount
@@ -19,6 +19,7 @@ from orchestrate.errors import UsageError
 from orchestrate.text import money
 
 if TYPE_CHECKING:
+    from orchestrate.commands.training.sweep import SweepPlan
     from orchestrate.runs.sweep.best_rows import BestRows
     from orchestrate.runs.sweep.curve import LearningCurve
 
@@ -66,14 +67,14 @@ def curve(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the plot."),
     ] = None,
-) -> Iterator[HostOutput[LearningCurve] | HostOutput[BestRows]]:
+) -> Iterator[HostOutput[LearningCurve] | HostOutput[BestRows] | Output[SweepPlan]]:
     """Estimate how much additional rows would help. Trains on fractions of the data, and evaluates every
     model on the same held-out rows. The runs form a sweep with one budget. The price is shown before the
     first run is submitted. Repeat the command to resume.
 
     --compare best,random compares the best half of the rows (by a `data score` signal) with a random half.
     """
-    from orchestrate.commands.training.sweep import agree, carry_out
+    from orchestrate.commands.training.sweep import agree, carry_out, planned
     from orchestrate.runs.preparing.prepared import training_data
     from orchestrate.runs.sweep import best_rows, sweeps, trials
     from orchestrate.runs.sweep import curve as curves
@@ -97,8 +98,13 @@ def curve(
             max_parallel=aim.max_parallel,
             max_cost_usd=amount(aim.max_cost, "--max-cost"),
         )
-        search = sweeps.begin(ft, spec, ft.backends(provider), order)
-        agree(sweeps.price(ft, search), search, yes=aim.yes)
+        search = sweeps.plan(ft, spec, ft.backends(provider), order)
+        price = sweeps.price(ft, search)
+        agree(price, search, yes=aim.yes or aim.dry_run)
+        if aim.dry_run:
+            yield planned(price, search)
+            return
+        ft.store.searches.add(search)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         if carried.stopped:

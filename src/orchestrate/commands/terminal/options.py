@@ -346,6 +346,11 @@ def require_used(
     pricing.require_used(ft, prepared, of_flags(flags), serving=serving)
 
 
+DryRunOpt = Annotated[
+    bool, typer.Option("--dry-run", help="Only check and quote. Nothing is sent or stored.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AimOptions:
     """Options for the score that a search optimizes, and for the search's limits."""
@@ -366,4 +371,5 @@ class AimOptions:
             metavar="USD", help="Cost limit for all runs. A trial that could exceed it does not start."
         ),
     ] = None
+    dry_run: DryRunOpt = False
     yes: PayOpt = False

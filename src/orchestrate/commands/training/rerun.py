@@ -10,12 +10,12 @@ import typer
 from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import RunArg, note, orchestrator, warn
-from orchestrate.commands.terminal.options import StrictOpt
+from orchestrate.commands.terminal.options import DryRunOpt, StrictOpt
 from orchestrate.commands.training.submit import SpendingOptions, SubmitOptions, carry_out
 
 if TYPE_CHECKING:
     from orchestrate.runs.preparing.prepared import Prepared
-    from orchestrate.types import Run
+    from orchestrate.types import Quote, Run
 
 
 @command
@@ -44,7 +44,8 @@ def rerun(
     spending: SpendingOptions,
     strict: StrictOpt = False,
     watch: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = False,
-) -> Output[list[Run]]:
+    dry_run: DryRunOpt = False,
+) -> Output[list[Run]] | Output[list[Quote]]:
     """Repeat a run from its saved spec, on the same backend or another one.
 
     Warns if the data has changed, then checks, quotes and asks for confirmation like submit. A sandbox run is
@@ -62,9 +63,8 @@ def rerun(
         spec = spec_of(record, names, changes)
         repeated = record.id if record.status.terminal else None
         on_prepared = partial(_print_repeat, record, changes)
-        return carry_out(
-            ft, spec, names, SubmitOptions(spending, strict, watch, repeated, on_prepared=on_prepared)
-        )
+        how = SubmitOptions(spending, strict, watch, repeated, on_prepared=on_prepared, dry_run=dry_run)
+        return carry_out(ft, spec, names, how)
 
 
 def _print_repeat(run: Run, changes: dict[str, Any], prepared: Prepared) -> None:

@@ -21,17 +21,25 @@ from orchestrate.commands.terminal.console import (
     fitted,
     note,
     orchestrator,
+    out,
     print_text,
     prints_json,
     report_error,
     warn,
 )
-from orchestrate.commands.terminal.options import PayOpt, RateOpt, SpecOptions, StrictOpt, require_used
+from orchestrate.commands.terminal.options import (
+    DryRunOpt,
+    PayOpt,
+    RateOpt,
+    SpecOptions,
+    StrictOpt,
+    require_used,
+)
 from orchestrate.commands.training.plans import show_problems
 from orchestrate.core import days
 from orchestrate.core.amounts import amount
 from orchestrate.data.rows import file_of
-from orchestrate.errors import DataError, OrchestrateError
+from orchestrate.errors import DataError, OrchestrateError, UsageError
 from orchestrate.paid.consent import require_consent
 from orchestrate.text import count, limit, money, quoted
 from orchestrate.types import JobStatus, Problem, Quote, Run, Severity
@@ -90,7 +98,8 @@ def submit(
     rate: RateOpt = None,
     strict: StrictOpt = False,
     watch: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = False,
-) -> Output[list[Run]]:
+    dry_run: DryRunOpt = False,
+) -> Output[list[Run]] | Output[list[Quote]]:
     """Check and quote a run, upload its data, and create exactly one job on each backend you name.
 
     Asks for confirmation before spending. Without a terminal, pass --yes or --max-cost. An identical submit
@@ -102,7 +111,12 @@ def submit(
     with orchestrator(context, made_by=spending.by, rates=rate) as ft:
         names = ft.backends(provider)
         how = SubmitOptions(
-            spending, strict, watch, named=spec_options.named, on_prepared=partial(require_used, ft, rate)
+            spending,
+            strict,
+            watch,
+            named=spec_options.named,
+            on_prepared=partial(require_used, ft, rate),
+            dry_run=dry_run,
         )
         return carry_out(ft, spec, names, how)
 
@@ -120,10 +134,16 @@ class SubmitOptions:
     """The spec file, as written in printed commands."""
     on_prepared: Callable[[Prepared], None] | None = None
     """Called before any confirmation, to print notes or raise errors."""
+    dry_run: bool = False
+    """Stop after all checks, before anything is sent or stored."""
 
 
-def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: SubmitOptions) -> Output[list[Run]]:
-    """Submit the spec to each backend, and return the runs."""
+def carry_out(
+    ft: Orchestrator, spec: JobSpec, names: list[str], how: SubmitOptions
+) -> Output[list[Run]] | Output[list[Quote]]:
+    """Submit the spec to each backend, and return the runs. In a dry run, return the quotes instead."""
+    if how.dry_run and how.watch:
+        raise UsageError("--dry-run starts no run, so --watch cannot be used")
     ft.require(spec, names)  # before reading the data, which can take a while
     if how.watch:
         from orchestrate.runs import watch as watching
@@ -135,6 +155,8 @@ def carry_out(ft: Orchestrator, spec: JobSpec, names: list[str], how: SubmitOpti
     earlier = ft.earlier(prepared, names, idempotency_key=how.spending.key)
     new = [found for found in earlier if found.may_send]
     caps = require_agreement(ft, prepared, new, how)
+    if how.dry_run:
+        return Output([prepared.offer(found.provider).quote for found in new], _show_quotes)
     runs: list[RunHandle] = []
     try:
         failures = submit_each(ft, prepared, earlier, caps, runs, strict=how.strict)
@@ -166,10 +188,10 @@ def require_agreement(
     for same in [] if spending.again else [found.same for found in new if found.same]:
         if same.run_id == how.repeated:
             continue
-        if sys.stdin.isatty():  # otherwise the error says it
+        if sys.stdin.isatty() or how.dry_run:  # otherwise the error says it
             warn(same.message)
         # `--yes` agrees to the price, but not to a second, identical run.
-        if not confirm("Submit a second one?", yes=False):
+        if not confirm("Submit a second one?", yes=how.dry_run):
             raise same
     names = [found.provider for found in new]
     if not names:
@@ -191,7 +213,7 @@ def require_agreement(
     unpriced = any(q.high_usd == 0 and any(entry.own for entry in q.lines) for q in quotes)
     require_consent(
         sum((q.high_usd or Decimal(0) for q in quotes), Decimal(0)),
-        partial(confirm, "Submit?", yes=spending.yes),
+        partial(confirm, "Submit?", yes=spending.yes or how.dry_run),
         otherwise="not submitted",
         unpriced=unpriced or any(q.high_usd is None for q in quotes),
         limited=limited and not unpriced,
@@ -299,6 +321,13 @@ def _follow(ft: Orchestrator, runs: list[RunHandle]) -> list[OrchestrateError]:
         report_error(error, as_json=prints_json())
         return [error]
     return []
+
+
+def _show_quotes(quotes: list[Quote]) -> None:
+    from orchestrate.reports.quotes import quote_table
+
+    out.print(quote_table(quotes))
+    note("this was a dry run: nothing was sent or stored")
 
 
 def _show(runs: list[Run]) -> None:

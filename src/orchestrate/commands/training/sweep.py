@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -37,6 +38,7 @@ from orchestrate.types import Search, Trial, TrialState
 if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.runs.sweep.space import Space
+    from orchestrate.runs.sweep.sweeps import Price
     from orchestrate.runs.sweep.trials import Searching
     from orchestrate.spec import JobSpec
 
@@ -109,6 +111,16 @@ class SweepOutput:
     listed: Annotated[bool, typer.Option("--list", help="List all sweeps, newest first.")] = False
 
 
+class SweepPlan(TypedDict):
+    """What a dry run prints."""
+
+    search: Search
+    expected_usd: Decimal
+    high_usd: Decimal
+    unpriced: list[str]
+    """Combinations without a price, each with the reason."""
+
+
 @command
 def sweep(
     context: typer.Context,
@@ -123,7 +135,7 @@ def sweep(
             "--provider", "-p", help="Backend, unless --grid varies it.", autocompletion=completion.backend
         ),
     ] = None,
-) -> Iterator[HostOutput[list[Trial]] | Output[list[Search]]]:
+) -> Iterator[HostOutput[list[Trial]] | Output[list[Search]] | Output[SweepPlan]]:
     """Try several settings within one budget and rank them. Each trial is a run.
 
     If you interrupt the command, its runs continue. To resume the sweep, repeat the command."""
@@ -137,7 +149,12 @@ def sweep(
             yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
             return
         search = _search(ft, spec_options, vary, aim, provider)
-        agree(sweeps.price(ft, search), search, yes=aim.yes)
+        price = sweeps.price(ft, search)
+        agree(price, search, yes=aim.yes or aim.dry_run)
+        if aim.dry_run:
+            yield planned(price, search)
+            return
+        ft.store.searches.add(search)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         yield from _end(carried, seen.output)
@@ -172,7 +189,7 @@ def _search(
         seed=vary.seed,
     )
     spec = spec or spec_options.read(provider or "all")
-    return sweeps.begin(ft, spec, ft.backends(provider) if provider else [], order)
+    return sweeps.plan(ft, spec, ft.backends(provider) if provider else [], order)
 
 
 def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec, Space]:
@@ -196,7 +213,13 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
     return JobSpec.parse(space.applied(plain, fixed)), space.Space(found.choices)
 
 
-def agree(price: Any, search: Search, *, yes: bool) -> None:
+def planned(price: Price, search: Search) -> Output[SweepPlan]:
+    """Return a sweep that is only planned, and its price."""
+    found = SweepPlan(search=search, **price._asdict())
+    return Output(found, lambda _: _list([search]))
+
+
+def agree(price: Price, search: Search, *, yes: bool) -> None:
     """Require confirmation of the sweep's total price before anything is sent."""
     mark_sandbox(search.sandbox)
     again = f", then {search.survivors} on all rows" if search.survivors else ""

@@ -1,7 +1,8 @@
 """Starts and prices hyperparameter sweeps. Each trial is an ordinary run that is created exactly once. All
 trials share one budget.
 
-    search = searching.begin(ft, spec, ["local"], SweepOrder(space=...))
+    search = sweeps.plan(ft, spec, ["local"], SweepOrder(space=...))
+    ft.store.searches.add(search)
     trials.Searching(ft, search).run(watch, stop)
 
 Starting an identical sweep again continues it, because its id is a digest of the sweep.
@@ -69,9 +70,9 @@ class Price(NamedTuple):
     """Combinations without a price, or whose price does not include everything, each with the reason."""
 
 
-def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
-    """Store a sweep, or return the existing one if it is identical. Sends nothing. Raises `UsageError` for
-    invalid options, and for a spec that contains a secret."""
+def plan(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
+    """Build a sweep without storing it. Raises `UsageError` for invalid options, and for a spec that contains
+    a secret."""
     _require(order)
     values = specfile.anchored(spec).asked()
     if is_masked(masked(values)):
@@ -104,9 +105,7 @@ def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOr
     for name in names:
         _require_target(ft, first, name, search)
     hosts = [] if search.sandbox else [host for name in names if (host := ft.provider(name).host) != name]
-    search = replace(search, id=f"sweep-{_digest(search, hosts)}")
-    ft.store.searches.add(search)
-    return replace(search, max_parallel=order.max_parallel, max_cost_usd=order.max_cost_usd)
+    return replace(search, id=f"sweep-{_digest(search, hosts)}")
 
 
 def _digest(search: Search, hosts: Sequence[str]) -> str:
