@@ -231,6 +231,9 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as ended:
+        # Rich exits with 1 if the reader closed the pipe while a table or a help page was printed.
+        code = 0 if isinstance(ended.__context__, BrokenPipeError) else ended.code
     except BrokenPipeError:
         # The reader closed the pipe, as `| head` does. Discard the remaining output.
         sys.stderr.close()

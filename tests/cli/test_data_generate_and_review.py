@@ -78,8 +78,8 @@ def test_limits_and_mistakes_have_their_exit_codes(cli: Cli, host: ChatHost) -> 
     plain = ("--base-url", "http://models.example/v1", "--key-variable", "WRITER_KEY")
     open_http = cli("data", "generate", str(ORDERS), "--model", "writer", *plain, WRITER_KEY="k-123456")
     assert open_http.code == 3 and "unencrypted" in open_http.err
-    for wrong in (("--max-cost", "much"), ("--max-cost", "-1"), ("--base-url", "ftp://x"), ("--for", "moon")):
-        assert cli(*base, "--model", "gpt-4.1-mini", *wrong).code == 2
+    for wrong in ("--max-cost much", "--max-cost -1", "--base-url ftp://x", "--host openai", "--for moon"):
+        assert cli(*base, "--model", "gpt-4.1-mini", *wrong.split()).code == 2
     no_host = ("data", "generate", str(ORDERS), "--model", "m", "--host", "nowhere")
     assert cli(*no_host).code == 2
     openai = cli("data", "generate", str(ORDERS), "--model", "gpt-4.1-mini")

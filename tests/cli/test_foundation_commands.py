@@ -215,8 +215,9 @@ def test_a_home_folder_that_is_open_to_others_is_left_and_told(cli: Cli, tmp_pat
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_closed_pipe_is_no_error(cli_env: dict[str, str]) -> None:
-    line = f"'{sys.executable}' -m orchestrate.cli providers --json | head -c 10"
+@pytest.mark.parametrize("words", ["providers --json", "--help", "models list"])
+def test_a_closed_pipe_is_no_error(cli_env: dict[str, str], words: str) -> None:
+    line = f"'{sys.executable}' -m orchestrate.cli {words} 2> >(grep -v tuning >&2) | head -c 10"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], env=cli_env, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and len(done.stdout) == 10
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrate.core.files import private_folder, whole
+from orchestrate.errors import SetupError
 from orchestrate.sandbox.accounts import HERE, here
 
 _SCHEMA = """
@@ -56,9 +57,16 @@ class SandboxState:
         database = home / DATABASE
         os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))  # its logs get the mode of it
         self._db = sqlite3.connect(database, check_same_thread=False, isolation_level=None, timeout=30)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise SetupError(
+                f"could not open the sandbox's database {database}: {error}",
+                fix="free up some disk space, or choose another folder with --sandbox-home",
+            ) from error
 
     def close(self) -> None:
         with self._lock:

@@ -52,7 +52,7 @@ _BUSY_S = 60.0
 _STATEMENT_S = 60
 RECOVER = "rebuild the store from the hosts' job lists: orchestrate recover"
 _RESTORE = f"restore a backup of the store, or move it away and {RECOVER}"
-_ELSEWHERE = "choose another location with --store"
+_ELSEWHERE = "choose another folder with --home, or another store with --store"
 
 
 def open_engine(url: str) -> Engine:

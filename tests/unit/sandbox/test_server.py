@@ -58,6 +58,13 @@ def end(process: subprocess.Popen[str], how: signal.Signals) -> int:
     return code
 
 
+def test_a_database_that_is_none_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "sandbox.sqlite3").write_bytes(b"not a database" * 99)
+    with pytest.raises(SetupError, match=r"sandbox\.sqlite3") as told, running(home=tmp_path, train=False):
+        pass
+    assert "--sandbox-home" in str(told.value.fix)
+
+
 @pytest.mark.slow
 def test_a_killed_sandbox_keeps_its_jobs(
     tmp_path: Path, write: Write, until: Until, clients: dict[str, Any]

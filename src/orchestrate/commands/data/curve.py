@@ -19,9 +19,12 @@ from orchestrate.errors import UsageError
 from orchestrate.text import money
 
 if TYPE_CHECKING:
+    from orchestrate.api.orchestrator import Orchestrator
     from orchestrate.commands.training.sweep import SweepPlan
     from orchestrate.runs.sweep.best_rows import BestRows
     from orchestrate.runs.sweep.curve import LearningCurve
+    from orchestrate.spec import JobSpec
+    from orchestrate.types import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,9 @@ def curve(
 
     --compare best,random compares the best half of the rows (by a `data score` signal) with a random half.
     """
-    from orchestrate.commands.training.sweep import agree, carry_out, planned
+    from orchestrate.commands.training.sweep import begin, carry_out
     from orchestrate.runs.preparing.prepared import training_data
-    from orchestrate.runs.sweep import best_rows, sweeps, trials
+    from orchestrate.runs.sweep import best_rows, trials
     from orchestrate.runs.sweep import curve as curves
 
     if output is not None and output.suffix.lower() != ".html":
@@ -84,27 +87,12 @@ def curve(
     if points.compare is not None and output is not None:
         raise UsageError("--compare has no plot: use -o or --compare, not both")
     with orchestrator(context) as ft:
-        spec, selected = spec_options.read(provider), ""
-        if points.compare is None:
-            space = curves.space_of(_shares(points.shares), points.seeds)
-        else:
-            selected = best_rows.selection(ft, spec, points.keep, points.by)
-            space = best_rows.space_of(points.compare.split(","), selected, points.keep, points.seeds)
+        spec = spec_options.read(provider)
+        search, selected = _search(ft, spec, provider, points, aim)
         rows = training_data(ft, spec).train.rows
-        order = sweeps.SweepOrder(
-            space=space,
-            target=aim.target,
-            test=aim.test,
-            max_parallel=aim.max_parallel,
-            max_cost_usd=amount(aim.max_cost, "--max-cost"),
-        )
-        search = sweeps.plan(ft, spec, ft.backends(provider), order)
-        price = sweeps.price(ft, search)
-        agree(price, search, yes=aim.yes or aim.dry_run)
-        if aim.dry_run:
-            yield planned(price, search)
+        if planned := begin(ft, search, aim):
+            yield planned
             return
-        ft.store.searches.add(search)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         if carried.stopped:
@@ -121,6 +109,29 @@ def curve(
             note(f"written: {output}")
         code = 0 if found.more is not None and not carried.stopped else 1
         yield HostOutput(found, _show, code, sandbox=search.sandbox)
+
+
+def _search(
+    ft: Orchestrator, spec: JobSpec, provider: str, points: CurvePoints, aim: AimOptions
+) -> tuple[Search, str]:
+    """Return the sweep that trains the points, and the file of the best rows if they are compared."""
+    from orchestrate.runs.sweep import best_rows, sweeps
+    from orchestrate.runs.sweep import curve as curves
+
+    selected = ""
+    if points.compare is None:
+        space = curves.space_of(_shares(points.shares), points.seeds)
+    else:
+        selected = best_rows.selection(ft, spec, points.keep, points.by)
+        space = best_rows.space_of(points.compare.split(","), selected, points.keep, points.seeds)
+    order = sweeps.SweepOrder(
+        space=space,
+        target=aim.target,
+        test=aim.test,
+        max_parallel=aim.max_parallel,
+        max_cost_usd=amount(aim.max_cost, "--max-cost"),
+    )
+    return sweeps.plan(ft, spec, ft.backends(provider), order), selected
 
 
 def _shares(given: str) -> list[float]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
 from functools import partial
@@ -66,12 +66,6 @@ class _Console(Console):
         while inner := getattr(stream, "rich_proxied_file", None):
             stream = inner
         return stream
-
-    def on_broken_pipe(self) -> None:
-        """Handle a reader that closed the pipe, such as `| head`."""
-        with suppress(SystemExit):
-            super().on_broken_pipe()
-        raise SystemExit(0)
 
 
 out = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)

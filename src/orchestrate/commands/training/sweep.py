@@ -143,18 +143,15 @@ def sweep(
         if seen.listed:
             yield Output(ft.store.searches.all(), _list)
             return
-        from orchestrate.runs.sweep import sweeps, trials
+        from orchestrate.runs.sweep import trials
 
         if seen.show is not None:
             yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
             return
         search = _search(ft, spec_options, vary, aim, provider)
-        price = sweeps.price(ft, search)
-        agree(price, search, yes=aim.yes or aim.dry_run)
-        if aim.dry_run:
-            yield planned(price, search)
+        if planned := begin(ft, search, aim):
+            yield planned
             return
-        ft.store.searches.add(search)
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
         yield from _end(carried, seen.output)
@@ -213,13 +210,19 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
     return JobSpec.parse(space.applied(plain, fixed)), space.Space(found.choices)
 
 
-def planned(price: Price, search: Search) -> Output[SweepPlan]:
-    """Return a sweep that is only planned, and its price."""
-    found = SweepPlan(search=search, **price._asdict())
-    return Output(found, lambda _: _list([search]))
+def begin(ft: Orchestrator, search: Search, aim: AimOptions) -> Output[SweepPlan] | None:
+    """Store a sweep once the user agrees to its price. In a dry run, return the plan instead."""
+    from orchestrate.runs.sweep import sweeps
+
+    price = sweeps.price(ft, search)
+    _agree(price, search, yes=aim.yes or aim.dry_run)
+    if aim.dry_run:
+        return Output(SweepPlan(search=search, **price._asdict()), lambda _: _list([search]))
+    ft.store.searches.add(search)
+    return None
 
 
-def agree(price: Price, search: Search, *, yes: bool) -> None:
+def _agree(price: Price, search: Search, *, yes: bool) -> None:
     """Require confirmation of the sweep's total price before anything is sent."""
     mark_sandbox(search.sandbox)
     again = f", then {search.survivors} on all rows" if search.survivors else ""

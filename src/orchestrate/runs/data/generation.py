@@ -54,6 +54,8 @@ class TeacherModel:
             if self.key_variable is not None:
                 raise UsageError("--key-variable needs --base-url", fix="orchestrate keys set HOST")
             return configured(settings, self.host or next(iter(built_in())))
+        if self.host is not None:
+            raise UsageError("--host and --base-url both name the model's host: use only one of them")
         return addressed(self.base_url, self.key_variable)
 
 
