@@ -240,8 +240,7 @@ class Features(RuleBasedStateMachine):
         self.shops = [self.open() for _ in range(2)]
         order = SweepOrder(space=space.parse(["epochs=1,2,3"], []), max_parallel=3, max_cost_usd=SWEEP)
         spec = self.spec(1).model_copy(update={"validation": str(self.folder / "valid.jsonl")})
-        self.search = sweeps.plan(self.shops[0], spec, ["paper"], order)
-        self.shops[0].store.searches.add(self.search)
+        self.search = sweeps.begin(self.shops[0], spec, ["paper"], order)
         self.purses = [AgentBudget(AGENT), AgentBudget(AGENT)]
 
     @staticmethod

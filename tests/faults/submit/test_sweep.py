@@ -34,9 +34,7 @@ def validation(shop: Shop) -> str:
 
 def begun(shop: Shop, order: SweepOrder | None = None, **fields: Any) -> Search:
     spec = shop.spec.model_copy(update={"validation": validation(shop)})
-    search = sweeps.plan(shop.ft, spec, ["openai"], order or SweepOrder(space=GRID, **fields))
-    shop.ft.store.searches.add(search)
-    return search
+    return sweeps.begin(shop.ft, spec, ["openai"], order or SweepOrder(space=GRID, **fields))
 
 
 def ended(shop: Shop, run_id: str, loss: float | None) -> None:
@@ -251,7 +249,7 @@ def test_what_cannot_be_searched_is_refused(shop: Shop, order: SweepOrder, told:
 
 def test_a_loss_needs_validation_data(shop: Shop) -> None:
     with pytest.raises(UsageError, match="needs validation data"):
-        sweeps.plan(shop.ft, shop.spec, ["openai"], SweepOrder(space=GRID))
+        sweeps.begin(shop.ft, shop.spec, ["openai"], SweepOrder(space=GRID))
 
 
 def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> None:

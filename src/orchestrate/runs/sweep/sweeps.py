@@ -1,8 +1,7 @@
 """Starts and prices hyperparameter sweeps. Each trial is an ordinary run that is created exactly once. All
 trials share one budget.
 
-    search = sweeps.plan(ft, spec, ["local"], SweepOrder(space=...))
-    ft.store.searches.add(search)
+    search = sweeps.begin(ft, spec, ["local"], SweepOrder(space=...))
     trials.Searching(ft, search).run(watch, stop)
 
 Starting an identical sweep again continues it, because its id is a digest of the sweep.
@@ -68,6 +67,14 @@ class Price(NamedTuple):
     high_usd: Decimal
     unpriced: list[str]
     """Combinations without a price, or whose price does not include everything, each with the reason."""
+
+
+def begin(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
+    """Store a sweep, or only its limits if an identical one exists. Sends nothing. Errors of `plan`
+    propagate."""
+    search = plan(ft, spec, providers, order)
+    ft.store.searches.add(search)
+    return search
 
 
 def plan(ft: Workspace, spec: JobSpec, providers: Sequence[str], order: SweepOrder) -> Search:
