@@ -59,7 +59,8 @@ def _queue(site: Site) -> list[Route]:
             Waiting(one, queueing.most_usd(one), queueing.about(one), _ACTS.get(one.state.value, ()))
             for one in found
         ]
-        known = [one.most_usd for one in shown if one.acts and one.most_usd is not None]
+        own = [one for one in shown if one.entry.sandbox is site.ft.settings.hosts.sandboxed]
+        known = [one.most_usd for one in own if one.acts and one.most_usd is not None]
         return site.page(
             request,
             "queue.html",

@@ -13,7 +13,9 @@ from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.runs import queue as queueing
+from orchestrate.runs.sweep import space, sweeps
 from orchestrate.sandbox.server import Sandbox
+from orchestrate.settings import config
 from orchestrate.types import QueueState, Search, Trial, TrialState
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site
@@ -39,7 +41,12 @@ def test_the_queue_is_held_resumed_and_emptied(
     prepared = ft.prepare(spec, "together")
     entry = queueing.add(ft, prepared, "together")
     page = shown(web, "/queue")
-    assert {"waits", "together", "qwen3-8b", "waiting", "$5.00"} <= set(page.texts), page.texts
+    assert {"waits", "together", "SANDBOX", "qwen3-8b", "waiting", "$5.00"} <= set(page.texts), page.texts
+    assert "$5.00 confirmed for waiting entries" in page.text
+    settings = config.load(env={}, cwd=rows.parent, home=ft.settings.home)
+    with Orchestrator(settings) as real, TestClient(app(Site(real))) as pages:
+        others = shown(pages, "/queue")
+    assert "SANDBOX" in others.texts and "confirmed" not in others.text, "play money is no real commitment"
     act = f"/queue/{entry.id}"
     assert {f"{act}/hold", f"{act}/remove", "/queue/all/pause"} == set(page.posts)
     assert web.post(f"{act}/hold", data={}).status_code == 403
@@ -88,6 +95,23 @@ def test_a_sweep_shows_its_trials_the_best_first(
     assert runs == ids[::-1], "a lower loss is better"
     assert f"/compare?run={ids[1]}&run={ids[0]}" in page.links
     assert web.get("/sweeps/none").status_code == 404
+
+
+def test_a_sweep_in_a_sandbox_is_marked_and_leads_to_its_runs(
+    web: TestClient, ft: Orchestrator, make_run: MakeRun, rows: Path
+) -> None:
+    spec = JobSpec(model="qwen3-8b", train=str(rows), validation=str(rows))
+    order = sweeps.SweepOrder(space=space.parse(["epochs=1,2"], []))
+    search = sweeps.begin(ft, spec, ["together"], order)
+    run = make_run("tried", sandbox=True, tags={"sweep": search.id})
+    ft.store.searches.propose(search.id, Trial(number=0, settings={"epochs": 1}, run_id=run.id))
+    settings = config.load(env={}, cwd=rows.parent, home=ft.settings.home)
+    with Orchestrator(settings) as real, TestClient(app(Site(real))) as pages:
+        assert "SANDBOX" in shown(pages, "/sweeps").texts
+        page = shown(pages, f"/sweeps/{search.id}")
+        assert "SANDBOX: play money" in page.texts
+        [link] = [link for link in page.links if "tag=sweep" in link]
+        assert shown(pages, link).rows == [run.id]
 
 
 def test_a_deployment_is_stopped_after_a_page_that_names_it(
