@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from datetime import date
@@ -197,7 +198,7 @@ def _unknown(name: str) -> SpecError:
 
 
 def _is_folder(name: str) -> bool:
-    return _is_path(name) or Path(name).is_dir()
+    return _is_path(name) or os.path.isdir(name)  # noqa: PTH112  a name may be too long for a path
 
 
 def _is_path(name: str) -> bool:

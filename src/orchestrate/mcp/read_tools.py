@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, ConfigDict, Field
@@ -56,7 +56,7 @@ class ReadTools:
         provider: str | None = None,
         status: JobStatus | None = None,
         sandbox: bool = False,
-        limit: int = 20,
+        limit: Annotated[int, Field(ge=1, le=1000)] = 20,
     ) -> list[dict[str, Any]]:
         """List fine-tuning runs, newest first, in their last known state."""
         found = self._ft.runs(provider=provider, status=status, limit=limit, sandbox=sandbox or None)
@@ -145,6 +145,7 @@ def quote_line(quote: Quote) -> dict[str, Any]:
     return {
         "provider": quote.provider,
         "model": quote.model,
+        "sandbox": quote.sandbox,
         "low_usd": quote.low_usd,
         "expected_usd": quote.expected_usd,
         "high_usd": quote.high_usd,

@@ -20,8 +20,8 @@ from orchestrate.paid.consent import require_hourly_price
 from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
 from orchestrate.runs.hosting.deployment import question
-from orchestrate.runs.tracked import ending_question
-from orchestrate.text import count, inert, money, quoted
+from orchestrate.runs.tracked import ending_question, sandbox_notice
+from orchestrate.text import count, inert, joined, money, quoted
 from orchestrate.types import DeploymentOffer
 
 MOST_HOURS = 24 * 31
@@ -105,7 +105,9 @@ def _evaluating(ft: Orchestrator, budget: AgentBudget) -> Tool:
             price = f"about {money(expected)}, at most {money(high)}"
         budget.require("evaluate", high or Decimal(0))
         sent = count(sum(a.questions for a in planned.asked), "request")
-        question = f"Send {sent} to evaluate on held-out rows ({price})?"
+        notice = sandbox_notice(ft.run(runs[0].partition("@")[0]).record)
+        names, rows = joined([one.contender for one in planned.asked]), test or "held-out rows"
+        question = f"{notice}Send {sent} to evaluate {names} on {rows} ({price})?"
         return put(ctx, question, f"orchestrate eval {' '.join(runs)}")
 
     def evaluate(
@@ -191,7 +193,8 @@ def _ending(ft: Orchestrator, _budget: AgentBudget) -> Tool:
 def _taking_down(ft: Orchestrator, _budget: AgentBudget) -> Tool:
     def ask_undeploy(run: str, ctx: Context) -> Elicit[Agreement]:
         handle = ft.run(run)
-        question = f"Take down {handle.id}? Its clients will get no more answers."
+        notice = sandbox_notice(handle.record)
+        question = f"{notice}Take down {handle.id}? Its clients will get no more answers."
         return put(ctx, question, f"orchestrate undeploy {handle.id}")
 
     def undeploy(run: str, agreed: Annotated[Agreement, Resolve(safe_tool(ask_undeploy))]) -> dict[str, Any]:

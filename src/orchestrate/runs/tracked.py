@@ -47,7 +47,7 @@ def ending_question(run: Run) -> str:
     so_far = cost_so_far(run)
     cost = f", {money(so_far)} so far" if so_far else ""
     now = f"{run.model} on {run.provider}, {stage(run)}{cost}"
-    return f"{_play(run)}Cancel {run.id} ({now})? A canceled run can't be resumed."
+    return f"{sandbox_notice(run)}Cancel {run.id} ({now})? A canceled run can't be resumed."
 
 
 def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
@@ -57,10 +57,11 @@ def resuming_question(run: Run, max_cost_usd: Decimal | None = None) -> str:
     cost = "The run's price is unknown." if high is None else f"In total, the run costs up to {money(high)}."
     if most is not None:
         cost = f"The run's cost limit caps its total cost at {money(most)}."
-    return f"{_play(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
+    return f"{sandbox_notice(run)}Resume {run.id} ({run.model} on {run.provider})? {cost}"
 
 
-def _play(run: Run) -> str:
+def sandbox_notice(run: Run) -> str:
+    """Return what a question about the run says first, or an empty string for a run on the real host."""
     return "SANDBOX: nothing is billed. " if run.sandbox else ""
 
 

@@ -34,7 +34,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
         raise SpecError(
             f"there is no spec at {path}", fix="orchestrate init   (or pass --model and --train)"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also text in another encoding, and names with a null byte
         raise SpecError(f"{path} cannot be read: {error}") from error
     values, lines = parse(text, path)
     for name in _DATA_FIELDS:
@@ -349,7 +349,7 @@ def _files_from(value: Any, folder: Path) -> Any:
 
 
 def _local_model(value: Any, folder: Path) -> Any:
-    if isinstance(value, str) and value and (folder / value).is_dir():
+    if isinstance(value, str) and value and os.path.isdir(folder / value):  # noqa: PTH112  as in the catalog
         return os.path.normpath(folder / value)
     return value
 

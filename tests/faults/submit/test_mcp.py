@@ -162,7 +162,9 @@ def test_an_evaluation_keeps_within_the_most_that_was_agreed_to(tmp_path: Path) 
             )
             done = asked(high, person)
             assert not done.is_error, said(done)
-            assert len(ft.evaluations(run.id)) == 1 and f"at most {money(high)}" in person.asked[0]
+            assert len(ft.evaluations(run.id)) == 1
+            for part in ("SANDBOX: nothing is billed. ", run.id, str(rows), f"at most {money(high)}"):
+                assert part in person.asked[0], part
 
 
 def test_an_end_is_asked_about_too(shop: Shop) -> None:
@@ -214,7 +216,8 @@ def test_looking_asks_nobody_and_shows_no_key(shop: Shop) -> None:
     assert checked.structured_content["errors"] >= 0
     assert planned.structured_content["result"][0]["provider"] == "openai"
     [price] = shop.ft.quote(shop.spec, "openai")
-    assert Decimal(quoted.structured_content["result"][0]["high_usd"]) == price.high_usd
+    quote_line = quoted.structured_content["result"][0]
+    assert Decimal(quote_line["high_usd"]) == price.high_usd and quote_line["sandbox"] is True
     assert run.id in said(compared)
 
 
@@ -270,7 +273,9 @@ def test_a_deploy_is_agreed_to_with_all_that_it_costs(shop: Shop) -> None:
     for part in (run.record.tuned_model, run.id, "Together", f"${price:.2f} per hour", money(2 * price)):
         assert part is not None and part in question, part
     assert with_client(shop, deploy, person, max_cost_usd=price).is_error, "that is above this server's limit"
-    run.undeploy()
+    ended = with_client(shop, lambda client: client.call_tool("undeploy", {"run": run.id}), person)
+    assert not ended.is_error and shop.ft.deployments() == []
+    assert person.asked[-1].startswith("SANDBOX: nothing is billed. Take down ")
 
 
 def test_a_name_adds_no_line_to_the_question(shop: Shop) -> None:
@@ -289,6 +294,9 @@ def test_a_name_adds_no_line_to_the_question(shop: Shop) -> None:
         ("quote", {"spec": {"settings": {"model": "m", "train": "t", "epocs": 3}}}, "epocs"),
         ("plan", {"spec": {"settings": {"model": "m", "train": "t"}}, "provider": "nowhere"}, "nowhere"),
         ("compare", {"runs": []}, "at least one run"),
+        ("check", {"spec": {"file": "a\0b"}}, "cannot be read"),
+        ("check", {"spec": {"file": "x" * 5000}}, "cannot be read"),
+        ("list_runs", {"limit": -1}, "greater than or equal to 1"),
     ],
 )
 def test_an_error_says_what_to_do(shop: Shop, tool: str, given: dict[str, Any], told: str) -> None:

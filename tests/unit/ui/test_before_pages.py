@@ -59,6 +59,8 @@ def test_the_calculator_recomputes_and_counts_serving(web: TestClient) -> None:
         "of serving"
         not in Parsed(web.get("/quote", params={"requests": 0}).text).text.split("Months of serving")[1]
     )
+    unknown = web.get("/quote", params={"model": "x" * 3000})
+    assert unknown.status_code == 200, "a name that no path can have is an unknown model"
     answer = web.get("/quote", params={"rows": "lots"})
     assert answer.status_code == 404 and "rows must be an integer" in answer.text
 
