@@ -121,7 +121,7 @@ def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
     priced.sort(key=lambda pair: pair[0])
     (low, first), (high, last) = priced[0], priced[-1]
     if low == high:
-        yield f"All runs cost the same: {text.money(low)}."
+        yield f"{text.count(len(priced), 'run')} cost the same: {text.money(low)}."
         return
     times = f", {high / low:.1f} times as much" if low else ""
     yield (

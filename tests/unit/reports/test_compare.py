@@ -138,6 +138,11 @@ def test_overlapping_intervals_show_no_difference(run: Make, result: Result) -> 
     assert any("no clear difference" in text for text in found.findings)
 
 
+def test_runs_without_a_known_cost_do_not_cost_the_same(run: Make) -> None:
+    found = compare([run("together"), run("fireworks"), run("local", status=JobStatus.RUNNING, bill=None)])
+    assert "2 runs cost the same: $0.76." in found.findings
+
+
 def test_the_cheapest_by_its_bill(run: Make) -> None:
     found = compare(
         [
