@@ -62,7 +62,7 @@ def ft(folder: Path, rows: Path) -> Iterator[Orchestrator]:
         env = {**sandbox.env, "ORCHESTRATE_KEYS": str(folder / "keys.toml")}
         with Orchestrator(config.load(env=env, cwd=folder, home=folder / "home")) as opened:
             for backend in ("together", "fireworks"):
-                tags = {"note": MARKUP, "team": "support"}
+                tags = {"note": MARKUP, "team": "support", f"{backend}-{'x' * 90}": "long"}
                 spec = JobSpec(model="qwen3-8b", train=str(good), epochs=1, suffix=f"t-{backend}", tags=tags)
                 run = opened.submit(spec, backend)
                 run.wait(poll_s=0.02)

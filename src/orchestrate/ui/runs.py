@@ -34,6 +34,8 @@ def routes(site: Site) -> list[Route]:
     listing = site.ft.store.listing
 
     def page(request: Request) -> Response:
+        # Taken before the runs are read, so the stream reports what changes while the page is built.
+        since = site.ft.store.clock.now().isoformat()
         wanted = RunTableQuery.of(request)
         shown = _part(site, wanted, min(_AT_ONCE, wanted.limit))
         found, tags = shown["runs"], listing.tags()
@@ -55,7 +57,7 @@ def routes(site: Site) -> list[Route]:
             tags=sorted(f"{name}={value}" if value else name for name, value in tags),
             elsewhere=elsewhere,
             kept=kept,
-            since=site.ft.store.clock.now().isoformat(),
+            since=since,
         )
 
     def rest(request: Request) -> Response:
@@ -166,22 +168,23 @@ def since_of(request: Request) -> datetime:
 async def _changes(
     request: Request, site: Site, wanted: RunTableQuery, since: datetime
 ) -> AsyncIterator[str]:
-    """Yield changed rows whenever some have changed."""
+    """Yield changed rows, and the ids of runs that no longer match, whenever runs have changed."""
     query, columns = wanted.of_site(site), wanted.shown()
 
     def look() -> str | None:
         nonlocal since
         changed = site.ft.store.watching.changed(since)
-        since = max([since, *(run.updated_at for run in changed)])
-        some = [run.id for run in changed[-_AT_ONCE:]]
-        shown = site.ft.store.listing.page(query, limit=_AT_ONCE, ids=some)[::-1] if some else []
-        if not shown:
+        if not changed:
             return None
+        since = changed[:_AT_ONCE][-1].updated_at  # the others come with the next look
+        some = [run.id for run in changed if run.updated_at <= since]
+        shown = site.ft.store.listing.page(query, limit=len(some), ids=some)[::-1]
+        gone = sorted({*some} - {run.id for run in shown})
         base, now = request.scope.get("root_path", ""), datetime.now(UTC)
         points = site.ft.store.history.sampled([run.id for run in shown], _SPARKED)
         sparked = [(run, spark(points[run.id])) for run in shown]
         rows = [site.part("rows.html", "row", run, base, now, columns, *drawn) for run, drawn in sparked]
-        return stream_event(html="".join(rows), since=since.isoformat())
+        return stream_event(html="".join(rows), gone=gone, since=since.isoformat())
 
     async for event in repeated(request, site, look):
         yield event

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -207,9 +207,9 @@ class Site:
 
 
 def first(form: Form | Mapping[str, Any], name: str, default: str = "") -> str:
-    """Return the first value of a form field."""
-    values = form.get(name) or (default,)
-    return str(values[0])
+    """Return the first value of a form field, or the value of a field that has only one."""
+    values = form.get(name) or default
+    return values if isinstance(values, str) else str(values[0])
 
 
 def _form(body: bytes) -> Form:
@@ -266,6 +266,7 @@ def _templates() -> jinja2.Environment:
         quoted=text.quoted,
         day=_day,
         compact=compact,
+        exact=_exact,
     )
     env.globals.update(
         stage=progress.stage,
@@ -306,8 +307,13 @@ def _plain(value: Any) -> Any:
     return "" if value is None else value
 
 
+def _exact(value: str) -> Markup:
+    """Keep each character of a form field, because the browser sends it back."""
+    return escape(hide(value))
+
+
 def _day(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M}"
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
 def compact(value: Any) -> str:

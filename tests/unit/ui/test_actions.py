@@ -54,6 +54,9 @@ def test_a_deployment_names_its_price_and_is_ended_again(
     asked = Parsed(web.get(f"/runs/{ready}/do/deploy").text)
     assert price is not None and f"${price:.2f} per hour" in asked.text
     assert ft.deployments() == [], "asking is not doing"
+    limited = Parsed(web.get(f"/runs/{ready}/do/deploy?max_hours=12.5&max_cost_usd=40").text)
+    assert (limited.fields["max_hours"], limited.fields["max_cost_usd"]) == ("12.5", "40")
+    assert "--max-cost 40 --max-hours 12.5" in limited.text and "at most $40.00" in limited.text
     page = Parsed(done(web, f"/runs/{ready}/do/deploy", max_hours="2", max_cost_usd=""))
     assert ft.deployments() == [], "nobody has seen yet what two hours cost"
     model = ft.run(ready).record.tuned_model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import re
+from datetime import datetime, timedelta, timezone
 from html import unescape
 from itertools import pairwise
 
@@ -86,6 +87,17 @@ def test_settings_are_those_that_were_sent_not_those_of_today(web: TestClient, f
     run = ft.store.runs.create(intent)
     assert "0.000123456" in shown(web, run.id).text
     assert comparison.sent(ft, run) == sent
+
+
+def test_times_are_utc_and_an_error_keeps_its_lines(
+    web: TestClient, ft: Orchestrator, make_run: MakeRun
+) -> None:
+    run = make_run(status=JobStatus.FAILED, error=JobError(message="Traceback:\n  out of memory"))
+    at = datetime(2026, 11, 1, 1, 30, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    ft.store.history.add_events(run.id, [Event(id="e", at=at, level="info", message="elsewhere")])
+    html = web.get(f"/runs/{run.id}").text
+    assert "<time>2026-10-31 20:00</time>" in html
+    assert re.search(r"<pre[^>]*>Traceback:\n  out of memory</pre>", html)
 
 
 def test_a_run_without_anything_says_the_next_command(web: TestClient, make_run: MakeRun) -> None:

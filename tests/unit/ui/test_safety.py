@@ -14,6 +14,7 @@ from tests.unit.ui.conftest import MakeRun
 
 from orchestrate import Orchestrator
 from orchestrate.errors import UsageError
+from orchestrate.types import JobStatus
 from orchestrate.ui.server import serving
 
 
@@ -99,3 +100,21 @@ def test_other_machines_see_pages_that_only_show(ft: Orchestrator) -> None:
         raise AssertionError
     with serving(ft, host="0.0.0.0", read_only=True) as url:
         assert url.startswith("http://0.0.0.0:")
+
+
+def test_an_open_list_drops_what_it_no_longer_lists_and_misses_nothing(
+    ft: Orchestrator, client: httpx.Client, make_run: MakeRun
+) -> None:
+    made = [make_run(f"run-{n}") for n in range(105)]
+    since = (made[0].updated_at - timedelta(seconds=1)).isoformat()
+    ft.store.runs.apply(made[0].id, lambda r: msgspec.structs.replace(r, status=JobStatus.SUCCEEDED))
+    seen, gone = set[str](), set[str]()
+    query = {"since": since, "status": "running"}
+    with serving(ft) as url, client.stream("GET", f"{url}changes", params=query) as answer:
+        for line in answer.iter_lines():
+            event = json.loads(line.removeprefix("data: ") or "{}")
+            seen |= {run.id for run in made if run.id in event.get("html", "")}
+            gone |= {*event.get("gone", ())}
+            if len(seen | gone) == len(made):
+                break
+    assert gone == {made[0].id} and seen == {run.id for run in made[1:]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from html import unescape
@@ -170,3 +172,17 @@ def test_an_export_is_begun_from_the_page(sandbox: Sandbox, tmp_path: Path, rows
             answer = web.post(f"/runs/{run.id}/export", data=form)
             told = answer.text + web.get(f"/runs/{run.id}").text
             assert "unknown format" in unescape(told) and not (tmp_path / "out").exists()
+
+
+def test_a_conversation_keeps_each_character_of_its_messages(
+    web: TestClient, site: Site, host: ChatHost, tuned: Run
+) -> None:
+    """A form shows a message a second time, with its price, and sends what it shows."""
+    message = "\n\u200fשלום\u200e a\u2028b"
+    form = {"word": site.word, "kept": "[]", "on": "auto", "message": message}
+    asked = web.post(f"/runs/{tuned.id}/chat", data=form)
+    [typed] = re.findall(r"<textarea[^>]*>\n(.*?)</textarea>", asked.text, re.DOTALL)
+    assert unescape(typed) == message and host.bodies == []
+    agreed = {**Parsed(asked.text).fields, "message": unescape(typed), "on": "auto"}
+    said = Parsed(web.post(f"/runs/{tuned.id}/chat", data=agreed).text)
+    assert json.loads(said.fields["kept"])[0]["content"] == message

@@ -27,6 +27,7 @@ function connect() {
     const update = JSON.parse(event.data);
     if (update.since) since = update.since;
     if (update.html) put(update.html, holder);
+    for (const id of update.gone ?? []) document.getElementById(id)?.remove();
     if (update.points) document.dispatchEvent(new CustomEvent("points"));
   };
 }
