@@ -273,6 +273,36 @@ def test_a_page_is_live_and_its_curves_come_into_view(browser: Browser, url: str
     at = ft.store.clock.now()
     ft.store.runs.apply(run, lambda now: replace(now, tags={"team": "changed-since"}, updated_at=at))
     expect(page.locator(f"#{run}")).to_contain_text("changed-since")
+    link = page.locator(f"#{run} th a")
+    link.focus()
+    ft.store.runs.apply(
+        run, lambda now: replace(now, tags={"team": "support"}, updated_at=ft.store.clock.now())
+    )
+    expect(page.locator(f"#{run}")).not_to_contain_text("changed-since")
+    expect(link).to_be_focused()
+    assert tab.wrong == []
+
+
+def test_what_is_read_stays_in_place_when_its_page_changes(
+    browser: Browser, url: str, ft: Orchestrator
+) -> None:
+    run, now = ft.run("t-together"), ft.store.clock.now()
+    lines = [Event(id=f"line-{n}", at=now, level="info", message=f"line {n} ") for n in range(80)]
+    ft.store.history.add_events(run.id, lines)
+    tab = Tab(browser, url, "desktop", "light")
+    page = tab.open(f"runs/{run.id}")
+    expect(page.locator("#live")).to_have_text("live")
+    page.wait_for_timeout(1500)  # the first look of the stream
+    log = page.locator("#events .events")
+    log.evaluate("log => { log.scrollTop = 300; }")
+    link = page.get_by_role("link", name="Export")
+    link.focus()
+    late = Event(id="late", at=ft.store.clock.now(), level="info", message="newest of all")
+    ft.store.history.add_events(run.id, [late])
+    run.annotate(note="changed")
+    expect(log).to_contain_text("newest of all")
+    assert log.evaluate("log => log.scrollTop") == 300
+    expect(link).to_be_focused()
     assert tab.wrong == []
 
 
@@ -281,6 +311,7 @@ def test_sliders_recompute_and_a_form_ends_in_a_run(
 ) -> None:
     tab = Tab(browser, url, "phone", "dark")
     page = tab.open("quote")
+    expect(page.get_by_role("slider", name="Epochs")).to_have_value("3")
     before = page.locator("#answer").inner_text()
     page.locator('input[name="rows"]').fill("20000")
     expect(page.locator("#answer")).not_to_have_text(before)

@@ -38,10 +38,16 @@ function put(html, holder) {  // each element takes the place of the one with it
   for (const part of [...made.content.children]) {
     const old = document.getElementById(part.id);
     const body = holder.querySelector("tbody");
+    if (old?.isEqualNode(part)) continue;
     if (old) {
+      const held = old.contains(document.activeElement) && document.activeElement;
+      const scrolled = old.querySelector(".events")?.scrollTop;
       for (const box of old.querySelectorAll(":checked")) part.querySelector("input")?.setAttribute("checked", "");
       if (old.classList.contains("at")) part.classList.add("at");
       old.replaceWith(part);
+      const same = (one) => held.tagName === one.tagName && held.getAttribute("href") === one.getAttribute("href");
+      if (held) [...part.querySelectorAll("a, input, [tabindex]")].find(same)?.focus({ preventScroll: true });
+      if (scrolled) part.querySelector(".events").scrollTop = scrolled;
     } else if (part.tagName === "TR" && body && !holder.dataset.fixed) body.prepend(part);
     htmx.process(part);
   }
