@@ -174,7 +174,7 @@ def _budgets(site: Site, report: SpendingReport) -> list[_Budget]:
         if key.budget_usd is not None:
             found.append(_Budget(f"the gateway's key {key.name}", key.budget_usd, taken))
     for one in site.ft.deployments():
-        if one.record.max_cost_usd is not None:
+        if one.record.max_cost_usd is not None and not one.record.sandbox:
             found.append(
                 _Budget(f"deployment {one.id}", one.record.max_cost_usd, one.spent_usd or Decimal(0))
             )

@@ -150,8 +150,11 @@ def test_money_by_month_and_what_still_bills_with_the_way_to_end_it(
     page = Parsed(web.get("/money").text)
     assert money(report.total.spent_usd) in page.texts and report.breakdown[0].groups[0].key in page.texts
     assert "play money" in page.text
-    up = ft.run(ready).deploy()
+    up = ft.run(ready).deploy(max_cost_usd=40)
     standing = Parsed(web.get("/money/standing?sandbox=1").text)
+    settings = config.load(env={"ORCHESTRATE_BUDGET_USD": "40"}, cwd=Path(), home=ft.settings.home)
+    with Orchestrator(settings) as real, TestClient(app(Site(real))) as pages:
+        assert up.id not in pages.get("/money").text, "a limit in play money is no budget"
     assert f"{rate(up.record.usd_per_hour)} per hour" in standing.text and up.record.usd_per_hour is not None
     assert f"/runs/{ready}/do/undeploy" in standing.links
     done(web, f"/runs/{ready}/do/undeploy")

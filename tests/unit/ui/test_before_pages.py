@@ -153,6 +153,9 @@ def test_what_becomes_of_it_and_what_it_costs_stand_beside(
     page = Parsed(web.get("/new", params=form(rows, **{"adapter.r": "16"})).text)
     assert "adapter.r" in page.texts and "Ready." in page.texts
     assert all(line.component in page.texts for line in offer.quote.lines)
+    assert "SANDBOX: play money" in page.texts
+    own = Parsed(web.get("/new", params=form(rows) | {"provider": "local", "model": "tiny-chat"}).text)
+    assert "SANDBOX: play money" not in own.texts, "sandbox keys of other backends change nothing here"
     wrong = Parsed(web.get("/new", params=form(rows, epochs="many")).text)
     assert "epochs: must be an integer, got 'many'" in wrong.text
     nowhere = Parsed(web.get("/new", params=form(rows) | {"train": "none.jsonl"}).text)

@@ -38,6 +38,12 @@ def test_curves_lie_over_one_another(web: TestClient, make_run: MakeRun) -> None
     assert [s["values"].count(None) for s in loss["series"]] == [10, 0]
 
 
+def test_a_run_of_a_sandbox_is_marked_in_its_row(web: TestClient, make_run: MakeRun) -> None:
+    real, play = make_run("real", **ended()), make_run("play", sandbox=True, **ended())
+    rows = web.get("/compare", params=query(real.id, play.id)).text.split("<tbody>")[-1].split("<tr>")[1:]
+    assert ["SANDBOX" in row for row in rows] == [False, True]
+
+
 def test_runs_of_one_name_are_told_apart(web: TestClient, make_run: MakeRun) -> None:
     ids = [make_run("same", points=2).id for _ in range(2)]
     loss = web.get("/compare/curves", params=query(*ids)).json()[0]

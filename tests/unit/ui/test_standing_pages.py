@@ -7,12 +7,14 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from starlette.testclient import TestClient
 from tests.unit.ui.conftest import MakeRun, ended
 from tests.unit.ui.page import Parsed
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.runs import queue as queueing
+from orchestrate.runs.hosting.deployment import hourly
 from orchestrate.runs.sweep import space, sweeps
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
@@ -123,7 +125,10 @@ def test_a_deployment_is_stopped_after_a_page_that_names_it(
     up = run.deploy(max_hours=2)
     price = up.record.usd_per_hour
     page = shown(web, "/deployments")
-    assert f"1 deployment, ${price:.2f} per hour" in page.text
+    assert f"1 deployment, ${price:.2f} per hour of play money" in page.text
+    rented = replace(up.record, id="dep-real", sandbox=False, usd_per_hour=Decimal(3))
+    both = hourly([up.record, rented])
+    assert both == f"1 deployment, $3.00 per hour; 1 deployment, ${price:.2f} per hour of play money"
     assert {"SANDBOX", "fireworks", "after 2 h"} <= set(page.texts), page.texts
     end = f"/deployments/{up.id}/end"
     assert end in page.links

@@ -180,10 +180,14 @@ def question(offer: DeploymentOffer) -> str:
 
 
 def hourly(found: Sequence[Deployment]) -> str:
-    """Format the number of deployments and their total price, such as `2 deployments, $13.49 per hour`."""
+    """Format the number of deployments and their total price, such as `2 deployments, $13.49 per hour`. Those
+    in sandboxes are counted separately."""
+    play = [one for one in found if one.sandbox]
+    if play and (real := [one for one in found if not one.sandbox]):
+        return f"{hourly(real)}; {hourly(play)}"
     prices = [one.usd_per_hour for one in found if one.billing_since is not None]
     known = sum((price for price in prices if price is not None), Decimal(0))
-    more = " and an unknown amount" if None in prices else ""
+    more = " and an unknown amount" * (None in prices) + " of play money" * bool(play)
     return f"{count(len(found), 'deployment')}, {rate(known)} per hour{more}"
 
 
