@@ -12,12 +12,12 @@ from tests.paths import TINY
 from tests.workers import Nursery
 
 from orchestrate import JobSpec, Orchestrator, RunHandle
-from orchestrate.migration.migrations import TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.migrations import MigrationOrder, PreparedMigration
 from orchestrate.migration.parity import Migration, PreparedProof, report
 from orchestrate.sandbox import running
 from orchestrate.sandbox.jobs import Durations
 from orchestrate.settings.config import load
-from orchestrate.types import JobStatus, Sampling
+from orchestrate.types import MIGRATED_FROM, JobStatus, Sampling
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_python")]
 
@@ -144,5 +144,5 @@ def test_other_hosts_are_left_as_well(
         for run in (old, new)
     }
     assert moved.parts[0].difference.value == pytest.approx((right[new.id] - right[old.id]) / 12)
-    assert [run.id for run in ft.store.runs.matching(tags={TAG: old.id})] == [new.id]
+    assert [run.id for run in ft.store.runs.matching(tags={MIGRATED_FROM: old.id})] == [new.id]
     assert found.proposal.provider == source and source in report(found).render("md")

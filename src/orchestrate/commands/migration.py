@@ -340,7 +340,7 @@ def _carry_out_plan(
 ) -> Output[list[PlannedMove]] | Output[list[Carried]]:
     """Carry out the plan within its budget. Exits with 1 if an entry failed. A dry run only proposes."""
     from orchestrate.migration.account import PreparedPlan, cost_usd
-    from orchestrate.migration.migrations import TAG
+    from orchestrate.types import MIGRATED_FROM
 
     plan = PreparedPlan(ft, path, order, again=spending.again)
     if prepared := [step.migration.prepared for step in plan.steps if step.migration.prepared]:
@@ -353,7 +353,11 @@ def _carry_out_plan(
         shown.add_row(step.entry.run, step.entry.to, target.model or "-", text.money(high), state)
     for run in plan.strays:
         shown.add_row(
-            run.tags[TAG], run.provider, run.model, text.money(cost_usd(run)), f"submitted earlier: {run.id}"
+            run.tags[MIGRATED_FROM],
+            run.provider,
+            run.model,
+            text.money(cost_usd(run)),
+            f"submitted earlier: {run.id}",
         )
     (out if dry and for_people(shown) else err).print(shown)
     note(f"at most {text.money(plan.high_usd)} (budget: {text.money(plan.plan.budget_usd)})")

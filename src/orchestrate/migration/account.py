@@ -17,14 +17,14 @@ from orchestrate.core.files import write_whole
 from orchestrate.errors import OrchestrateError, SpecError, UsageError
 from orchestrate.migration import parity
 from orchestrate.migration.inventory import shutdown
-from orchestrate.migration.migrations import NOT_COMPARED, TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.migrations import NOT_COMPARED, MigrationOrder, PreparedMigration
 from orchestrate.migration.proposals import Migration, MigrationTarget, Proposal
 from orchestrate.paid.limits import require_price, require_within
 from orchestrate.runs.tracked import TrackedRun, tracked
 from orchestrate.spec import JobSpec
 from orchestrate.spec.specfile import parse, yaml_text
 from orchestrate.text import joined
-from orchestrate.types import JobStatus, Record, Run, SubmitPhase, decoding
+from orchestrate.types import MIGRATED_FROM, JobStatus, Record, Run, SubmitPhase, decoding
 from orchestrate.workspace import scope_of
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def _planned(
 def _leaving(ft: Workspace, runs: Sequence[Run]) -> list[Run]:
     ended = [run for run in runs if run.status is JobStatus.SUCCEEDED]
     days = {run.id: shutdown(run.model, ft.provider(run.provider).profile) for run in ended}
-    leaving = [run for run in ended if days[run.id] is not None and TAG not in run.tags]
+    leaving = [run for run in ended if days[run.id] is not None and MIGRATED_FROM not in run.tags]
     return sorted(leaving, key=lambda run: (days[run.id], -run.created_at.timestamp()))  # pyright: ignore[reportArgumentType, reportCallIssue]  # days are known
 
 
@@ -285,7 +285,7 @@ def _undecided(ft: Workspace, runs: Sequence[Run]) -> list[PlannedMove]:
     found: list[PlannedMove] = []
     for run in runs:
         profile = ft.provider(run.provider).profile
-        if profile.no_new_jobs_after is None or TAG in run.tags:
+        if profile.no_new_jobs_after is None or MIGRATED_FROM in run.tags:
             continue
         if not run.status.terminal and run.phase is SubmitPhase.SUBMITTED:
             why = f"the job is {run.status.value}. When it has ended, write a new plan"
@@ -415,8 +415,8 @@ class PreparedPlan:
         left = [self._ft.record(e.run).id for e in self.plan.runs if self._ft.store.runs.exists(e.run)]
         left += [str(r.data["run"]) for r in self._ft.store.history.records(MOVED, [self._mark])]
         rehearsed = {id: self._ft.record(id).sandbox for id in left if self._ft.store.runs.exists(id)}
-        moved = [run for run in self._ft.store.runs.matching() if run.tags.get(TAG) in rehearsed]
-        return [run for run in moved if run.sandbox == rehearsed[run.tags[TAG]]]
+        moved = [run for run in self._ft.store.runs.matching() if run.tags.get(MIGRATED_FROM) in rehearsed]
+        return [run for run in moved if run.sandbox == rehearsed[run.tags[MIGRATED_FROM]]]
 
     @property
     def _mark(self) -> str:
@@ -488,8 +488,8 @@ def _moved_usd(ft: Workspace, planned: Sequence[PlannedMove]) -> Decimal:
     """Return the cost of migrating these runs before the plan existed, which the plan's budget also
     counts."""
     old = {one.run_id: ft.record(one.run_id).sandbox for one in planned if one.skipped is None}
-    moved = [run for run in ft.store.runs.matching() if run.tags.get(TAG) in old]
-    return sum((cost_usd(run) for run in moved if run.sandbox == old[run.tags[TAG]]), Decimal(0))
+    moved = [run for run in ft.store.runs.matching() if run.tags.get(MIGRATED_FROM) in old]
+    return sum((cost_usd(run) for run in moved if run.sandbox == old[run.tags[MIGRATED_FROM]]), Decimal(0))
 
 
 def cost_usd(run: Run) -> Decimal:

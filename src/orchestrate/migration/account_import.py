@@ -36,6 +36,7 @@ from orchestrate.runs.submitting import accounts
 from orchestrate.runs.syncing.recovery import (
     FilledSpec,
     fill_spec,
+    migrated,
     record_left_out,
     recovered_cost,
     reported_settings,
@@ -195,17 +196,18 @@ class Importer:
     def _fill(self, run: Run, asked: ReportedSettings, report: ImportReport, **files: HostFile) -> None:
         """Add the files and the reported settings that a run lacks, for example because an earlier version
         did not read them."""
-        filled = fill_spec(run.spec, asked)
+        keep = migrated(self._store, run.id)
+        filled = fill_spec(run.spec, asked, keep=keep)
         if files or filled.spec != run.spec:
 
             def change(current: Run) -> Run:
                 if not is_rebuilt(current):  # a submit with the same key took it over
                     return current
                 current = _with_files(current, files)
-                return structs.replace(current, spec=fill_spec(current.spec, asked).spec)
+                return structs.replace(current, spec=fill_spec(current.spec, asked, keep=keep).spec)
 
             after = self._store.runs.apply(run.id, change, note="settings and files of the host")
-            filled = fill_spec(after.spec, asked)
+            filled = fill_spec(after.spec, asked, keep=keep)
             if run.id not in report.imported and _settings_of(after) != _settings_of(run):
                 report.completed.add(run.id)
         report.settings[run.id] = filled

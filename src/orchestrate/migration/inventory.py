@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from orchestrate import catalog, description
 from orchestrate.errors import SpecError
-from orchestrate.types import JobStatus, Record, Run
+from orchestrate.types import MIGRATED_FROM, JobStatus, Record, Run
 
 if TYPE_CHECKING:
     from orchestrate.profile import Profile
     from orchestrate.store.store import Store
 
 
-TAG = "migrated_from"
-"""Tag on each new run. Its value is the id of the old run."""
 KEY = "migrate-"
 """Prefix of the new runs' idempotency keys."""
 
@@ -28,10 +26,14 @@ def successors(store: Store) -> dict[str, Run]:
     """Return the newest successful run that replaces each old run, as `{old run's id: new run}`. A sandbox
     rehearsal does not replace a real run."""
     found: dict[str, Run] = {}
-    new = [run for run in store.runs.keyed(KEY) if run.status is JobStatus.SUCCEEDED and TAG in run.tags]
-    old = {run.id: run for run in store.runs.of_ids(run.tags[TAG] for run in new)}
+    new = [
+        run
+        for run in store.runs.keyed(KEY)
+        if run.status is JobStatus.SUCCEEDED and MIGRATED_FROM in run.tags
+    ]
+    old = {run.id: run for run in store.runs.of_ids(run.tags[MIGRATED_FROM] for run in new)}
     for run in sorted(new, key=lambda run: (run.created_at, run.id)):
-        before = old.get(run.tags[TAG])
+        before = old.get(run.tags[MIGRATED_FROM])
         if before is not None and before.sandbox == run.sandbox and run.abandoned is None:
             found[before.id] = run
     return found

@@ -21,7 +21,6 @@ from orchestrate.evaluation import recordings
 from orchestrate.evaluation.metrics import registry
 from orchestrate.migration import proposals
 from orchestrate.migration.inventory import KEY, shutdown
-from orchestrate.migration.inventory import TAG as TAG
 from orchestrate.migration.proposals import (
     MOST,
     HeldOutRows,
@@ -44,7 +43,7 @@ from orchestrate.runs.tracked import TrackedRun
 from orchestrate.settings import is_masked
 from orchestrate.spec import JobSpec
 from orchestrate.text import rates_apart
-from orchestrate.types import JobStatus, Quote, Run, Sampling
+from orchestrate.types import MIGRATED_FROM, JobStatus, Quote, Run, Sampling
 from orchestrate.workspace import scope_of
 
 if TYPE_CHECKING:
@@ -377,7 +376,7 @@ def _moved(old: Run, names: Sequence[str], train: str | None) -> JobSpec:
     weights = kept.get("continue_from")
     if weights and set(names) != {old.provider} and not Path(weights).expanduser().is_dir():
         del kept["continue_from"]  # no other backend has this model
-    kept["tags"] = {**kept.get("tags", {}), TAG: old.id}
+    kept["tags"] = {**kept.get("tags", {}), MIGRATED_FROM: old.id}
     return JobSpec.parse(kept | ({"provider_options": options} if options else {}))
 
 

@@ -51,6 +51,7 @@ from orchestrate.types.hosting import DeploymentOffer as DeploymentOffer
 from orchestrate.types.hosting import DeploymentState as DeploymentState
 from orchestrate.types.hosting import Storage as Storage
 from orchestrate.types.hosting import StoredItem as StoredItem
+from orchestrate.types.jobs import MIGRATED_FROM as MIGRATED_FROM
 from orchestrate.types.jobs import OWN_LOOP as OWN_LOOP
 from orchestrate.types.jobs import SESSION as SESSION
 from orchestrate.types.jobs import Account as Account

@@ -288,6 +288,10 @@ class Account(Record, frozen=True, kw_only=True):
     fingerprint may be a new key of the same account."""
 
 
+MIGRATED_FROM = "migrated_from"
+"""Tag on each run that a migration created. Its value is the id of the old run."""
+
+
 class RunRequest(Struct, frozen=True, kw_only=True):
     """The fields that a submission stores in a run. Each is a field of `Run` with the same name."""
 

@@ -6,11 +6,11 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.cells import diagonal
 from tests.faults.conftest import AT_ONCE
 from tests.faults.submitting import backend, spec_for, write_rows

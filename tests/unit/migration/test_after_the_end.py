@@ -11,10 +11,10 @@ from tests.unit.migration.test_migrating import order
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import UsageError
 from orchestrate.migration import account_import, recordings
-from orchestrate.migration.migrations import TAG, PreparedMigration
+from orchestrate.migration.migrations import PreparedMigration
 from orchestrate.migration.recordings import PreparedRecording, RecordOrder
 from orchestrate.sandbox.server import Sandbox
-from orchestrate.types import Sampling
+from orchestrate.types import MIGRATED_FROM, Sampling
 
 AFTER = date(2027, 2, 1)
 """The models of the sandboxed OpenAI are silent after 2027-01-14."""
@@ -43,7 +43,7 @@ def test_a_silent_model_moves_by_what_was_recorded(
     closed = next(target for target in found.proposal.targets if target.provider == "openai")
     assert closed.refused is not None and "not accepted new fine-tuning jobs" in closed.refused
     new = found.submit("together")
-    assert new.record.tags[TAG] == ended.id and not sandbox.requests("openai")
+    assert new.record.tags[MIGRATED_FROM] == ended.id and not sandbox.requests("openai")
 
 
 def test_what_was_not_recorded_in_time_is_said(ft: Orchestrator, old: RunHandle) -> None:

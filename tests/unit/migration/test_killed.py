@@ -19,13 +19,13 @@ from tests.unit.migration.test_migrating import runs as runs
 from orchestrate import Orchestrator, RunHandle
 from orchestrate.errors import OrchestrateError, OutcomeUnknown
 from orchestrate.migration.account import PreparedPlan
-from orchestrate.migration.migrations import TAG, PreparedMigration
+from orchestrate.migration.migrations import PreparedMigration
 from orchestrate.runs import submit as submission
 from orchestrate.runs.syncing.sweep import sync
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
 from orchestrate.store.store import POINTS, Timing
-from orchestrate.types import SubmitPhase
+from orchestrate.types import MIGRATED_FROM, SubmitPhase
 
 
 def killed(arguments: list[str]) -> None:
@@ -72,7 +72,7 @@ def test_a_migration_killed_at_each_step_is_one_job(
     ended = command.run([old.id, point], cwd=tmp_path, env=own_env, program=killed)
     assert ended.code == -signal.SIGKILL, ended.err.decode()
     found = submitted(ft, old)
-    new = ft.store.runs.matching(tags={TAG: old.id})
+    new = ft.store.runs.matching(tags={MIGRATED_FROM: old.id})
     jobs = [job.handle.job_id for job in ft.provider("together").list()]
     record_property(
         "jobs",
@@ -109,5 +109,5 @@ def test_two_who_carry_out_one_plan_at_once_submit_each_once(
             time.sleep(0.1)
     for one in both:
         one.result()
-    new = [run for old in runs for run in ft.store.runs.matching(tags={TAG: old.id})]
+    new = [run for old in runs for run in ft.store.runs.matching(tags={MIGRATED_FROM: old.id})]
     assert len(new) == 3 and len(list(ft.provider("openai").list())) == before + 3

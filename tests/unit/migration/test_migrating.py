@@ -24,7 +24,7 @@ from orchestrate.costing import parse_flag
 from orchestrate.errors import ConfigError, OverBudget, UsageError
 from orchestrate.migration import account, account_import, proposals
 from orchestrate.migration.account import PreparedPlan
-from orchestrate.migration.migrations import TAG, MigrationOrder, PreparedMigration
+from orchestrate.migration.migrations import MigrationOrder, PreparedMigration
 from orchestrate.migration.parity import PreparedProof, report, results
 from orchestrate.migration.proposals import ModelNeeds
 from orchestrate.migration.recordings import PreparedRecording, RecordOrder
@@ -33,7 +33,7 @@ from orchestrate.profile import profile
 from orchestrate.runs.preparing import pricing
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
-from orchestrate.types import Feature, JobStatus, MetricUsed, Sampling, Score
+from orchestrate.types import MIGRATED_FROM, Feature, JobStatus, MetricUsed, Sampling, Score
 
 AUTUMN, WINTER = date(2026, 11, 26), date(2027, 2, 1)
 PLAIN = ModelNeeds(method="sft", rows=1000, longest=800)
@@ -199,7 +199,7 @@ def made(sandbox: Sandbox, host: str) -> int:
 def test_the_same_migration_is_one_job(ft: Orchestrator, old: RunHandle, sandbox: Sandbox) -> None:
     first = PreparedMigration(ft, old, order("together")).submit("together")
     again = PreparedMigration(ft, ft.run(old.id), order("together", "local")).submit("together")
-    assert again.id == first.id and first.record.tags[TAG] == old.id
+    assert again.id == first.id and first.record.tags[MIGRATED_FROM] == old.id
     assert made(sandbox, "together") == 1
     first.cancel()
     sandbox.skip(3600)
@@ -208,7 +208,7 @@ def test_the_same_migration_is_one_job(ft: Orchestrator, old: RunHandle, sandbox
     assert other.submit("together").id != first.id
     assert PreparedMigration(ft, old, order("together")).submit("together").status is JobStatus.CANCELLED
     retried = PreparedMigration(ft, old, order("together")).submit("together", again=True)
-    assert retried.id not in (first.id, again.id) and retried.record.tags[TAG] == old.id
+    assert retried.id not in (first.id, again.id) and retried.record.tags[MIGRATED_FROM] == old.id
 
 
 def test_the_same_migration_is_one_job_after_its_store_was_restored(
@@ -226,7 +226,7 @@ def test_the_same_migration_is_one_job_after_its_store_was_restored(
     with Orchestrator(config.load(env=own_env, cwd=tmp_path)) as restored:
         again = PreparedMigration(restored, restored.run(old.id), order("together")).submit("together")
         assert (again.id, again.record.job_id) == (first.id, first.record.job_id)
-        assert again.record.tags[TAG] == old.id
+        assert again.record.tags[MIGRATED_FROM] == old.id
     assert made(sandbox, "together") == 1
 
 
@@ -593,4 +593,4 @@ def test_a_plan_goes_on_after_a_kill(
     done = carried(PreparedPlan(ft, tmp_path / "plan.yaml", order()), sandbox, tmp_path)
     assert len(done) == 3 and not any(one.problem for one in done)
     assert made(sandbox, "openai") == 3
-    assert len(ft.store.runs.matching(tags={TAG: runs[0].id})) == 1
+    assert len(ft.store.runs.matching(tags={MIGRATED_FROM: runs[0].id})) == 1

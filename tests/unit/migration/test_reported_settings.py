@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -263,7 +262,7 @@ def test_an_unknown_method_is_not_taken_for_another(
     assert again == run
     keys = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"), f"{name.upper()}_API_KEY": "k"}
     settings = config.load(env=keys, cwd=tmp_path, home=tmp_path)
-    with Orchestrator(replace(settings, store_url=f"sqlite:///{tmp_path}/runs.sqlite3")) as ft:
+    with Orchestrator(structs.replace(settings, store_url=f"sqlite:///{tmp_path}/runs.sqlite3")) as ft:
         with pytest.raises(UsageError, match=f"method '{method}'"):
             PreparedMigration(ft, run.id, MigrationOrder(to=["together"]))
         assert bill_run(run, JOB, profile=ft.provider(name).profile) is None
@@ -366,6 +365,30 @@ def test_a_second_import_adds_what_is_missing_and_keeps_what_differs(
     assert third.completed == [] and ft.run(job.id).record == now
 
 
+def test_a_second_import_keeps_the_spec_of_a_run_that_was_migrated(
+    ft: Orchestrator, sandbox: Sandbox
+) -> None:
+    """The same migration would otherwise be a new one, and be paid again."""
+    client = openai(sandbox)
+    job = client.fine_tuning.jobs.create(
+        model="gpt-4o-2024-08-06",
+        training_file=uploaded(client, 12),
+        hyperparameters={"n_epochs": 3},
+        seed=3,
+    )
+    sandbox.skip(3600)
+    account_import.take(ft, "openai")
+    new = ft.run(job.id).record
+    old = older(ft, new, model=new.spec["model"], train=new.spec["train"])
+    order = MigrationOrder(to=("together",), proof=False)
+    moved = PreparedMigration(ft, old.id, order).submit("together")
+    report = account_import.take(ft, "openai")
+    assert ft.run(job.id).record.spec == old.spec and report.completed == []
+    differing = report.settings_differing[old.id]
+    assert (differing["epochs"], differing["seed"]) == ((None, 3), (None, 3))
+    assert PreparedMigration(ft, old.id, order).submit("together").id == moved.id
+
+
 def test_a_run_that_was_submitted_here_is_never_changed(
     ft: Orchestrator, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -402,7 +425,7 @@ def test_import_fetches_the_files_of_recovered_runs(
     spec = JobSpec(model="gpt-4o-mini", train=str(path), epochs=1)
     ours = ft.submit(spec, "openai")
     sandbox.skip(3600)
-    with Orchestrator(replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
+    with Orchestrator(structs.replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
         recover(other.store, [other.provider("openai")])
         before = other.run(ours.id).record
         assert before.spec["train"] == "unknown"
@@ -427,7 +450,7 @@ def test_recover_adds_what_an_earlier_import_did_not_read(
     path.write_bytes(rows(3))
     ours = ft.submit(JobSpec(model="gpt-4o-mini", train=str(path), epochs=1, seed=5), "openai")
     sandbox.skip(3600)
-    with Orchestrator(replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
+    with Orchestrator(structs.replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
         account_import.take(other, "openai")
         spec = other.run(ours.id).record.spec
         older(other, other.run(ours.id).record, model=spec["model"], train=spec["train"])
@@ -442,7 +465,7 @@ def test_a_recover_at_the_same_moment_ends_no_import(
     path.write_bytes(rows(3))
     ours = ft.submit(JobSpec(model="gpt-4o-mini", train=str(path), epochs=1), "openai")
     sandbox.skip(3600)
-    with Orchestrator(replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
+    with Orchestrator(structs.replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
         restore = other.store.runs.restore
 
         def first(run: Run) -> None:
@@ -463,7 +486,7 @@ def test_a_recover_during_an_import_leaves_the_run_open_for_its_bill(
     path.write_bytes(rows(3))
     ours = ft.submit(JobSpec(model="gpt-4o-mini", train=str(path), epochs=1), "openai")
     sandbox.skip(3600)
-    with Orchestrator(replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
+    with Orchestrator(structs.replace(ft.settings, store_url=f"sqlite:///{tmp_path}/b.sqlite3")) as other:
 
         def during(what: str, done: int, of: int) -> None:
             if what == "fetching jobs":

@@ -26,7 +26,17 @@ from orchestrate.store import REF_PATTERN, run_id_of, transitions
 from orchestrate.store.runs import requested_fields
 from orchestrate.store.store import Store
 from orchestrate.text import limit, money
-from orchestrate.types import Bill, Job, JobRecovery, JobStatus, Quote, ReportedSettings, Run, SubmitPhase
+from orchestrate.types import (
+    MIGRATED_FROM,
+    Bill,
+    Job,
+    JobRecovery,
+    JobStatus,
+    Quote,
+    ReportedSettings,
+    Run,
+    SubmitPhase,
+)
 
 # The amount that a budget counts for a job whose spec and quote are lost. The best available source is used:
 #
@@ -149,10 +159,18 @@ def unknown_method(spec: dict[str, Any]) -> str | None:
     return None if kind in ("sft", "dpo", "rft") else str(kind)
 
 
-def fill_spec(spec: dict[str, Any], asked: ReportedSettings) -> FilledSpec:
+def migrated(store: Store, run_id: str) -> bool:
+    """Return whether a migration of this run has trained or is training. Its spec must then stay as it is:
+    with other settings, the same migration would be a new one, which is billed again."""
+    made = store.runs.matching(tags={MIGRATED_FROM: run_id})
+    return any(run.status not in (JobStatus.FAILED, JobStatus.CANCELLED) for run in made)
+
+
+def fill_spec(spec: dict[str, Any], asked: ReportedSettings, *, keep: bool = False) -> FilledSpec:
     """Add the reported settings that a spec lacks, and keep those that it has. Each is tried on its own, so
     that one that a spec rejects, such as a long suffix, takes no other with it. An unknown method makes the
-    spec invalid, because any other would train something else."""
+    spec invalid, because any other would train something else. With `keep`, nothing is added, and what is
+    missing counts as differing."""
     filled, left_out = dict(spec), dict(asked.left_out)
     method = {"method": asked.spec["method"]} if unknown_method(asked.spec) else {}
     if method or unknown_method(filled):
@@ -177,6 +195,10 @@ def fill_spec(spec: dict[str, Any], asked: ReportedSettings) -> FilledSpec:
         for name, own in _leaves(filled | method).items()
         if name in reported and name not in left_out and own != reported[name]
     }
+    if keep:
+        own, added = _leaves(spec), _leaves(filled | method)
+        differing |= {name: (own.get(name), one) for name, one in added.items() if own.get(name) != one}
+        return FilledSpec(spec, left_out, differing)
     return FilledSpec(filled | method, left_out, differing)
 
 
@@ -411,7 +433,8 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
     )
     there = store.runs.of_ids([run.id])
     if there and there[0].imported:
-        store.runs.apply(run.id, lambda imported: _as_own(imported, run))
+        keep = migrated(store, run.id)
+        store.runs.apply(run.id, lambda imported: _as_own(imported, run, keep=keep))
     else:
         try:
             store.runs.restore(run)
@@ -432,13 +455,13 @@ def _take(store: Store, provider: Provider, account: str, jobs: list[Job], books
         Submitter(store, provider).alarm(run, set(others))
 
 
-def _as_own(imported: Run, recovered: Run) -> Run:
+def _as_own(imported: Run, recovered: Run, *, keep: bool) -> Run:
     """Return an imported run with the cost and the identity of the recovered one. It keeps what the user or
-    the import added, such as its name and files."""
+    the import added, such as its name and files, and with `keep` also its spec."""
     if not imported.imported:  # by another recover at the same moment
         return imported
-    spec = recovered.spec
-    if not recovered.dataset_digest:
+    spec = imported.spec if keep else recovered.spec
+    if not keep and not recovered.dataset_digest:
         reported = {name: value for name, value in spec.items() if name not in ("model", "train")}
         spec = fill_spec(imported.spec, ReportedSettings(spec=reported)).spec
     return msgspec.structs.replace(
