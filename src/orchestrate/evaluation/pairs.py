@@ -143,8 +143,8 @@ def between(first: tuple[Evaluation, str], second: tuple[Evaluation, str]) -> Pa
         return None
     old, new = first[1], second[1]
     same = sum(_texts(before[id], old) == _texts(after[id], new) for id in common)
-    methods = {m.method for m in second[0].metrics}
-    shared = [m for m in first[0].metrics if m.method in methods]
+    methods = {second[0].method(new, m) for m in second[0].metrics}
+    shared = [m for m in first[0].metrics if first[0].method(old, m) in methods]
     differences: list[Difference] = []
     for metric in shared:
         if metric.name.startswith(_ADD_UP):

@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -437,36 +437,52 @@ def kappa(
         return (float(a) - float(b)) ** 2 if squared else float(a != b)
 
     def of(drawn: Sequence[Sequence[tuple[Value, Value]]]) -> float | None:
-        flat = [pair for group in drawn for pair in group]
+        flat = list(chain(*drawn))
         first, second = Counter(a for a, _ in flat), Counter(b for _, b in flat)
         expected = sum(n * m * weight(a, b) for a, n in first.items() for b, m in second.items()) / len(flat)
         return None if expected <= 0 else 1 - sum(weight(a, b) for a, b in flat) / expected
 
     if not pairs:
         return None
-    together: defaultdict[Hashable, list[tuple[Value, Value]]] = defaultdict(list)
-    for place, pair in enumerate(pairs):
-        together[place if groups is None else groups[place]].append(pair)
-    found = of(list(together.values()))
-    return None if found is None else _resampled_units(list(together.values()), of, found, n=len(pairs))
+    together = _together(pairs, groups)
+    found = of(together)
+    return None if found is None else _resampled_units(together, of, found, n=len(pairs))
 
 
-def spearman(pairs: Sequence[tuple[float, float]]) -> Score | None:
-    """Compute the rank correlation with the interval of Bonett and Wright (2000). Returns `None` if there are
-    fewer than four pairs or one side is constant."""
-    if len(pairs) < 4:
+def spearman(
+    pairs: Sequence[tuple[float, float]], *, groups: Sequence[Hashable] | None = None
+) -> Score | None:
+    """Return the rank correlation with the interval of Bonett and Wright (2000), or if several pairs are in
+    the same group (see `groups`), with the bootstrap interval over groups. Returns `None` if there are fewer
+    than four pairs or one side is constant."""
+    value = _rank_correlation(pairs) if len(pairs) >= 4 else None
+    if value is None:
         return None
-    first, second = (_ranks([pair[side] for pair in pairs]) for side in (0, 1))
-    middle = (len(pairs) + 1) / 2
-    up = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
-    spread = math.sqrt(sum((a - middle) ** 2 for a in first) * sum((b - middle) ** 2 for b in second))
-    if spread <= 0:
-        return None
-    value = max(-1.0, min(1.0, up / spread))
+    together = _together(pairs, groups)
+    if len(together) < len(pairs):
+        return _resampled_units(
+            together, lambda drawn: _rank_correlation(list(chain(*drawn))), value, n=len(pairs)
+        )
     turned = math.atanh(max(-0.999999, min(0.999999, value)))
     half = _Z * math.sqrt((1 + value**2 / 2) / (len(pairs) - 3))
     low, high = math.tanh(turned - half), math.tanh(turned + half)
     return Score(value=value, low=min(value, low), high=max(value, high), n=len(pairs))
+
+
+def _together(pairs: Sequence[tuple[T, T]], groups: Sequence[Hashable] | None) -> list[Sequence[tuple[T, T]]]:
+    """Return the pairs of each group. Without groups, each pair is its own."""
+    found: defaultdict[Hashable, list[tuple[T, T]]] = defaultdict(list)
+    for place, pair in enumerate(pairs):
+        found[place if groups is None else groups[place]].append(pair)
+    return list(found.values())
+
+
+def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    first, second = (_ranks([pair[side] for pair in pairs]) for side in (0, 1))
+    middle = (len(pairs) + 1) / 2
+    up = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
+    spread = math.sqrt(sum((a - middle) ** 2 for a in first) * sum((b - middle) ** 2 for b in second))
+    return None if spread <= 0 else max(-1.0, min(1.0, up / spread))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

@@ -83,8 +83,8 @@ def _scores(runs: Sequence[Compared]) -> Iterable[Reason]:
                 f"{text.joined(sorted(set(labels)))} on {what}" for what, labels in groups.items()
             )
             yield Reason(aspect="scores", text=f"{metric} was measured on different held-out rows: {who}")
-        if len({e.metric.method for _, e in scored if e.metric.name == metric}) > 1:
-            why = "the file, prompt, rubric or version behind it differs between evaluations"
+        if len({e.method for _, e in scored if e.metric.name == metric}) > 1:
+            why = "the file, prompt, rubric, version or rival behind it differs between evaluations"
             yield Reason(aspect="scores", text=f"{metric} was not measured in the same way: {why}")
     if len(metrics) > 1 and not shared(runs):
         yield Reason(
@@ -198,7 +198,7 @@ def shared(runs: Sequence[Compared]) -> dict[str, list[tuple[Compared, RunScore]
     found: dict[tuple[str, tuple[str, int]], list[tuple[Compared, RunScore]]] = {}
     for c in runs:
         for e in c.scores:
-            found.setdefault((e.metric.method, e.rows), []).append((c, e))
+            found.setdefault((e.method, e.rows), []).append((c, e))
     return {pairs[0][1].metric.name: pairs for pairs in found.values() if len(pairs) == len(runs) >= 2}
 
 

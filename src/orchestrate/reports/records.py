@@ -48,6 +48,11 @@ class RunScore(Record, frozen=True, kw_only=True):
         e = self.evaluation
         return (e.items_digest or e.dataset_digest, e.items)
 
+    @property
+    def method(self) -> str:
+        """How the score was measured. Scores are comparable only if this is the same."""
+        return self.evaluation.method(self.contender.name, self.metric)
+
 
 class RunDifference(Record, frozen=True, kw_only=True):
     """Difference in score between two runs, on the items that both runs answered. The runs may have been

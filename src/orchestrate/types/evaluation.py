@@ -340,6 +340,16 @@ class Evaluation(Record, frozen=True, kw_only=True):
         wanted = (contender, metric or self.metrics[0].name, slice)
         return next((d for d in self.differences if (d.contender, d.metric, d.slice) == wanted), None)
 
+    def method(self, contender: str, metric: MetricUsed) -> str:
+        """Everything that determines a contender's scores: the metric's method and, if the metric only rates
+        answers against a rival's, the rival."""
+        apart = self.difference(contender, metric.name)
+        if apart is None or self.score(apart.against, metric.name) is not None:
+            return metric.method
+        rival = self.contender(apart.against)
+        who = (rival.provider, rival.model, rival.run_id, rival.checkpoint, rival.precision, rival.shots)
+        return msgspec.json.encode([metric.method, who]).decode()
+
 
 class Criterion(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A criterion for rating answers."""

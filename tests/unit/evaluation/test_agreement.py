@@ -90,6 +90,19 @@ def test_pairs_of_one_item_are_drawn_together() -> None:
     assert (tripled.low, tripled.high) == pytest.approx((alone.low, alone.high), abs=0.06)
 
 
+def test_ranks_of_one_prompt_are_drawn_together() -> None:
+    """The same 40 pairs three times show no more than once, and clusters of one show what pairs do."""
+    draw = random.Random(5)
+    pairs = [(float(i), i + draw.gauss(0, 20)) for i in range(40)]
+    alone = spearman(pairs)
+    tripled = spearman(
+        [pair for pair in pairs for _ in range(3)], groups=[i for i in range(40) for _ in range(3)]
+    )
+    assert alone is not None and tripled is not None and tripled.n == 120
+    assert (tripled.low, tripled.high) == pytest.approx((alone.low, alone.high), abs=0.08)
+    assert spearman(pairs, groups=range(40)) == alone
+
+
 def test_spearman_with_ties() -> None:
     """Against the definition: Pearson's correlation of mean ranks, by numpy."""
     first = [1.0, 2, 2, 4, 5, 5, 5, 8]

@@ -8,6 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,6 +76,18 @@ OTHER_NUMBER = [
     [
         ("exact_match", "yes", " yes\n", 1),
         ("exact_match", "yes", "Yes", 0),
+        ("exact_match", "Café", "Cafe\u0301", 1),
+        ("exact_match", "10²", "102", 0),
+        ("contains", "Cafe\u0301", "im CAFÉ", 1),
+        ("contains", "Cafe", "im Cafe\u0301", 0),
+        ("json_match", '{"é": ["é"]}', '{"e\u0301": ["e\\u0301"]}', 1),
+        ("json_match", '{"a": "b "}', '{"a": "b"}', 0),
+        ("json_fields", '{"é": "é"}', '{"e\u0301": "e\u0301"}', 1),
+        ("json_valid", "", '\ufeff{"a": 1}', 1),
+        ("json_valid", "", '\ufeff```JSON\r\n{"a": 1}\r\n```\n', 1),
+        ("json_valid", "", '~~~ Json\n{"a": 1}\n~~~', 1),
+        ("json_valid", "", '```python\n{"a": 1}\n```', 0),
+        ("json_match", '\ufeff{"a": 1}', '````JSON\n{"a": 1}\n````', 1),
         ("normalized_match", "The Café!", "the  café", 1),
         ("normalized_match", "ﬁne", "fine.", 1),
         ("normalized_match", "no", "not", 0),
@@ -497,12 +510,44 @@ def test_a_model_that_grades_is_asked_once_for_each_answer(context: Make, tmp_pa
     [metric] = registry.make([f"grader:{grader}"], context(items, respondent=lambda *_: model))
     pairs = [(i, Answer(text=t)) for i, t in zip(items, said, strict=True)]
     marks = metric.marks(pairs)
-    assert [m.value for m in marks] == [1, 0.5, 0, 0]
+    assert [m.value for m in marks] == [1, 0.5, None, None]
+    assert metric.used.unfit == "the grading model did not rate 2 of a contender's 4 answers"
     assert "not a number from 1 to 5" in marks[2].note
     assert "could not parse the grading model's answer" in marks[3].note
     assert len(seen) == 4
     metric.marks(pairs)
     assert len(seen) == 4, "answers of a model that grades are kept as those of a contender are"
+
+
+def test_a_failed_request_to_a_grading_model_is_no_score(context: Make, tmp_path: Path) -> None:
+    """The answers would count as wrong for what a host did. What an answer lacks still counts 0."""
+    prompt = [{"role": "user", "content": "Rate {{ sample.output_json.total }}."}]
+    rated = {"type": "score_model", "model": "m", "input": prompt}
+    parts: dict[str, Any] = {
+        "model": rated,
+        "same": {
+            "type": "string_check",
+            "operation": "like",
+            "input": "{{ sample.output_text }}",
+            "reference": "1",
+        },
+    }
+    model = replace(
+        answering(str),
+        ask=lambda qs: [
+            Answer(text="", error="HTTP 500") if "13" in q.messages[0].content else Answer(text='"result": 1')
+            for q in qs
+        ],
+    )
+    items = make_items(["x"] * 12)
+    texts = ['{"total": 13}', "no JSON", *['{"total": 1}'] * 10]
+    pairs = [(i, Answer(text=t)) for i, t in zip(items, texts, strict=True)]
+    for given in (rated, {"type": "multi", "graders": parts, "calculate_output": "(model + same) / 2"}):
+        (tmp_path / "g.json").write_text(json.dumps(given))
+        [metric] = registry.make([f"grader:{tmp_path}/g.json"], context(items, respondent=lambda *_: model))
+        marks = metric.marks(pairs)
+        assert [m.value for m in marks] == [None, 0, *[1.0] * 10]
+        assert "HTTP 500" in marks[0].note and metric.used.unfit is None, "one of twelve may be missing"
 
 
 def test_an_embedding_model_tells_likeness(context: Make) -> None:

@@ -17,7 +17,7 @@ from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.pairs import between, flips
 from orchestrate.evaluation.verdict import Demand
-from orchestrate.paid.paid_requests import Asking
+from orchestrate.paid.paid_requests import Asking, Respondent
 from orchestrate.reports import EvaluationReport
 from orchestrate.types import Contender, Evaluation, Sampling
 
@@ -29,7 +29,11 @@ def evaluated(tmp_path: Path, context: Callable[..., Context]) -> Callable[..., 
     """One contender for each function, compared with the last."""
 
     def make(
-        id: str, items: Sequence[Item], *answers: Answer, metrics: Sequence[str] = ("exact_match",)
+        id: str,
+        items: Sequence[Item],
+        *answers: Answer,
+        metrics: Sequence[str] = ("exact_match",),
+        judge: Respondent | None = None,
     ) -> Evaluation:
         candidates = [
             Candidate(
@@ -47,7 +51,7 @@ def evaluated(tmp_path: Path, context: Callable[..., Context]) -> Callable[..., 
         ]
         last = candidates[-1].contender.name
         terms = EvaluationTerms(
-            metrics=registry.make(metrics, context(items)),
+            metrics=registry.make(metrics, context(items, respondent=lambda *_: judge)),
             sampling=Sampling(),
             rivals={c.contender.name: last for c in candidates[:-1]},
             demand=Demand(),
@@ -90,6 +94,23 @@ def test_a_host_that_changed_its_model_is_seen(evaluated: Callable[..., Evaluati
     assert found is not None and found.same_answers == 20 and found.differences[0].shown
     again = between((before, "m0"), (evaluated("c", rows(40), right), "m0"))
     assert again is not None and again.same_answers == 40 and not again.differences[0].shown
+
+
+def test_preferences_over_different_rivals_are_not_compared(
+    evaluated: Callable[..., Evaluation],
+) -> None:
+    """Half of the answers being better than a weak model's is not half of them being better than a strong
+    one's."""
+    judge = answering(lambda question: '{"winner": "tie", "reason": ""}', identity={"model": "j"})
+    metrics = ("judge_pair:j", "exact_match")
+    first = evaluated("a", rows(10), right, partly, metrics=metrics, judge=judge)
+    same = evaluated("b", rows(10), partly, partly, metrics=metrics, judge=judge)
+    found = between((first, "m0"), (same, "m0"))
+    assert found is not None and [d.metric for d in found.differences] == list(metrics)
+    rival = replace(same.contenders[1], model="another")
+    other = replace(same, contenders=(same.contenders[0], rival))
+    found = between((first, "m0"), (other, "m0"))
+    assert found is not None and [d.metric for d in found.differences] == ["exact_match"]
 
 
 def test_scores_of_a_file_that_was_edited_in_between_are_not_compared(

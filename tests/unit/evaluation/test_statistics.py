@@ -15,9 +15,9 @@ from benchmarks.verdicts import (
     kept_at_the_margin,
     wrong_at_the_target,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from orchestrate.evaluation import statistics
 
@@ -37,6 +37,35 @@ def test_the_paired_interval_against_a_published_value() -> None:
     score = statistics.paired_interval(1, 7, 21)
     assert (round(score.low, 2), round(score.high, 2)) == (-0.52, -0.03)
     assert score.value == pytest.approx(-6 / 21)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 40))
+def test_the_paired_interval_inverts_the_score_test(gained: int, lost: int, same: int) -> None:
+    """Tango's interval from its definition: where the statistic, with the nuisance parameter that maximizes
+    the likelihood, equals z. Both are found numerically, without his closed form."""
+    n = gained + lost + same
+    if n == 0:
+        return
+
+    def statistic(difference: float) -> float:
+        def unlikely(p_lost: float) -> float:
+            p_gained = p_lost + difference
+            cells = ((gained, p_gained), (lost, p_lost), (same, 1 - p_gained - p_lost))
+            return -sum(count * math.log(max(p, 1e-300)) for count, p in cells if count)
+
+        ends = max(0.0, -difference), (1 - difference) / 2
+        p_lost = optimize.minimize_scalar(unlikely, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+        variance = (2 * p_lost + difference - difference**2) / n
+        return (value - difference) / math.sqrt(max(variance, 1e-12))
+
+    value = (gained - lost) / n
+    found = statistics.paired_interval(gained, lost, n)
+    for end, z, edge in ((found.low, statistics.Z, -1.0), (found.high, -statistics.Z, 1.0)):
+        inner, outer = value - 1e-9 * z, edge + 1e-9 * z
+        beyond = (statistic(outer) - z) * z < 0  # the edge itself is not rejected
+        expected = edge if beyond else optimize.brentq(lambda d, z=z: statistic(d) - z, inner, outer)
+        assert end == pytest.approx(expected, abs=2e-4)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))

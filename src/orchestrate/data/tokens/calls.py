@@ -42,7 +42,7 @@ def read(inside: str, tools: Tools) -> list[ParsedCall]:
 def of_json(text: str) -> list[ParsedCall]:
     """Parse calls written as JSON: one or more objects such as `{"name": ..., "arguments": {...}}`, or a list
     of them. Field names differ between models."""
-    if fenced := re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL):
+    if fenced := re.fullmatch(r"```(?i:json)?(.*)```", text, re.DOTALL):
         text = fenced[1].strip()
     if text[:1] not in ("{", "["):
         return []

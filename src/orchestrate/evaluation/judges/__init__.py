@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import msgspec
 
 from orchestrate.evaluation import NO_ANSWER, Answer, Item, Mark, message_text
-from orchestrate.evaluation.metrics.base import MeanOfMarks
+from orchestrate.evaluation.metrics.base import CountsUnrated, MeanOfMarks
 from orchestrate.paid.paid_requests import Asking, Price, Question, Respondent
 from orchestrate.settings import masked_url
 from orchestrate.types import Criterion, Message, MetricUsed, Rubric
@@ -96,9 +96,6 @@ Kind = Literal["score", "pair"]
 LONGEST_ANSWER, USUAL_ANSWER = 1024, 80
 """Maximum and typical number of tokens in a judge's answer."""
 UNCALIBRATED = "the judge has not been compared with human ratings"
-MOST_UNREADABLE = 0.1
-"""Largest acceptable share of a judge's answers that can't be parsed. With more, the remaining ones may not
-be representative."""
 _WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _LONGEST_REASON = 2000
 
@@ -146,7 +143,7 @@ class Judge:
 
 
 @dataclass
-class _HeldJudge:
+class _HeldJudge(CountsUnrated):
     """A judge and its known agreement with human raters, which is looked up at its first rating."""
 
     judge: Judge
@@ -155,27 +152,16 @@ class _HeldJudge:
     kind: Kind = field(default="score", init=False)
     notes: set[str] = field(default_factory=set[str], init=False)
     """Notes on how the judge was queried."""
-    unreadable: tuple[int, int] = field(default=(0, 0), init=False)
-    """Number of missing ratings and of all ratings of the contender that lacks the largest share of them."""
 
     def _ask(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
         answers = self.judge.ask(questions)
         self.notes |= {note for answer in answers for note in answer.notes}
         return answers
 
-    def _counted(self, marks: list[Mark]) -> list[Mark]:
-        """Return the marks of one contender, after counting those that are missing."""
-        missing, among = self.unreadable
-        lost = sum(mark.value is None for mark in marks)
-        if lost * among >= missing * len(marks):
-            self.unreadable = lost, len(marks)
-        return marks
-
     @property
     def _unfit(self) -> str | None:
-        missing, among = self.unreadable
-        if missing > MOST_UNREADABLE * among:
-            return f"the judge did not rate {missing} of a contender's {among} answers"
+        if reason := self.unfit_rater("the judge"):
+            return reason
         return UNCALIBRATED if self.calibration is None else self.calibration.unfit
 
     def _hold(self) -> None:
@@ -215,7 +201,7 @@ class ScoreJudge(_HeldJudge, MeanOfMarks):
     from 0 to 1."""
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
-        return self._counted([mark for mark, _ in self.scored(pairs)])
+        return self.counted([mark for mark, _ in self.scored(pairs)])
 
     def scored(self, pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Mark, dict[str, int]]]:
         """Return each answer's score and its points per criterion. The points are empty if the judge's reply
@@ -251,7 +237,7 @@ class PairJudge(_HeldJudge):
                 marks.append(Mark(0.5, "the same answer"))
             else:
                 marks.append(self._of_both(_compared(next(replies)), _compared(next(replies))))
-        return self._counted(marks)
+        return self.counted(marks)
 
     def _of_both(self, one: Mark, turned: Mark) -> Mark:
         if one.value is None or turned.value is None:

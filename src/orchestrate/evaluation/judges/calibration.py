@@ -24,7 +24,8 @@ from orchestrate.data.rows import ChatExample, ChatMessage, CompletionExample, E
 from orchestrate.data.shapes.row_reader import reading
 from orchestrate.errors import DataError
 from orchestrate.evaluation import Answer, Item, Mark, item_id, statistics
-from orchestrate.evaluation.judges import MOST_UNREADABLE, Judge, Kind, PairJudge, ScoreJudge
+from orchestrate.evaluation.judges import Judge, Kind, PairJudge, ScoreJudge
+from orchestrate.evaluation.metrics.base import MOST_UNRATED
 from orchestrate.evaluation.review import ReviewTask
 from orchestrate.evaluation.review.results import votes_of
 from orchestrate.types import Message, MetricUsed, Rating, Record, Review, Rubric, Score, decoding
@@ -196,8 +197,8 @@ class Calibration(Record, frozen=True, kw_only=True):
     n: int
     """Number of human-rated answers (or pairs) that the judge also rated."""
     prompts: int | None = None
-    """Number of distinct prompts, or `None` if unknown. The confidence interval of kappa comes from
-    resampling prompts."""
+    """Number of distinct prompts, or `None` if unknown. If prompts repeat, all confidence intervals treat the
+    answers to a prompt as one cluster."""
     unreadable: int
     same: Score
     """Fraction of rated answers (or pairs) on which the judge and the human raters agree exactly: on the
@@ -228,7 +229,7 @@ class Calibration(Record, frozen=True, kw_only=True):
                 f"the judge was compared with human ratings on {known} different prompts, but {FEWEST} are "
                 "required"
             )
-        if self.unreadable > MOST_UNREADABLE * (self.n + self.unreadable):
+        if self.unreadable > MOST_UNRATED * (self.n + self.unreadable):
             return f"{self.unreadable} of the judge's {self.n + self.unreadable} answers could not be parsed"
         for name, found in (("kappa", self.kappa), ("rank correlation", self.spearman)):
             if name == "rank correlation" and self.kind == "pair":
@@ -253,15 +254,16 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
         sides = [(_item(one), _answer(one.answers[0]), _answer(one.answers[1])) for one in rated]
         marks = metric.marks(sides)
         same, both = _pairs(rated, marks)
-        kappa = statistics.kappa([(a, b) for a, b, _ in both], groups=[group for _, _, group in both])
+        values, groups = [(a, b) for a, b, _ in both], [group for _, _, group in both]
+        kappa = statistics.kappa(values, groups=groups)
         spearman, moved = None, metric.moved
     else:
         scored = ScoreJudge(judge).scored([judge_input(one) for one in rated])
         marks, moved = [mark for mark, _ in scored], 0
         same, both = _scores(rated, scored, judge.rubric)
-        values = [(a, b) for a, b, _ in both]
-        kappa = statistics.kappa(values, squared=True, groups=[group for _, _, group in both])
-        spearman = statistics.spearman(values)
+        values, groups = [(a, b) for a, b, _ in both], [group for _, _, group in both]
+        kappa = statistics.kappa(values, squared=True, groups=groups)
+        spearman = statistics.spearman(values, groups=groups)
     if not both:
         note = next((mark.note for mark in marks if mark.note), "empty answer")
         raise DataError(f"none of the judge's {len(rated)} answers could be parsed: {note[:200]}")
@@ -275,9 +277,11 @@ def calibrate(judge: Judge, rated: Sequence[RatedAnswer]) -> Calibration:
         rated_digest=hashlib.sha256(msgspec.json.encode(rated)).hexdigest(),
         at=datetime.now(UTC),
         n=len(both),
-        prompts=len({group for _, _, group in both}),
+        prompts=len(set(groups)),
         unreadable=len(rated) - len(both),
-        same=statistics.wilson(sum(same), len(same)),
+        same=statistics.wilson(sum(same), len(same))
+        if len(set(groups)) == len(groups)
+        else statistics.mean([float(one) for one in same], groups, (0.0, 1.0)),
         kappa=kappa,
         spearman=spearman,
         moved=moved,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from orchestrate.evaluation import DEFAULT, Answer, Item, Mark
@@ -86,6 +86,34 @@ class MeanOfMarks:
     def total(self, sums: Totals) -> float:
         """Raise `TypeError`. Never called, because this metric's `parts` returns `None`."""
         raise TypeError(f"{type(self).__name__} is a mean")
+
+
+MOST_UNRATED = 0.1
+"""Largest acceptable share of answers that a rating model leaves unrated. With more, the remaining ones may
+not be representative."""
+
+
+@dataclass
+class CountsUnrated:
+    """Mixin for metrics that ask a model for ratings."""
+
+    unrated: tuple[int, int] = field(default=(0, 0), init=False)
+    """Number of missing ratings and of all ratings of the contender that lacks the largest share of them."""
+
+    def counted(self, marks: list[Mark]) -> list[Mark]:
+        """Return the marks of one contender, after counting those that are missing."""
+        missing, among = self.unrated
+        lost = sum(mark.value is None for mark in marks)
+        if lost * among >= missing * len(marks):
+            self.unrated = lost, len(marks)
+        return marks
+
+    def unfit_rater(self, rater: str) -> str | None:
+        """Return the reason why the ratings cannot decide a verdict, or `None`."""
+        missing, among = self.unrated
+        if missing <= MOST_UNRATED * among:
+            return None
+        return f"{rater} did not rate {missing} of a contender's {among} answers"
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from msgspec import structs
 
 from orchestrate.core.expansion import read_document
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item, Mark
-from orchestrate.evaluation.metrics.base import Context, Embed, MeanOfMarks
+from orchestrate.evaluation.metrics.base import Context, CountsUnrated, Embed, MeanOfMarks
 from orchestrate.local.objectives import graders
-from orchestrate.local.objectives.graders import Grader, GradingError, Score
+from orchestrate.local.objectives.graders import Grader, GraderFailedError, GradingError, Score
 from orchestrate.paid.paid_requests import Question
 from orchestrate.types import Message, MetricUsed
 
@@ -54,19 +55,26 @@ _RESULT = re.compile(r'"result"\s*:\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
 _MODEL_TOKENS = 1024
 
 
-@dataclass(frozen=True)
-class Grading(MeanOfMarks):
-    """Grades answers. An answer that cannot be graded gets 0, with a note that gives the reason."""
+@dataclass
+class Grading(CountsUnrated, MeanOfMarks):
+    """Grades answers. An answer that cannot be graded gets 0, with a note that gives the reason. If the
+    grading model returns no grade, the answer stays unrated, as with a judge."""
 
-    used: MetricUsed
+    described: MetricUsed
     grader: Mapping[str, Any]
     context: Context
+
+    @property
+    def used(self) -> MetricUsed:
+        return structs.replace(self.described, unfit=self.unfit_rater("the grading model"))
 
     def marks(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Mark]:
         with Grader(self.grader, asks={"score_model": self._score_model(pairs)}) as grader:
             texts = [answer.text for _, answer in pairs]
             grades = grader.grade(texts, [row(item) for item, _ in pairs])
-        return [Mark(min(1.0, max(0.0, g.score)), g.error or "") for g in grades]
+        return self.counted(
+            [Mark(None if g.unrated else min(1.0, max(0.0, g.score)), g.error or "") for g in grades]
+        )
 
     def _score_model(self, pairs: Sequence[tuple[Item, Answer]]) -> Any:
         """Return the compiler for `score_model`. It sends all questions at once and looks up the answers
@@ -106,17 +114,17 @@ class ScoreModel:
         self._answers = {q.digest: a for q, a in zip(questions, answers, strict=True)}
 
     def score(self, sample: dict[str, Any], item: dict[str, Any]) -> float:
-        """Parse the score from the model's answer. Raises `GradingError` if the answer has no number in the
-        range."""
+        """Parse the score from the model's answer. Raises `GraderFailedError` if the answer has no number in
+        the range."""
         answer = self._answers[self._question(sample, item).digest]
         if answer.error:
-            raise GradingError(f"the request to the grading model failed: {answer.error}")
+            raise GraderFailedError(f"the request to the grading model failed: {answer.error}")
         found = _RESULT.findall(answer.text)
         if not found:
-            raise GradingError(f"could not parse the grading model's answer: {answer.text[:80]!r}")
+            raise GraderFailedError(f"could not parse the grading model's answer: {answer.text[:80]!r}")
         value = float(found[-1])
         if not self._low <= value <= self._high:
-            raise GradingError(
+            raise GraderFailedError(
                 f"the grading model returned {value:g}, not a number from {self._low:g} to {self._high:g}"
             )
         return (value - self._low) / (self._high - self._low)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item, Mark
 from orchestrate.evaluation.metrics.base import Totals
+from orchestrate.evaluation.metrics.text import caseless, nfc
 from orchestrate.types import Confusion, MetricUsed
 
 MOST_LABELS = 50
@@ -30,13 +30,13 @@ class LabelSet:
     def of(cls, items: Sequence[Item]) -> LabelSet:
         """Collect the labels from the expected answers. Raises `UsageError` if they don't look like
         labels."""
-        exact = {unicodedata.normalize("NFC", item.expected.strip()) for item in items}
+        exact = {nfc(item.expected.strip()) for item in items}
         if len(exact) > MOST_LABELS:
             raise UsageError(
                 f"the expected answers don't look like labels: {len(exact)} distinct values",
                 fix="use exact_match, or token_f1 for prose",
             )
-        case_matters = len({unicodedata.normalize("NFC", name.casefold()) for name in exact}) < len(exact)
+        case_matters = len({caseless(name) for name in exact}) < len(exact)
         return cls(tuple(sorted(exact, key=str if case_matters else str.casefold)), case_matters)
 
     def index(self, text: str) -> int:
@@ -48,8 +48,7 @@ class LabelSet:
         return {self._key(name): place for place, name in enumerate(self.names)}
 
     def _key(self, text: str) -> str:
-        plain = unicodedata.normalize("NFC", text.strip())
-        return plain if self.case_matters else unicodedata.normalize("NFC", plain.casefold())
+        return nfc(text.strip()) if self.case_matters else caseless(text)
 
 
 Average = Literal["macro", "micro", "weighted"]

@@ -14,7 +14,7 @@ from typing import Any, cast
 from orchestrate.core import needed
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item
-from orchestrate.evaluation.metrics.text import Compare
+from orchestrate.evaluation.metrics.text import Compare, nfc
 
 _NOT_JSON = (ValueError, RecursionError)
 """Errors that parsing JSON can raise. Python raises a plain `ValueError` for a number with 5,000 digits."""
@@ -48,7 +48,10 @@ def json_fields(expected: str, answer: str) -> float:
         return 0.0
     if not isinstance(want, dict) or not isinstance(got, dict):
         return float(same(want, got))
-    want, got = cast("dict[str, Any]", want), cast("dict[str, Any]", got)
+    want, got = (
+        {nfc(name): value for name, value in cast("dict[str, Any]", one).items()}
+        for one in cast("list[Any]", [want, got])
+    )
     names = want.keys() | got.keys()
     return sum(n in want and n in got and same(want[n], got[n]) for n in names) / len(names) if names else 1.0
 
@@ -137,9 +140,11 @@ def _refuse(word: str) -> None:
 
 
 def unfenced(text: str) -> str:
-    """Return the text without its Markdown code fence, if a fence contains the entire text."""
-    match = re.fullmatch(r"```(?:json)?[^\S\n]*\n(.*)```", text.strip(), re.DOTALL)
-    return match.group(1).rstrip() if match else text
+    """Return the text without a byte order mark, and without its Markdown code fence, if a fence contains the
+    entire text."""
+    text = text.strip().removeprefix("\ufeff").strip()
+    match = re.fullmatch(r"(`{3,}|~{3,})[^\S\n]*(?i:json)?[^\S\n]*\n(.*)\1", text, re.DOTALL)
+    return match.group(2).rstrip() if match else text
 
 
 def is_container(text: str) -> bool:
@@ -155,17 +160,19 @@ def same(a: Any, b: Any) -> bool:
 
 
 def canonical(value: Any) -> Hashable:
-    """Return a value's canonical form. Two forms are the same only if JSON Schema considers the values equal:
-    5, 5.0 and 5e0 are equal, but 1 and true are not."""
+    """Return a value's canonical form. Two forms are the same only if JSON Schema considers the values equal,
+    or if they differ only in the Unicode form of texts: 5, 5.0 and 5e0 are equal, but 1 and true are not."""
     match value:
         case dict():
-            return frozenset((k, canonical(v)) for k, v in cast("dict[str, Any]", value).items())
+            return frozenset((nfc(k), canonical(v)) for k, v in cast("dict[str, Any]", value).items())
         case list() | tuple():
             return tuple(canonical(one) for one in cast("list[Any]", value))
         case bool() | None:
             return (bool, value)  # a pair that no list makes: in Python 1 == True.
         case float():
             return Decimal(repr(value))
+        case str():
+            return nfc(value)
         case _:
             return value
 

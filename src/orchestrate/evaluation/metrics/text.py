@@ -182,9 +182,20 @@ Compare = Callable[[str, str], float]
 """Function that compares the expected answer with an answer, and returns a score from 0 to 1."""
 
 
+def nfc(text: str) -> str:
+    """Convert a text to Unicode form NFC, because the same letter can be written as one code point or two."""
+    return unicodedata.normalize("NFC", text)
+
+
+def caseless(text: str) -> str:
+    """Return a text for comparisons that ignore case and white space at the ends."""
+    return nfc(nfc(text.strip()).casefold())  # folding case can undo NFC
+
+
 def exact_match(expected: str, answer: str) -> float:
-    """Return 1 if both texts are the same except for leading and trailing white space, and 0 otherwise."""
-    return float(expected.strip() == answer.strip())
+    """Return 1 if both texts are the same, and 0 otherwise. Leading and trailing white space and the Unicode
+    form (NFC or NFD) don't matter."""
+    return float(nfc(expected.strip()) == nfc(answer.strip()))
 
 
 def normalized_match(expected: str, answer: str) -> float:
@@ -194,8 +205,8 @@ def normalized_match(expected: str, answer: str) -> float:
 
 
 def contains(expected: str, answer: str) -> float:
-    """Return 1 if the expected text occurs in the answer, ignoring case, and 0 otherwise."""
-    return float(expected.strip().casefold() in answer.casefold())
+    """Return 1 if the expected text occurs in the answer, ignoring case and Unicode form, and 0 otherwise."""
+    return float(caseless(expected) in caseless(answer))
 
 
 _MOST_TRIED = 40
@@ -247,7 +258,7 @@ def matcher(pattern: str) -> Compare:
 def same_text_or_number(expected: str, answer: str) -> bool:
     """Compare texts exactly, except for leading and trailing white space. Compare numbers by value: 1,000
     equals 1000.0."""
-    want, got = (unicodedata.normalize("NFC", text.strip()) for text in (expected, answer))
+    want, got = nfc(expected.strip()), nfc(answer.strip())
     if want == got:
         return True
     values = number(want), number(got)

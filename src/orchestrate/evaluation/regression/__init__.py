@@ -24,7 +24,7 @@ from orchestrate.evaluation.evaluate import with_likelihood
 from orchestrate.evaluation.metrics import Metric
 from orchestrate.evaluation.metrics.base import PerAnswer
 from orchestrate.evaluation.metrics.conduct import refuses
-from orchestrate.evaluation.metrics.text import numbers
+from orchestrate.evaluation.metrics.text import contains, numbers
 from orchestrate.evaluation.scoring import Side, paired
 from orchestrate.evaluation.statistics import mean, wilson
 from orchestrate.evaluation.verdict import points, round_up, rows_to_decide, shown
@@ -218,7 +218,7 @@ def _number(item: Item, answer: Answer) -> bool:
 
 
 def _mentions(item: Item, answer: Answer) -> bool:
-    return item.expected.casefold() in answer.text.casefold()
+    return contains(item.expected, answer.text) > 0
 
 
 def _declines_rightly(item: Item, answer: Answer) -> bool:

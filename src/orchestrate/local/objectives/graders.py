@@ -140,12 +140,18 @@ class GradingError(Exception):
     """Raised if an answer cannot be graded."""
 
 
+class GraderFailedError(GradingError):
+    """Raised if the grader failed, whatever the answer: the grading model did not return a grade."""
+
+
 @dataclass(frozen=True)
 class Grade:
     """The grade of one answer. If the answer could not be graded, `score` is 0 and `error` is the reason."""
 
     score: float
     error: str | None = None
+    unrated: bool = False
+    """True if the grader failed, so the score says nothing about the answer."""
 
 
 Score = Callable[[dict[str, Any], dict[str, Any]], float]
@@ -194,7 +200,7 @@ class Grader:
         try:
             score = self._score(sample, item)
         except GradingError as error:
-            return Grade(0.0, str(error))
+            return Grade(0.0, str(error), isinstance(error, GraderFailedError))
         return Grade(score) if math.isfinite(score) else Grade(0.0, f"the grader returned {score}")
 
     def _compile(self, grader: Mapping[str, Any]) -> Score:

@@ -303,6 +303,14 @@ def test_many_answers_to_few_prompts_show_nothing() -> None:
     assert "5 different prompts" in (found.unfit or "")
 
 
+def test_repeated_prompts_make_no_interval_narrower() -> None:
+    wrong = judge(lambda q: scores(1, 5) if shown(q)["answer to rate"].startswith("xxx") else by_length(q))
+    once, thrice = (calibrate(wrong, rated_singles(40) * times) for times in (1, 3))
+    for one, other in ((once.spearman, thrice.spearman), (once.same, thrice.same)):
+        assert one is not None and other is not None and (one.n, other.n) == (40, 120)
+        assert other.high - other.low > 0.8 * (one.high - one.low)
+
+
 def test_too_little_shows_nothing() -> None:
     found = calibrate(judge(by_length), rated_singles(FEWEST - 1))
     assert found.unfit is not None and str(FEWEST) in found.unfit
