@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from orchestrate.ab.experiment import Assignment, Experiment, Given
+from orchestrate.ab.experiment import Assignment, Experiment, Given, of_user
 from orchestrate.ab.plan import COST, FAILED, FAILOVERS, LATENCY
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.http.web import Keyed, edge, no_model
@@ -347,14 +347,22 @@ class Proxy:
         return self._experiment.guess(user)
 
     def _user(self, request: Request, values: dict[str, Any]) -> str | None:
-        """Return the user id unchanged, because any text is a valid id."""
+        """Return the user id unchanged, because any text is a valid id. A number is its text, as in an
+        outcome. Raises `HostError` 400 for anything else, as OpenAI does."""
         header = request.headers.get(self._user_header, "")
         with suppress(UnicodeDecodeError):
             # Clients send UTF-8, which Starlette decodes as Latin-1. Without this, the user of a header would
             # not be the same user in a body or an outcome.
             header = header.encode("latin-1").decode()
-        found: list[Any] = [header, *(values.get(f) for f in _USER_FIELDS)]
-        return next((one for one in found if isinstance(one, str) and one), None)
+        if header:
+            return header
+        for name in _USER_FIELDS:
+            found = values.get(name)
+            if found is not None and type(found) not in (str, int):
+                raise HostError(400, f"{name} must be a string, got {json.dumps(found)[:80]}", param=name)
+            if found is not None and found != "":
+                return of_user(found)
+        return None
 
     async def _ask_models(self, turn: ProxiedRequest) -> ArmAnswer:
         assert self._client is not None  # noqa: S101  of the lifespan

@@ -35,13 +35,14 @@ from orchestrate.migration.proposals import (
 )
 from orchestrate.reports import advice
 from orchestrate.runs.evaluation.comparison import sent
+from orchestrate.runs.evaluation.held_out import left_out_notes
 from orchestrate.runs.preparing import earlier, pricing
 from orchestrate.runs.preparing.prepared import Offer, Prepared, plan, prepare, training_data
 from orchestrate.runs.submit import submit
 from orchestrate.runs.syncing.recovery import LEFT_OUT, unknown_method
 from orchestrate.runs.tracked import TrackedRun
 from orchestrate.settings import is_masked
-from orchestrate.spec import JobSpec
+from orchestrate.spec import JobSpec, renaming_of
 from orchestrate.text import rates_apart
 from orchestrate.types import MIGRATED_FROM, JobStatus, Quote, Run, Sampling
 from orchestrate.workspace import scope_of
@@ -49,6 +50,7 @@ from orchestrate.workspace import scope_of
 if TYPE_CHECKING:
     from orchestrate.costing import Ownership, ServingUse
     from orchestrate.data import TrainingData
+    from orchestrate.evaluation.held_out import HeldOut
     from orchestrate.providers.base import Progress
     from orchestrate.runs.preparing.earlier import Earlier
     from orchestrate.workspace import Workspace
@@ -117,6 +119,7 @@ class PreparedMigration:
         self._spec = _moved(self.old, self._names, order.train)
         data = training_data(ft, self._spec)
         self._needs, self._use = _needs(self._spec, data), order.use or _use(data)
+        self._notes: list[str] = []
         held = self._held_out() if order.proof else None
         self._choose()
         self.proposal = self._proposed(held, data)
@@ -192,7 +195,7 @@ class PreparedMigration:
             old=self._old_answers(),
             margin=self.order.margin,
             targets=tuple(self._target(name, data) for name in self._names),
-            notes=(apart,) if (apart := self._rates_apart()) else (),
+            notes=(*([apart] if (apart := self._rates_apart()) else []), *self._notes),
         )
 
     def _rates_apart(self) -> str | None:
@@ -249,9 +252,8 @@ class PreparedMigration:
         return "recorded" if silent_on is not None and silent_on < self.today else "live"
 
     def _held_out(self) -> HeldOutRows:
-        """Return the held-out rows. Raises `UsageError` if there are none, before anything is spent."""
-        from orchestrate.data import Dataset
-
+        """Return the held-out rows. Raises `UsageError` or `DataError` if there are none, before anything is
+        spent."""
         if self.old.status is not JobStatus.SUCCEEDED:
             raise UsageError(
                 f"run {self.old.id} is {self.old.status.value}, so there is no old model to compare with",
@@ -278,7 +280,9 @@ class PreparedMigration:
             (self._spec.validation, "the run's validation file, which was not used for training"),
         ):
             if path is not None and not is_masked(path):
-                return HeldOutRows(path=str(path), rows=Dataset.open(path).rows, origin=origin)
+                found = usable_rows(str(path), self.old, self.order.limit)
+                self._notes = left_out_notes(found)
+                return HeldOutRows(path=str(path), rows=len(found.items), origin=origin)
         if recording is not None:
             return replace(_recorded(recording), recording=None)
         raise UsageError(
@@ -414,6 +418,17 @@ def _with_serving(one: Suited, quote: Quote, total: Ownership) -> PricedModel:
     return PricedModel(
         suited=one, quote=quote, serving=f"{where}{best.serving}", monthly_usd=best.monthly_usd
     )
+
+
+def usable_rows(path: str, old: Run, limit: int | None) -> HeldOut:
+    """Return the rows of a held-out file as the comparison reads them: with the old run's columns, and
+    without the rows that models can't be asked. Raises `DataError` if no row remains."""
+    from orchestrate.data import Dataset
+    from orchestrate.data.dataset_reader import columns_if_matching
+    from orchestrate.evaluation.held_out import held_out
+
+    columns = columns_if_matching(path, renaming_of(old.spec.get("columns")))
+    return held_out(Dataset.open(path, columns=columns), limit=limit)
 
 
 def _recorded(recording: recordings.Recording) -> HeldOutRows:

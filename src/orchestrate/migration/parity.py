@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from orchestrate.data import Dataset
 from orchestrate.errors import OrchestrateError, RunFailed
-from orchestrate.evaluation import recordings
+from orchestrate.evaluation import Item, recordings
 from orchestrate.evaluation.evaluate import EvaluationPlan, read_items
-from orchestrate.evaluation.held_out import MOST_LABELS, held_out
+from orchestrate.evaluation.held_out import MOST_LABELS
+from orchestrate.migration.migrations import usable_rows
 from orchestrate.migration.proposals import Migration as Migration
 from orchestrate.migration.proposals import MovedModel
 from orchestrate.migration.report import MigrationReport as MigrationReport
@@ -70,7 +70,7 @@ class PreparedProof:
             against=self.old,
             on=order.on,
             limit=order.limit,
-            slices=_slices(held.path, order.limit),
+            slices=_slices(usable_rows(held.path, migration.old, order.limit).items),
             sampling=recordings.find(ft.store, self.old).sampling if recorded else order.sampling,
             margin=-order.margin,
             parity=True,
@@ -159,9 +159,8 @@ class PreparedProof:
         )
 
 
-def _slices(path: str, limit: int | None) -> list[str]:
+def _slices(items: Sequence[Item]) -> list[str]:
     """Return the slices: the length of the question, and the answer if there are few different ones."""
-    items = held_out(Dataset.open(path), limit=limit).items
     labels = {item.expected.strip() for item in items}
     few = _FEW_LABELS <= len(labels) <= min(MOST_LABELS, len(items) // 5)
     return ["length", *(["label"] if few else [])]

@@ -270,6 +270,7 @@ def terminal(migration: Migration) -> RenderableType:
             Text(),
             listed(CONTENDER_HEAD, contender_rows(migration.evaluation)),
             Text(f"\n{margin_text(migration.proposal)}", style="dim"),
+            *(Text(note, style="dim") for note in migration.evaluation.all_notes),
         ]
     parts += [Text(note, style="dim") for note in migration.notes]
     parts += [Text(line) for line in findings(migration)]
@@ -283,11 +284,12 @@ def markdown(migration: Migration) -> str:
         parts.append(margin_text(migration.proposal))
         parts.append(markdown_table(PARITY_HEAD, parity_rows(migration)))
         parts.append(markdown_table(CONTENDER_HEAD, contender_rows(migration.evaluation)))
+        parts.append("\n".join(f"- {markdown_text(note)}" for note in migration.evaluation.all_notes))
     parts.append("## What changes")
     for target in migration.proposal.targets:
         parts.append(f"### {target.provider}: {target.model or 'nowhere'}")
         parts.append(markdown_table(CHANGE_HEAD, change_rows(target)))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def page(migration: Migration, flips: Sequence[Flips]) -> str:

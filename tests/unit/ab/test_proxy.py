@@ -301,6 +301,26 @@ def test_any_text_is_a_user_of_its_own(place: Place, user: str) -> None:
     assert loopback.post(f"{place.url}/ab/outcomes", content=one).json()["recorded"] == 1
 
 
+@pytest.mark.parametrize("user", [7, 0, -(10**30)])
+def test_a_number_is_the_user_of_its_outcomes(place: Place, user: int) -> None:
+    body = json.dumps({"model": "bot", "messages": words("x"), "user": user}).encode()
+    done = loopback.post(f"{place.url}/chat/completions", content=body)
+    assert done.headers["x-orchestrate-arm"] == place.experiment.assign(str(user)).arm
+    assert sum(place.experiment.report().users.values()) == 1
+    one = json.dumps({"user": user, "metric": "resolved", "value": True}).encode()
+    assert loopback.post(f"{place.url}/ab/outcomes", content=one).json()["recorded"] == 1
+
+
+@pytest.mark.parametrize("user", [True, 1.5, ["u"], {"id": "u"}])
+def test_a_user_that_is_no_text_is_refused(place: Place, user: object) -> None:
+    """The base would answer without a word that the user is not part of the experiment."""
+    for field in ("user", "safety_identifier"):
+        body = json.dumps({"model": "bot", "messages": words("x"), field: user}).encode()
+        done = loopback.post(f"{place.url}/chat/completions", content=body)
+        assert done.status_code == 400 and done.json()["error"]["param"] == field
+    assert not place.base.bodies and not place.tuned.bodies
+
+
 @pytest.mark.parametrize("user", ["é", "e\u0301", "李雷", "Ã©"])
 def test_a_user_of_the_header_is_the_user_of_the_body_and_of_outcomes(place: Place, user: str) -> None:
     body = json.dumps({"model": "bot", "messages": words("x")}).encode()

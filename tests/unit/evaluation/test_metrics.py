@@ -542,8 +542,8 @@ def test_a_failed_request_to_a_grading_model_is_no_score(context: Make, tmp_path
     items = make_items(["x"] * 12)
     texts = ['{"total": 13}', "no JSON", *['{"total": 1}'] * 10]
     pairs = [(i, Answer(text=t)) for i, t in zip(items, texts, strict=True)]
-    for given in (rated, {"type": "multi", "graders": parts, "calculate_output": "(model + same) / 2"}):
-        (tmp_path / "g.json").write_text(json.dumps(given))
+    for made in (rated, {"type": "multi", "graders": parts, "calculate_output": "(model + same) / 2"}):
+        (tmp_path / "g.json").write_text(json.dumps(made))
         [metric] = registry.make([f"grader:{tmp_path}/g.json"], context(items, respondent=lambda *_: model))
         marks = metric.marks(pairs)
         assert [m.value for m in marks] == [None, 0, *[1.0] * 10]

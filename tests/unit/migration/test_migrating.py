@@ -21,7 +21,7 @@ from tests.unit.migration.conftest import chat_rows
 
 from orchestrate import JobSpec, Orchestrator, RunHandle, catalog
 from orchestrate.costing import parse_flag
-from orchestrate.errors import ConfigError, OverBudget, UsageError
+from orchestrate.errors import ConfigError, DataError, OverBudget, UsageError
 from orchestrate.migration import account, account_import, proposals
 from orchestrate.migration.account import PreparedPlan
 from orchestrate.migration.migrations import MigrationOrder, PreparedMigration
@@ -240,6 +240,45 @@ def test_without_held_out_rows_nothing_is_sent(ft: Orchestrator, sandbox: Sandbo
     with pytest.raises(UsageError, match="no held-out rows"):
         PreparedMigration(ft, run, order("together"))
     assert PreparedMigration(ft, run, order("together", proof=False)).ready == ["together"]
+
+
+def test_held_out_rows_are_those_that_are_compared(
+    ft: Orchestrator, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Read with the run's columns, without the rows that no model can be asked, and before training."""
+
+    def rows(name: str, count: int, *more: dict[str, Any]) -> str:
+        answer = {"role": "assistant", "content": "red"}
+        made = [{"chat": [{"role": "user", "content": f"{name} {i}?"}, answer]} for i in range(count)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in (*made, *more)))
+        return str(tmp_path / name)
+
+    columns = {"messages": "chat"}
+    run = ft.submit(JobSpec(model="gpt-4o-mini", train=rows("t", 12), columns=columns), "openai")
+    sandbox.skip(3600)
+    run.refresh()
+
+    def prepared(test: str, **more: Any) -> PreparedMigration:
+        return PreparedMigration(
+            ft, run, order("openai", models={"openai": "gpt-4.1-mini"}, test=test, **more)
+        )
+
+    unanswered = {"chat": [{"role": "user", "content": "unanswered"}]}
+    asked = rows("asked", 15, unanswered, unanswered)
+    held = prepared(asked, limit=9).proposal.held_out
+    assert held is not None and held.rows == 9, "as many as are compared"
+    migration = prepared(asked)
+    held = migration.proposal.held_out
+    assert held is not None and held.rows == 15
+    assert [note[:15] for note in migration.proposal.notes] == ["2 rows left out"]
+    handle = migration.submit("openai")
+    sandbox.skip(3600)
+    handle.wait(poll_s=0.01)
+    with PreparedProof(ft, migration, [("openai", handle)]) as proof:
+        plan = proof.plan()
+    assert plan is not None and {one.questions for one in plan.asked} == {15}
+    with pytest.raises(DataError, match="no row ends with"):
+        prepared(rows("none", 0, unanswered))
 
 
 def test_rows_that_are_gone_are_named_anew(ft: Orchestrator, old: RunHandle, tmp_path: Path) -> None:

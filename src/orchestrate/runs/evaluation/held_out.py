@@ -380,7 +380,7 @@ def _subject(dataset: Dataset, order: EvaluationOrder) -> Subject:
         dataset=masked_url(dataset.path),
         digest=dataset.digest,
         cluster=order.cluster,
-        notes=tuple(_left_out(found)),
+        notes=tuple(left_out_notes(found)),
     )
 
 
@@ -391,7 +391,8 @@ def _renaming(handle: TrackedRun, path: str | Path, *, named: bool = True) -> di
     return applicable_columns(str(path), columns) if named else columns_if_matching(str(path), columns)
 
 
-def _left_out(found: HeldOut) -> list[str]:
+def left_out_notes(found: HeldOut) -> list[str]:
+    """Describe the rows of a file that models can't be asked, and those that repeat."""
     notes = [f"{count(n, 'row')} left out: {why}" for why, n in sorted(found.left_out.items())]
     if found.repeated:
         same = count(found.repeated, "row")
