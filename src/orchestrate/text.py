@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from orchestrate.types import Quote, Score
@@ -35,6 +35,23 @@ def _sign(found: re.Match[str]) -> str:
     if code < 0x20:
         return chr(0x2400 + code)  # Unicode's picture of the control character
     return "\u2421" if code == 0x7F else "\ufffd"
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with all its texts changed, keys included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [map_texts(item, change) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {change(key): map_texts(item, change) for key, item in cast("dict[str, Any]", value).items()}
+    return value
+
+
+def encodable(value: Any) -> Any:
+    """Make the texts of a JSON value encodable as UTF-8. Joins surrogate pairs that were escaped separately,
+    and replaces unpaired surrogates with U+FFFD."""
+    return map_texts(value, lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def inert_json(text: str) -> str:

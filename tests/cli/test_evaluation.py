@@ -258,6 +258,19 @@ def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_pat
     assert "\x1b" not in (tmp_path / "r.md").read_text()
 
 
+def test_half_a_surrogate_pair_is_an_answer_that_is_kept(cli: Cli, host: ChatHost, rows: str) -> None:
+    """JSON can hold what UTF-8 cannot. Such an answer, or a refusal that quotes one, is paid for once."""
+    refusal = {"error": {"message": "no: \ud83d", "code": "content_filter"}}
+    host.writes = lambda number, body: "a\udc00b" if number % 2 else refusal
+    asked = ("eval", "--test", rows, *models(host, "half"), "--target", "0.5", "--limit", "4", "--json")
+    told = cli(*asked)
+    assert told.code == 0, told.err
+    sent = len(host.bodies)
+    text = Path(told.json["items_file"]).read_text(encoding="utf-8")
+    assert "a\ufffdb" in text and "no: \ufffd" in text
+    assert cli(*asked).code == 0 and len(host.bodies) == sent + told.json["contenders"][0]["failed"]
+
+
 @pytest.mark.slow
 def test_a_limit_on_cost(cli: Cli, rows: str, host: ChatHost) -> None:
     unknown = cli("eval", "--test", rows, *models(host, "good"), "--max-cost", "1", "--fresh")

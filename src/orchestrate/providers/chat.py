@@ -20,6 +20,7 @@ from orchestrate.providers.calls import CutShort, integer, plain, redact_text, r
 from orchestrate.providers.calls.hosted import Retry, Wire
 from orchestrate.settings import config
 from orchestrate.settings.config import HostConfig, Settings
+from orchestrate.text import encodable
 from orchestrate.types import Message, Reply
 
 # Request options that a model rejects, which are left out of later requests.
@@ -256,7 +257,7 @@ class Chat:
             sent = self.rejected.of(self.options) | more
             ask = partial(self.create, model=self.model, messages=shaped, **sent)
             try:
-                return plain(send(ask))
+                return encodable(plain(send(ask)))  # it is stored as UTF-8
             except InvalidRequest as error:
                 if not self.rejected.learn(error, sent):
                     raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ from orchestrate.data.shapes.preferences import TAGS
 from orchestrate.data.shapes.row_reader import ReadRow, canonical, parse, renamed, repeated_keys, row_of
 from orchestrate.data.shapes.unread import kept_for, verdict_of
 from orchestrate.errors import DataError
+from orchestrate.text import encodable, map_texts
 from orchestrate.types import Record, Severity
 
 _MESSAGE_LISTS = (
@@ -196,7 +197,7 @@ class _Mend:
             value, wrong = parse(line.decode("utf-8", "replace").encode())
         if wrong is not None and wrong.code == "lone-surrogate":
             self.did("lone-surrogate", "lone surrogates replaced with U+FFFD")
-            value, wrong = _without_surrogates(json.loads(line)), None
+            value, wrong = encodable(json.loads(line)), None
         if wrong is not None:
             self.leave(wrong.code, wrong.message)
         for repeated in repeated_keys(line):
@@ -210,7 +211,7 @@ class _Mend:
             return row
         done: set[str] = set()
         is_about = is_about_encodings(text) or holds_both(text)
-        cleaned = _mapped(row, lambda s: _repaired_text(s, done, decoded=not is_about))
+        cleaned = map_texts(row, lambda s: _repaired_text(s, done, decoded=not is_about))
         for code in sorted(done):
             self.did(
                 code,
@@ -328,16 +329,6 @@ def _alike(a: ChatMessage, b: ChatMessage) -> bool:
     return plain and same and a.role in ("user", "assistant")
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_mapped(item, change) for item in cast("list[Any]", value)]
-    if isinstance(value, dict):
-        return {change(key): _mapped(item, change) for key, item in cast("dict[str, Any]", value).items()}
-    return value
-
-
 def _repaired_text(text: str, done: set[str], *, decoded: bool) -> str:
     if "\x00" in text:
         text = text.replace("\x00", "")
@@ -346,8 +337,3 @@ def _repaired_text(text: str, done: set[str], *, decoded: bool) -> str:
     if better != text:
         done.add("mojibake")
     return better
-
-
-def _without_surrogates(value: Any) -> Any:
-    """Join surrogate pairs that were escaped separately, and replace unpaired surrogates with U+FFFD."""
-    return _mapped(value, lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))

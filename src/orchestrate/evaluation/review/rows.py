@@ -21,7 +21,7 @@ from orchestrate.evaluation import NO_ANSWER, Answer, Item, message_text
 from orchestrate.evaluation.review import ReviewTask
 from orchestrate.evaluation.review.results import outcomes, overall, votes_of
 from orchestrate.evaluation.review.session import ReviewAction, ReviewSession, rater_named, valid_ratings
-from orchestrate.types import Message, Rating, Record, Review, decoding
+from orchestrate.types import Criterion, Message, Rating, Record, Review, decoding
 
 GOOD, BAD = 0.75, 0.25
 """Score thresholds for answers that are rated individually, on a scale from 0 to 1. Scores of at least `GOOD`
@@ -199,6 +199,7 @@ _WORDS = {
     "both bad": ("both bad", "bad", "4"),
 }
 _CHOICES = {word: choice for choice, words in _WORDS.items() for word in words}
+_CHOICE = f"choice ({', '.join(_WORDS)})"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -216,13 +217,19 @@ class Imported(Record, frozen=True, kw_only=True):
 
 def export(session: ReviewSession, rater: str, path: Path) -> int:
     """Write the rater's tasks and existing ratings to a CSV file, in the rater's order, and return the number
-    of tasks. Text that a spreadsheet would treat as a formula is prefixed with an apostrophe."""
+    of tasks. Text that a spreadsheet would treat as a formula is prefixed with an apostrophe. Raises
+    `UsageError` if the file is a spreadsheet with ratings that were not imported."""
     rater, review = rater_named(rater), session.review
+    if _holds_ratings(session, path, rater):
+        raise UsageError(
+            f"{path} has ratings that were not imported",
+            fix=f"--import {path}, or choose another file",
+        )
     reply = {rating.task: rating for rating in session.of(rater)}
-    columns = _columns(session)
+    shown = ["left", "right"] if review.kind == "pairs" else ["answer"]
     with whole(path) as draft, draft.open("w", encoding="utf-8-sig", newline="") as file:
         out = csv.writer(file)
-        out.writerow(columns)
+        out.writerow(["task", "prompt", *shown, *_rated(session)])
         for task, turned in session.order(rater):
             answers = task.answers[::-1] if turned else task.answers
             rating = reply.get(task.id)
@@ -235,11 +242,22 @@ def export(session: ReviewSession, rater: str, path: Path) -> int:
     return len(session.order(rater))
 
 
+def _holds_ratings(session: ReviewSession, path: Path, rater: str) -> bool:
+    try:
+        _rows(path, ["task", *_rated(session)])
+    except DataError:
+        return False  # it does not exist, or is no such spreadsheet
+    try:
+        return take(session, path, rater, lambda *_: None).ratings > 0
+    except DataError:
+        return True
+
+
 def take(session: ReviewSession, path: Path, rater: str, keep: Callable[..., None]) -> Imported:
     """Import the ratings in a completed spreadsheet. Passes all new and changed ratings to `keep` in one
     call. If any row is invalid, stores nothing and raises a `DataError` that names the row."""
     rater = rater_named(rater)
-    rows = _rows(path)
+    rows = _rows(path, ["task", *_rated(session)])
     places = {
         _key(session.review.id, task, turned): (task, turned)
         for task in session.tasks
@@ -247,10 +265,13 @@ def take(session: ReviewSession, path: Path, rater: str, keep: Callable[..., Non
     }
     reply = {rating.task: rating for rating in session.of(rater)}
     new: list[Rating] = []
+    seen: dict[str, int] = {}
     empty = unchanged = 0
     for number, row in enumerate(rows, start=2):
         place = f"{path}: row {number}"
         key = row.get("task", "").strip()
+        if not any(value.strip() for value in row.values()):
+            continue  # spreadsheets add empty rows
         if key not in places:
             raise DataError(f"{place}: review {session.review.id} has no task {key!r}")
         action = _action_of(session, row, place)
@@ -258,6 +279,9 @@ def take(session: ReviewSession, path: Path, rater: str, keep: Callable[..., Non
             empty += 1
             continue
         task, turned = places[key]
+        if task.id in seen:
+            raise DataError(f"{place}: row {seen[task.id]} rates the same task", fix="remove one of the rows")
+        seen[task.id] = number
         names = task.contenders[::-1] if turned else task.contenders
         try:
             rating = session.rating(replace(action, task=task.id), rater, names)
@@ -271,14 +295,18 @@ def take(session: ReviewSession, path: Path, rater: str, keep: Callable[..., Non
     return Imported(review=session.review.id, rater=rater, ratings=len(new), unchanged=unchanged, empty=empty)
 
 
-def _columns(session: ReviewSession) -> list[str]:
-    if session.review.kind == "pairs":
-        return ["task", "prompt", "left", "right", "choice (left, right, tie, both bad)", "note"]
-    named = [f"{c.name} (1 to {c.points})" for c in session.review.rubric.criteria]
-    return ["task", "prompt", "answer", *named, "note"]
+def _rated(session: ReviewSession) -> list[str]:
+    """Return the columns that the rater fills in."""
+    pairs = session.review.kind == "pairs"
+    return [*([_CHOICE] if pairs else map(_title, session.review.rubric.criteria)), "note"]
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _title(criterion: Criterion) -> str:
+    return f"{criterion.name} (1 to {criterion.points})"
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a completed spreadsheet. Raises `DataError` if it lacks any of the columns."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -289,24 +317,27 @@ def _rows(path: Path) -> list[dict[str, str]]:
     delimiter = max(",;\t", key=first.count)
     csv.field_size_limit(1 << 30)  # of this process, which reads nothing else by it; an answer may be long
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="", restkey="more")
-    if "task" not in (reader.fieldnames or ()):
-        raise DataError(f"{path} is not a review spreadsheet: it has no 'task' column")
-    return [{(k or "").split(" (")[0]: v for k, v in row.items() if isinstance(v, str)} for row in reader]
+    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise DataError(
+            f"{path} is not a spreadsheet of this review: it has no {missing[0]!r} column",
+            fix="keep all columns of the exported spreadsheet and their names",
+        )
+    return [{k: v for k, v in row.items() if isinstance(v, str)} for row in reader]
 
 
 def _action_of(session: ReviewSession, row: Mapping[str, str], place: str) -> ReviewAction | None:
     """Return the rating action of a spreadsheet row, or `None` if the row has no rating."""
     note = row.get("note", "")
-    if note.startswith("'") and note[1:].startswith(_FORMULA):
+    if note.startswith("'") and _inert(note[1:]) == note:
         note = note[1:]  # as `export` wrote it
     if session.review.kind == "pairs":
-        choice = row.get("choice", "").strip().casefold()
+        choice = row[_CHOICE].strip().casefold()
         if not choice:
             return None
         if choice not in _CHOICES:
             raise DataError(f"{place}: {choice[:40]!r} is not left, right, tie or both bad")
         return ReviewAction(action="rate", choice=_CHOICES[choice], note=note)  # pyright: ignore[reportArgumentType]
-    given = {c.name: row.get(c.name, "").strip() for c in session.review.rubric.criteria}
+    given = {c.name: row[_title(c)].strip() for c in session.review.rubric.criteria}
     if not any(given.values()):
         return None
     try:
@@ -336,4 +367,4 @@ def _text(answer: Answer) -> str:
 
 
 def _inert(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return f"'{cell}" if cell.lstrip("'").startswith(_FORMULA) else cell

@@ -43,6 +43,7 @@ from orchestrate.errors import (
 from orchestrate.profile import built_in
 from orchestrate.providers.calls import Unreadable, plain, redact_text
 from orchestrate.providers.calls import payload as payload
+from orchestrate.text import encodable
 from orchestrate.types import Job
 
 # Masking of secrets in the logs of the SDKs and their HTTP libraries, at every level and for every handler.
@@ -387,7 +388,7 @@ def _strip_tags(text: str) -> str:
 
 
 def _short(text: str, limit: int = 600) -> str:
-    text = redact_text(text)
+    text = encodable(redact_text(text))
     return text if len(text) <= limit else text[:limit] + " ..."
 
 

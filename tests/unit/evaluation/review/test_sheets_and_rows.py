@@ -107,6 +107,46 @@ def test_a_wrong_sheet_is_refused_as_a_whole(
     assert store.reviews.ratings(desk.review.id) == []
 
 
+def test_what_a_spreadsheet_does_to_a_sheet(desk: ReviewSession, store: Store, tmp_path: Path) -> None:
+    """It adds empty rows. A row that was copied and a column that was removed are not taken for ratings."""
+    sheet = tmp_path / "sheet.csv"
+    rows.export(desk, "Fay", sheet)
+    fill(sheet, {"choice": ["left"], "note": ["''=1+1"]})
+    with pytest.raises(UsageError, match="not imported"):
+        rows.export(desk, "Fay", sheet)
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        [head, first, *rest] = list(csv.reader(file))
+
+    def taken(*lines: list[str]) -> rows.Imported:
+        with sheet.open("w", encoding="utf-8-sig", newline="") as file:
+            csv.writer(file).writerows(lines)
+        return rows.take(desk, sheet, "Fay", store.reviews.rate)
+
+    with pytest.raises(DataError, match="row 7: row 2 rates the same task"):
+        taken(head, first, *rest, [*first[:4], "right", ""])
+    with pytest.raises(DataError, match="it has no 'choice"):
+        taken(*(line[:4] for line in (head, first, *rest)))
+    assert desk.of("Fay") == [] and taken(head, first, *rest, [""] * 6).ratings == 1
+    rows.export(desk, "Fay", sheet)
+    assert rows.take(desk, sheet, "Fay", store.reviews.rate).unchanged == 1, "the note is as it was"
+
+
+@pytest.mark.parametrize("name", ["note", "task", "fluency (en)", "answer", "choice"])
+def test_a_criterion_has_any_name(store: Store, tmp_path: Path, name: str) -> None:
+    rubric = Rubric(name="r", criteria=(Criterion(name=name, scale=5),))
+    desk = desk_of(store, tmp_path / "r", ROWS[:1], kind="single", rubric=rubric)
+    sheet = tmp_path / "sheet.csv"
+    rows.export(desk, "Fay", sheet)
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        [head, *body] = list(csv.reader(file))
+    for row in body:
+        row[head.index(f"{name} (1 to 5)")] = "4"
+    with sheet.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([head, *body])
+    assert rows.take(desk, sheet, "Fay", store.reviews.rate).ratings == 2
+    assert [rating.scores for rating in desk.of("Fay")] == [{name: 4}] * 2
+
+
 def test_other_files_are_no_sheets(desk: ReviewSession, store: Store, tmp_path: Path) -> None:
     for content in (b"a,b\n1,2\n", b"", b"task\n\xff\n"):
         (tmp_path / "x.csv").write_bytes(content)
