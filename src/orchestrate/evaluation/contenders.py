@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from orchestrate.core.files import mark, sha256_once
 from orchestrate.core.retries import Retry
 from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import DataError, UsageError
@@ -223,8 +224,19 @@ def fingerprint(model: str) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return model
-    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    # Without device and inode, which change if a disk is mounted again.
+    files = sorted((p.name, (mark(p) or ())[2:]) for p in folder.iterdir() if p.is_file())
     return hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:32]
+
+
+_TOKENIZING = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "vocab", "merges")
+
+
+def tokenizing(folder: str) -> str:
+    """Return a digest of an adapter's tokenizer and chat template, which its base answers with. It is the
+    same for all adapters that did not change them."""
+    files = sorted(p for p in Path(folder).iterdir() if p.name.startswith(_TOKENIZING) and p.is_file())
+    return hashlib.sha256(repr([(p.name, sha256_once(p)) for p in files]).encode()).hexdigest()[:32]
 
 
 def _way(sampling: Sampling) -> dict[str, Any]:

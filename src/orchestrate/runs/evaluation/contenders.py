@@ -20,7 +20,15 @@ from orchestrate.costing.rates import completion_price
 from orchestrate.costing.ways import token_rates
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.evaluation import recordings
-from orchestrate.evaluation.contenders import Candidate, aliased, by_chat, by_generator, fingerprint, renamed
+from orchestrate.evaluation.contenders import (
+    Candidate,
+    aliased,
+    by_chat,
+    by_generator,
+    fingerprint,
+    renamed,
+    tokenizing,
+)
 from orchestrate.local.answers.worker import Worker
 from orchestrate.local.model.files import NF4
 from orchestrate.paid.paid_requests import Answer, Asking, Price, Question, Respondent, require_price
@@ -361,7 +369,8 @@ class Contenders:
             at = artifact.folder
             generator = LocalGenerator(required_base(artifact), adapter=Path(at), worker=self._worker)
         served_by = f"the adapter on this machine, with base model {Path(generator.model).name}"
-        weights = f"{tuned.run_id}@{tuned.checkpoint or ''} {fingerprint(generator.model)}"
+        folders = [generator.model, *([generator.adapter] if generator.adapter is not None else [])]
+        weights = " ".join([f"{tuned.run_id}@{tuned.checkpoint or ''}", *map(fingerprint, folders)])
         found = [
             by_generator(self._served(tuned, served_by, at), generator, self._sampling, weights, base=False)
         ]
@@ -377,7 +386,8 @@ class Contenders:
             if four_bit:
                 base = msgspec.structs.replace(base, name=f"{base.name} in NF4")
             # The base model uses the tokenizer and chat template of its adapter.
-            weights = f"{fingerprint(generator.model)} {handle.record.spec.get('adapter')}"
+            written = "" if generator.adapter is None else tokenizing(generator.adapter)
+            weights = f"{fingerprint(generator.model)} {handle.record.spec.get('adapter')} {written}"
             found.append(by_generator(base, own, self._sampling, weights, base=True))
         return found
 
