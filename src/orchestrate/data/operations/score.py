@@ -8,7 +8,7 @@ scores). All scores are stored next to the file (`FILE.scores.jsonl`) and tied t
 from __future__ import annotations
 
 import math
-import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any, cast
 
 import msgspec
+import regex  # pyright: ignore[reportMissingTypeStubs]
 from msgspec.structs import replace
 
 from orchestrate.core import needed
@@ -43,8 +44,16 @@ STRENGTH = 1.0
 benchmarks/selection.py."""
 _FEWEST = 2
 """Minimum number of rows per label, so that one remains for training when another is held out."""
-_WORD = re.compile(r"\w+")
+_WORD: Any = cast("Any", regex).compile(
+    r"(?<![\w\p{M})\]])[-\u2212]\p{Sc}?\.?\d\w*"  # a number with its sign
+    r"|[\w\p{M}]+"
+    r"|(?<=[\w)]\s?)[+*/^=<>\u00d7\u00f7](?=\s?[\d(.])|(?<=[\d)]\s?)[-\u2212](?=\s?[\d(.])"
+    r"|(?<=\w)(?:\+\+|[#%])|\p{Sc}"
+)
+"""Matches words, and signs that change what a text means: 3 + 5 is not 3 - 5, and C is not C#."""
 _PAIRS_KEPT = 100
+_COMPARED = 100
+"""Maximum number of different answers to one question that each answer is compared with."""
 
 
 class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -69,7 +78,8 @@ class RowScore(Record, frozen=True, kw_only=True, omit_defaults=True):
     contradicts: tuple[int, ...] = ()
     """Row numbers of the first few rows that have a near-identical question but a different answer."""
     contradiction: float | None = None
-    """Fraction of the other rows with a near-identical question whose answer is different."""
+    """Fraction of the other rows with a near-identical question whose answer is different. If the question
+    has more than 100 different answers, it is estimated from 100 of them."""
     label: float | None = None
     """Probability of the most likely other label minus the probability of the row's own label, from -1 to 1.
     Both probabilities come from a model that was not trained on the row."""
@@ -266,20 +276,27 @@ def _put_contradictions(rows: _Rows, scores: Scores, missing: list[str]) -> None
     for i, leader in enumerate(_alike(rows.questions, missing)):
         groups[leader].append(i)
     for group in groups.values():
+        same: dict[str, list[int]] = defaultdict(list)
         for i in group:
-            others = [j for j in group if j != i]
-            apart = [j for j in others if not same_answer(rows.answers[i], rows.answers[j])]
-            scores.put(
-                rows.numbers[i],
-                contradiction=len(apart) / len(others) if others else 0.0,
-                contradicts=tuple(rows.numbers[j] for j in apart[:5]),
-            )
+            same[rows.answers[i]].append(i)
+        answers, members = [_Answer.of(text) for text in same], list(same.values())
+        sample = range(0, len(answers), -(-len(answers) // _COMPARED))
+        for n, answer in enumerate(answers):
+            compared = {*sample, n}
+            others = sum(len(members[m]) for m in compared) - 1
+            apart = sorted(i for m in compared if not answer.same_as(answers[m]) for i in members[m])
+            for i in members[n]:
+                scores.put(
+                    rows.numbers[i],
+                    contradiction=len(apart) / others if others else 0.0,
+                    contradicts=tuple(rows.numbers[j] for j in apart[:5]),
+                )
 
 
 def _alike(questions: Sequence[str], missing: list[str]) -> list[int]:
     """Return, for each question, the index of the first equivalent question. Questions are equivalent if
     they differ only in case, spaces and punctuation, or if they are near duplicates with the same numbers."""
-    plain = [" ".join(_WORD.findall(question.casefold())) for question in questions]
+    plain = [" ".join(_words(question)) for question in questions]
     seen: dict[str, int] = {}
     leaders = [seen.setdefault(text, i) for i, text in enumerate(plain)]
     firsts = list(seen.values())
@@ -294,25 +311,45 @@ def _alike(questions: Sequence[str], missing: list[str]) -> list[int]:
     signed.numbers.extend(firsts)
     for n, leader in enumerate(compare.clusters(signed)):
         i, j = firsts[n], firsts[leader]
-        if i != j and _figures(plain[i]) == _figures(plain[j]):
+        if i != j and _figures(plain[i].split(), signs=True) == _figures(plain[j].split(), signs=True):
             compare.join(leaders, i, j)
     return [compare.root(leaders, i) for i in range(len(leaders))]
 
 
-def _figures(text: str) -> Counter[str]:
-    return Counter(word for word in text.split() if any(c.isdigit() for c in word))
+def _words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFC", text.casefold()))
 
 
-def same_answer(one: str, other: str) -> bool:
-    """Return whether two answers count as the same. Short answers are compared as labels, longer
-    answers by the words and numbers they share."""
-    a, b = (_WORD.findall(text.casefold()) for text in (one, other))
-    if a == b:
-        return one.strip() == other.strip() or bool(a)
-    if max(len(one), len(other)) <= LONGEST_LABEL:
-        return False
-    shared = (Counter(a) & Counter(b)).total()
-    return 2 * shared >= SAME_ANSWER * (len(a) + len(b)) and _figures(" ".join(a)) == _figures(" ".join(b))
+def _figures(words: Sequence[str], *, signs: bool = False) -> Counter[str]:
+    """Count the numbers among the words, and with `signs` also what is no word."""
+    return Counter(
+        word
+        for word in words
+        if any(c.isdigit() for c in word) or (signs and not any(c.isalnum() for c in word))
+    )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    text: str
+    words: list[str]
+    counts: Counter[str]
+    figures: Counter[str]
+
+    @classmethod
+    def of(cls, text: str) -> _Answer:
+        words = _words(text)
+        return cls(text, words, Counter(words), _figures(words))
+
+    def same_as(self, other: _Answer) -> bool:
+        """Return whether two answers count as the same. Short answers are compared as labels, longer answers
+        by the words and numbers they share."""
+        if self.words == other.words:
+            return self.text == other.text or bool(self.words)
+        if max(len(self.text), len(other.text)) <= LONGEST_LABEL or self.figures != other.figures:
+            return False
+        shared = (self.counts & other.counts).total()
+        return 2 * shared >= SAME_ANSWER * (len(self.words) + len(other.words))
 
 
 def _label_doubts(rows: _Rows) -> dict[int, tuple[float, str | None]]:

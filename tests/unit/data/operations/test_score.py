@@ -121,6 +121,48 @@ def test_the_signals_of_rows_by_hand(tmp_path: Path) -> None:
     assert max(found, key=lambda n: abs(found[n].length or 0)) == 24
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("5", "-5", False),
+        ("C", "C#", False),
+        ("50%", "50", False),
+        ("कि", "की", False),
+        ("café", "cafe\u0301", True),
+        ("yes", "Yes!", True),
+        ("well-known", "well known", True),
+    ],
+)
+def test_answers_and_questions_differ_by_what_they_mean(
+    tmp_path: Path, one: str, other: str, same: bool
+) -> None:
+    """Such rows are no contradictions, if they differ in the question; and are, if they do in the answer."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([row("What is it?", one), row("What is it?", other)]))
+    assert scored(path).rows[1].contradicts == (() if same else (2,))
+    path.write_text("\n".join([row(f"Is it {one}?", "yes, surely"), row(f"Is it {other}?", "no, never")]))
+    assert scored(path).rows[1].contradicts == ((2,) if same else ())
+
+
+@pytest.mark.parametrize("sign", ["-", "*", "/", " - ", "<", "^"])
+def test_sums_with_the_same_numbers_are_different_questions(tmp_path: Path, sign: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    more = "Think about it step by step, and then give the final result as a number. What is"
+    path.write_text("\n".join([row(f"{more} 30+5?", "it is 35"), row(f"{more} 30{sign}5?", "it is 25")]))
+    assert not scored(path).rows[1].contradicts
+
+
+def test_one_question_with_many_answers_is_scored_in_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    poems = [" ".join(f"word{n * 31 + i}" for i in range(40)) for n in range(3000)]
+    path.write_text(
+        "\n".join([*(row("Write a poem.", poem) for poem in poems), row("Write a poem.", poems[0])])
+    )
+    found = scored(path).rows
+    assert found[2000].contradiction == 1.0 and found[2000].contradicts[0] == 1
+    assert found[1].contradiction is not None and 0.9 < found[1].contradiction < 1.0
+
+
 def test_outliers_of_length_are_those_of_scipy(tmp_path: Path) -> None:
     import numpy as np
     from scipy.stats import median_abs_deviation
