@@ -193,6 +193,13 @@ def test_what_a_missing_outcome_means_is_asked_before_the_start(
     assert "no experiments yet" in cli("ab", "status").err
 
 
+def test_a_plan_with_a_wrong_model_is_not_started_and_can_be_corrected(cli: Cli, plan: Path) -> None:
+    text = plan.read_text()
+    plan.write_text(re.sub(r"(?m)^tuned: .*$", "tuned: run-unknown", text))
+    assert cli("ab", "serve", str(plan), "--port", "0").code != 0
+    assert "no experiments yet" in cli("ab", "status").err
+
+
 def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> None:
     assert "no experiments yet" in cli("ab", "status").err
     for arguments, word in (

@@ -70,12 +70,16 @@ def begun(
 ) -> Experiment:
     """Start or continue the experiment in a plan file, or open an existing one by name or id. `start` is
     called with the plan before a new experiment starts. If it raises an exception, the experiment does not
-    start. Raises `UsageError` if the plan is invalid or the experiment is unknown."""
+    start. Raises `UsageError` if the plan is invalid or the experiment is unknown. Errors while looking up
+    the models of a new experiment propagate, because a started plan can't be corrected."""
     path = Path(plan).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml") and not path.is_file():
         return Experiment.open(plan, ft.store)
     read = read_plan(path)
     if ft.store.experiments.named(read.name) is None:
+        for arm, written in _written(read).items():
+            if not _is_here(ft, written):
+                _elsewhere(ft, read, arm, written)
         start(read)
     return Experiment.begin(read, ft.store)
 
@@ -166,7 +170,7 @@ def _arms(
 ) -> dict[Arm, Upstream]:
     """Return the server that each arm's requests are sent to. Models on this machine are served until
     `ending` closes."""
-    written: dict[Arm, str] = {"base": plan.base, "tuned": plan.tuned}
+    written = _written(plan)
     here: dict[Arm, str] = {arm: written[arm] for arm in ARMS if _is_here(ft, written[arm])}
     places: dict[Arm, Upstream] = {}
     if here:
@@ -179,6 +183,10 @@ def _arms(
             asked = model.name if arm == "tuned" else served_base(model.base)
             places[arm] = Upstream(f"{up.url}/v1", asked, key)
     return {arm: places.get(arm) or _elsewhere(ft, plan, arm, written[arm]) for arm in ARMS}
+
+
+def _written(plan: ExperimentPlan) -> dict[Arm, str]:
+    return {"base": plan.base, "tuned": plan.tuned}
 
 
 def _is_here(ft: Workspace, written: str) -> bool:
