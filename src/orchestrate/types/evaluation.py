@@ -341,8 +341,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
         return next((d for d in self.differences if (d.contender, d.metric, d.slice) == wanted), None)
 
     def method(self, contender: str, metric: MetricUsed) -> str:
-        """Everything that determines a contender's scores: the metric's method and, if the metric only rates
-        answers against a rival's, the rival."""
+        """Return everything that determines a contender's scores: the metric's method and, if the metric only
+        rates answers against a rival's, the rival."""
         apart = self.difference(contender, metric.name)
         if apart is None or self.score(apart.against, metric.name) is not None:
             return metric.method

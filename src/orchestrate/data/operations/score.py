@@ -279,7 +279,7 @@ def _put_contradictions(rows: _Rows, scores: Scores, missing: list[str]) -> None
         same: dict[str, list[int]] = defaultdict(list)
         for i in group:
             same[rows.answers[i]].append(i)
-        answers, members = [_Answer.of(text) for text in same], list(same.values())
+        answers, members = [_AnswerWords.of(text) for text in same], list(same.values())
         sample = range(0, len(answers), -(-len(answers) // _COMPARED))
         for n, answer in enumerate(answers):
             compared = {*sample, n}
@@ -330,18 +330,18 @@ def _figures(words: Sequence[str], *, signs: bool = False) -> Counter[str]:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _AnswerWords:
     text: str
     words: list[str]
     counts: Counter[str]
     figures: Counter[str]
 
     @classmethod
-    def of(cls, text: str) -> _Answer:
+    def of(cls, text: str) -> _AnswerWords:
         words = _words(text)
         return cls(text, words, Counter(words), _figures(words))
 
-    def same_as(self, other: _Answer) -> bool:
+    def same_as(self, other: _AnswerWords) -> bool:
         """Return whether two answers count as the same. Short answers are compared as labels, longer answers
         by the words and numbers they share."""
         if self.words == other.words:
