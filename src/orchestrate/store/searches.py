@@ -11,7 +11,7 @@ from sqlalchemy import Connection, or_, select
 from orchestrate.errors import UsageError
 from orchestrate.store import schema as tables
 from orchestrate.store import stamp
-from orchestrate.store.database import Database
+from orchestrate.store.database import Database, Lease, Leases
 from orchestrate.store.ledger import Limit
 from orchestrate.types import Run, Search, Trial
 
@@ -19,8 +19,9 @@ from orchestrate.types import Run, Search, Trial
 class Searches:
     """Sweeps in the store. Safe to use from several threads and processes."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, leases: Leases) -> None:
         self._db = db
+        self._leases = leases
 
     def add(self, search: Search) -> bool:
         """Add a sweep. If the sweep already exists, update its limits and return `False`."""
@@ -93,20 +94,27 @@ class Searches:
                 return (search, found[0]) if found else None
         return None
 
-    def propose(self, search_id: str, trial: Trial) -> bool:
-        """Add a trial. Returns `False` if a trial with this number already exists."""
+    def propose(self, search_id: str, trial: Trial, *, lease: Lease | None = None) -> bool:
+        """Add a trial. Returns `False` if a trial with this number already exists. Raises `LeaseLost` if
+        `lease` is no longer the latest one."""
         table = tables.trials
         values = {"search_id": search_id, "number": trial.number, "record": trial.to_json().decode()}
         insert = self._db.insert(table).values(values).on_conflict_do_nothing().returning(table.c.number)
         with self._db.writing() as connection:
+            if lease is not None:
+                self._leases.require(connection, lease)
             return connection.execute(insert).first() is not None
 
-    def change(self, search_id: str, number: int, change: Callable[[Trial], Trial]) -> Trial:
+    def change(
+        self, search_id: str, number: int, change: Callable[[Trial], Trial], *, lease: Lease | None = None
+    ) -> Trial:
         """Change a trial with a function that receives its current state. If the function raises an
-        exception, nothing changes."""
+        exception, nothing changes. Raises `LeaseLost` if `lease` is no longer the latest one."""
         table = tables.trials
         own = (table.c.search_id == search_id) & (table.c.number == number)
         with self._db.writing() as connection:
+            if lease is not None:
+                self._leases.require(connection, lease)
             row = connection.execute(select(table.c.record).where(own).with_for_update()).scalar_one()
             before = Trial.from_json(row)
             after = change(before)

@@ -49,7 +49,7 @@ class Store:
         self.reviews = Reviews(self.database)
         self.experiments = Experiments(self.database)
         self.queue = Queue(self.database)
-        self.searches = Searches(self.database)
+        self.searches = Searches(self.database, self.leases)
 
     # Imported on first use: only the gateway and its commands need them.
     @cached_property

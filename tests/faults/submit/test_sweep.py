@@ -16,11 +16,13 @@ from tests.faults.world import CREATE
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.costing import RateBook
 from orchestrate.errors import UsageError
-from orchestrate.runs.sweep import space, sweeps
+from orchestrate.runs.sweep import space, sweeps, trials
 from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
 from orchestrate.settings import config
-from orchestrate.store.database import LeaseHeld
+from orchestrate.store import Clock, Uptime
+from orchestrate.store.database import LeaseHeld, LeaseLost
+from orchestrate.store.store import Store
 from orchestrate.types import JobStatus, MetricPoint, Search, SubmitPhase, Trial, TrialState
 
 GRID = space.parse(["epochs=1,2,3"], [])
@@ -220,6 +222,40 @@ def test_two_at_once_do_not_carry_out_one_search(shop: Shop) -> None:
     search = begun(shop)
     with shop.ft.store.leases.hold(search.id), pytest.raises(LeaseHeld):
         Searching(shop.ft, search).run(lambda: None, threading.Event())
+
+
+class Later(Clock):
+    """A minute ahead, when the lease of a suspended process has expired."""
+
+    def uptime(self) -> Uptime:
+        up = super().uptime()
+        return Uptime(up.boot, up.seconds + 60)
+
+
+def taken_over(shop: Shop, search: Search, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    """Let another process take the sweep over, and store its first trial, while this one prepares its own."""
+    theirs = Trial(number=0, settings={"epochs": 3})
+
+    def suspended(*args: Any) -> Any:
+        monkeypatch.setattr(trials, "prepared_trial", sweeps.prepared_trial)
+        with Store.open(f"sqlite:///{shop.ft.store.place}", clock=Later()) as other:
+            lease = other.leases.acquire(search.id, 30)
+            assert lease is not None and other.searches.propose(search.id, theirs, lease=lease)
+        return sweeps.prepared_trial(*args)
+
+    monkeypatch.setattr(trials, "prepared_trial", suspended)
+    return theirs
+
+
+def test_a_process_that_was_suspended_starts_no_trial_under_the_number_of_another(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run would have been scored as that of the other process's settings."""
+    search, stop = begun(shop), threading.Event()
+    theirs = taken_over(shop, search, monkeypatch)
+    with pytest.raises(LeaseLost, match="another process has taken over"):
+        Searching(shop.ft, search).run(lambda: None, stop, lambda _: stop.set() if shop.sent() else None)
+    assert (shop.ft.store.searches.trials(search.id), shop.sent()) == ([theirs], 0)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from orchestrate.runs.sweep.space import PROVIDER, Space
 from orchestrate.runs.sweep.sweeps import EVAL, LOSS, prepared_trial
 from orchestrate.runs.tracked import tracked
 from orchestrate.spec import JobSpec, specfile
+from orchestrate.store.database import Lease
 from orchestrate.store.transitions import UNSENT, left
 from orchestrate.types import JobStatus, MetricPoint, Quote, Run, Search, SubmitPhase, Trial, TrialState
 
@@ -46,6 +47,7 @@ class Searching:
     waits: str | None = None
     """Reason why the next trial has not started yet. Orchestrate retries on every turn."""
     _later: float = 0.0
+    _lease: Lease | None = None
     _space: Space = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,10 +86,13 @@ class Searching:
         pause_s: float = 1.0,
     ) -> list[Trial]:
         """Run the sweep until every trial has ended. Calls `watch` to update the runs before each turn.
-        Raises `LeaseHeld` while another process runs the sweep."""
-        with self.ft.store.leases.hold(self.search.id, _LEASE_S):
+        Raises `LeaseHeld` while another process runs the sweep, and `LeaseLost` if another process has taken
+        it over."""
+        leases = self.ft.store.leases
+        with leases.hold(self.search.id, _LEASE_S) as self._lease:
             while not stop.is_set():
                 watch()
+                leases.check(self._lease, _LEASE_S)
                 self.turn()
                 trials = self.trials
                 if on_turn is not None:
@@ -153,7 +158,7 @@ class Searching:
             if self._changed(trial, prepared) or not self._affordable(trial, quote):
                 return False
             trial, cap = replace(trial, high_usd=quote.held_usd), self._cap(trial, prepared, quote)
-            self.ft.store.searches.propose(self.search.id, trial)
+            self.ft.store.searches.propose(self.search.id, trial, lease=self._lease)
             key = self._key(trial)
             whole = self.ft.store.searches.limit(self.search, trial, then="No more trials were started")
             limits = () if whole is None else (whole,)
@@ -184,7 +189,7 @@ class Searching:
             return False
         if made is not None:
             withdraw(self.ft, made, error.message)
-        self.ft.store.searches.propose(self.search.id, trial)
+        self.ft.store.searches.propose(self.search.id, trial, lease=self._lease)
         found = error.problems[:1] if isinstance(error, DataError) else ()
         note = ": ".join([error.message, *(problem.message for problem in found)])
         self._set(trial, state=TrialState.FAILED, note=note)
@@ -339,7 +344,9 @@ class Searching:
         self._set(trial, state=TrialState.PRUNED, note=why)
 
     def _set(self, trial: Trial, **fields: Any) -> None:
-        self.ft.store.searches.change(self.search.id, trial.number, lambda now: replace(now, **fields))
+        self.ft.store.searches.change(
+            self.search.id, trial.number, lambda now: replace(now, **fields), lease=self._lease
+        )
 
 
 def _losses(points: Sequence[MetricPoint]) -> list[tuple[int, float]]:
