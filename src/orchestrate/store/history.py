@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -171,16 +172,21 @@ class History:
 
     def add_metrics(self, run_id: str, points: Iterable[MetricPoint]) -> int:
         """Add metrics, merged by step, because a host may report the training loss first and the validation
-        loss later. Returns the number of steps that were new or changed."""
-        table, points = schema.metrics, list(points)
+        loss later. Returns the number of steps that were new or changed. Leaves out values that are not
+        finite, which JSON can't represent, and adds a warning to the run's events."""
+        table, points, at = schema.metrics, list(points), self._db.clock.now()
+        left_out = sorted({name for point in points for name in point.values.keys() - _finite(point).keys()})
         known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
         # Most polls bring nothing new, and reading needs no lock.
         with self._db.reading() as connection:
             known = {step: record for step, record in connection.execute(known_of)}
-        if all(_merged(known.get(point.step), point) == known.get(point.step) for point in points):
+        same = all(_merged(known.get(point.step), point) == known.get(point.step) for point in points)
+        if same and not left_out:
             return 0
         changed: set[int] = set()
         with self._db.writing() as connection:
+            warnings = [_not_finite(name, at) for name in left_out]
+            add_events(self._db, connection, run_id, warnings, from_host=False)
             known = {step: record for step, record in connection.execute(known_of)}
             for point in points:
                 record = _merged(known.get(point.step), point)
@@ -383,13 +389,22 @@ class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+def _finite(point: MetricPoint) -> dict[str, float]:
+    return {name: value for name, value in point.values.items() if isfinite(value)}
+
+
+def _not_finite(name: str, at: datetime) -> Event:
+    message = (
+        f"{name} was not a finite number (NaN or infinite) at one or more steps. Those values are left out"
+    )
+    return Event(id=f"orchestrate-not-finite-{name}", at=at, level="warning", message=message)
+
+
 def _merged(known: str | None, point: MetricPoint) -> str:
-    if known is None:
-        return point.to_json().decode()
-    old = MetricPoint.from_json(known)
+    old = MetricPoint(step=point.step, values={}) if known is None else MetricPoint.from_json(known)
     new = MetricPoint(
         step=point.step,
-        values=old.values | point.values,
+        values=old.values | _finite(point),
         at=point.at or old.at,
         epoch=old.epoch if point.epoch is None else point.epoch,
     )

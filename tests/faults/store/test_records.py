@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -291,6 +292,21 @@ def test_metrics_of_one_step_are_merged(store: Store) -> None:
     points = store.history.metrics(run.id)
     assert [p.step for p in points] == [0, 1, 2]
     assert points[1] == MetricPoint(step=1, values={"train_loss": 0.5, "valid_loss": 0.25}, epoch=0.5)
+
+
+def test_metrics_that_are_not_finite_are_left_out_with_a_warning(store: Store) -> None:
+    run = make(store)
+    fine = MetricPoint(step=1, values={"train_loss": 0.5})
+    lost = MetricPoint(step=1, values={"valid_loss": math.nan})
+    points = [MetricPoint(step=2, values={"train_loss": math.inf, "grad_norm": 1.0}), lost]
+    assert (store.history.add_metrics(run.id, [fine]), store.history.events(run.id)) == (1, [])
+    assert (store.history.add_metrics(run.id, points), store.history.add_metrics(run.id, points)) == (1, 0)
+    assert store.history.metrics(run.id) == [fine, MetricPoint(step=2, values={"grad_norm": 1.0})]
+    warnings = store.history.events(run.id)
+    assert [(e.level, e.message.split()[0]) for e in warnings] == [
+        ("warning", "train_loss"),
+        ("warning", "valid_loss"),
+    ]
 
 
 @pytest.mark.parametrize(
