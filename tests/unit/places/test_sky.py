@@ -126,7 +126,12 @@ def test_the_price_after_the_start_is_the_clouds_own_word(
     state.put(vast=[{"label": "other", "dph_total": 9.0}, {"label": "orc-0123-7-head", "dph_total": 2.22}])
     told = found.paid(REF)
     assert told and told.usd_per_hour == Decimal("2.22") and "price reported by" in told.source
-    state.put(vast=[])
+    more = {"label": "orc-0123-7-worker", "dph_total": 2.0}
+    others = [{"label": f"orc-0123-7{end}", "dph_total": 9.0} for end in ("1-head", "-header", "")]
+    state.put(vast=[{"label": "orc-0123-7-head", "dph_total": 2.5}, more, more, *others])
+    told = found.paid(REF)
+    assert told and told.usd_per_hour == Decimal("6.5"), "of this cluster's machines only"
+    state.put(vast=[*others, {"label": None, "dph_total": 9.0}])
     told = found.paid(REF)
     assert told and told.usd_per_hour == Decimal("0.8") and "catalog" in told.source
     state.newest(**RUNPOD | {"region": "EU"}, resources="1x[H100:1][Spot]")

@@ -190,14 +190,16 @@ def logs(id: int, lines: int) -> str:
 
 def paid(cloud: str, cluster: str) -> float | None:
     """Return what the cloud itself charges for a cluster's machines, for clouds whose prices are not in the
-    catalog. Returns `None` for other clouds, or if the cloud is set up only at the server."""
+    catalog. Returns `None` for other clouds, if no machine has the name that SkyPilot gives to one of this
+    cluster, or if the cloud is set up only at the server."""
+    names = (f"{cluster}-head", f"{cluster}-worker")  # cluster `x-1` is a prefix of `x-12`
     try:
         if cloud.lower() == "vast":
             found = import_module("sky.adaptors.vast").vast().show_instances()
-            prices = [one["dph_total"] for one in found if str(one["label"] or "").startswith(cluster)]
+            prices = [one["dph_total"] for one in found if one["label"] in names]
         elif cloud.lower() == "runpod":
             pods = import_module("sky.adaptors.runpod").runpod.get_pods()
-            prices = [one["costPerHr"] for one in pods if str(one["name"] or "").startswith(cluster)]
+            prices = [one["costPerHr"] for one in pods if one["name"] in names]
         else:
             return None
     except Exception:  # noqa: BLE001  without its package or key here there is no such price
