@@ -8,6 +8,7 @@ evaluation, recording, judging and generation. No other code sends requests that
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -57,6 +58,12 @@ the host rather than the questions."""
 TOOLS_TOKENS = 512
 """Tokens added to the estimate for a prompt with tools. Covers the text with which a host describes the tools
 to its model."""
+
+EXCESSIVE = (
+    "the host reported more tokens than the request allowed, so the maximum price of the answer counts. "
+    "Check the host's bill"
+)
+_log = logging.getLogger(__name__)
 
 
 class AskingStopped(OrchestrateError):
@@ -127,12 +134,16 @@ class Respondent:
 
     def priced(self, question: Question, answer: Answer) -> Answer:
         """Return the answer with its price and time filled in. Computes the price from the token counts that
-        the host reports, or uses the maximum price if there are none. An existing price is kept."""
-        usd, into, out = answer.usd, answer.prompt_tokens, answer.completion_tokens
+        the host reports. Uses the maximum price if there are none, or if they exceed it: every request
+        limits its answer, so such counts are wrong. An existing price is kept."""
+        usd, into, out, notes = answer.usd, answer.prompt_tokens, answer.completion_tokens, answer.notes
         if self.price is not None and usd is None:
-            known = into is not None and out is not None and into >= 0 and out >= 0
-            usd = self.price(into or 0, out or 0) if known else self.worst_usd([question])
-        return replace(answer, usd=usd, at=answer.at or datetime.now(UTC))
+            usd = most = self.worst_usd([question])
+            if into is not None and out is not None and into >= 0 and out >= 0:
+                usd = min(most, reported := self.price(into, out))
+                if reported > most:
+                    notes = (*notes, EXCESSIVE)
+        return replace(answer, usd=usd, at=answer.at or datetime.now(UTC), notes=notes)
 
 
 def one_at_a_time(
@@ -189,6 +200,7 @@ class Requests:
         self._enough = threading.Event()
         self._holds: dict[str, str] = {}
         """Reservations in the ledger for questions in progress, as `{question digest: reservation id}`."""
+        self._warned = False
         self._account = None if respondent.sandbox else budget.account
         self._backend = respondent.backend or respondent.name
         if self._account is not None:
@@ -302,6 +314,9 @@ class Requests:
                     self._log.append(Unanswered([question.digest], answer.error))
                 else:
                     answer = self._respondent.priced(question, answer)
+                    if EXCESSIVE in answer.notes and not self._warned:
+                        self._warned = True
+                        _log.warning("%s: %s", self._respondent.name, EXCESSIVE)
                     self._log.append(Got(question.digest, answer))
                 found.append(answer)
             return found

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests import command
 from tests.chat_host import chat_host
+from tests.logged import Logged
 from tests.unit.evaluation.conftest import answering, cents
 
 from orchestrate.core.retries import Retry
@@ -323,6 +324,21 @@ def test_every_send_that_may_be_billed_counts_in_this_command_and_in_all_later_o
         assert (failed.value.lost_requests, failed.value.lost_usd) == (len(seen), purse.spent_usd)
         assert f"{len(seen)} requests got no answer and may have been billed" in str(failed.value)
     assert len(seen) == 5, "no sixth one fits"
+
+
+@pytest.mark.parametrize(("into", "out"), [(10, 10**12), (10**12, 2)])
+def test_token_counts_above_what_was_asked_for_count_at_the_maximum_and_are_noted(
+    tmp_path: Path, logged: Logged, into: int, out: int
+) -> None:
+    def ask(batch: list[Question]) -> list[Answer]:
+        return [Answer(text="ok", prompt_tokens=into, completion_tokens=out)]
+
+    purse = RequestBudget(Decimal("2.10"))
+    model = Respondent(name="m", identity={}, ask=ask, price=cents, max_tokens=100)
+    answers = Asking(tmp_path, purse).ask(model, questions(2))
+    assert purse.spent_usd == sum(a.usd or 0 for a in answers) == 2 * Decimal("1.018")
+    assert all("reported more tokens than the request allowed" in a.notes[0] for a in answers)
+    assert logged.text.count("maximum price of the answer counts") == 1
 
 
 def test_what_was_lost_before_its_answer_stays_counted(tmp_path: Path) -> None:
