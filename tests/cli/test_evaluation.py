@@ -258,10 +258,12 @@ def test_hostile_answers_do_no_harm(cli: Cli, host: ChatHost, rows: str, tmp_pat
     assert "\x1b" not in (tmp_path / "r.md").read_text()
 
 
-def test_half_a_surrogate_pair_is_an_answer_that_is_kept(cli: Cli, host: ChatHost, rows: str) -> None:
+def test_half_a_surrogate_pair_is_an_answer_that_is_kept(
+    cli: Cli, host: ChatHost, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """JSON can hold what UTF-8 cannot. Such an answer, or a refusal that quotes one, is paid for once."""
     refusal = {"error": {"message": "no: \ud83d", "code": "content_filter"}}
-    host.writes = lambda number, body: "a\udc00b" if number % 2 else refusal
+    monkeypatch.setattr(host, "writes", lambda number, body: "a\udc00b" if number % 2 else refusal)
     asked = ("eval", "--test", rows, *models(host, "half"), "--target", "0.5", "--limit", "4", "--json")
     told = cli(*asked)
     assert told.code == 0, told.err

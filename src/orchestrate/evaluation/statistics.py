@@ -444,9 +444,9 @@ def kappa(
 
     if not pairs:
         return None
-    together = _together(pairs, groups)
-    found = of(together)
-    return None if found is None else _resampled_units(together, of, found, n=len(pairs))
+    grouped = _grouped(pairs, groups)
+    found = of(grouped)
+    return None if found is None else _resampled_units(grouped, of, found, n=len(pairs))
 
 
 def spearman(
@@ -458,10 +458,10 @@ def spearman(
     value = _rank_correlation(pairs) if len(pairs) >= 4 else None
     if value is None:
         return None
-    together = _together(pairs, groups)
-    if len(together) < len(pairs):
+    grouped = _grouped(pairs, groups)
+    if len(grouped) < len(pairs):
         return _resampled_units(
-            together, lambda drawn: _rank_correlation(list(chain(*drawn))), value, n=len(pairs)
+            grouped, lambda drawn: _rank_correlation(list(chain(*drawn))), value, n=len(pairs)
         )
     turned = math.atanh(max(-0.999999, min(0.999999, value)))
     half = _Z * math.sqrt((1 + value**2 / 2) / (len(pairs) - 3))
@@ -469,7 +469,7 @@ def spearman(
     return Score(value=value, low=min(value, low), high=max(value, high), n=len(pairs))
 
 
-def _together(pairs: Sequence[tuple[T, T]], groups: Sequence[Hashable] | None) -> list[Sequence[tuple[T, T]]]:
+def _grouped(pairs: Sequence[tuple[T, T]], groups: Sequence[Hashable] | None) -> list[Sequence[tuple[T, T]]]:
     """Return the pairs of each group. Without groups, each pair is its own."""
     found: defaultdict[Hashable, list[tuple[T, T]]] = defaultdict(list)
     for place, pair in enumerate(pairs):

@@ -176,7 +176,7 @@ def _fallen(deployment: Deployment, price: Decimal, at: datetime) -> dict[str, o
     from orchestrate.costing.expenses import hours_billed, spent_usd  # late, as the room is
 
     spent = spent_usd(deployment, at)
-    if deployment.usd_per_hour is None or spent is None or price >= deployment.usd_per_hour:
+    if spent is None or counted_price(deployment, price) == price:
         return {}
     earlier_s = float(hours_billed(deployment, at) * 3600)
     return {"usd_per_hour": price, "earlier_usd": spent, "earlier_s": earlier_s}

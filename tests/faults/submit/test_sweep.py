@@ -164,7 +164,11 @@ def test_a_sweep_of_a_sandbox_is_not_continued_at_the_real_host(shop: Shop) -> N
     """Nor are its scores shown as those of the host."""
     tried = begun(shop)
     Searching(shop.ft, tried).turn()
-    env = {**shop.env, "OPENAI_BASE_URL": "https://openai.example/v1", "OPENAI_API_KEY": "sk-real"}
+    env = {
+        **shop.env,
+        "OPENAI_BASE_URL": "https://openai.example/v1",
+        "OPENAI_API_KEY": "sk-proj-0123456789abcdefghij",
+    }
     settings = config.load(env=env, cwd=shop.folder, home=shop.settings.home)
     with Orchestrator(settings) as real:
         spec = JobSpec.parse(tried.spec)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from dataclasses import replace as replaced
 from datetime import date
 from decimal import Decimal as D
 from pathlib import Path
@@ -111,7 +110,7 @@ def test_lines_that_say_nothing_are_as_sure_as_their_tokens() -> None:
         return Lines(lines=(line("training", size.train_tokens * size.epochs / D(M), rate),))
 
     on = "2026-11-25"
-    told = replaced(profile("openai"), bills=bills)
+    told = replace(profile("openai"), bills=bills)
     job = PricedJob(
         "openai",
         told,

@@ -260,7 +260,10 @@ def test_an_unknown_method_is_not_taken_for_another(
     assert run.spec["method"] == {"type": method} and run.bill is None and run.quote is None
     again, _ = taken(host, name, tmp_path)
     assert again == run
-    keys = {"ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"), f"{name.upper()}_API_KEY": "k"}
+    keys = {
+        "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"),
+        f"{name.upper()}_API_KEY": "a-key-of-a-real-host",
+    }
     settings = config.load(env=keys, cwd=tmp_path, home=tmp_path)
     with Orchestrator(structs.replace(settings, store_url=f"sqlite:///{tmp_path}/runs.sqlite3")) as ft:
         with pytest.raises(UsageError, match=f"method '{method}'"):

@@ -168,10 +168,10 @@ def test_an_export_is_begun_from_the_page(sandbox: Sandbox, tmp_path: Path, rows
         with TestClient(app(site)) as web:
             page = Parsed(web.get(f"/runs/{run.id}/export").text)
             assert page.posts == [f"/runs/{run.id}/export"] and "gguf" in page.texts
-            form = {"word": site.word, "form": "none", "folder": str(tmp_path / "out")}
+            form = {"word": site.word, "form": "merged", "folder": str(tmp_path / "out")}
             answer = web.post(f"/runs/{run.id}/export", data=form)
             told = answer.text + web.get(f"/runs/{run.id}").text
-            assert "unknown format" in unescape(told) and not (tmp_path / "out").exists()
+            assert "was not trained" in unescape(told) and not (tmp_path / "out").exists()
 
 
 def test_a_conversation_keeps_each_character_of_its_messages(
