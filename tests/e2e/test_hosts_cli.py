@@ -134,7 +134,7 @@ def deployed_and_taken_down(ask: Cli, sandbox: Sandbox, run: str, host: str) -> 
     [tuned] = scored["contenders"]
     assert float(tuned["usd_per_hour"]) == float(up["usd_per_hour"]) and float(tuned["hours"]) > 0
     assert any("per answer at 10 answers per hour, from --traffic" in n for n in scored["notes"])
-    assert f"{HOURLY[host]}: orchestrate deployments" in done(ask("runs")).err
+    assert f"{HOURLY[host]} of play money: orchestrate deployments" in done(ask("runs")).err
     assert done(ask("show", run, "--offline", "--json")).json["deployment"]["state"] == "up"
     assert [one["run_id"] for one in done(ask("deployments", "--json")).json] == [run]
     sandbox.fault(host, "error", method="DELETE", status=400 if host == "together" else 503, count=0)

@@ -348,10 +348,10 @@ PASSED = (
 )
 """Pattern of the variables that every child process gets. `HF_.*` includes the token for gated models.
 `PYTHON.*` is needed if Orchestrate is installed in development mode."""
-DESKTOP = "DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*"
+DESKTOP = re.compile("DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|DBUS_SESSION_BUS_ADDRESS|XDG_.*")
 
 
-def of_child(more: str | None = None, **given: str) -> dict[str, str]:
+def of_child(more: re.Pattern[str] | None = None, **given: str) -> dict[str, str]:
     """Return the environment for a child process. It contains:
 
     - the variables whose names match `PASSED` or `more`
@@ -362,6 +362,8 @@ def of_child(more: str | None = None, **given: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in named or any(re.fullmatch(known, name.upper()) for known in (PASSED, more) if known)
+        if name in named
+        or re.fullmatch(PASSED, name.upper())
+        or (more is not None and more.fullmatch(name.upper()))
     }
     return {**kept, **given}

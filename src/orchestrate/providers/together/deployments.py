@@ -400,16 +400,10 @@ def _state(deployment: Mapping[str, Any]) -> str:
 def _most_replicas(deployment: Mapping[str, Any]) -> int:
     """Return the maximum number of replicas, because the autoscaler may start them without notice. Replicas
     that the host still wants or runs after the maximum was lowered count too."""
-    most, status = (
-        integer(table(deployment.get("autoscaling")).get("maxReplicas")),
-        table(deployment.get("status")),
-    )
-    running = [
-        status.get("scheduledReplicas"),
-        status.get("readyReplicas"),
-        deployment.get("desiredReplicas"),
-    ]
-    return max(1 if most is None else most, *(integer(count) or 0 for count in running))
+    most, status = integer(table(deployment.get("autoscaling")).get("maxReplicas")), deployment.get("status")
+    running = [table(status).get(name) for name in ("scheduledReplicas", "readyReplicas")]
+    counts = [integer(count) or 0 for count in (deployment.get("desiredReplicas"), *running)]
+    return max(1 if most is None else most, *counts)
 
 
 def _hardware(config: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -100,8 +101,8 @@ class CommandChannel:
     processes."""
 
     repeatable = False
-    variables: ClassVar[str | None] = None
-    """Pattern of the program's environment variables, in addition to those of every child process."""
+    variables: ClassVar[re.Pattern[str] | None] = None
+    """Environment variables for the program, in addition to those that every child process gets."""
 
     def __init__(self, argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> None:
         if not argv:

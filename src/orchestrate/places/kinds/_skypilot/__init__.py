@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Mapping
 from importlib.resources import as_file, files
@@ -21,11 +22,11 @@ ANSWER_S = 600.0
 """Timeout in seconds, which includes starting the API server and its controller."""
 
 
-def credentials() -> str:
-    """Return a pattern of the environment variables with credentials of clouds, which SkyPilot was
-    installed to use. The file `credentials.txt` next to this module has one pattern per line."""
+def credentials() -> re.Pattern[str]:
+    """Match the environment variables with credentials of clouds, which SkyPilot was installed to use.
+    The file `credentials.txt` next to this module has one pattern per line."""
     lines = files("orchestrate.places.kinds._skypilot").joinpath("credentials.txt").read_text("utf-8").split()
-    return "|".join(lines)
+    return re.compile("|".join(lines))
 
 
 class NoAnswer(Exception):
