@@ -186,6 +186,7 @@ AIMS = (
         before="3.9",
         now=_most("floors", "runs", "show RUN"),
         bound=1.7,
+        told="{:.2f}",
         why=_said("SQLAlchemy, which every read of the store goes through, is a third of it"),
     ),
     Aim(
