@@ -36,16 +36,16 @@ from orchestrate.core import needed
 from orchestrate.core.files import sync, whole
 from orchestrate.errors import OrchestrateError, StoreError
 from orchestrate.settings.config import sqlite_path
-from orchestrate.store import Clock, migrations, schema, stamp
+from orchestrate.store import Clock, schema, stamp
 from orchestrate.text import duration
 
 # Opening a store: check that it is Orchestrate's, undamaged and of this version, or say what to do.
 
 
 _HEADER = b"SQLite format 3\x00"
-_CHECKED_AT_OPEN_BYTES = 8_000_000
-"""Maximum size in bytes of a file that is verified each time it is opened. Verifying a file of this size
-takes a few milliseconds. Larger files are only checked by `verify`."""
+_CHECKED_BYTES = 8_000_000
+"""Maximum size in bytes of a file that each process verifies before it first writes to it. Verifying a file
+of this size takes a few milliseconds. Larger files are only checked by `verify`."""
 _LEAST_FREE = 65_536
 """Minimum free disk space in bytes. The index of the write-ahead log alone needs half of this."""
 _BUSY_S = 60.0
@@ -57,8 +57,8 @@ _ELSEWHERE = "choose another folder with --home, or another store with --store"
 
 def open_engine(url: str) -> Engine:
     """Open a store and return its engine. Upgrades a store of an older version. Raises `StoreError` if the
-    store is damaged, too new, too old or not Orchestrate's, and `MissingExtra` if the Postgres driver is not
-    installed."""
+    store is unreadable, too new, too old or not Orchestrate's, and `MissingExtra` if the Postgres driver is
+    not installed."""
     if (path := sqlite_path(url)) is not None:
         if path.name in ("", ":memory:"):
             raise StoreError(
@@ -274,8 +274,6 @@ def _require_ours(engine: Engine, path: Path) -> None:
     with engine.connect() as connection:
         if connection.exec_driver_sql("PRAGMA application_id").scalar_one() != schema.APPLICATION_ID:
             raise StoreError(f"{path} belongs to another program", fix=_ELSEWHERE)
-        if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
-            _require_intact(connection, str(path))
         version = _version(connection, str(path))
     if version < schema.VERSION:
         _upgrade(engine, path)
@@ -293,6 +291,8 @@ def _upgrade(engine: Engine, path: Path) -> None:
     with engine.execution_options(writes=True).begin() as connection:
         version = _version(connection, str(path))
         if version < schema.VERSION:
+            from orchestrate.store import migrations
+
             _require_intact(connection, str(path))
             _back_up(engine, path, version)
             migrations.migrate(connection, version)
@@ -365,6 +365,8 @@ def _prepare_postgres(engine: Engine, place: str) -> None:
             schema.metadata.create_all(connection)
             connection.execute(schema.meta.insert(), {"key": "schema", "value": str(schema.VERSION)})
         elif _version(connection, place) < schema.VERSION:
+            from orchestrate.store import migrations
+
             # Older processes that are writing hold this row. Wait for them before any other lock is taken.
             connection.execute(_WRITTEN.with_for_update())
             migrations.migrate(connection, _version(connection, place))
@@ -395,13 +397,20 @@ def _version(connection: Connection, place: str) -> int:
             f"the run store {place} has no schema version", fix=f"restore a backup, or {RECOVER}"
         )
     _require_known(value, place)
-    if any(step not in migrations.STEPS for step in range(int(value), schema.VERSION)):
+    if int(value) < schema.VERSION:
+        _require_upgradable(int(value), place)
+    return int(value)
+
+
+def _require_upgradable(value: int, place: str) -> None:
+    from orchestrate.store import migrations  # late: few stores are older
+
+    if any(step not in migrations.STEPS for step in range(value, schema.VERSION)):
         raise StoreError(
             f"an older version wrote the run store {place}, and this version cannot upgrade it "
             f"(schema {value}; this version needs {schema.VERSION})",
             fix=f"open it with the version that wrote it, or move it away and {RECOVER}",
         )
-    return int(value)
 
 
 def _set_version(connection: Connection) -> None:
@@ -439,6 +448,7 @@ class Database:
         self.file = identity(self.place) if engine.dialect.name == "sqlite" else None
         self.actor = f"{platform.node() or 'host'}:{os.getpid()}:{secrets.token_hex(3)}"
         self._writer = engine.execution_options(writes=True)
+        self._checked = self.file is None
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
@@ -449,10 +459,16 @@ class Database:
     def writing(self) -> Generator[Connection]:
         """Open a transaction that commits at the end of the block, or rolls back on an error.
 
-        Raises `StoreError` if a newer version has upgraded the store, because that version reads fields that
-        this one does not write. On Postgres, a lock prevents an upgrade while the transaction is open. On
-        SQLite, no lock is needed, because there is only one writer.
+        Raises `StoreError` if a file is damaged, because a write could make it worse (SQLite itself reports
+        a damaged page that is read), or if a newer version has upgraded the store, because that version reads
+        fields that this one does not write. On Postgres, a lock prevents an upgrade while the transaction is
+        open. On SQLite, no lock is needed, because there is only one writer.
         """
+        if not self._checked:
+            with self.reading() as connection:
+                if Path(self.place).stat().st_size <= _CHECKED_BYTES:
+                    _require_intact(connection, self.place)
+            self._checked = True
         with translated(self.place), self._writer.begin() as connection:
             _require_known(connection.execute(_WRITTEN.with_for_update(read=True)).scalar(), self.place)
             yield connection

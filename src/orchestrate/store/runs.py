@@ -29,12 +29,12 @@ from orchestrate.store import (
 )
 from orchestrate.store.database import Database, Lease, Leases
 from orchestrate.store.history import TRANSLATION, add_events, beside, columns, recorded_state, reopened
-from orchestrate.store.ledger import Limit
 from orchestrate.store.transitions import UNSENT, billed, submitting, withdrawn
 from orchestrate.types import Bill, Event, JobStatus, Run, RunRequest, SubmitPhase, Translation
 
 if TYPE_CHECKING:
     from orchestrate.spec import JobSpec
+    from orchestrate.store.ledger import Limit
 
 _NEWEST = ("last", "latest")
 _SOME = 5

@@ -11,22 +11,22 @@ from msgspec import Struct
 from sqlalchemy import Engine
 
 from orchestrate.store import Clock, database
-from orchestrate.store.coordination import Coordination, Notifications
 from orchestrate.store.database import Database, Leases
-from orchestrate.store.deployments import Deployments
-from orchestrate.store.experiments import Experiments
 from orchestrate.store.history import History
-from orchestrate.store.ledger import Ledger
-from orchestrate.store.queue import Queue
-from orchestrate.store.reviews import Reviews
 from orchestrate.store.run_lists import RunLists
 from orchestrate.store.runs import Runs
-from orchestrate.store.searches import Searches
 from orchestrate.store.transitions import UNSETTLED
 
 if TYPE_CHECKING:
     from orchestrate.providers.base import Provider
+    from orchestrate.store.coordination import Coordination, Notifications
+    from orchestrate.store.deployments import Deployments
+    from orchestrate.store.experiments import Experiments
     from orchestrate.store.gateway import GatewayJobs, GatewayKeys, GatewayObjects
+    from orchestrate.store.ledger import Ledger
+    from orchestrate.store.queue import Queue
+    from orchestrate.store.reviews import Reviews
+    from orchestrate.store.searches import Searches
     from orchestrate.types import Run
 
 
@@ -39,19 +39,59 @@ class Store:
         self.clock = self.database.clock
         self.place = self.database.place
         self.leases = Leases(self.database)
-        self.ledger = Ledger(self.database)
         self.runs = Runs(self.database, self.leases)
         self.listing = RunLists(self.database)
-        self.deployments = Deployments(self.database)
         self.history = History(self.database)
-        self.watching = Coordination(self.database, self.leases)
-        self.notifications = Notifications(self.database)
-        self.reviews = Reviews(self.database)
-        self.experiments = Experiments(self.database)
-        self.queue = Queue(self.database)
-        self.searches = Searches(self.database, self.leases)
 
-    # Imported on first use: only the gateway and its commands need them.
+    # Imported on first use, because most commands need few of them.
+    @cached_property
+    def ledger(self) -> Ledger:
+        from orchestrate.store.ledger import Ledger
+
+        return Ledger(self.database)
+
+    @cached_property
+    def deployments(self) -> Deployments:
+        from orchestrate.store.deployments import Deployments
+
+        return Deployments(self.database)
+
+    @cached_property
+    def watching(self) -> Coordination:
+        from orchestrate.store.coordination import Coordination
+
+        return Coordination(self.database, self.leases)
+
+    @cached_property
+    def notifications(self) -> Notifications:
+        from orchestrate.store.coordination import Notifications
+
+        return Notifications(self.database)
+
+    @cached_property
+    def reviews(self) -> Reviews:
+        from orchestrate.store.reviews import Reviews
+
+        return Reviews(self.database)
+
+    @cached_property
+    def experiments(self) -> Experiments:
+        from orchestrate.store.experiments import Experiments
+
+        return Experiments(self.database)
+
+    @cached_property
+    def queue(self) -> Queue:
+        from orchestrate.store.queue import Queue
+
+        return Queue(self.database)
+
+    @cached_property
+    def searches(self) -> Searches:
+        from orchestrate.store.searches import Searches
+
+        return Searches(self.database, self.leases)
+
     @cached_property
     def gateway_keys(self) -> GatewayKeys:
         from orchestrate.store.gateway import GatewayKeys

@@ -19,6 +19,7 @@ from orchestrate.errors import OrchestrateError, SetupError, StoreError
 from orchestrate.settings import config
 from orchestrate.spec import JobSpec
 from orchestrate.store import schema, transitions
+from orchestrate.store.run_lists import RunQuery
 from orchestrate.store.runs import Intent
 from orchestrate.store.store import Store
 from orchestrate.types import Event
@@ -41,8 +42,8 @@ def path(tmp_path: Path) -> Path:
 
 def refused(path: Path) -> str:
     before = path.read_bytes() if path.exists() else None
-    with pytest.raises(StoreError) as caught:
-        Store.open(url(path))
+    with pytest.raises(StoreError) as caught, Store.open(url(path)) as store:
+        make(store)
     after = path.read_bytes() if path.exists() else None
     assert after == before, "a refused file is left as it was"
     assert caught.value.fix, "a refusal names the way out"
@@ -117,6 +118,27 @@ def test_a_damaged_store_is_refused(path: Path, damage: str) -> None:
             file.seek(4096 * 3)
             file.write(os.urandom(4096 * 12))
     assert "damaged" in refused(path)
+
+
+def test_a_damaged_page_never_makes_a_list_of_runs_wrong(path: Path) -> None:
+    """Reading does not verify the whole file first, as writing does."""
+    with Store.open(url(path)) as store:
+        for _ in range(60):
+            make(store)
+        listed = store.listing.page(RunQuery(), limit=100)
+    whole = path.read_bytes()
+    seen = set[str]()
+    for page in range(1, len(whole) // 4096):
+        for content in (bytes(4096), os.urandom(4096)):
+            path.write_bytes(whole[: page * 4096] + content + whole[(page + 1) * 4096 :])
+            try:
+                with Store.open(url(path)) as store:
+                    assert store.listing.page(RunQuery(), limit=100) == listed
+                seen.add("in a page that the list does not need")
+            except StoreError as error:
+                assert "damaged" in error.message
+                seen.add("reported")
+    assert len(seen) == 2
 
 
 def test_a_store_whose_log_was_left_behind_is_refused(path: Path) -> None:

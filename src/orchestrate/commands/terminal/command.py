@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import msgspec
 import typer
+from msgspec import Struct
 
 from orchestrate.commands.terminal.console import (
     json_line,
@@ -26,8 +27,7 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 JSON = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.")]
 
 
-@dataclasses.dataclass(frozen=True)
-class Output(Generic[Printed]):
+class Output(Struct, Generic[Printed], frozen=True):
     """A command's output: the record that `--json` prints, the function that displays it otherwise, and the
     exit code."""
 
@@ -57,12 +57,11 @@ class Output(Generic[Printed]):
         self.view(self.record)
 
 
-@dataclasses.dataclass(frozen=True)
-class HostOutput(Output[Printed]):
+class HostOutput(Output[Printed], frozen=True, kw_only=True):
     """Output about a host or a run whose record does not say whether that is a sandbox. A sandbox's output is
     labeled on stderr. With `--json`, each object at the top level has the field `sandbox`."""
 
-    sandbox: bool = dataclasses.field(kw_only=True)
+    sandbox: bool
 
     @property
     def document(self) -> Any:
