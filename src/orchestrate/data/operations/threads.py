@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.header import decode_header, make_header
@@ -278,7 +279,7 @@ def join(path: str, columns: Columns, output: Path) -> ThreadsReport:
     is unknown, or if no thread has an answer.
     """
     rows = mbox_rows(path) if is_mbox(path) else _rows(path)
-    with tempfile.TemporaryDirectory() as folder, sqlite3.connect(f"{folder}/messages.db") as base:
+    with tempfile.TemporaryDirectory() as folder, closing(sqlite3.connect(f"{folder}/messages.db")) as base:
         base.execute("CREATE TABLE m (thread TEXT, at REAL, n INTEGER, sender TEXT, text TEXT, tree TEXT)")
         reader = _ThreadReader(path, columns)
         base.executemany("INSERT INTO m VALUES (?,?,?,?,?,?)", _messages(path, rows, columns, reader))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
@@ -154,6 +155,9 @@ def messages_of(example: Example) -> list[ChatMessage]:
 # All problem codes with severity and fix.
 
 
+MOST_DEEP = 200
+"""Maximum number of levels of lists and objects in a row. Python's own limit differs between its versions, so
+the same file would be valid on one machine only."""
 KEPT_PER_CODE = 100
 """Maximum number of problems stored per code, to limit memory use. One additional problem states how many
 more rows are affected."""
@@ -433,7 +437,31 @@ def digits_of(value: Any) -> str:
     raise NotImplementedError(f"{type(value).__name__} is not a JSON type")
 
 
-decode = msgspec.json.Decoder(float_hook=number).decode
+_decode = msgspec.json.Decoder(float_hook=number).decode
+
+
+def decode(text: str | bytes) -> Any:
+    """Decode JSON. Raises `msgspec.DecodeError`, and `RecursionError` if it is nested deeper than
+    `MOST_DEEP`."""
+    value = _decode(text)
+    if is_deep(value):
+        raise RecursionError
+    return value
+
+
+def is_deep(value: object, most: int = MOST_DEEP) -> bool:
+    """Return whether a decoded value has more than `most` levels of lists and objects."""
+    level: list[Any] = [[value]]  # the lists and objects of one level
+    for _ in range(most + 1):
+        inner = chain.from_iterable(
+            cast("dict[str, Any]", one).values() if isinstance(one, dict) else one for one in level
+        )
+        level = [one for one in inner if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
+
+
 encode = msgspec.json.Encoder(enc_hook=_written).encode
 encode_sorted = msgspec.json.Encoder(enc_hook=_written, order="deterministic").encode
 

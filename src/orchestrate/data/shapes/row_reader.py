@@ -80,6 +80,8 @@ class RowReading:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass
             else:
+                if example.tools and rows.is_deep(example.tools, rows.MOST_DEEP - 1):
+                    return ReadRow(None, 0, [problem("too-deep")])
                 traits, found = examine(example)
                 if _may_repeat(line, example):
                     found = [*repeated_keys(line), *found]

@@ -21,6 +21,7 @@ from orchestrate.data import Dataset
 from orchestrate.data.files.sources import spooled
 from orchestrate.data.operations.check import CheckOptions, check
 from orchestrate.data.passes.scan import CHUNK
+from orchestrate.data.rows import MOST_DEEP
 from orchestrate.data.shapes.known import BY_NAME
 from orchestrate.data.shapes.row_reader import reading
 from orchestrate.errors import DataError
@@ -28,7 +29,13 @@ from orchestrate.errors import DataError
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 TOOL = b'{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}'
-DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+def _nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+DEEP = _nested(200_000)
 
 
 def _codes(file: Path) -> dict[str, int]:
@@ -40,6 +47,9 @@ def _codes(file: Path) -> dict[str, int]:
     [
         (b'{"messages": ' + DEEP + b"}", "too-deep"),
         (b'{"messages": [{"role": "user", "content": ' + DEEP + b"}]}", "too-deep"),
+        (b'{"a": ' + _nested(MOST_DEEP) + b"}", "too-deep"),
+        (ROW.strip()[:-1] + b', "tools": ' + _nested(MOST_DEEP) + b"}", "too-deep"),
+        (ROW.strip()[:-1] + b', "tools": ' + _nested(MOST_DEEP - 1) + b"}", "bad-tools"),
         (b"\x00" * 50, "invalid-json"),
         (b'{"messages": "\x00"}', "invalid-json"),
         (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "lone-surrogate"),
