@@ -42,7 +42,7 @@ class ContenderPlan(Record, frozen=True, kw_only=True):
     expected_usd: Decimal | None
     """Cost in US dollars if answers are as long as the expected ones. `None` if no price is known."""
     high_usd: Decimal | None
-    """Cost in US dollars if every answer has the maximum length."""
+    """Cost in US dollars if every answer has the maximum length and the host adds text to every prompt."""
     unpriced: bool = False
     """True if questions may be billed at an unknown price."""
     sandbox: bool = False
@@ -100,11 +100,11 @@ def _planned(items: Sequence[Item], candidate: Candidate, samples: int, asking: 
     if price is not None:
         missing = [(q, items[i // samples]) for i, q in enumerate(questions) if q.digest not in kept]
         tokens_of = batch_counter("o200k_base")
-        prompts = tokens_of(["\n".join(m.content for m in q.messages) for q, _ in missing])
+        prompts = tokens_of(["\n".join(q.texts) for q, _ in missing])
         answers = tokens_of([item.expected for _, item in missing])
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for (question, _), prompt, answer in zip(missing, prompts, answers, strict=True):
             expected += price(prompt, min(answer, candidate.respondent.max_tokens))
-            high += price(prompt, candidate.respondent.max_tokens)
+            high += price(prompt + question.added_tokens, candidate.respondent.max_tokens)
     known = price is not None
     return ContenderPlan(
         contender=candidate.contender.name,

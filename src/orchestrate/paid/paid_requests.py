@@ -58,6 +58,9 @@ the host rather than the questions."""
 TOOLS_TOKENS = 512
 """Tokens added to the estimate for a prompt with tools. Covers the text with which a host describes the tools
 to its model."""
+TEMPLATE_TOKENS = 512
+"""Tokens added to the estimate for every prompt. Covers the text that a host's chat template adds, such as a
+default system message. Of the templates in TRL 1.16, Cohere's Command R7B adds the most (about 400 tokens)."""
 
 EXCESSIVE = (
     "the host reported more tokens than the request allowed, so the maximum price of the answer counts. "
@@ -82,14 +85,28 @@ class Question(Record, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:32]
 
     @property
+    def texts(self) -> list[str]:
+        """All texts of the prompt, with tools and tool calls as JSON."""
+        found = [part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or "")]
+        if self._uses_tools:
+            calls = [m.tool_calls for m in self.messages if m.tool_calls]
+            found += [msgspec.json.encode(calls).decode(), msgspec.json.encode(self.tools).decode()]
+        return found
+
+    @property
+    def added_tokens(self) -> int:
+        """Upper bound on the number of prompt tokens that the host adds to the texts."""
+        return TEMPLATE_TOKENS + 16 * len(self.messages) + TOOLS_TOKENS * self._uses_tools
+
+    @property
     def most_tokens(self) -> int:
-        """Upper bound on the number of prompt tokens: one per byte, plus a few per message and an allowance
-        for tools."""
-        calls = [m.tool_calls for m in self.messages if m.tool_calls]
-        extra = len(msgspec.json.encode(calls)) + len(msgspec.json.encode(self.tools))
-        texts = (part for m in self.messages for part in (m.content, m.name or "", m.tool_call_id or ""))
-        content = sum(len(text.encode()) for text in texts) + 16 * len(self.messages)
-        return content + (extra + TOOLS_TOKENS if self.tools or calls else 0)
+        """Upper bound on the number of prompt tokens: one per byte of the texts, plus those that the host
+        adds."""
+        return sum(len(text.encode()) for text in self.texts) + self.added_tokens
+
+    @property
+    def _uses_tools(self) -> bool:
+        return bool(self.tools) or any(m.tool_calls for m in self.messages)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import threading
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ import pytest
 from tests import command
 from tests.chat_host import chat_host
 from tests.logged import Logged
+from tests.unit.data.tokens.templates import PUBLISHED, each
 from tests.unit.evaluation.conftest import answering, cents
 
 from orchestrate.core.retries import Retry
+from orchestrate.data.tokens.chat_templates import render
+from orchestrate.data.tokens.counters import batch_counter
 from orchestrate.errors import (
+    DataError,
     HostUnavailable,
     InvalidRequest,
     OverBudget,
@@ -39,6 +44,10 @@ def questions(count: int, first: int = 0) -> list[Question]:
 
 def shout(text: str) -> str:
     return text.upper()
+
+
+WORST = answering(shout, price=cents).worst_usd(questions(1))
+"""What a question may cost at most. An answered one costs 3 cents."""
 
 
 def test_each_question_is_asked_once_ever(tmp_path: Path) -> None:
@@ -94,13 +103,12 @@ def test_batches_hold_questions_of_like_length(tmp_path: Path) -> None:
 
 
 def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
-    """A question costs 3 cents, and 1.02 dollars at worst."""
     model = answering(shout, price=cents)
-    purse = RequestBudget(Decimal("1.10"))
+    purse = RequestBudget(WORST + Decimal("0.08"))
     with pytest.raises(OverBudget, match="3 of 20 answers are saved") as refused:
         Asking(tmp_path, purse).ask(model, questions(20))
     assert purse.spent_usd == Decimal("0.09") and refused.value.exit_code == 6
-    more = RequestBudget(Decimal("1.13"))
+    more = RequestBudget(WORST + Decimal("0.11"))
     with pytest.raises(OverBudget, match="4 of 20"):
         Asking(tmp_path, more).ask(model, questions(20))
     assert more.spent_usd == Decimal("0.12"), "what was paid for before counts, once"
@@ -110,7 +118,7 @@ def test_the_limit_holds_over_all_tries(tmp_path: Path) -> None:
 
 def test_what_answers_under_way_may_cost_only_delays_the_next_one(tmp_path: Path) -> None:
     model = answering(shout, price=cents, parallel=4)
-    purse = RequestBudget(Decimal("1.50"))
+    purse = RequestBudget(WORST * Decimal("1.5"))
     assert len(Asking(tmp_path, purse).ask(model, questions(10))) == 10
     assert purse.spent_usd == Decimal("0.30")
 
@@ -253,7 +261,7 @@ def test_places_are_asked_at_the_same_time(tmp_path: Path) -> None:
 def test_with_a_limit_each_knows_what_the_others_cost(tmp_path: Path) -> None:
     seen: list[Question] = []
     asked = [(model, questions(2)) for model in two_places(seen)]
-    asking = Asking(tmp_path, RequestBudget(Decimal("1.12")))
+    asking = Asking(tmp_path, RequestBudget(WORST + Decimal("0.10")))
     with pytest.raises(OverBudget, match="three at b"):
         asking.ask_each(asked)
     assert asking.budget.spent_usd == Decimal("0.12") and len(seen) == 4
@@ -293,7 +301,7 @@ OFTEN = Retry(attempts=6, first_s=0.001, longest_s=0.001)
 
 
 def losing(times: int, status: int | None, seen: list[Question] | None = None) -> Respondent:
-    """Loses each answer so many times; a question costs at most 1.02 dollars."""
+    """Loses each answer so many times."""
     asked: dict[str, int] = {}
 
     def ask(batch: list[Question]) -> list[Answer]:
@@ -315,12 +323,12 @@ def test_every_send_that_may_be_billed_counts_in_this_command_and_in_all_later_o
 ) -> None:
     seen: list[Question] = []
     model = losing(1_000, status, seen)
-    limit, worst = Decimal("5.10"), Decimal("1.018")
+    limit = 5 * WORST
     for _ in range(3):
         purse = RequestBudget(limit)
         with pytest.raises((OverBudget, HostUnavailable)) as failed:
             Asking(tmp_path, purse).ask(model, questions(8))
-        assert purse.spent_usd == len(seen) * worst <= limit
+        assert purse.spent_usd == len(seen) * WORST <= limit
         assert (failed.value.lost_requests, failed.value.lost_usd) == (len(seen), purse.spent_usd)
         assert f"{len(seen)} requests got no answer and may have been billed" in str(failed.value)
     assert len(seen) == 5, "no sixth one fits"
@@ -333,18 +341,32 @@ def test_token_counts_above_what_was_asked_for_count_at_the_maximum_and_are_note
     def ask(batch: list[Question]) -> list[Answer]:
         return [Answer(text="ok", prompt_tokens=into, completion_tokens=out)]
 
-    purse = RequestBudget(Decimal("2.10"))
+    purse = RequestBudget(2 * WORST)
     model = Respondent(name="m", identity={}, ask=ask, price=cents, max_tokens=100)
     answers = Asking(tmp_path, purse).ask(model, questions(2))
-    assert purse.spent_usd == sum(a.usd or 0 for a in answers) == 2 * Decimal("1.018")
+    assert purse.spent_usd == sum(a.usd or 0 for a in answers) == 2 * WORST
     assert all("reported more tokens than the request allowed" in a.notes[0] for a in answers)
     assert logged.text.count("maximum price of the answer counts") == 1
+
+
+@pytest.mark.parametrize("family", each(PUBLISHED))
+def test_the_maximum_holds_for_what_a_chat_template_adds(family: str) -> None:
+    """Some templates add a system message, some even to prompts with their own."""
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    counted = batch_counter("o200k_base")
+    user = Message(role="user", content="hi")
+    for messages in ((user,), (Message(role="system", content="ok"), user)):
+        question = Question(messages=messages)
+        with suppress(DataError):  # the template of an early family takes no system message
+            shown = [message.to_dict() for message in messages]
+            text, _ = render(PUBLISHED[family], shown, names=names, answer_next=True)
+            assert sum(counted([text])) <= question.most_tokens
 
 
 def test_what_was_lost_before_its_answer_stays_counted(tmp_path: Path) -> None:
     model, purse = losing(2, 504), RequestBudget()
     assert len(Asking(tmp_path, purse).ask(model, questions(3))) == 3
-    assert purse.spent_usd == 3 * (2 * Decimal("1.018") + Decimal("0.03"))
+    assert purse.spent_usd == 3 * (2 * WORST + Decimal("0.03"))
     again = RequestBudget()
     Asking(tmp_path, again).ask(model, questions(3))
     assert (again.spent_usd, again.lost().requests) == (purse.spent_usd, 6)
@@ -365,7 +387,7 @@ def test_what_the_host_certainly_did_not_do_costs_nothing(tmp_path: Path, error:
         return [Answer(text="ok", prompt_tokens=10, completion_tokens=2)]
 
     model = Respondent(name="m", identity={}, ask=ask, retry=OFTEN, price=cents, max_tokens=100)
-    purse = RequestBudget(Decimal("1.05"))
+    purse = RequestBudget(WORST)
     assert Asking(tmp_path, purse).ask(model, questions(1))[0].text == "ok"
     assert (purse.spent_usd, purse.lost().requests, len(tries)) == (Decimal("0.03"), 0, 6)
 
@@ -448,16 +470,16 @@ def test_the_limit_of_a_repeated_command_knows_what_all_its_models_cost_before(t
 
     first = Respondent(name="first", identity={"m": 1}, ask=refuses, price=cents, max_tokens=100)
     second = dataclasses.replace(losing(1, 504), identity={"m": 2}, parallel=1)
-    limit = Decimal("2.20")
+    limit = 2 * WORST + Decimal("0.04")
     asking = Asking(tmp_path, RequestBudget(limit, scope="both"))
     asking.ask(first, questions(2))
     asking.ask(second, questions(1))
-    spent = Decimal("0.03") + Decimal("1.018") + Decimal("0.03")
+    spent = Decimal("0.03") + WORST + Decimal("0.03")
     assert asking.budget.spent_usd == spent and len(sent) == 2
-    again = Asking(tmp_path, RequestBudget(Decimal(2), scope="both"))
+    again = Asking(tmp_path, RequestBudget(2 * WORST, scope="both"))
     with pytest.raises(OverBudget):
         again.ask(first, questions(2))
     assert again.budget.spent_usd == spent and len(sent) == 2
-    other = Asking(tmp_path, RequestBudget(Decimal(2), scope="another"))
+    other = Asking(tmp_path, RequestBudget(2 * WORST, scope="another"))
     other.ask(first, questions(2))
     assert other.budget.spent_usd == Decimal("0.03") and len(sent) == 3

@@ -13,10 +13,10 @@ from tests.unit.evaluation.conftest import answering, cents, make_items
 
 from orchestrate.evaluation import Answer
 from orchestrate.evaluation.contenders import Candidate, at_traffic
-from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
+from orchestrate.evaluation.evaluate import ContenderPlan, EvaluationTerms, Subject, evaluate, plan
 from orchestrate.evaluation.metrics import Context, registry
 from orchestrate.evaluation.verdict import Demand
-from orchestrate.paid.paid_requests import Asking, Question
+from orchestrate.paid.paid_requests import TEMPLATE_TOKENS, Asking, Question
 from orchestrate.reports import EvaluationReport
 from orchestrate.types import Contender, Evaluation, Sampling
 
@@ -84,6 +84,21 @@ def test_tokens_are_billed_as_they_come(tmp_path: Path) -> None:
     candidate = Candidate(CONTENDER, answering(lambda _: "yes", price=cents))
     [one] = evaluated(tmp_path, at_traffic(candidate, Decimal(5))).contenders
     assert one.usd_per_answer == Decimal("0.03") and one.answers_per_hour is None
+
+
+def test_the_announced_price_includes_tools_and_what_a_host_adds(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "find", "description": "word " * 100}}
+
+    def planned(**more: Any) -> ContenderPlan:
+        candidate = Candidate(CONTENDER, answering(lambda _: "yes", price=cents))
+        [found] = plan(make_items(["yes"], **more), [candidate], 1, Asking(tmp_path)).asked
+        return found
+
+    plain, with_tools = planned(), planned(tools=(tool,))
+    assert plain.expected_usd and plain.high_usd and with_tools.expected_usd and with_tools.high_usd
+    assert plain.high_usd > Decimal(TEMPLATE_TOKENS) / 1000 + Decimal(1), "and 100 tokens of answer"
+    assert with_tools.expected_usd > plain.expected_usd + Decimal("0.10")
+    assert with_tools.high_usd > plain.high_usd + Decimal("0.10")
 
 
 def test_questions_that_were_refused_make_no_answer_cheaper() -> None:

@@ -181,7 +181,8 @@ class _HeldJudge(CountsUnrated):
             answer = Answer(text=item.expected) if item.expected and not most else mostly
             shown = to_score(rubric, item.prompt, item.expected, answer)
             prompt = sum(len(m.content) for m in shown) + (answers - 1) * len(answer.text)
-            total += self.judge.price(prompt // 4 + 8, LONGEST_ANSWER if most else USUAL_ANSWER)
+            added = Question(messages=shown).added_tokens if most else 8
+            total += self.judge.price(prompt // 4 + added, LONGEST_ANSWER if most else USUAL_ANSWER)
         return total
 
     @property

@@ -106,9 +106,10 @@ class PreparedJudging:
         price = self._respondent.price
         expected = high = Decimal(0) if price is not None else None
         if price is not None:
-            counts = batch_counter("o200k_base")(["\n".join(m.content for m in q.messages) for q in missing])
+            counts = batch_counter("o200k_base")(["\n".join(q.texts) for q in missing])
             expected = sum((price(n, USUAL_ANSWER) for n in counts), Decimal(0))
-            high = sum((price(n, LONGEST_ANSWER) for n in counts), Decimal(0))
+            most = [n + q.added_tokens for n, q in zip(counts, missing, strict=True)]
+            high = sum((price(n, LONGEST_ANSWER) for n in most), Decimal(0))
         return JudgePlan(
             rows=len(self._rows),
             rated=len(self._rated),
