@@ -175,13 +175,15 @@ class History:
         loss later. Returns the number of steps that were new or changed. Leaves out values that are not
         finite, which JSON can't represent, and adds a warning to the run's events."""
         table, points, at = schema.metrics, list(points), self._db.clock.now()
-        left_out = sorted({name for point in points for name in point.values.keys() - _finite(point).keys()})
+        left_out = sorted(
+            {name for point in points for name, value in point.values.items() if not isfinite(value)}
+        )
         known_of = select(table.c.step, table.c.record).where(table.c.run_id == run_id)
         # Most polls bring nothing new, and reading needs no lock.
         with self._db.reading() as connection:
             known = {step: record for step, record in connection.execute(known_of)}
         same = all(_merged(known.get(point.step), point) == known.get(point.step) for point in points)
-        if same and not left_out:
+        if same:
             return 0
         changed: set[int] = set()
         with self._db.writing() as connection:
@@ -389,10 +391,6 @@ class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
-def _finite(point: MetricPoint) -> dict[str, float]:
-    return {name: value for name, value in point.values.items() if isfinite(value)}
-
-
 def _not_finite(name: str, at: datetime) -> Event:
     message = (
         f"{name} was not a finite number (NaN or infinite) at one or more steps. Those values are left out"
@@ -402,13 +400,7 @@ def _not_finite(name: str, at: datetime) -> Event:
 
 def _merged(known: str | None, point: MetricPoint) -> str:
     old = MetricPoint(step=point.step, values={}) if known is None else MetricPoint.from_json(known)
-    new = MetricPoint(
-        step=point.step,
-        values=old.values | _finite(point),
-        at=point.at or old.at,
-        epoch=old.epoch if point.epoch is None else point.epoch,
-    )
-    return new.to_json().decode()
+    return old.updated(point).to_json().decode()
 
 
 def _sample(run_ids: Sequence[str], most: int) -> Select[Any, Any, Any]:

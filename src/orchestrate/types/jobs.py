@@ -6,6 +6,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from math import isfinite, nan
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -225,6 +226,22 @@ class MetricPoint(Record, frozen=True, kw_only=True):
     values: dict[str, float]
     at: datetime | None = None
     epoch: float | None = None
+    not_finite: tuple[str, ...] = ()
+    """Metrics whose value was NaN or infinite, which JSON can't represent."""
+
+    def updated(self, later: MetricPoint) -> MetricPoint:
+        """Return the point with what was reported later for the same step. Moves the names of values that are
+        not finite to `not_finite`."""
+        values = dict.fromkeys(self.not_finite, nan) | self.values
+        values |= dict.fromkeys(later.not_finite, nan) | later.values
+        finite = {name: value for name, value in values.items() if isfinite(value)}
+        return MetricPoint(
+            step=self.step,
+            values=finite,
+            at=later.at or self.at,
+            epoch=self.epoch if later.epoch is None else later.epoch,
+            not_finite=tuple(sorted(values.keys() - finite.keys())),
+        )
 
     def __str__(self) -> str:
         return f"step {self.step}  " + "  ".join(f"{k} {v:.6g}" for k, v in self.values.items())
@@ -479,7 +496,7 @@ class TrialState(StrEnum):
     """The trial has a run, or is about to get one."""
     SCORED = "scored"
     PRUNED = "pruned"
-    """The trial was stopped early because other trials were better at the same step."""
+    """The trial was stopped early because other trials were better at the same step, or because it diverged."""
     FAILED = "failed"
 
 

@@ -300,13 +300,20 @@ def test_metrics_that_are_not_finite_are_left_out_with_a_warning(store: Store) -
     lost = MetricPoint(step=1, values={"valid_loss": math.nan})
     points = [MetricPoint(step=2, values={"train_loss": math.inf, "grad_norm": 1.0}), lost]
     assert (store.history.add_metrics(run.id, [fine]), store.history.events(run.id)) == (1, [])
-    assert (store.history.add_metrics(run.id, points), store.history.add_metrics(run.id, points)) == (1, 0)
-    assert store.history.metrics(run.id) == [fine, MetricPoint(step=2, values={"grad_norm": 1.0})]
+    assert (store.history.add_metrics(run.id, points), store.history.add_metrics(run.id, points)) == (2, 0)
+    assert store.history.metrics(run.id) == [
+        MetricPoint(step=1, values={"train_loss": 0.5}, not_finite=("valid_loss",)),
+        MetricPoint(step=2, values={"grad_norm": 1.0}, not_finite=("train_loss",)),
+    ]
     warnings = store.history.events(run.id)
     assert [(e.level, e.message.split()[0]) for e in warnings] == [
         ("warning", "train_loss"),
         ("warning", "valid_loss"),
     ]
+    store.history.add_metrics(run.id, [MetricPoint(step=1, values={"valid_loss": 0.25})])
+    assert store.history.metrics(run.id)[0] == MetricPoint(
+        step=1, values={"train_loss": 0.5, "valid_loss": 0.25}
+    )
 
 
 @pytest.mark.parametrize(

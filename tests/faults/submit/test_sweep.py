@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from decimal import Decimal
 from typing import Any
@@ -70,6 +71,40 @@ def test_trials_are_made_in_turn_scored_and_ranked(shop: Shop) -> None:
     runs = [shop.ft.run(trial.run_id or "").record for trial in carried.trials]
     assert {run.tags["sweep"] for run in runs} == {search.id}
     assert [run.spec["epochs"] for run in runs] == [1, 2, 3]
+
+
+def test_a_trial_that_diverged_has_no_score(shop: Shop) -> None:
+    """An earlier loss is not that of its weights, unless the host says that it kept the best ones."""
+    search = begun(shop, max_parallel=3)
+    carried = Searching(shop.ft, search)
+    carried.turn()
+    diverged, kept, fine = (trial.run_id or "" for trial in carried.trials)
+    for run_id, loss in ((diverged, 0.1), (kept, 0.2)):
+        shop.ft.store.history.add_metrics(run_id, [MetricPoint(step=2, values={"valid_loss": loss})])
+    last = {"valid_loss": math.nan, "result_valid_loss": 0.2}
+    shop.ft.store.history.add_metrics(kept, [MetricPoint(step=5, values=last)])
+    ended(shop, diverged, math.inf)
+    ended(shop, kept, None)
+    ended(shop, fine, 0.5)
+    Searching(shop.ft, search).turn()  # also in a process that continues the sweep
+    assert [(t.state.value, t.score) for t in carried.trials] == [
+        ("failed", None),
+        ("scored", 0.2),
+        ("scored", 0.5),
+    ]
+    assert (carried.trials[0].note or "").startswith("diverged: its last validation loss")
+    assert [trial.run_id for trial in carried.ranked()] == [kept, fine]
+
+
+def test_what_diverges_is_stopped_early(shop: Shop) -> None:
+    carried = Searching(shop.ft, begun(shop, prune=True, max_parallel=1))
+    carried.turn()
+    run_id = carried.trials[0].run_id or ""
+    shop.ft.store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, total_steps=10))
+    shop.ft.store.history.add_metrics(run_id, [MetricPoint(step=3, values={"valid_loss": math.nan})])
+    carried.turn()
+    assert carried.trials[0].state is TrialState.PRUNED
+    assert "not a finite number" in (carried.trials[0].note or "")
 
 
 def test_the_same_search_again_goes_on_and_makes_nothing_twice(shop: Shop) -> None:

@@ -193,6 +193,9 @@ def test_the_loss_is_that_of_the_weights_that_a_run_left(run: Make) -> None:
     best = MetricPoint(step=3, values={**points[2].values, "result_step": 2.0, "result_valid_loss": 0.4})
     found = compare([a, b], {a.id: [*points[:2], best], b.id: points}).runs
     assert {c.run.id: c.valid_loss for c in found} == {a.id: 0.4, b.id: 0.6}
+    diverged = MetricPoint(step=4, values={}, not_finite=("valid_loss",))
+    found = compare([a, b], {a.id: [*points[:2], best, diverged], b.id: [*points, diverged]}).runs
+    assert {c.run.id: c.valid_loss for c in found} == {a.id: 0.4, b.id: None}, "not an earlier one"
     assert [p.value for p in found[0].valid_curve] == [0.9, 0.4, 0.6]
 
 

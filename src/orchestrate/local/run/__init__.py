@@ -357,8 +357,7 @@ class RunDir:
         found: list[MetricPoint] = []
         for _, point in decode_lines(read_lines(self.path / "metrics.jsonl"), MetricPoint):
             if found and found[-1].step == point.step:
-                before = found.pop()
-                point = msgspec.structs.replace(before, values={**before.values, **point.values})
+                point = found.pop().updated(point)
             found.append(point)
         return found
 
@@ -375,8 +374,9 @@ class RunDir:
         append_line(self.path / "events.jsonl", event.to_json())
 
     def add_metrics(self, step: int, values: dict[str, float], epoch: float | None = None) -> None:
-        finite = {name: value for name, value in values.items() if isfinite(value)}  # JSON has no others
-        point = MetricPoint(step=step, values=finite, at=now(), epoch=epoch)
+        point = MetricPoint(step=step, values={}).updated(
+            MetricPoint(step=step, values=values, at=now(), epoch=epoch)
+        )
         append_line(self.path / "metrics.jsonl", point.to_json())
 
     def repair(self, last_step: int) -> None:

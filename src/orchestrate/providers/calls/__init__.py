@@ -89,15 +89,21 @@ def text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def number(value: Any) -> float | None:
-    """Parse a finite number from a JSON number or a string."""
+def metric(value: Any) -> float | None:
+    """Parse a number from a JSON number or a string. It may be NaN or infinite, which shows that training
+    diverged."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
+        return float(value)
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+
+
+def number(value: Any) -> float | None:
+    """Parse a finite number from a JSON number or a string."""
+    found = metric(value)
+    return found if found is not None and math.isfinite(found) else None
 
 
 def integer(value: Any) -> int | None:

@@ -8,10 +8,11 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
 from orchestrate.catalog import HostModel
-from orchestrate.providers.calls import integer, number, plain, ref_in, suffix_of, table, text, when
+from orchestrate.providers.calls import integer, metric, number, plain, ref_in, suffix_of, table, text, when
 from orchestrate.providers.calls.hosted import payload
 from orchestrate.types import (
     Checkpoint,
@@ -91,7 +92,7 @@ def checkpoint_of(answer: object) -> Checkpoint:
         step=integer(values.get("step_number")),
         created_at=when(values.get("created_at")),
         model=text(values.get("fine_tuned_model_checkpoint")),
-        metrics=_numbers(table(values.get("metrics"))),
+        metrics=_finite(table(values.get("metrics"))),
     )
 
 
@@ -110,7 +111,7 @@ def points_of_events(events: Iterable[Event]) -> list[MetricPoint]:
     return [
         MetricPoint(step=event.step, at=event.at, values=values)
         for event in events
-        if event.type == "metrics" and event.step is not None and (values := _numbers(event.data))
+        if event.type == "metrics" and event.step is not None and (values := _metrics(event.data))
     ]
 
 
@@ -120,7 +121,7 @@ def points_of_file(content: bytes) -> list[MetricPoint]:
     return [
         MetricPoint(step=step, values=values)
         for row in csv.DictReader(io.StringIO(table_text))
-        if (step := integer(row.get("step"))) is not None and (values := _numbers(row))
+        if (step := integer(row.get("step"))) is not None and (values := _metrics(row))
     ]
 
 
@@ -144,12 +145,16 @@ def _from_base64(content: bytes) -> bytes | None:
     return found or None
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
     return {
         NAMES.get(name, name): found
         for name, value in values.items()
-        if name != "step" and (found := number(value)) is not None
+        if name != "step" and (found := metric(value)) is not None
     }
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in _metrics(values).items() if isfinite(value)}
 
 
 # -- a job's settings ----------------------------------------------------------------------------------------

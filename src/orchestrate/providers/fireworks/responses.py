@@ -20,6 +20,7 @@ from orchestrate.providers.calls import (
     integer,
     money,
     nanos,
+    metric,
     number,
     payload,
     ref_in,
@@ -230,7 +231,7 @@ def metrics_of(lines: Iterable[str]) -> list[MetricPoint]:
         values = {
             METRIC_NAMES.get(key, key): found
             for key, value in data.items()
-            if key not in ("step", "timestamp", *_EPOCHS) and (found := number(value)) is not None
+            if key not in ("step", "timestamp", *_EPOCHS) and (found := metric(value)) is not None
         }
         epoch = next((e for key in _EPOCHS if (e := number(data.get(key))) is not None), None)
         points[step] = MetricPoint(

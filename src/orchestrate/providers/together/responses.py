@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Any
 
 from orchestrate import catalog
@@ -22,6 +23,7 @@ from orchestrate.errors import (
 from orchestrate.providers.calls import (
     estimate_quote,
     integer,
+    metric,
     money,
     nanos,
     number,
@@ -168,14 +170,15 @@ def metrics_of(raw: Iterable[Mapping[str, Any]]) -> list[MetricPoint]:
         step = step if reported is None else reported
         point = values.setdefault(step, {})
         for key, value in row.items():
-            found = number(value)
+            found = metric(value)
             if found is None or key.endswith("global_step"):
                 continue
             if key == "timestamp":
                 if at := when(found):
                     times.setdefault(step, at)
             elif key.endswith("/epoch"):
-                epochs.setdefault(step, found)
+                if isfinite(found):
+                    epochs.setdefault(step, found)
             else:
                 point[METRIC_NAMES.get(key, key)] = found
     return [

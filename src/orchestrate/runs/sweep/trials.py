@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 _LEASE_S = 30.0
 _SOON_S = 15.0
+_DIVERGED = "diverged: its last validation loss was not a finite number (NaN or infinite)"
+_NOT_FINITE = "its validation loss was not a finite number (NaN or infinite)"
+_WORSE = "other trials had a lower loss at the same step"
 _SIXTH = Decimal("0.000001")
 
 
@@ -288,8 +292,12 @@ class Searching:
 
     def _score(self, trial: Trial, run: Run) -> None:
         if self.search.target == LOSS:
-            losses = _losses(self.ft.store.history.metrics(run.id))
-            if losses:
+            points = self.ft.store.history.metrics(run.id)
+            # A run that keeps its best weights reports their loss beside that of the last step.
+            losses = _losses(points, "result_valid_loss") or _losses(points)
+            if losses and isnan(losses[-1][1]):
+                self._set(trial, state=TrialState.FAILED, note=_DIVERGED)
+            elif losses:
                 self._set(trial, state=TrialState.SCORED, score=losses[-1][1])
             elif self.ft.store.runs.is_closed(run.id):  # nothing more will be told
                 self._set(trial, state=TrialState.FAILED, note="the host reported no validation loss")
@@ -322,7 +330,8 @@ class Searching:
             curves = {trial.number: self._curve(trial) for trial in same}
             for trial in same:
                 if trial.state is TrialState.OPEN and trial_sampler.given_up(curves, trial.number):
-                    self._give_up(trial)
+                    diverged = any(map(isnan, curves[trial.number].values()))
+                    self._give_up(trial, _NOT_FINITE if diverged else _WORSE)
 
     def _curve(self, trial: Trial) -> dict[float, float]:
         """Return the validation loss by percent of the trial's steps."""
@@ -332,7 +341,7 @@ class Searching:
         losses = _losses(self.ft.store.history.metrics(run.id))
         return {100 * step // run.total_steps: loss for step, loss in losses if step < run.total_steps}
 
-    def _give_up(self, trial: Trial) -> None:
+    def _give_up(self, trial: Trial, why: str) -> None:
         try:
             run = tracked(self.ft, trial.run_id or "").cancel()
         except OrchestrateError as error:
@@ -340,8 +349,7 @@ class Searching:
             return
         if run.status is JobStatus.SUCCEEDED:  # before it could be ended
             return
-        why = "stopped early because other trials had a lower loss at the same step"
-        self._set(trial, state=TrialState.PRUNED, note=why)
+        self._set(trial, state=TrialState.PRUNED, note=f"stopped early because {why}")
 
     def _set(self, trial: Trial, **fields: Any) -> None:
         self.ft.store.searches.change(
@@ -349,5 +357,10 @@ class Searching:
         )
 
 
-def _losses(points: Sequence[MetricPoint]) -> list[tuple[int, float]]:
-    return [(point.step, point.values["valid_loss"]) for point in points if "valid_loss" in point.values]
+def _losses(points: Sequence[MetricPoint], name: str = "valid_loss") -> list[tuple[int, float]]:
+    """Return (step, validation loss) of each evaluation. The loss is NaN if it was not finite."""
+    return [
+        (point.step, point.values.get(name, nan))
+        for point in points
+        if name in point.values or name in point.not_finite
+    ]

@@ -116,6 +116,13 @@ def test_a_torn_last_line_is_not_shown_and_is_cut(tmp_path: Path) -> None:
     assert [e.id for e in run.events()] == ["1", "2", "3", "4"]
 
 
+def test_a_metric_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    run, _ = RunDir.make(tmp_path, job())
+    run.add_metrics(1, {"train_loss": 1.0, "valid_loss": float("nan")})
+    [point] = run.metrics()
+    assert (point.values, point.not_finite) == ({"train_loss": 1.0}, ("valid_loss",))
+
+
 def test_a_line_of_garbage_hides_only_itself(tmp_path: Path) -> None:
     run, _ = RunDir.make(tmp_path, job())
     run.add_event("one")

@@ -502,6 +502,7 @@ def test_events_are_made_of_states_and_progress_under_ids_that_stay(
     assert (last.id, last.level) == ("state-JOB_STATE_FAILED", "error") and "boom" in last.message
 
 
+NAN = pytest.approx(float("nan"), nan_ok=True)
 METRICS = "\n".join(
     [
         json.dumps(
@@ -513,7 +514,15 @@ METRICS = "\n".join(
         ),
         "not json",
         json.dumps(
-            {"step": 2, "train/loss": 0.8, "eval/loss": 0.85, "train/lr": 1e-4, "train/odd": 3, "note": "x"}
+            {
+                "step": 2,
+                "train/loss": 0.8,
+                "eval/loss": 0.85,
+                "train/lr": 1e-4,
+                "train/odd": 3,
+                "note": "x",
+                "odd": "NaN",
+            }
         ),
         json.dumps([1]),
     ]
@@ -526,7 +535,13 @@ def test_metrics_of_an_sft_job_in_both_shapes(host: Host, fireworks: FireworksPr
     first, second = fireworks.metrics(JOB)
     assert (first.step, first.epoch, first.values) == (1, 0, {"train_loss": 0.9, "tokens": 20248})
     assert first.at is not None and first.at.year == 2026
-    assert second.values == {"train_loss": 0.8, "valid_loss": 0.85, "learning_rate": 1e-4, "train/odd": 3}
+    assert second.values == {
+        "train_loss": 0.8,
+        "valid_loss": 0.85,
+        "learning_rate": 1e-4,
+        "train/odd": 3,
+        "odd": NAN,
+    }
     assert "Authorization" not in host.sent[-1].headers
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -288,6 +289,15 @@ def test_metrics_of_the_result_file(host: Host, provider: OpenAIProvider, conten
         (1, {"train_loss": 1.5, "train_accuracy": 0.5, "learning_rate": 0.1}),
         (2, {"train_loss": 0.75, "train_accuracy": 0.8, "valid_loss": 0.9, "valid_accuracy": 0.7}),
     ]
+
+
+def test_a_loss_that_is_not_finite_is_not_lost(host: Host, provider: OpenAIProvider) -> None:
+    host.on("GET", f"{JOBS}/ftjob-1", {**JOB, "status": "succeeded", "result_files": ["file-9"]})
+    content = b"step,train_loss,valid_loss\n1,0.5,0.6\n2,nan,inf\n"
+    host.on("GET", "/v1/files/file-9/content", Answer(content, type="application/octet-stream"))
+    host.on("GET", f"{JOBS}/ftjob-1/events", page([], False))
+    last = provider.metrics(HANDLE)[-1]
+    assert math.isnan(last.values["train_loss"]) and last.values["valid_loss"] == math.inf
 
 
 def test_metrics_while_it_runs_come_from_events(host: Host, provider: OpenAIProvider) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -473,7 +474,7 @@ def test_metrics_are_joined_by_step_and_named(host: Host, together: TogetherProv
             "train/learning_rate": 1e-5,
             "train/rewards/margins": 0.5,
         },
-        {"eval/loss": 1.5},
+        {"eval/loss": 1.5, "eval/odd": "NaN"},
     ]
     host.on("GET", "/v1/fine-tunes/ft-1/metrics", {"metrics": rows})
     first, second = together.metrics(JOB)
@@ -484,6 +485,7 @@ def test_metrics_are_joined_by_step_and_named(host: Host, together: TogetherProv
         "learning_rate": 1e-5,
         "train/rewards/margins": 0.5,
         "valid_loss": 1.5,
+        "eval/odd": pytest.approx(math.nan, nan_ok=True),
     }
 
 
