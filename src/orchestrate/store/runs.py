@@ -264,16 +264,17 @@ class Runs:
             ((_, after),) = self._apply(connection, [(run_id, change)], note)
             return after
 
-    def begin(self, run_id: str, lease: Lease) -> Run:
+    def begin(self, run_id: str, lease: Lease, whole: Lease | None = None) -> Run:
         """Start a new attempt to submit a run, and set its phase to SUBMITTING.
 
         If the user has already requested cancellation, withdraws the run instead. A later request cancels the
-        job on the host. Raises `LeaseLost` if another process has taken over the run, and
-        `ImpossibleTransition` if the run can't be submitted.
+        job on the host. Raises `LeaseLost` if another process has taken over the run or `whole`, the sweep
+        that it belongs to, and `ImpossibleTransition` if the run can't be submitted.
         """
         at = self._db.clock.now()
         with self._db.writing() as connection:
-            self._leases.require(connection, lease)
+            for one in (lease, whole) if whole is not None else (lease,):
+                self._leases.require(connection, one)
             cancelled = self._locked(connection, [run_id])[run_id].cancel_requested
             step, note = (withdrawn, WITHDRAWN) if cancelled else (submitting, None)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.faults.world import CREATE
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.costing import RateBook
 from orchestrate.errors import UsageError
+from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.runs.sweep import space, sweeps, trials
 from orchestrate.runs.sweep.sweeps import SweepOrder
 from orchestrate.runs.sweep.trials import Searching
@@ -295,6 +298,29 @@ def test_a_process_that_was_suspended_starts_no_trial_under_the_number_of_anothe
     with pytest.raises(LeaseLost, match="another process has taken over"):
         Searching(shop.ft, search).run(lambda: None, stop, lambda _: stop.set() if shop.sent() else None)
     assert (shop.ft.store.searches.trials(search.id), shop.sent()) == ([theirs], 0)
+
+
+@pytest.mark.parametrize("moment", ["before the run is stored", "during the upload"])
+def test_a_process_that_was_suspended_sends_no_trial_that_its_successor_gave_up(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    search, stop = begun(shop), threading.Event()
+    at, name = {"before": (trials.submission, "of"), "during": (OpenAIProvider, "upload")}[moment.split()[0]]
+    normal: Callable[..., Any] = getattr(at, name)
+
+    def suspended(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(at, name, normal)
+        with Store.open(f"sqlite:///{shop.ft.store.place}", clock=Later()) as other:
+            lease = other.leases.acquire(search.id, 30)
+            failed = functools.partial(msgspec.structs.replace, state=TrialState.FAILED)
+            other.searches.change(search.id, 0, failed, lease=lease)
+        return normal(*args, **options)
+
+    monkeypatch.setattr(at, name, suspended)
+    with pytest.raises(LeaseLost, match="another process has taken over"):
+        Searching(shop.ft, search).run(lambda: None, stop, lambda _: stop.set() if shop.sent() else None)
+    [trial] = shop.ft.store.searches.trials(search.id)
+    assert (trial.state, shop.sent()) == (TrialState.FAILED, 0)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from orchestrate.runs.submitting import accounts
 from orchestrate.settings import is_masked, masked
 from orchestrate.spec import JobSpec
 from orchestrate.store import REF_PATTERN, derived_ref, schema, stamp
+from orchestrate.store.database import Lease
 from orchestrate.store.gateway import require_uncancelled
 from orchestrate.store.ledger import Limit
 from orchestrate.store.runs import requested_fields
@@ -146,6 +147,8 @@ class Submission(RunRequest, frozen=True, kw_only=True):
     data: TrainingData
     limits: tuple[Limit, ...] = ()
     """Limits that apply in addition to the run's own limit and the budget."""
+    lease: Lease | None = None
+    """Lease of the sweep that the run belongs to. Nothing is sent after another process has taken it over."""
     again: bool = True
     """True to submit even if an identical run (see `orchestrate.runs.submitting.repeats`) would block it."""
     patient: bool = False
@@ -226,14 +229,19 @@ class SubmitRequest:
         with store.database.reading() as connection:
             return self._same(connection, stamp(store.clock.now() - RECENT))
 
-    def guard(self, store: Store, *, again: bool, made: bool) -> Callable[[Connection, Run], None]:
+    def guard(
+        self, store: Store, *, again: bool, made: bool, lease: Lease | None
+    ) -> Callable[[Connection, Run], None]:
         """Return a function to call in the transaction that creates the run. The function raises `KnownRun`
         if a run already has this key, and `KeyTaken` if that run is a different one. It raises
         `AlreadySubmitted` if an identical run exists, unless `again` is set. It raises `KeyCancelled` if the
-        submit with this key was canceled, unless the job was already `made` and must be tracked."""
+        submit with this key was canceled, unless the job was already `made` and must be tracked. It raises
+        `LeaseLost` if `lease` is no longer the latest one."""
         since = stamp(store.clock.now() - RECENT)
 
         def guard(connection: Connection, run: Run) -> None:
+            if lease is not None:
+                store.leases.require(connection, lease)
             if known := self._known(connection):
                 raise KnownRun(known)
             if not again and (same := self._same(connection, since)):

@@ -110,7 +110,7 @@ class Submitter(Settler):
                 intent,
                 budget_usd=self.budget_usd,
                 limits=asked.limits,
-                guard=request.guard(self.store, again=asked.again, made=there is not None),
+                guard=request.guard(self.store, again=asked.again, made=there is not None, lease=asked.lease),
             )
         except KnownRun as known:
             return self.take_up(known.run, asked, progress=progress)
@@ -193,7 +193,8 @@ class Submitter(Settler):
                 run = self._reserved(run, lease, lambda run: repeats.limited(run, asked))
             spec = asked.spec if asked else stored_spec(run)
             translation = self._agreed(run, spec, asked)
-            sent = _Sent(_within(spec, run), translation, patient=asked is not None and asked.patient)
+            patient, whole = (asked.patient, asked.lease) if asked else (False, None)
+            sent = _Sent(_within(spec, run), translation, patient, whole)
             remote = self._uploaded(run, sent, data, progress, lease)
             self._ask_price(run, sent, remote, lease)
             return self._send(run, sent, remote, lease, again=again)
@@ -323,7 +324,7 @@ class Submitter(Settler):
             if again and (handles := self.find(run)):
                 return self.adopt(run, handles)
             again = True
-            self._begin(run, lease)
+            self._begin(run, lease, sent.lease)
             try:
                 handle = self.provider.create(sent.spec, remote, sent.translation, run.ref)
             except OutcomeUnknown as error:
@@ -353,12 +354,12 @@ class Submitter(Settler):
                 self.reached("after-submitted")
                 return run
 
-    def _begin(self, run: Run, lease: Lease) -> None:
+    def _begin(self, run: Run, lease: Lease, whole: Lease | None) -> None:
         """Write SUBMITTING, and check at the last moment that this process may still send. Raises `Withdrawn`
         if the run was canceled."""
         for _ in range(3):
             begun = self.store.clock.uptime().seconds
-            if self.store.runs.begin(run.id, lease).status.terminal:
+            if self.store.runs.begin(run.id, lease, whole).status.terminal:
                 raise Withdrawn(run)
             self.reached("after-submitting")
             # Fencing: this check fails if another process has taken over the run.
@@ -429,6 +430,8 @@ class _Sent:
     spec: JobSpec
     translation: Translation
     patient: bool
+    lease: Lease | None
+    """Lease of the sweep that the run belongs to."""
 
 
 def _requested_wait(error: OrchestrateError) -> float | None:

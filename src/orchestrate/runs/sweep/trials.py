@@ -169,7 +169,7 @@ class Searching:
             asked = submission.of(
                 self.ft, prepared, name, key=key, limit_usd=cap, limits=limits, patient=True
             )
-            run = submission.send(self.ft, prepared, name, asked)
+            run = submission.send(self.ft, prepared, name, replace(asked, lease=self._lease))
         except OverBudget as error:
             self.stopped = error.message
             return False
