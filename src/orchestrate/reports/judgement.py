@@ -124,8 +124,10 @@ def _cheapest(runs: Sequence[Compared]) -> Iterable[str]:
         yield f"{text.count(len(priced), 'run')} cost the same: {text.money(low)}."
         return
     times = f", {high / low:.1f} times as much" if low else ""
+    unknown = text.joined([c.label for c in runs if price(c) is None])
+    among = f"Apart from {unknown}, whose cost is unknown, " if unknown else ""
     yield (
-        f"{first.label} is the cheapest to train: {priced_as(first)}. {last.label} costs "
+        f"{among}{first.label} is the cheapest to train: {priced_as(first)}. {last.label} costs "
         f"{text.money(high)}{times}."
     )
 
@@ -471,7 +473,7 @@ def _unmeasured(done: Sequence[Compared]) -> ComparisonSummary:
     how = "; ".join(silent) or "orchestrate eval " + " ".join(c.run.id for c in done)
     why = f"the runs were not scored on the same rows: {how}"
     prices = [(cost, c) for c in done if (cost := price(c)) is not None]
-    if len(prices) < len(done):
+    if len(prices) < len(done) or len({c.run.dataset_digest for c in done}) > 1:
         return ComparisonSummary(sentence=f"Can't compare quality, because {why}")
     cheapest = min(prices, key=lambda pair: pair[0])[1]
     recommendation = f"{cheapest.label} is the cheapest to train at {priced_as(cheapest)}"

@@ -72,7 +72,7 @@ def test_different_data(run: Make) -> None:
     found = compare([run("together"), run("fireworks", dataset_digest="9" * 64)])
     assert aspects(found) == ["data"]
     assert "999999999999" in found.reasons[0].text
-    assert not any("cheapest" in text for text in found.findings)
+    assert not any("cheapest" in text for text in (found.answer.sentence, *found.findings))
 
 
 def test_a_sandbox_is_not_the_real_host(run: Make, result: Result) -> None:
@@ -153,6 +153,15 @@ def test_the_cheapest_by_its_bill(run: Make) -> None:
     assert (
         "local is the cheapest to train: $0.19 (billed). together costs $0.76, 4.0 times as much."
         in found.findings
+    )
+
+
+def test_the_cheapest_of_those_with_a_known_cost_says_so(run: Make) -> None:
+    unknown = run("fireworks", bill=None, quote=None)
+    runs = [run("together"), run("local", bill=bill("0.19")), unknown]
+    assert (
+        "Apart from fireworks, whose cost is unknown, local is the cheapest to train: $0.19 (billed). "
+        "together costs $0.76, 4.0 times as much." in compare(runs).findings
     )
 
 
