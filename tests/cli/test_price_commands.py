@@ -261,6 +261,17 @@ def test_quote_over_months(cli: Cli, project: Path) -> None:
     assert cli("quote", "--traffic", "a lot").code == 2
 
 
+@pytest.mark.parametrize(
+    "option", ["--months 6", "--hours-per-day 8", "--utilization 0.5", "--saved-tokens 100"]
+)
+@pytest.mark.parametrize("command", ["quote", "advise train.jsonl", "migrate --all --to local --plan p.yaml"])
+def test_what_needs_traffic_is_not_ignored_without_it(
+    cli: Cli, project: Path, command: str, option: str
+) -> None:
+    refused = cli(*command.split(), *option.split())
+    assert refused.code == 2 and f"{option.split()[0]} needs --traffic" in refused.err
+
+
 def test_advise(cli: Cli, project: Path) -> None:
     found = cli("advise", "train.jsonl", "--own-gpu", "--json")
     assert found.code == 0

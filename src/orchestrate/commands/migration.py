@@ -51,6 +51,7 @@ from orchestrate.types import Run, Sampling
 if TYPE_CHECKING:
     from orchestrate import RunHandle
     from orchestrate.api.orchestrator import Orchestrator
+    from orchestrate.costing import ServingUse
     from orchestrate.migration.account import Carried, PlannedMove
     from orchestrate.migration.account_import import AccountImport, Inventory, InventoryRun
     from orchestrate.migration.migrations import MigrationOrder, PreparedMigration
@@ -180,7 +181,7 @@ def migrate(
     Proposes base models, translates each setting, shows a quote, asks for confirmation, trains, and compares
     old and new on held-out prompts. If interrupted, repeat the command to continue. Nothing is submitted or
     billed twice."""
-    order = _order(where, serving, proof)
+    order = _order(where, serving.use(context), proof)
     if where.every or where.plan is not None:
         return _account(context, run, where, order, spending, steps)
     if run is None or not where.to:
@@ -232,7 +233,7 @@ def _account(
         return _carry_out_plan(ft, where.plan, order, spending, rates=where.rate, dry=steps.dry_run)
 
 
-def _order(where: MigrationOptions, serving: ServingOptions, proof: ParityOptions) -> MigrationOrder:
+def _order(where: MigrationOptions, use: ServingUse | None, proof: ParityOptions) -> MigrationOrder:
     from orchestrate.migration.migrations import MigrationOrder
 
     if proof.old not in ("auto", "live", "recorded"):
@@ -242,7 +243,7 @@ def _order(where: MigrationOptions, serving: ServingOptions, proof: ParityOption
         to=[name.strip() for name in where.to.split(",") if name.strip()],
         models=named if isinstance(named, dict) else {"default": named} if named else {},
         train=where.train,
-        use=serving.use(),
+        use=use,
         test=proof.test,
         old=proof.old,
         metrics=proof.metrics or ["auto"],

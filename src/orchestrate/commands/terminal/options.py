@@ -272,6 +272,9 @@ def models_given(given: list[str] | None) -> str | dict[str, str] | None:
     return _distinct("--model", [(n, model) if equals else ("default", n) for n, equals, model in pairs])
 
 
+_NEEDS_TRAFFIC = ("months", "hours_per_day", "utilisation", "saved_tokens")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServingOptions:
     """Options for serving prices."""
@@ -290,7 +293,7 @@ class ServingOptions:
             "--utilization",
             min=0.01,
             max=1,
-            help="Maximum average GPU load. Default: 0.33, to leave room for peaks.",
+            help="Maximum average GPU load (with --traffic). Default: 0.33, to leave room for peaks.",
         ),
     ] = None
     compare_with: Annotated[
@@ -305,16 +308,22 @@ class ServingOptions:
         int,
         typer.Option(
             min=0,
-            help="Prompt tokens per request for examples that the tuned model does not need.",
+            help="Prompt tokens per request for examples that the tuned model does not need (with --traffic).",
         ),
     ] = 0
 
-    def use(self) -> ServingUse | None:
+    def use(self, context: typer.Context) -> ServingUse | None:
         """Return the expected traffic of the tuned model and how it is served, or `None` if --traffic is not
-        set. Raises `UsageError` if an option is invalid."""
+        set. Raises `UsageError` if an option is invalid, or would have no effect without --traffic."""
         from orchestrate.runs.preparing import pricing
 
         if not self.traffic:
+            for parameter in context.command.params:
+                source = context.get_parameter_source(parameter.name or "")
+                if parameter.name in _NEEDS_TRAFFIC and source is not None and source.name == "COMMANDLINE":
+                    raise UsageError(
+                        f"{parameter.opts[0]} needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"'
+                    )
             return None
         return pricing.use(
             self.traffic,

@@ -110,6 +110,7 @@ def advise(
         raise UsageError("--target needs the base model's score: set --measure, --base-score or --eval")
     if needed.target is not None and not 0 < needed.target <= 1:
         raise UsageError(f"--target must be above 0 and at most 1, got {needed.target:g}")
+    use = serving.use(context)
     with orchestrator(context) as ft:
         read = columns_read(columns, ignored)
         score = None if needed.base_score is None else advice.given_score(needed.base_score)
@@ -126,7 +127,6 @@ def advise(
             target=needed.target,
             goal=needed.goal,
         )
-        use = serving.use()
         traffic = use.traffic if use else None
         needs = replace(
             needs,

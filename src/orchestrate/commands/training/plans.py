@@ -223,7 +223,7 @@ def quote(
     if serving.compare_with and not serving.traffic:
         raise UsageError("--compare-with needs --traffic", fix='--traffic "20k req/day, 900 in, 150 out"')
     spec = spec_options.read(provider)
-    use = serving.use()
+    use = serving.use(context)
     hours = None if priced.gpu_hours is None else Decimal(str(priced.gpu_hours))
     with orchestrator(context, rates=priced.rate) as ft:
         prepared = ft.prepare(spec, provider, gpu_hours=hours, checked=False, tokens=priced.tokens)
