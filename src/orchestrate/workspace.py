@@ -167,6 +167,18 @@ class Workspace:
         project = [self.settings.config_file.parent] if self.settings.config_file else []
         return user_book([self.settings.home, *project])
 
+    def with_rates(self, flags: Sequence[str]) -> Self:
+        """Return a workspace whose rates are overridden by these `--rate` flags. It shares this one's store
+        and backends, and is not closed. Raises `UsageError` if a flag is invalid."""
+        from orchestrate.core import days
+        from orchestrate.costing import parse_flag
+
+        if not flags:
+            return self
+        found = type(self)(self._opened)
+        found.rates = self.rates.over(parse_flag(flag, days.today()) for flag in flags)
+        return found
+
     def backends(self, wanted: Backends = "all") -> list[str]:
         """Resolve backend names. `all` means every backend that can be loaded. Raises `UsageError` for an
         unknown name."""

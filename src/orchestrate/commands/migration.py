@@ -30,7 +30,6 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.options import (
     MaxTokensOpt,
-    RateOpt,
     ServingOptions,
     models_given,
     require_used,
@@ -152,7 +151,6 @@ class MigrationOptions:
             help="With --all: write the plan to this file. Otherwise: run this plan.",
         ),
     ] = None
-    rate: RateOpt = None
 
 
 @command
@@ -191,13 +189,13 @@ def migrate(
             "--dry-run does not compare models, so there is no report to write to --output",
             fix="orchestrate migrate ... --dry-run > FILE, or --json",
         )
-    with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
+    with orchestrator(context, made_by=spending.by, rates=spending.rate) as ft:
         from orchestrate.migration.migrations import PreparedMigration
         from orchestrate.migration.parity import proposal_table, report
 
         prepared = PreparedMigration(ft, run, order)
         if prepared.prepared is not None:
-            require_used(ft, where.rate, prepared.prepared, serving=order.use is not None)
+            require_used(ft, spending.rate, prepared.prepared, serving=order.use is not None)
         if steps.dry_run:
             return Output(prepared.proposal, lambda found: out.print(proposal_table(found)))
         err.print(proposal_table(prepared.proposal))
@@ -227,10 +225,10 @@ def _account(
             "--all needs --plan and cannot be combined with a run or --train",
             fix="orchestrate migrate --all --plan plan.yaml --to BACKENDS",
         )
-    with orchestrator(context, made_by=spending.by, rates=where.rate) as ft:
+    with orchestrator(context, made_by=spending.by, rates=spending.rate) as ft:
         if where.every:
-            return _write_plan(ft, where.plan, order, rates=where.rate)
-        return _carry_out_plan(ft, where.plan, order, spending, rates=where.rate, dry=steps.dry_run)
+            return _write_plan(ft, where.plan, order, rates=spending.rate)
+        return _carry_out_plan(ft, where.plan, order, spending, rates=spending.rate, dry=steps.dry_run)
 
 
 def _order(where: MigrationOptions, use: ServingUse | None, proof: ParityOptions) -> MigrationOrder:

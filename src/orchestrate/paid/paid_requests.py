@@ -60,7 +60,8 @@ TOOLS_TOKENS = 512
 to its model."""
 TEMPLATE_TOKENS = 512
 """Tokens added to the estimate for every prompt. Covers the text that a host's chat template adds, such as a
-default system message. Of the templates in TRL 1.16, Cohere's Command R7B adds the most (about 400 tokens)."""
+default system message. Of the templates in TRL 1.16, that of Cohere's Command R7B adds the most, about 400
+tokens."""
 
 EXCESSIVE = (
     "the host reported more tokens than the request allowed, so the maximum price of the answer counts. "

@@ -281,7 +281,8 @@ def _curve(points: Sequence[MetricPoint], name: str, axis: dict[int, float]) -> 
 
 def _result(points: Sequence[MetricPoint], name: str, curve: Sequence[CurvePoint]) -> float | None:
     """Return the result of the saved weights: that of the best evaluation if the host reports it, or else the
-    last one. `None` if the last one was not finite, because an earlier one is not that of the saved weights."""
+    last one. `None` if the last one was not finite, because an earlier one is not that of the saved
+    weights."""
     reported = [p.values[f"result_{name}"] for p in points if f"result_{name}" in p.values]
     last = next((p for p in reversed(points) if name in p.values or name in p.not_finite), None)
     if last is not None and name in last.not_finite and not reported:

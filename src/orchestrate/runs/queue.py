@@ -42,10 +42,12 @@ def add(
     max_cost_usd: Decimal | None = None,
     first: bool = False,
     again: bool = False,
+    rates: Sequence[str] = (),
 ) -> QueueEntry:
     """Queue a run for `provider`. It starts only after the entries and runs in `after` have succeeded. By
-    queueing the run, the user accepts its quoted price. Raises `UsageError` for an entry that cannot be
-    stored or would wait forever, and for a duplicate of a waiting entry unless `again` is set."""
+    queueing the run, the user accepts its quoted price. `rates` are the `--rate` flags of this quote. Raises
+    `UsageError` for an entry that cannot be stored or would wait forever, and for a duplicate of a waiting
+    entry unless `again` is set."""
     offer = prepared.offer(provider)
     spec = specfile.anchored(offer.spec).asked()
     if is_masked(masked(spec)):
@@ -72,6 +74,7 @@ def add(
             max_cost_usd=limit,
             made_by=ft.settings.made_by or None,
             sandbox=backend.config.sandbox,
+            rates=tuple(rates),
         )
 
     return queue.add(make, first=first, guard=None if again else _require_new)
@@ -291,7 +294,8 @@ class QueueServer:
         return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
 
     def _submit(self, entry: QueueEntry) -> Run:
-        prepared = prepare(self.ft, JobSpec.parse(entry.spec), entry.provider)
+        ft = self.ft.with_rates(entry.rates)
+        prepared = prepare(ft, JobSpec.parse(entry.spec), entry.provider)
         if prepared.data.digest != entry.digest:
             raise DataError("the training data changed after the price was confirmed")
         quote = prepared.offer(entry.provider).quote
@@ -302,8 +306,8 @@ class QueueServer:
         what = "the confirmed price"
         require_within(entry.provider, high, entry.agreed_usd, unknown=quote.unavailable, what=what)
         key, limit_usd = _key(entry), entry.max_cost_usd
-        asked = submission.of(self.ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
-        return submission.send(self.ft, prepared, entry.provider, asked)
+        asked = submission.of(ft, prepared, entry.provider, key=key, limit_usd=limit_usd, patient=True)
+        return submission.send(ft, prepared, entry.provider, asked)
 
     def _may_go(self, entry: QueueEntry) -> bool:
         """Return whether the entry may start. Raises `UsageError` if an entry or run that must come first did

@@ -489,6 +489,8 @@ class QueueEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     made_by: str | None = None
     sandbox: bool = False
     """True if the backend was a sandbox when the entry was added. A sandbox bills nothing."""
+    rates: tuple[str, ...] = ()
+    """Your own prices for this entry, as `--rate` flags. They also apply when the run is submitted."""
 
 
 class TrialState(StrEnum):
@@ -496,7 +498,7 @@ class TrialState(StrEnum):
     """The trial has a run, or is about to get one."""
     SCORED = "scored"
     PRUNED = "pruned"
-    """The trial was stopped early because other trials were better at the same step, or because it diverged."""
+    """The trial was stopped early because it diverged or other trials were better at the same step."""
     FAILED = "failed"
 
 

@@ -45,6 +45,18 @@ def ended(shop: Shop, run_id: str | None, status: JobStatus = JobStatus.SUCCEEDE
     return shop.ft.store.runs.apply(run_id, lambda run: msgspec.structs.replace(run, status=status))
 
 
+def test_an_entry_is_submitted_at_the_price_that_it_was_queued_with(shop: Shop) -> None:
+    """Your own price also counts in the process that submits the entry, which has no such flag."""
+    flag = f"openai:sft@{MODELS['openai']}=90"
+    priced = shop.ft.with_rates([flag])
+    prepared = priced.prepare(shop.spec, "openai")
+    entry = queueing.add(priced, prepared, "openai", rates=[flag])
+    [moved] = QueueServer(shop.ft).turn()
+    run = shop.ft.run(moved.entry.run_id or "").record
+    assert run.quote is not None and run.quote.high_usd == entry.agreed_usd
+    assert {line.own for line in run.quote.lines} == {f"--rate {flag}"}
+
+
 def test_one_goes_at_a_time_and_the_next_when_it_has_ended(shop: Shop) -> None:
     first, second = add(shop), add(shop, epochs=2)
     server = QueueServer(shop.ft)

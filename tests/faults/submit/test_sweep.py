@@ -18,7 +18,7 @@ from tests.faults.world import CREATE
 
 from orchestrate import JobSpec, Orchestrator
 from orchestrate.costing import RateBook
-from orchestrate.errors import UsageError
+from orchestrate.errors import OverBudget, UsageError
 from orchestrate.providers.openai.provider import OpenAIProvider
 from orchestrate.runs.sweep import space, sweeps, trials
 from orchestrate.runs.sweep.sweeps import SweepOrder
@@ -364,6 +364,23 @@ def test_the_command_asks_for_agreement_and_shows_what_there_is(shop: Shop) -> N
     [listed] = msgspec.json.decode(shop.type("sweep", "--list", "--json").stdout)
     assert listed["trials"] == 3
     assert shop.type("sweep", "--show", "last").exit_code == 1, "it has no score yet"
+
+
+def test_your_own_price_counts_in_each_command_that_submits(shop: Shop) -> None:
+    data = ["--train", str(shop.rows), "--validation", validation(shop), "-p", "openai", "--yes"]
+    data += [f"--model={MODELS['openai']}"]
+    used, unused = f"openai:sft@{MODELS['openai']}=0", "openai:dpo=1"
+    dry = [*data, "--dry-run", "--json"]
+    commands = (["sweep", *dry, "--grid", "epochs=1,2"], ["data", "curve", *dry], ["queue", "add", *data])
+    for words in commands:
+        assert "does not affect" in str(shop.type(*words, "--rate", unused).exception)
+        free = shop.type(*words, "--rate", used, "--max-cost", "0.000001")
+        assert free.exit_code == 0, free.output
+        assert isinstance(shop.type(*words, "--max-cost", "0.000001").exception, OverBudget)
+    shop.ft.submit(shop.spec, "openai")
+    again = ["rerun", "last", "--dry-run", "--again", "--yes", "--max-cost", "0.000001"]
+    assert shop.type(*again, "--rate", used).exit_code == 0
+    assert isinstance(shop.type(*again).exception, OverBudget)
 
 
 def turned(carried: Searching) -> list[Any]:

@@ -86,7 +86,7 @@ def curve(
         raise UsageError(f"{output.name}: the plot must be an HTML page (.html)", fix="-o curve.html")
     if points.compare is not None and output is not None:
         raise UsageError("--compare has no plot: use -o or --compare, not both")
-    with orchestrator(context) as ft:
+    with orchestrator(context, rates=aim.rate) as ft:
         spec = spec_options.read(provider)
         search, selected = _search(ft, spec, provider, points, aim)
         rows = training_data(ft, spec).train.rows

@@ -308,7 +308,8 @@ class ServingOptions:
         int,
         typer.Option(
             min=0,
-            help="Prompt tokens per request for examples that the tuned model does not need (with --traffic).",
+            help="Prompt tokens per request for examples that the tuned model does not need "
+            "(with --traffic).",
         ),
     ] = 0
 
@@ -352,7 +353,8 @@ def require_used(
     rates even if no quote uses them."""
     from orchestrate.runs.preparing import pricing
 
-    pricing.require_used(ft, prepared, of_flags(flags), serving=serving)
+    jobs = [(offer.provider, offer.spec) for one in prepared for offer in one.offers]
+    pricing.require_used(ft, jobs, of_flags(flags), serving=serving)
 
 
 DryRunOpt = Annotated[
@@ -380,5 +382,6 @@ class AimOptions:
             metavar="USD", help="Cost limit for all runs. A trial that could exceed it does not start."
         ),
     ] = None
+    rate: RateOpt = None
     dry_run: DryRunOpt = False
     yes: PayOpt = False

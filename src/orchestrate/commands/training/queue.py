@@ -12,7 +12,12 @@ import typer
 from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command, shown_already
 from orchestrate.commands.terminal.console import ended_by_signal, filled, note, orchestrator, out, warn
-from orchestrate.commands.terminal.options import SpecOptions, StrictOpt, default_command
+from orchestrate.commands.terminal.options import (
+    SpecOptions,
+    StrictOpt,
+    default_command,
+    require_used,
+)
 from orchestrate.commands.training.submit import SpendingOptions, SubmitOptions, require_agreement
 from orchestrate.errors import UsageError
 from orchestrate.runs import queue as queueing
@@ -76,10 +81,11 @@ def add(
     if spending.key is not None:
         raise UsageError("a queue entry is only submitted once, so --idempotency-key cannot be used")
     spec = spec_options.read(provider, max_cost=spending.max_cost)
-    with orchestrator(context, made_by=spending.by) as ft:
+    with orchestrator(context, made_by=spending.by, rates=spending.rate) as ft:
         names = ft.backends(provider)
         ft.require(spec, names)
         prepared = ft.prepare(spec, names)
+        require_used(ft, spending.rate, prepared)
         how = SubmitOptions(spending, strict, watch=False)
         caps = require_agreement(ft, prepared, ft.earlier(prepared, names), how)
         made = [
@@ -91,6 +97,7 @@ def add(
                 max_cost_usd=caps.get(name),
                 first=place.first,
                 again=spending.again,
+                rates=spending.rate or (),
             )
             for name in names
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
 from orchestrate.commands.terminal.console import RunArg, note, orchestrator, warn
-from orchestrate.commands.terminal.options import DryRunOpt, StrictOpt
+from orchestrate.commands.terminal.options import DryRunOpt, StrictOpt, require_used
 from orchestrate.commands.training.submit import SpendingOptions, SubmitOptions, carry_out
 
 if TYPE_CHECKING:
@@ -58,11 +57,15 @@ def rerun(
         changes["max_cost_usd"] = spending.max_cost
     with orchestrator(context, made_by=spending.by) as outside:
         record = outside.run(run).record
-        ft = outside.home_of(record)
+        ft = outside.home_of(record).with_rates(spending.rate or ())
         names = ft.backends(provider or record.provider)
         spec = spec_of(record, names, changes)
         repeated = record.id if record.status.terminal else None
-        on_prepared = partial(_print_repeat, record, changes)
+
+        def on_prepared(prepared: Prepared) -> None:
+            require_used(ft, spending.rate, prepared)
+            _print_repeat(record, changes, prepared)
+
         how = SubmitOptions(spending, strict, watch, repeated, on_prepared=on_prepared, dry_run=dry_run)
         return carry_out(ft, spec, names, how)
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpendingOptions:
-    """Options for spending limits, repeated submissions and the run's creator."""
+    """Options for prices, spending limits, repeated submissions and the run's creator."""
 
     max_cost: Annotated[
         str | None,
@@ -68,6 +68,7 @@ class SpendingOptions:
         str | None,
         typer.Option(metavar="USD", help="Don't submit if any quote's high end exceeds this."),
     ] = None
+    rate: RateOpt = None
     yes: PayOpt = False
     again: Annotated[bool, typer.Option("--again", help="Submit even if an identical run exists.")] = False
     key: Annotated[
@@ -95,7 +96,6 @@ def submit(
     ],
     spec_options: SpecOptions,
     spending: SpendingOptions,
-    rate: RateOpt = None,
     strict: StrictOpt = False,
     watch: Annotated[bool, typer.Option(help="Follow the run until it ends.")] = False,
     dry_run: DryRunOpt = False,
@@ -108,14 +108,14 @@ def submit(
     if watch and err.is_terminal:  # show at once that the command has started
         note(f"submitting to {provider}: reading the spec and its files")
     spec = spec_options.read(provider, max_cost=spending.max_cost)
-    with orchestrator(context, made_by=spending.by, rates=rate) as ft:
+    with orchestrator(context, made_by=spending.by, rates=spending.rate) as ft:
         names = ft.backends(provider)
         how = SubmitOptions(
             spending,
             strict,
             watch,
             named=spec_options.named,
-            on_prepared=partial(require_used, ft, rate),
+            on_prepared=partial(require_used, ft, spending.rate),
             dry_run=dry_run,
         )
         return carry_out(ft, spec, names, how)

@@ -20,6 +20,7 @@ from orchestrate.commands.terminal.console import (
     filled,
     mark_sandbox,
     note,
+    of_flags,
     orchestrator,
     out,
     table,
@@ -139,7 +140,7 @@ def sweep(
     """Try several settings within one budget and rank them. Each trial is a run.
 
     If you interrupt the command, its runs continue. To resume the sweep, repeat the command."""
-    with orchestrator(context) as ft:
+    with orchestrator(context, rates=aim.rate) as ft:
         if seen.listed:
             yield Output(ft.store.searches.all(), _list)
             return
@@ -214,6 +215,7 @@ def begin(ft: Orchestrator, search: Search, aim: AimOptions) -> Output[SweepPlan
     """Store a sweep once the user agrees to its price. In a dry run, return the plan instead."""
     from orchestrate.runs.sweep import sweeps
 
+    sweeps.require_used(ft, search, of_flags(aim.rate))
     price = sweeps.price(ft, search)
     _agree(price, search, yes=aim.yes or aim.dry_run)
     if aim.dry_run:

@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
-from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 

@@ -18,9 +18,9 @@ from orchestrate.catalog import HostModel
 from orchestrate.providers.calls import (
     estimate_quote,
     integer,
+    metric,
     money,
     nanos,
-    metric,
     number,
     payload,
     ref_in,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -106,14 +106,15 @@ def assumed(ft: Workspace, spec: JobSpec, rows: int, tokens_a_row: int) -> list[
 
 
 def require_used(
-    ft: Workspace, prepared: Sequence[Prepared], rates: Sequence[Rate], *, serving: bool = False
+    ft: Workspace, jobs: Iterable[tuple[str, JobSpec]], rates: Sequence[Rate], *, serving: bool = False
 ) -> None:
-    """Raise `UsageError` if the user's `rates` contain a rate that none of these quotes uses. The rates must
-    already be in the rate book. If `serving` is set, rates for serving are not checked."""
+    """Raise `UsageError` if the user's `rates` contain a rate that no quote for these (backend, spec) pairs
+    uses. The rates must already be in the rate book. If `serving` is set, rates for serving are not
+    checked."""
     lookups: list[Lookup] = []
-    for offer in (offer for one in prepared for offer in one.offers):
+    for provider, spec in jobs:
         with suppress(SpecError):
-            lookups.append(lookup(ft.provider(offer.provider), offer.spec))
+            lookups.append(lookup(ft.provider(provider), spec))
     asked = [rate for rate in rates if not (serving and _serves(rate))]
     costing.require_used(asked, lookups, ft.rates, days.today())
 

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from orchestrate.costing.expenses import unpriced
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.metrics import registry
+from orchestrate.runs.preparing import pricing
 from orchestrate.runs.preparing.prepared import Prepared, prepare, training_data
 from orchestrate.runs.sweep import space, trial_sampler
 from orchestrate.runs.sweep.space import PROVIDER, Space
@@ -30,6 +31,7 @@ from orchestrate.spec import JobSpec, specfile
 from orchestrate.types import Feature, Search
 
 if TYPE_CHECKING:
+    from orchestrate.costing import Rate
     from orchestrate.workspace import Workspace
 
 LOSS = "validation_loss"
@@ -177,8 +179,7 @@ def price(ft: Workspace, search: Search) -> Price:
         price = priced(settings)
         return price.high_usd if isinstance(price, _TrialPrice) else Decimal(-1)
 
-    searched = space.of(search)
-    bounds = Space({**searched.choices, **{name: (high,) for name, (_, high, _) in searched.ranges.items()}})
+    bounds = _bounds(search)
     each: list[space.Settings] = list(islice(bounds.combinations(), _MOST_PRICED))
     if bounds.size > _MOST_PRICED:
         each.append(_most_expensive(bounds, high_usd))
@@ -196,6 +197,26 @@ def price(ft: Workspace, search: Search) -> Price:
     most_usd = max(price.high_usd for price in prices)
     each_usd = expected_usd / len(prices)
     return Price(each_usd * search.trials + again, most_usd * search.trials + again, reasons)
+
+
+def _bounds(search: Search) -> Space:
+    """Return the search space with each range replaced by its high end."""
+    searched = space.of(search)
+    return Space({**searched.choices, **{name: (high,) for name, (_, high, _) in searched.ranges.items()}})
+
+
+def require_used(ft: Workspace, search: Search, rates: Sequence[Rate]) -> None:
+    """Raise `UsageError` if one of the user's `rates` affects no trial. Searches with too many combinations
+    are not checked."""
+    bounds = _bounds(search)
+    if not rates or bounds.size > _MOST_UNASKED:
+        return
+    each = [
+        (name, JobSpec.parse(space.applied(search.spec, settings)).on(name))
+        for settings in bounds.combinations()
+        for name in [settings.get(PROVIDER, search.providers[0])]
+    ]
+    pricing.require_used(ft, each, rates)
 
 
 class _TrialPrice(NamedTuple):
