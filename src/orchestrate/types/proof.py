@@ -17,6 +17,9 @@ class Said(Record, frozen=True, kw_only=True):
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Log-probability of each token, in nats."""
+    margins: tuple[float, ...] = ()
+    """Log-probability of each token minus that of the most likely other token, in nats. Empty in fingerprints
+    of earlier versions."""
     pieces: tuple[bytes, ...] = ()
     """Bytes of each token's text. A character may span several tokens. Special tokens are empty."""
     ended: bool

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,87 @@ def test_an_answer_that_differs_by_a_near_tie_identifies_no_model(known: Known, 
         fingerprint.canaries == ()
     )  # one answer differs, where tuned model and base hesitate between two tokens
     assert proof_of(known.exported(tmp_path / "served", weak), fingerprint).state == "in part"
+
+
+class Replayed:
+    """What a folder answered to all canaries, for any part of them."""
+
+    model = engine = "x"
+
+    def __init__(self, place: FolderPlace, fingerprint: Fingerprint) -> None:
+        self.at, self.notes = place.at, list[str]()
+        self._prompts = place.prompts(fingerprint.probes)
+        answers = place.answers(fingerprint.canaries, base=False) or []
+        self._answers = {c.ids: a for c, a in zip(fingerprint.canaries, answers, strict=True)}
+        scored = (place.scores(fingerprint.canaries, base=base) or [] for base in (False, True))
+        self._scores = [{c.ids: s for c, s in zip(fingerprint.canaries, one, strict=True)} for one in scored]
+
+    def prompts(self, probes: Sequence[Probe]) -> list[PromptView]:
+        return self._prompts
+
+    def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer]:
+        return [self._answers[c.ids] for c in canaries]
+
+    def scores(self, canaries: Sequence[Canary], *, base: bool) -> list[Sequence[float | None]]:
+        return [self._scores[base][c.ids] for c in canaries]
+
+
+def test_a_barely_trained_model_is_itself_in_16_bits_and_no_other_model_is(
+    known: Known, tmp_path: Path
+) -> None:
+    """With a third of its strength, an adapter leaves many near-ties, which rounding decides. Each pair of
+    canaries could have been the only ones of a fingerprint."""
+    weak, other = (
+        shutil.copytree(adapter, tmp_path / name)
+        for name, adapter in (("weak", known.adapter), ("other", known.other))
+    )
+    for folder in (weak, other):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 8}))
+    fingerprint = Fingerprint.from_dict(
+        worker.fingerprint(str(TINY), str(weak), [str(ORDERS)], precision="fp32")
+    )
+    assert any(min(c.tuned.margins) < 0.125 for c in fingerprint.canaries)
+    for adapter, right in ((weak, True), (other, False)):
+        served = known.exported(tmp_path / f"served {right}", adapter)
+        place = Replayed(
+            FolderPlace(served, fingerprint, str(TINY), model="tuned", ask=in_process), fingerprint
+        )
+        for pair in combinations(fingerprint.canaries, 2):
+            proof = verify(replace(fingerprint, canaries=pair), place, run_id="r")
+            answers = states(proof)["answers"]
+            assert answers != "failed" if right else proof.state == "failed", proof
+
+
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize(("margin", "state"), [(0.05, "proved"), (0.5, "failed")])
+def test_an_answer_that_parts_at_a_near_tie_does_not_count(
+    margin: float, state: str, ids: bool, known: Known
+) -> None:
+    """One of two answers has another first token than the trained model's, and the base's answer, which is
+    shorter, begins as both do."""
+    [one, two] = known.fingerprint.canaries[:2]
+    said = Said(
+        text="one two three",
+        ids=(5, 6, 7),
+        logprobs=(-0.5,) * 3,
+        margins=(3.0, margin, 3.0),
+        pieces=(b"one", b" two", b" three"),
+        ended=False,
+    )
+    base = replace(said, text="one", ids=(5, 2), pieces=(b"one", b""), ended=True)
+    canaries = (replace(one, tuned=said, base=base), replace(two, tuned=said, base=base))
+
+    class Hesitates(Text):
+        def answers(self, canaries: Sequence[Canary], *, base: bool) -> list[ObservedAnswer]:
+            return [
+                ObservedAnswer(text=text, ended=False, ids=tokens if ids else None)
+                for text, tokens in (("one two three", (5, 6, 7)), ("one, three", (5, 9, 7)))
+            ]
+
+    proof = verify(replace(known.fingerprint, canaries=canaries), Hesitates(str), run_id="r")
+    assert states(proof)["answers"] == ("passed" if state == "proved" else "failed"), proof
+    assert states(proof)["distance"] == "passed", "one of one, or one of two, may be a chance"
 
 
 def test_what_was_exported_as_it_is_passes(known: Known, tmp_path: Path) -> None:

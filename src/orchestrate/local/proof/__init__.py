@@ -29,6 +29,10 @@ CANDIDATES = 16
 """Maximum number of prompts to try as canaries, which are prompts on which the tuned model differs from its
 base."""
 CANARIES = 6
+CLEAR = 0.125
+"""Minimum difference in nats between the log-probabilities that a model gives to its own token and to another
+one. Equal to two steps of a bf16 logit. With a smaller difference, rounding in another engine or batch may
+reverse the order, so the token does not identify the model."""
 ANSWER_TOKENS = 32
 ENDING_TOKENS = 256
 """Maximum answer length in tokens for a second attempt. If fewer than two answers are complete within

@@ -26,19 +26,13 @@ from orchestrate.local.proof import (
     ANSWER_TOKENS,
     CANARIES,
     CANDIDATES,
+    CLEAR,
     ENDING_TOKENS,
     LONGEST_PROMPT,
     ProbePrompt,
     probes,
 )
 from orchestrate.types import Canary, Fingerprint, Probe, Said
-
-CLEAR = 0.125
-"""Minimum difference in nats between the log-probabilities that the model gives to its own token and to the
-other model's token, where their answers first differ. Equal to two steps of a bf16 logit. With a smaller
-difference, rounding in another engine or batch may reverse the order, so the answer does not identify the
-model."""
-
 
 @dataclass(frozen=True)
 class BaseAndTuned:
@@ -175,32 +169,54 @@ def _answered(
     sampler, tokenizer = models.sampler, models.template.tokenizer
     with models.using(base) as model:
         drawn = sampler.draw(model, prompts, max_tokens=most, temperature=0.0, most_rows=CANDIDATES)
-        scores = [logprobs(model, p, ids, sampler.device) for p, ids in zip(prompts, drawn, strict=True)]
+        scores = [
+            _with_margins(model, p, ids, sampler.device) for p, ids in zip(prompts, drawn, strict=True)
+        ]
     said: list[Said] = []
     special = models.template.special
-    for ids, values in zip(drawn, scores, strict=True):
+    for ids, (values, margins) in zip(drawn, scores, strict=True):
         ended = bool(ids) and ids[-1] in sampler.stops
         text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
         pieces = tuple(b"" if id in special else bytes_of(tokenizer, id) for id in ids)
-        said.append(Said(text=text, ids=tuple(ids), logprobs=tuple(values), pieces=pieces, ended=ended))
+        said.append(
+            Said(
+                text=text,
+                ids=tuple(ids),
+                logprobs=tuple(values),
+                margins=tuple(margins),
+                pieces=pieces,
+                ended=ended,
+            )
+        )
     return said
 
 
 def logprobs(model: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> list[float]:
     """Compute the log-probability, in nats, of each token of an answer to the prompt, without batching."""
+    return _with_margins(model, prompt, answer, device)[0]
+
+
+def _with_margins(
+    model: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Compute `logprobs`, and by how much each token is preferred to the most likely other one."""
     if not answer:
-        return []
+        return [], []
     row = torch.tensor([[*prompt, *answer]], device=device)
     return _of_answer(model(input_ids=row, use_cache=False).logits[0], prompt, answer)
 
 
-def _of_answer(logits: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-    """Return the logits of the answer's tokens. `logits` [tokens, vocabulary] are those of prompt and
-    answer."""
+def _of_answer(
+    logits: Tensor, prompt: Sequence[int], answer: Sequence[int]
+) -> tuple[list[float], list[float]]:
+    """Return the log-probabilities of the answer's tokens, and their margins. `logits` [tokens, vocabulary]
+    are those of prompt and answer."""
     places = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
     values = log_softmax(logits[places].float(), dim=-1)
-    taken = values.gather(1, torch.tensor(answer, device=values.device)[:, None])[:, 0]
-    return [round(v, 6) for v in taken.tolist()]
+    own = torch.tensor(answer, device=values.device)[:, None]
+    taken = values.gather(1, own)[:, 0]
+    margins = taken - values.scatter(1, own, -torch.inf).amax(1)
+    return [round(v, 6) for v in taken.tolist()], [round(v, 6) for v in margins.tolist()]
 
 
 def _noise(models: BaseAndTuned, canaries: Sequence[Canary]) -> float:
@@ -215,6 +231,6 @@ def _noise(models: BaseAndTuned, canaries: Sequence[Canary]) -> float:
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     apart: list[float] = []
     for canary, row in zip([c for c in canaries if c.base.ids], logits, strict=True):
-        together = _of_answer(row, canary.ids, canary.base.ids)
+        together, _ = _of_answer(row, canary.ids, canary.base.ids)
         apart += [abs(a - b) for a, b in zip(together, canary.base.logprobs, strict=True)]
     return round(sum(apart) / len(apart), 6)

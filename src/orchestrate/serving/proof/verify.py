@@ -2,7 +2,8 @@
 
 1. The endpoint tokenizes prompts exactly as in training.
 2. The endpoint answers canaries like the tuned model. Canaries are prompts that the base and the tuned model
-   answer differently.
+   answer differently. An answer that first differs where the tuned model hesitated between two tokens doesn't
+   count, because rounding decides there.
 3. The log-probabilities of these answers differ from the trainer's by at most 0.02 nats per token, or by at
    most twice the base model's difference on the same endpoint if that is larger. For bf16, the limit is
    raised by one bf16 step of a logit, divided by the square root of the number of compared tokens. If the
@@ -15,10 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 
 from orchestrate.core.underway import work
 from orchestrate.errors import UsageError
 from orchestrate.evaluation.statistics import wilson
+from orchestrate.local.proof import CLEAR
 from orchestrate.serving.proof.observations import ObservedAnswer, PromptView, TunedEndpoint
 from orchestrate.text import count
 from orchestrate.types import Canary, Fingerprint, Probe, Proof, ProofStage, Said
@@ -129,14 +132,18 @@ def _difference(wanted: Sequence[int], seen: Sequence[int]) -> str:
 
 
 def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], model: str) -> ProofStage:
-    """Compare the answers. Each canary counts for the model whose answer it matches for longer."""
-    tuned = base = 0
+    """Compare the answers. Each canary counts for the model whose answer it matches for longer, or for
+    neither. It doesn't count if the answers part where the trained model hesitated between two tokens."""
+    tuned = base = ties = 0
     for canary, observed in zip(canaries, answers, strict=True):
         as_tuned, as_base = _shared(observed, canary.tuned), _shared(observed, canary.base)
         tuned += as_tuned > as_base
         base += as_base > as_tuned
-    figures: dict[str, float] = {"canaries": len(canaries), "as tuned": tuned, "as base": base}
-    least = max(1, round(0.75 * len(canaries)))
+        ties += as_base == as_tuned and _at_near_tie(observed, canary.tuned)
+    figures: dict[str, float] = {"canaries": len(canaries), "as tuned": tuned, "as base": base, "ties": ties}
+    if 2 * ties > len(canaries):
+        return ProofStage(name="answers", state="unknown", detail=_tied(ties, canaries), figures=figures)
+    least = max(1, round(0.75 * (len(canaries) - ties)))
     if tuned >= least:
         detail = f"the served model matched the tuned model on {tuned} of {len(canaries)} canary prompts"
         return ProofStage(name="answers", state="passed", detail=detail, figures=figures)
@@ -159,13 +166,32 @@ def _answers(canaries: Sequence[Canary], answers: Sequence[ObservedAnswer], mode
     )
 
 
-def _shared(observed: ObservedAnswer, known: Said) -> float:
-    """Return the share of a known answer that the observed answer matches from its start."""
-    if observed.ids is not None:
-        return _alike(observed.ids, known.ids) / max(1, len(known.ids))
+def _shared(observed: ObservedAnswer, known: Said) -> tuple[bool, int]:
+    """Return whether the texts match, and how many tokens or characters match from the start."""
     said, wanted = _visible_text(observed.text), _visible_text(known.text)
-    whole = said == wanted and 1.0
-    return whole or _alike(said, wanted) / (len(wanted) + 1)
+    same = _alike(said, wanted) if observed.ids is None else _alike(observed.ids, known.ids)
+    return said == wanted, same
+
+
+def _at_near_tie(observed: ObservedAnswer, known: Said) -> bool:
+    """Return whether the answer leaves the trained model's at a token that this model hardly preferred to
+    another one. Rounding in the server may reverse such an order."""
+    if observed.ids is not None:
+        at = _alike(observed.ids, known.ids)
+    else:
+        wanted = b"".join(known.pieces)
+        indent = len(wanted) - len(wanted.lstrip())  # some servers strip answers
+        same = indent + _alike(observed.text.encode().strip(), wanted.strip())
+        ends = accumulate(len(piece) for piece in known.pieces)
+        at = next((n for n, end in enumerate(ends) if end > same), len(known.pieces) - 1)
+    return 0 <= at < len(known.margins) and known.margins[at] <= CLEAR
+
+
+def _tied(ties: int, canaries: Sequence[Canary]) -> str:
+    return (
+        f"{ties} of {count(len(canaries), 'answer')} differ where the trained model hesitated between two "
+        "tokens, so they identify no model"
+    )
 
 
 def _visible_text(text: str) -> str:
@@ -231,18 +257,23 @@ def _apart(known: Sequence[Said], seen: Sequence[Sequence[float | None]] | None)
 def _agreement(
     canaries: Sequence[Canary], observed: Sequence[ObservedAnswer], apart: float | None
 ) -> ProofStage:
-    same = sum(_agrees(h, c.tuned) for h, c in zip(observed, canaries, strict=True))
-    share = wilson(same, len(canaries))
+    pairs = [(h, c.tuned) for h, c in zip(observed, canaries, strict=True)]
+    same = sum(_agrees(*pair) for pair in pairs)
+    ties = sum(not _agrees(*pair) and _at_near_tie(*pair) for pair in pairs)
+    if 2 * ties > len(canaries):
+        return ProofStage(name="distance", state="unknown", detail=_tied(ties, canaries))
+    compared = len(canaries) - ties
+    share = wilson(same, compared)
     figures: dict[str, float] = {
         "agree": same,
-        "of": len(canaries),
+        "of": compared,
         "low": round(share.low, 3),
         "high": round(share.high, 3),
     }
     if apart is not None:
         figures["nats a token"] = round(apart, 5)
     interval = f"{share.low:.0%} to {share.high:.0%}"
-    detail = f"{same} of {len(canaries)} answers match the trainer's answers token for token ({interval})"
+    detail = f"{same} of {compared} answers match the trainer's answers token for token ({interval})"
     if share.high >= AGREEMENT:
         return ProofStage(name="distance", state="passed", detail=detail, figures=figures)
     return ProofStage(
