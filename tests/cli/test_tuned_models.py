@@ -11,7 +11,8 @@ import pytest
 from openai import AuthenticationError, OpenAI
 from tests.cli.conftest import Cli
 from tests.cli.serving import served
-from tests.paths import BUNDLED
+from tests.paths import BUNDLED, TINY
+from tests.unit.serving.conftest import random_adapter
 
 from orchestrate import Orchestrator
 from orchestrate.runs import tuned
@@ -99,3 +100,25 @@ def test_serving_from_the_command_to_its_end(cli: Cli, cli_env: dict[str, str], 
         twice = cli("serve", run, run, "--as", "a", "--as", "a", "--engine", engine)
         assert twice.code == 2 and "named 'a'" in twice.err, (engine, twice.err)
     assert not list((tmp_path / "home" / "servers").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+def test_an_adapter_of_a_host_is_loaded_on_the_model_that_its_id_means(cli: Cli, tmp_path: Path) -> None:
+    """Hosts name base models by their own ids, which neither the Hub nor an engine knows."""
+    adapter = random_adapter(tmp_path / "adapter", 1)
+    path = adapter / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    kept = tmp_path / "hub" / "models--Qwen--Qwen3-8B"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(TINY, kept / "snapshots" / ("0" * 40))
+    path.write_text(json.dumps({**settings, "base_model_name_or_path": "accounts/fireworks/models/qwen3-8b"}))
+    for form in ("peft", "merged"):
+        made = cli("export", "adapter", form, "--to", form, "--json", HF_HUB_CACHE=str(tmp_path / "hub"))
+        assert made.code == 0, made.err
+        assert made.json["proof"]["state"] == "proved", made.json["proof"]
+    named = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert named["base_model_name_or_path"] == "Qwen/Qwen3-8B"
+    path.write_text(json.dumps({**settings, "base_model_name_or_path": "accounts/acme/models/ours"}))
+    refused = cli("export", "adapter", "ours", "--to", "merged")
+    assert refused.code == 2 and "passport.json" in refused.err, refused.err

@@ -16,8 +16,9 @@ from orchestrate.catalog.models import lookup
 from orchestrate.core.files import private_folder, whole, write_whole
 from orchestrate.core.underway import work
 from orchestrate.errors import SetupError, UsageError
-from orchestrate.local.model.files import config_of
+from orchestrate.local.model.files import config_of, local_folder
 from orchestrate.local.weights import ask
+from orchestrate.profile import HUB_ID
 from orchestrate.providers.base import Chats, Deploys, Downloads, KeepsFingerprint, capability
 from orchestrate.providers.files import required_base
 from orchestrate.runs.hosting.deployment import require_open, used
@@ -29,7 +30,7 @@ from orchestrate.serving.proof.folder import FolderPlace
 from orchestrate.serving.proof.host import HostPlace
 from orchestrate.serving.proof.url import UrlPlace
 from orchestrate.serving.proof.verify import verify as judge
-from orchestrate.serving.tuned import TunedModel
+from orchestrate.serving.tuned import TunedModel, hub_name
 from orchestrate.settings import secret, user_and_machine
 from orchestrate.types import Adapter, Export, Fingerprint, Merged, Proof
 
@@ -74,7 +75,13 @@ def _of_folder(folder: Path) -> TunedModel:
         raise UsageError(
             f"{folder} does not name its base model", fix="add a passport.json file that sets base_model"
         )
-    return replace(bare, base=str(given))
+    base = hub_name(str(given))
+    if not (local_folder(base) or HUB_ID.match(base) or lookup(base)):
+        raise UsageError(
+            f"{folder} names {base} as its base model, which is neither a folder nor a Hugging Face Hub id",
+            fix="add a passport.json file that sets base_model to the Hub id or folder of that model",
+        )
+    return replace(bare, base=base)
 
 
 def fingerprint_of(ws: Workspace, subject: TrackedRun | Path, tuned: TunedModel | None = None) -> Fingerprint:

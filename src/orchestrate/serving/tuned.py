@@ -14,6 +14,7 @@ from orchestrate.catalog.models import License, license_of, lookup
 from orchestrate.core.tensors import tensors
 from orchestrate.errors import UsageError
 from orchestrate.local.answers.provenance import trained_in_four_bit
+from orchestrate.local.model.files import local_folder
 from orchestrate.types import Artifact, Evaluation, Run
 
 _MOST_RANK = 65_536
@@ -22,8 +23,9 @@ _LONGEST = 100
 
 
 def hub_name(base: str) -> str:
-    """Return a base model's Hub id if it has one, else its name."""
-    known = lookup(base)
+    """Return a base model's Hub id if it has one, else its name. Hosts have their own ids, such as
+    `accounts/fireworks/models/qwen3-8b`."""
+    known = None if local_folder(base) else lookup(base)
     return known.hub if known is not None and known.hub else base
 
 
@@ -63,7 +65,7 @@ class TunedModel:
         base = artifact.base_model
         if base is None:
             raise UsageError(f"the files in {folder} do not name the tuned model's base model")
-        return cls(str(run.spec.get("suffix") or run.id), folder, base, kind, run, evaluations)
+        return cls(str(run.spec.get("suffix") or run.id), folder, hub_name(base), kind, run, evaluations)
 
     @property
     def slug(self) -> str:

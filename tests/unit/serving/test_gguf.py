@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.paths import TINY
 from tests.unit.serving.conftest import random_adapter
 from tests.unit.serving.gguf import QUESTION, Made, file_of, ollama_of, peft_of
@@ -76,6 +77,10 @@ def test_a_quantised_file_is_judged_by_agreement_with_an_interval(made: Made, tm
     place = FolderPlace(tmp_path / "q.gguf", made.fingerprint, str(made.base), model="tuned")
     stages = {s.name: s for s in verify(made.fingerprint, place, run_id="r").stages}
     assert stages["tokens"].state == "passed"
+    assert stages["distance"].state == "unknown", "long answers of an adapter of noise have many near-ties"
+    old = [replace(c, tuned=replace(c.tuned, margins=())) for c in made.fingerprint.canaries]
+    fingerprint = replace(made.fingerprint, canaries=tuple(old))
+    stages = {s.name: s for s in verify(fingerprint, place, run_id="r").stages}
     figures = stages["distance"].figures
     assert 0 <= figures["low"] <= figures["agree"] / figures["of"] <= figures["high"] <= 1
 

@@ -261,7 +261,9 @@ def _agreement(
     same = sum(_agrees(*pair) for pair in pairs)
     ties = sum(not _agrees(*pair) and _at_near_tie(*pair) for pair in pairs)
     if 2 * ties > len(canaries):
-        return ProofStage(name="distance", state="unknown", detail=_tied(ties, canaries))
+        return ProofStage(
+            name="distance", state="unknown", detail=_tied(ties, canaries), figures={"ties": ties}
+        )
     compared = len(canaries) - ties
     share = wilson(same, compared)
     figures: dict[str, float] = {
