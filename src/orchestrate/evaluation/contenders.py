@@ -19,6 +19,7 @@ from orchestrate.core.retries import Retry
 from orchestrate.data.response_formats import schema_of
 from orchestrate.errors import DataError, UsageError
 from orchestrate.evaluation import Answer, Item
+from orchestrate.local.model.files import commit_of
 from orchestrate.paid.paid_requests import Price, Question, Respondent, answer_of, one_at_a_time
 from orchestrate.types import Contender, Likelihood, Message, Reply, Sampling
 from orchestrate.types.serving import AdapterCost
@@ -219,11 +220,12 @@ def _nothing(prompt: int, completion: int) -> Decimal:
 
 
 def fingerprint(model: str) -> str:
-    """Return a fingerprint that changes when any file in a model folder changes. A Hub id is returned
-    unchanged."""
+    """Return a fingerprint that changes when any file in a model folder changes. For a Hub id, returns the id
+    with its current commit, if that is known."""
     folder = Path(model)
     if not folder.is_dir():
-        return model
+        commit = commit_of(model)
+        return model if commit is None else f"{model}@{commit}"
     # Without device and inode, which change if a disk is mounted again.
     files = sorted((p.name, (mark(p) or ())[2:]) for p in folder.iterdir() if p.is_file())
     return hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:32]

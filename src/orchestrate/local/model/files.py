@@ -135,6 +135,7 @@ def weights_in(config: Mapping[str, Any], *, four_bit: bool, dtype: str) -> str:
 # Locate a model's files. Torch-free, because the backend and the checks use it too.
 
 
+_HUB_S = 10.0
 WHOLE_HASH_LIMIT = 4 << 30
 """Total size in bytes above which only the headers and sizes of the weight files are hashed, because hashing
 140 GB would take minutes."""
@@ -237,25 +238,39 @@ def config_of(model: str) -> dict[str, Any] | None:
     """Read the config.json of a folder or of a cached Hub model. The weights need not be present. Raises
     `UsageError` for GGUF."""
     _no_gguf(model)
-    if folder := local_folder(model):
-        path = folder / "config.json"
-    else:
-        try:
-            from huggingface_hub import try_to_load_from_cache
-            from huggingface_hub.errors import HFValidationError
-        except ImportError:
-            return None
-        try:
-            found = try_to_load_from_cache(model, "config.json")
-        except HFValidationError:
-            return None
-        if not isinstance(found, str):
-            return None
-        path = Path(found)
+    folder = local_folder(model)
+    path = folder / "config.json" if folder else _cached_config(model)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return None if path is None else msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def _cached_config(model: str) -> Path | None:
+    """Return the config.json of a Hub model in the Hub's cache, in the folder of its commit."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def commit_of(model: str) -> str | None:
+    """Return the commit of a Hub model that `fetch` would load: the Hub's newest one, or the one on this
+    machine if the Hub can't be reached. Returns `None` if neither is known."""
+    with suppress(Exception):  # of the Hub, or of the connection to it: `fetch` reports them
+        import huggingface_hub
+
+        api: Any = huggingface_hub.HfApi()
+        if not offline() and (newest := api.model_info(model, timeout=_HUB_S).sha):
+            return str(newest)
+    found = _cached_config(model)
+    return None if found is None else found.parent.name
 
 
 def source(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from tests.unit.local.families import make
 
 from orchestrate.data import Dataset
 from orchestrate.data.rows import ChatMessage
-from orchestrate.evaluation.contenders import by_generator
+from orchestrate.evaluation.contenders import by_generator, fingerprint
 from orchestrate.evaluation.evaluate import EvaluationTerms, Subject, evaluate
 from orchestrate.evaluation.held_out import held_out
 from orchestrate.evaluation.metrics import Context, registry
@@ -85,6 +86,34 @@ def test_answers_in_4_bits_are_not_taken_for_those_in_16() -> None:
     ]
     identities = [json.dumps(one.respondent.identity, sort_keys=True) for one in asked]
     assert len(set(identities)) == 3 and identities[0] == identities[3]
+
+
+def test_answers_of_a_commit_of_the_hub_are_not_taken_for_those_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repo = tmp_path / "models--someone--small"
+    (repo / "refs").mkdir(parents=True)
+    assert fingerprint("someone/small") == "someone/small", "nothing is known of it"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(TINY, repo / "snapshots" / commit)
+        (repo / "refs" / "main").write_text(commit)
+        assert fingerprint("someone/small") == f"someone/small@{commit}"
+
+    class Hub:
+        def model_info(self, repo_id: str, **more: Any) -> Any:
+            if repo_id != "someone/small":
+                raise ConnectionError
+            return SimpleNamespace(sha="c" * 40)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert fingerprint("someone/small") == f"someone/small@{'c' * 40}", "it is what would be loaded"
+    assert fingerprint("someone/other") == "someone/other"
 
 
 def test_batches_take_a_third_of_the_passes_and_give_the_same_answers(tmp_path: Path) -> None:
