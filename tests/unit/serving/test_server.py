@@ -672,6 +672,35 @@ def test_what_changed_on_disk_is_not_served_by_the_next_process(known: Known, tm
         }
 
 
+@pytest.mark.slow
+def test_an_adapter_of_other_weights_is_held_back_alone_until_it_is_right_again(
+    known: Known, tmp_path: Path
+) -> None:
+    other = shutil.copytree(known.other, tmp_path / "other")
+    tuned = [TunedModel("one", known.adapter, BASE, "adapter"), TunedModel("other", other, BASE, "adapter")]
+    weights = other / "adapter_model.safetensors"
+    with (
+        serve(tuned, tmp_path, ServerSettings(port=0, threads=1, four_bit=False)) as up,
+        OpenAI(base_url=f"{up.url}/v1", api_key="a-key-of-tests", max_retries=20, timeout=240) as client,
+    ):
+        before = {name: ask(client, name).choices[0].message.content for name in ("one", "other")}
+        weights.write_bytes((known.adapter / "adapter_model.safetensors").read_bytes())
+        kill(up)
+        assert ask(client).choices[0].message.content == before["one"], "its base serves the others"
+        done = loopback.post(f"{up.url}/v1/chat/completions", json={"model": "other", "messages": QUESTION})
+        assert done.status_code == 503 and "have changed since this server started" in done.text
+        health = loopback.get(f"{up.url}/health").json()
+        assert health["status"] == "ok" and str(other) in health["failure"]
+        weights.write_bytes((known.other / "adapter_model.safetensors").read_bytes())
+        shutil.copystat(known.other / "adapter_model.safetensors", weights)
+        deadline = time.monotonic() + 60
+        while loopback.get(f"{up.url}/health").json()["failure"] is not None:
+            assert time.monotonic() < deadline, up.engine.held_back
+            time.sleep(0.1)
+        assert ask(client, "other").choices[0].message.content == before["other"]
+        assert up.engine.restarts == 1
+
+
 def kill(up: ServingApp) -> None:
     """Returns when the server has seen that its process is gone."""
     assert up.engine.pid is not None

@@ -111,7 +111,8 @@ class Api:
     async def health(self, request: Request) -> Response:
         del request
         status = "ok" if self.engine.up else "failing" if self.engine.failure else "starting"
-        body = {"status": status, "models": self.names(), "failure": self.engine.failure or None}
+        failure = self.engine.failure or "; ".join(self.engine.held_back.values()) or None
+        body = {"status": status, "models": self.names(), "failure": failure}
         return JSONResponse(body, 200 if self.engine.up else 503)
 
     async def metrics(self, request: Request) -> Response:

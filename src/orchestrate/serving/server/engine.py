@@ -52,6 +52,9 @@ class EngineClient:
         self._loading = dict(loading)
         self.models: dict[str, str] = dict(loading.get("models", {}))
         """Maps names to folders, including adapters added since the start."""
+        self.held_back: dict[str, str] = {}
+        """Maps the adapters that a restarted process did not load, because their files changed, to the reason.
+        Their base and its other adapters answer."""
         self.context: int | None = None
         self.load_seconds = 0.0
         self.costs: list[AdapterCost] = []
@@ -90,9 +93,13 @@ class EngineClient:
         begun = time.monotonic()
         worker = ModelProcess("answers", self._loading, env={NO_COMPILER: "1"})
         self._worker = worker
-        worker.open({**self._loading, "models": self.models})
+        self._hold_back()
+        models = {name: folder for name, folder in self.models.items() if name not in self.held_back}
+        worker.open({**self._loading, "models": models})
         try:
-            self._require_same(worker.opened["folder"])
+            for folder in (worker.opened["folder"], *models.values()):
+                if why := self._changed(folder):
+                    raise RunFailed(why, fix="restart the server to verify them again")
             costs = worker.ask({"op": "costs", "id": ""})["costs"]
         except OrchestrateError:
             worker.close(0)
@@ -102,19 +109,27 @@ class EngineClient:
         self._up.set()
         worker.follow(self._ended)
 
-    def _require_same(self, base: str) -> None:
-        """Raise `RunFailed` if the weights have changed since the start, because nobody has verified the new
-        ones."""
-        for folder in (base, *self.models.values()):
-            try:
-                seen = _stamp(folder, self._stamps.get(folder))
-            except OSError as error:  # it is being downloaded again
-                raise RunFailed(f"could not read the model in {folder}: {error}") from error
-            if self._stamps.setdefault(folder, seen) != seen:
-                raise RunFailed(
-                    f"the weights in {folder} have changed since this server started",
-                    fix="restart the server to verify them again",
-                )
+    def _changed(self, folder: str) -> str | None:
+        """Return a reason if the model's files have changed since the start, because nobody has verified the
+        new ones."""
+        try:
+            seen = _stamp(folder, self._stamps.get(folder))
+        except OSError as error:  # it is being downloaded again
+            return f"could not read the model in {folder}: {error}"
+        if self._stamps.setdefault(folder, seen) != seen:
+            return f"the weights in {folder} have changed since this server started"
+        return None
+
+    def _hold_back(self) -> None:
+        """Find the adapters whose files have changed. A full model is never held back, because its base model
+        must not answer instead."""
+        changed: dict[str, str] = {}
+        for name, folder in self.models.items():
+            if folder in self._stamps and (why := self._changed(folder)):
+                changed[name] = f"{why}. Restart the server to verify them again"
+        self.held_back = {} if self._loading["base_name"] in self.models else changed
+        for name, why in self.held_back.items():
+            _log.error("%s is not served: %s", name, why)
 
     def close(self) -> None:
         """Stop the inference process. Requests in progress get a short time to finish."""
@@ -142,6 +157,8 @@ class EngineClient:
 
         if worker is None or not self.up:
             raise self._lost()
+        if why := self.held_back.get(str(fields.get("model"))):
+            raise EngineLost(why, LONGEST_REST_S)
         try:
             key = worker.request(op, fields, deliver, once=False)
         except Ended as error:
@@ -168,10 +185,12 @@ class EngineClient:
         message = await self.ask("load", name=name, folder=folder)
         self.models[name] = folder
         self._stamps[folder] = _stamp(folder)
+        self.held_back.pop(name, None)
         return float(message["seconds"])
 
     async def unload(self, name: str) -> None:
-        await self.ask("unload", name=name)
+        if self.held_back.pop(name, None) is None:
+            await self.ask("unload", name=name)
         self.models.pop(name, None)
 
     # -- restarting ----------------------------------------------------------------------------------------
@@ -189,12 +208,28 @@ class EngineClient:
             self._leave_out()
             try:
                 self.start()
-                return
+                break
             except OrchestrateError as error:
                 self.failure = error.message
                 _log.error("could not restart the model's process: %s", error)
             self._ends.wait(rest)
             rest = min(LONGEST_REST_S, 2 * rest)
+        rest, worker = 1, self._worker
+        while self.held_back and not self._ends.wait(rest) and self.up and self._worker is worker:
+            rest = min(LONGEST_REST_S, 2 * rest)
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Load the adapters whose files are as they were at the start again."""
+        for name in list(self.held_back):
+            folder = self.models.get(name, "")
+            if folder and self._changed(folder) is None:
+                with suppress(EngineLost, EngineRefused):
+                    asyncio.run(self.ask("load", name=name, folder=folder))
+                    if self._changed(folder) is None:
+                        self.held_back.pop(name, None)
+                    else:  # while it was loaded
+                        asyncio.run(self.ask("unload", name=name))
 
     def _leave_out(self) -> None:
         """Stop serving adapters whose files are missing, and serve the others. A full model is never left
