@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import secrets
@@ -17,6 +18,13 @@ from threading import Thread
 from orchestrate import settings
 from orchestrate.core.files import opener, private_folder
 from orchestrate.types import Record
+
+ANSWER_S = 10.0
+"""Seconds to wait for the driver's tool."""
+_QUIET_S = 60.0
+"""Seconds in which a tool that did not answer is not asked again."""
+_HUNG: list[tuple[subprocess.Popen[str], float]] = []
+_log = logging.getLogger(__name__)
 
 
 class Gpu(Record, frozen=True, kw_only=True):
@@ -193,16 +201,41 @@ def _slice_sizes() -> dict[tuple[str, str], int]:
     }
 
 
+def driver_hangs() -> bool:
+    """Return whether the driver's tool did not answer lately."""
+    return any(child.poll() is None or time.monotonic() < until for child, until in _HUNG)
+
+
 def _ask(*asked: str) -> list[str]:
-    """Return the output lines of the driver's tool. Empty if it is missing or fails."""
-    try:
-        env = settings.of_child()
-        done = subprocess.run(
-            ["nvidia-smi", *asked], capture_output=True, text=True, timeout=10, check=True, env=env
-        )
-    except (OSError, subprocess.SubprocessError):
+    """Return the output lines of the driver's tool. Empty if it is missing, fails, or does not answer."""
+    if driver_hangs():
         return []
-    return done.stdout.splitlines()
+    try:
+        child = subprocess.Popen(
+            ["nvidia-smi", *asked],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=settings.of_child(),
+        )
+    except OSError:
+        return []
+    try:
+        said, _ = child.communicate(timeout=ANSWER_S)
+    except BaseException as error:
+        child.kill()  # without waiting, because a process that hangs in the driver does not end
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        if child.stdout is not None:
+            child.stdout.close()
+        _HUNG[:] = [(child, time.monotonic() + _QUIET_S)]
+        _log.warning(
+            "nvidia-smi did not answer within %g seconds, so no GPU is found here. The GPU's driver may "
+            "hang: try nvidia-smi yourself, and reboot the machine if it does not answer",
+            ANSWER_S,
+        )
+        return []
+    return said.splitlines() if child.returncode == 0 else []
 
 
 def cores() -> int:

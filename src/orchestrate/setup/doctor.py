@@ -69,7 +69,14 @@ def machine() -> Iterator[Check]:
         f"{gpu.name} with {size(gpu.memory_bytes)}" + " shared with the system" * gpu.unified
         for gpu in hardware.gpus()
     ]
-    yield Check(check="GPU", ok=True if gpus else None, detail=", ".join(gpus) or "none")
+    hangs = hardware.driver_hangs()
+    missing = f"nvidia-smi did not answer within {hardware.ANSWER_S:g} seconds" if hangs else "none"
+    yield Check(
+        check="GPU",
+        ok=bool(gpus) or (False if hangs else None),
+        detail=", ".join(gpus) or missing,
+        fix="try nvidia-smi yourself, and reboot the machine if it does not answer" if hangs else None,
+    )
     for one in built_in().values():
         if one.sdk is not None:
             yield _installed(one.sdk)

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import pytest
+from tests.logged import Logged
 from tests.paths import TINY
 
 from orchestrate.costing import built_in, gpu_memory_bytes
@@ -188,6 +190,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     caches = (machine.gpus, machine.capability, machine.mig_slices)
+    monkeypatch.setattr(machine, "_HUNG", [])
     for cache in caches:
         cache.cache_clear()
     yield tool
@@ -206,6 +209,20 @@ def test_the_driver_s_tool_is_read(driver: Path, monkeypatch: pytest.MonkeyPatch
     assert machine.gpu_load(2) == machine.GpuLoad()
     monkeypatch.setenv("PATH", str(driver.parent / "empty"))
     assert machine.gpu_load() == machine.GpuLoad()
+
+
+def test_a_driver_that_hangs_is_waited_for_once_and_told(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, logged: Logged
+) -> None:
+    driver.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(machine, "ANSWER_S", 0.5)
+    begun = time.monotonic()
+    assert machine.gpus() == () and machine.capability() is None and machine.gpu_load() == machine.GpuLoad()
+    assert time.monotonic() - begun < 5
+    [line] = [r.getMessage() for r in logged.records if "nvidia-smi" in r.getMessage()]
+    assert "did not answer within 0.5 seconds" in line
+    [gpu] = [one for one in doctor.machine() if one.check == "GPU"]
+    assert gpu.ok is False and "did not answer" in gpu.detail and gpu.fix is not None
 
 
 def test_without_what_the_driver_reserves_a_card_has_what_cuda_gives(driver: Path) -> None:
