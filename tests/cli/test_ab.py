@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -198,6 +199,29 @@ def test_a_plan_with_a_wrong_model_is_not_started_and_can_be_corrected(cli: Cli,
     plan.write_text(re.sub(r"(?m)^tuned: .*$", "tuned: run-unknown", text))
     assert cli("ab", "serve", str(plan), "--port", "0").code != 0
     assert "no experiments yet" in cli("ab", "status").err
+
+
+def test_a_plan_with_folders_that_cannot_be_served_is_not_started(
+    cli: Cli, plan: Path, tmp_path: Path
+) -> None:
+    text = plan.read_text()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen3-0.6B"}))
+    other = shutil.copytree(adapter, tmp_path / "other")
+    (other / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen3-1.7B"}))
+    bare = tmp_path / "bare"  # of a base model: it has no provenance file
+    bare.mkdir()
+    (bare / "model.safetensors").write_bytes(b"")
+    for base, tuned, word in (
+        (bare, "http://127.0.0.1:9/v1=m", "does not name its base model"),
+        (adapter, other, "only serve one base model"),
+    ):
+        plan.write_text(re.sub(r"(?m)^(base|tuned): .*$", "", text) + f"\nbase: {base}\ntuned: {tuned}\n")
+        done = cli("ab", "serve", str(plan), "--port", "0")
+        assert done.code == 2 and word in done.err, done.err
+        assert "no experiments yet" in cli("ab", "status").err
 
 
 def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> None:

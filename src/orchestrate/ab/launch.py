@@ -77,8 +77,11 @@ def begun(
         return Experiment.open(plan, ft.store)
     read = read_plan(path)
     if ft.store.experiments.named(read.name) is None:
+        here = [written for written in _written(read).values() if _is_here(ft, written)]
+        if here:
+            serving.require_servable(ft, list(dict.fromkeys(here)))
         for arm, written in _written(read).items():
-            if not _is_here(ft, written):
+            if written not in here:
                 _elsewhere(ft, read, arm, written)
         start(read)
     return Experiment.begin(read, ft.store)

@@ -142,16 +142,9 @@ def serve(
     must be accepted first, `UsageError` for models that cannot be served together, and `SetupError` for an
     engine that is not installed."""
     choice = choice or EngineOptions()
-    if choice.engine not in ENGINES:
-        raise UsageError(f"--engine must be one of {', '.join(ENGINES)} (got {choice.engine!r})")
-    tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
+    tuned, engine, why = _chosen(ft, names, choice, called)
     for one in tuned:
         models.agree(ft, one, accept_license)
-    engine, why = choice.engine, None
-    if engine == "auto":
-        engine, why = engines.choose(
-            tuned, engines.LocalCapabilities.seen(choice.python, choice.llama_python)
-        )
     if engine == "transformers":
         keys.bring_in(ft.settings.home, ft.store, by=ft.settings.made_by)
         with server_process.serve(tuned, ft.settings.home, ft.store, terms, base=choice.base) as up:
@@ -177,6 +170,27 @@ def serve(
     with engines.started(command) as url:
         served = (*(t.name for t in tuned), *([served_base(tuned[0].base)] if engine == "vllm" else []))
         yield RunningModels(url, engine, served, tuple(tuned), command.line, why=why)
+
+
+def require_servable(ft: Workspace, names: Sequence[str]) -> None:
+    """Raise the errors that `serve` would raise for these models before it loads them, except that a license
+    must be accepted."""
+    tuned, engine, _ = _chosen(ft, names, EngineOptions(), ())
+    if engine == "transformers":
+        server_process.loading_of(tuned, ServerSettings(), None)
+
+
+def _chosen(
+    ft: Workspace, names: Sequence[str], choice: EngineOptions, called: Sequence[str]
+) -> tuple[list[TunedModel], str, str | None]:
+    """Return the models, the engine that serves them, and why it was chosen."""
+    if choice.engine not in ENGINES:
+        raise UsageError(f"--engine must be one of {', '.join(ENGINES)} (got {choice.engine!r})")
+    tuned = _named([models.of(ft, subject(ft, name)) for name in names], called)
+    if choice.engine != "auto":
+        return tuned, choice.engine, None
+    seen = engines.LocalCapabilities.seen(choice.python, choice.llama_python)
+    return tuned, *engines.choose(tuned, seen)
 
 
 def _named(tuned: Sequence[TunedModel], called: Sequence[str]) -> list[TunedModel]:

@@ -34,6 +34,7 @@ from orchestrate.local.proof import (
 )
 from orchestrate.types import Canary, Fingerprint, Probe, Said
 
+
 @dataclass(frozen=True)
 class BaseAndTuned:
     """A tuned model and its base. `using(True)` yields the base model, and `using(False)` the tuned model."""
@@ -169,9 +170,7 @@ def _answered(
     sampler, tokenizer = models.sampler, models.template.tokenizer
     with models.using(base) as model:
         drawn = sampler.draw(model, prompts, max_tokens=most, temperature=0.0, most_rows=CANDIDATES)
-        scores = [
-            _with_margins(model, p, ids, sampler.device) for p, ids in zip(prompts, drawn, strict=True)
-        ]
+        scores = [_with_margins(model, p, ids, sampler.device) for p, ids in zip(prompts, drawn, strict=True)]
     said: list[Said] = []
     special = models.template.special
     for ids, (values, margins) in zip(drawn, scores, strict=True):
