@@ -124,6 +124,8 @@ def chat_host() -> Generator[ChatHost]:
             if isinstance(text, str):
                 status, answer = 200, _completion(body, text)
                 host.bill(answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"])
+            elif isinstance(text, dict) and "choices" in text:
+                status, answer = 200, text
             else:
                 status, answer = (text, _error(text)) if isinstance(text, int) else (400, {"error": text})
             self.answer(status, answer, {"retry-after-ms": "1"} if status >= 429 else {})

@@ -269,13 +269,17 @@ def _notes(contenders: Sequence[Contender], sides: Sequence[Side]) -> Iterator[s
     for one, side in zip(contenders, sides, strict=True):
         if one.failed:
             yield (f"{one.name}: {one.failed} of {one.answers} questions got no answer and count as wrong")
-        answers = [answer for own in side.answers for answer in own]
-        found = Counter(note for answer in answers for note in answer.notes)
-        found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)
-        for note, number in (+found).items():
-            yield f"{one.name}: {number} of {one.answers} answers: {note}"
+        yield from answer_notes(one, [answer for own in side.answers for answer in own])
         if one.usd_per_hour is not None:
             yield f"{one.name}: {_by_the_hour(one, one.usd_per_hour)}"
+
+
+def answer_notes(one: Contender, answers: Sequence[Answer]) -> Iterator[str]:
+    """Yield the notes on a contender's answers, such as that they were cut off, and the number of answers."""
+    found = Counter(note for answer in answers for note in answer.notes)
+    found[_CUT] += sum(a.finish_reason == "length" and not _says_cut(a.notes) for a in answers)
+    for note, number in (+found).items():
+        yield f"{one.name}: {number} of {one.answers} answers: {note}"
 
 
 def _by_the_hour(one: Contender, price: Decimal) -> str:

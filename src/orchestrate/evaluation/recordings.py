@@ -135,6 +135,8 @@ class Recording(Record, frozen=True, kw_only=True):
     folder: str
     sandbox: bool = False
     """True if a sandbox answered."""
+    notes: tuple[str, ...] = ()
+    """Notes on the answers, such as how many were cut off."""
 
     @property
     def complete(self) -> bool:

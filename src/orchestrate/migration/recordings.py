@@ -17,7 +17,7 @@ from orchestrate.core import days, files
 from orchestrate.data.files import require_writable
 from orchestrate.errors import UsageError
 from orchestrate.evaluation import Answer, Item, recordings
-from orchestrate.evaluation.evaluate import ContenderPlan, plan
+from orchestrate.evaluation.evaluate import ContenderPlan, answer_notes, plan
 from orchestrate.evaluation.held_out import prompts
 from orchestrate.evaluation.recordings import Recording as Recording
 from orchestrate.evaluation.recordings import covering
@@ -208,16 +208,18 @@ class PreparedRecording:
         given = [a for _, answers in pairs for a in answers]
         lost = self._asking.lost(candidate.respondent, questions)
         costs = [a.usd for a in given if a.usd is not None]
+        contender = msgspec.structs.replace(
+            candidate.contender,
+            answers=len(given),
+            failed=refusals,
+            lost_requests=lost.requests,
+            lost_usd=lost.usd,
+        )
         found = Recording(
             id=id,
             at=self._ft.store.clock.now(),
-            contender=msgspec.structs.replace(
-                candidate.contender,
-                answers=len(given),
-                failed=refusals,
-                lost_requests=lost.requests,
-                lost_usd=lost.usd,
-            ),
+            contender=contender,
+            notes=tuple(answer_notes(contender, given)),
             sampling=self._order.sampling,
             prompts=len(self._items),
             answered=len(pairs),

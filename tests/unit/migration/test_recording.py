@@ -459,6 +459,20 @@ def test_a_model_that_is_no_run_is_recorded_by_its_address(ft: Orchestrator, tmp
         PreparedRecording(ft, name, RecordOrder())
 
 
+def test_a_recording_notes_what_an_evaluation_would_note(ft: Orchestrator, tmp_path: Path) -> None:
+    path = chat_rows(tmp_path / "log.jsonl", 0, 3)
+    cut = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": "half an"}}
+    usage = {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
+    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage}
+    with chat_host() as host:
+        host.writes = lambda number, body: {**answer, "choices": [cut]} if number == 1 else "whole"
+        order = RecordOrder(prompts=path, sampling=SHORT)
+        with PreparedRecording(ft, f"{host.url}=old-model", order) as prepared:
+            done = prepared.run()
+    [note] = done.notes
+    assert "1 of 3 answers: cut off at the token limit" in note
+
+
 LOGPROBS = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": 0}]}
 
 

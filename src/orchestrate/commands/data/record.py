@@ -155,6 +155,8 @@ def _show(done: Recording) -> None:
     if done.refused:
         warn(f"the host did not answer {count(done.refused, 'prompt')}")
     warn_lost(done.contender.lost_requests, done.contender.lost_usd)
+    for line in done.notes:
+        note(line)
     given = f"{done.with_logprobs:,} with log-probabilities" if done.with_logprobs else "no log-probabilities"
     cost = "" if done.usd is None else f"; {money(done.usd)}"
     note(f"{given}; {done.answers_file}{cost}")

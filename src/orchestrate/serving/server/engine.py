@@ -53,8 +53,8 @@ class EngineClient:
         self.models: dict[str, str] = dict(loading.get("models", {}))
         """Maps names to folders, including adapters added since the start."""
         self.held_back: dict[str, str] = {}
-        """Maps the adapters that a restarted process did not load, because their files changed, to the reason.
-        Their base and its other adapters answer."""
+        """Maps the adapters that a restarted process did not load to the reason: their files changed. Their
+        base and its other adapters answer."""
         self.context: int | None = None
         self.load_seconds = 0.0
         self.costs: list[AdapterCost] = []
