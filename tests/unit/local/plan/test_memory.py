@@ -190,10 +190,13 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     caches = (machine.gpus, machine.capability, machine.mig_slices)
-    monkeypatch.setattr(machine, "_HUNG", [])
+    hung: list[tuple[subprocess.Popen[str], float]] = []
+    monkeypatch.setattr(machine, "_HUNG", hung)
     for cache in caches:
         cache.cache_clear()
     yield tool
+    for child, _ in hung:
+        child.wait(10)
     for cache in caches:
         cache.cache_clear()
 
