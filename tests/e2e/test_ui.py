@@ -280,6 +280,13 @@ def test_a_page_is_live_and_its_curves_come_into_view(browser: Browser, url: str
     )
     expect(page.locator(f"#{run}")).not_to_contain_text("changed-since")
     expect(link).to_be_focused()
+    total = page.locator("#total")
+    expect(total).to_have_text("2 runs")
+    for archived, left in ((True, "1 run"), (False, "2 runs")):
+        at = ft.store.clock.now()
+        ft.store.runs.apply(run, lambda now, to=archived, at=at: replace(now, archived=to, updated_at=at))
+        expect(total).to_have_text(left)
+        expect(page.locator(f"#{run}")).to_have_count(0 if archived else 1)
     assert tab.wrong == []
 
 

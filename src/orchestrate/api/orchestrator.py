@@ -372,21 +372,24 @@ class Orchestrator(Workspace):
         sandbox: bool = False,
         offline: bool = False,
         ignore: Sequence[str] = (),
+        patience_s: float | None = None,
     ) -> SpendingReport:
         """Report the spent, committed and remaining budget, and query every configured account for resources
         that are still billed, no matter who created them. `by` groups by one or more of
         `orchestrate.runs.spending.BY`, or by `tag:NAME`. `month` is written as `2026-11`. `sandbox`
         reports the simulated spending of the sandboxes instead. `offline` queries no host. `ignore` lists
         deployments that should stay up and don't count as idle, by name, id or last part of the id. Accounts
-        that could not be queried are listed in the report. Raises `UsageError` for an invalid month or an
-        unknown grouping."""
+        that could not be queried, or that did not answer within `patience_s` seconds, are listed in the
+        report. Raises `UsageError` for an invalid month or an unknown grouping."""
         from orchestrate.providers import registry
         from orchestrate.runs.spending import Spender
 
         names = registry.names(self.settings)  # the report says of a broken one that it was not asked
         spender = Spender(self.store, names, self.provider, self.ready, self.settings.budget_usd)
         wanted = (by,) if isinstance(by, str) else by
-        return spender.report(wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore)
+        return spender.report(
+            wanted, month=month, sandbox=sandbox, offline=offline, ignore=ignore, patience_s=patience_s
+        )
 
     def orphans(self, *, sandbox: bool = False) -> OrphanReport:
         """List billed resources that Orchestrate created but that belong to no run or deployment in this

@@ -1,9 +1,11 @@
-"""Retry calls that are safe to repeat."""
+"""Retry calls that are safe to repeat, and limit the time to wait for a call."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -72,3 +74,18 @@ class Retry:
 
 
 ONCE = Retry(attempts=1)
+
+
+def within(call: Callable[[], T], seconds: float) -> T:
+    """Run a call that has no timeout parameter. Raises `TimeoutError` if the call takes longer. The call
+    goes on in its thread, which doesn't keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001  whoever waits gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(seconds)

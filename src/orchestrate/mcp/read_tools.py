@@ -20,6 +20,8 @@ from orchestrate.types import JobStatus, Problem, Quote, Run, Severity
 
 _MOST_PROBLEMS = 20
 _LAST = 10
+_HOST_S = 30.0
+"""Seconds to wait for a host. Most clients end a call after a minute."""
 
 
 class SpecGiven(BaseModel):
@@ -60,6 +62,8 @@ class ReadTools:
     ) -> list[dict[str, Any]]:
         """List fine-tuning runs, newest first, in their last known state."""
         found = self._ft.runs(provider=provider, status=status, limit=limit, sandbox=sandbox or None)
+        if provider is not None and not found:  # a backend that is no longer configured may have runs
+            self._ft.backends(provider)
         return [run_line(run.record) for run in found]
 
     def show_run(self, run: str) -> dict[str, Any]:
@@ -123,7 +127,7 @@ class ReadTools:
     def spending(self, month: str | None = None) -> dict[str, Any]:
         """Show what was spent and committed, and query every account for resources that are still billed.
         `month` has the format YYYY-MM, such as 2026-11."""
-        return self._ft.spending(month=month).to_dict()
+        return self._ft.spending(month=month, patience_s=_HOST_S).to_dict()
 
 
 def run_line(run: Run) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Select, and_, case, func, literal, literal
 
 from orchestrate.core.progress import STAGES
 from orchestrate.errors import UsageError
-from orchestrate.store import schema
+from orchestrate.store import schema, unstorable
 from orchestrate.types import JobStatus, Run
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ STATUSES = tuple(dict.fromkeys([*STAGES.values(), *(status.value for status in J
 """Names of run statuses, as shown and used in filters."""
 _NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*){0,4}")
 _PAGE = 500
+_LONGEST = 1000
 
 
 class RunQuery(Struct, frozen=True, kw_only=True):
@@ -53,6 +54,13 @@ class RunQuery(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.status not in ("", *STATUSES):
             raise UsageError(f"unknown status {self.status!r}. Known: {', '.join(STATUSES)}")
+        for given in (self.words, self.provider, self.model, self.tag):
+            # A database would end the text at the null character, or reject the pattern with its own error.
+            if unstorable(given) or len(given) > _LONGEST:
+                raise UsageError(
+                    "a filter can't have null characters, halves of surrogate pairs or more than "
+                    f"{_LONGEST:,} characters"
+                )
         for what, name, known in (("sorted", self.column, COLUMNS), ("grouped", self.group, ("", *GROUPS))):
             kind, dot, inner = name.partition(".")
             if name not in known and not (dot and kind in ("spec", "tag") and _NAME.fullmatch(inner)):

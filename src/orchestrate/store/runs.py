@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from orchestrate.store.ledger import Limit
 
 _NEWEST = ("last", "latest")
+_LONGEST = 200
+"""Maximum length of a name that may be part of an id, and that errors show in full."""
 _SOME = 5
 """Maximum number of runs to list when a name matches several."""
 
@@ -59,7 +61,8 @@ def one(db: Database, name: str, *, sandboxes: bool, near: str | None) -> Run:
             )
         if name in _NEWEST:
             raise UsageError("there are no runs yet", fix="create one with: orchestrate submit")
-        raise UsageError(f"unknown run {name!r}", fix="list them with: orchestrate runs")
+        shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]} ..."
+        raise UsageError(f"unknown run {shown!r}", fix="list them with: orchestrate runs")
     some = ", ".join(f"{run.id} ({run.provider}, {run.status.value})" for run in found[:_SOME])
     more = " and more" if len(found) > _SOME else ""
     raise UsageError(f"{name!r} matches several runs: {some}{more}", fix="type more characters of the id")
@@ -71,6 +74,8 @@ def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None =
     A name may be an id, a ref, a job id, the start of an id, and so on. These interpretations are tried in a
     fixed order. The first one that matches any run decides the result.
     """
+    if unstorable(name):
+        return []
     table = schema.runs
     newest = select(table.c.record).order_by(table.c.created_at.desc())
     meant = newest if sandboxes else newest.where(~table.c.sandbox)
@@ -82,10 +87,11 @@ def named(db: Database, name: str, *, sandboxes: bool = True, near: str | None =
     # Query one column at a time and without sorting, so the column's index is used. A sweep looks up
     # thousands of ids.
     tries += [select(table.c.record).where(c == name).limit(2) for c in exact]
-    if bare.isalnum():
+    short = bare.isalnum() and len(bare) <= _LONGEST
+    if short:
         tries.append(newest.where(table.c.id.startswith(RUN_PREFIX + bare)).limit(_SOME + 1))
     tries.append(meant.where(table.c.name == name).limit(1))
-    if bare.isalnum() and len(bare) >= 3:
+    if short and len(bare) >= 3:
         tries.append(newest.where(table.c.id.endswith(bare)).limit(_SOME + 1))
     if name and (RUN_PREFIX.startswith(name) or REF_PREFIX.startswith(name)):
         tries.append(newest.limit(_SOME + 1))  # it is the beginning of every id

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from orchestrate.core.amounts import amount
 from orchestrate.errors import OrchestrateError, UsageError
 from orchestrate.paid.consent import require_consent
-from orchestrate.runs.evaluation.held_out import EvaluationOrder, PreparedEvaluation
+from orchestrate.runs.evaluation.held_out import EvaluationOrder, EvaluationPlan, PreparedEvaluation
 from orchestrate.runs.hosting.deployment import question
 from orchestrate.text import count, money, rate
 from orchestrate.types import Feature, JobStatus, Run, SubmitPhase
@@ -155,7 +155,7 @@ def routes(site: Site) -> list[Route]:
                 f"    ft.run({handle.id!r}).{name}()",
             ),
             run=handle.record,
-            asked=asked(handle, name, given),
+            asked=site.from_host(handle.record.provider, lambda: asked(handle, name, given)),
             checkpoint=request.query_params.get("checkpoint", "") if name == "download" else "",
         )
 
@@ -232,8 +232,7 @@ def evaluate_routes(site: Site) -> list[Route]:
         values: dict[str, Any] = {"plan": None, "error": None}
         if test:
             try:
-                with PreparedEvaluation(site.ft, [subject], EvaluationOrder(test=test)) as prepared:
-                    values["plan"] = prepared.plan()
+                values["plan"] = site.from_host(handle.record.provider, lambda: _planned(site, subject, test))
             except OrchestrateError as error:
                 values["error"] = error
         return site.page(
@@ -263,6 +262,11 @@ def evaluate_routes(site: Site) -> list[Route]:
         Route("/runs/{run}/evaluate", page, methods=["GET"]),
         site.action("/runs/{run}/evaluate", act),
     ]
+
+
+def _planned(site: Site, subject: str, test: str) -> EvaluationPlan:
+    with PreparedEvaluation(site.ft, [subject], EvaluationOrder(test=test)) as prepared:
+        return prepared.plan()
 
 
 def _evaluated(site: Site, subject: str, test: str, limit: Decimal | None) -> str:

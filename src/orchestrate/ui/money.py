@@ -15,7 +15,7 @@ from orchestrate.errors import UsageError
 from orchestrate.runs.preparing import pricing
 from orchestrate.runs.spending import Found, SpendingReport
 from orchestrate.spec import JobSpec
-from orchestrate.ui.site import Copy, Site
+from orchestrate.ui.site import HOST_PATIENCE_S, Copy, Site
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def routes(site: Site) -> list[Route]:
 
     def billed_page(request: Request) -> Response:
         sandbox = bool(request.query_params.get("sandbox"))
-        report = site.ft.spending(_BY, sandbox=sandbox)
+        report = site.ft.spending(_BY, sandbox=sandbox, patience_s=HOST_PATIENCE_S)
         ends = {id(found): way for found in report.standing if (way := _way_to_end(found)) is not None}
         return site.page(request, "standing.html", here="money", report=report, ends=ends, way=id)
 

@@ -170,9 +170,10 @@ async def _changes(
 ) -> AsyncIterator[str]:
     """Yield changed rows, and the ids of runs that no longer match, whenever runs have changed."""
     query, columns = wanted.of_site(site), wanted.shown()
+    total: int | None = None
 
     def look() -> str | None:
-        nonlocal since
+        nonlocal since, total
         changed = site.ft.store.watching.changed(since)
         if not changed:
             return None
@@ -184,6 +185,8 @@ async def _changes(
         points = site.ft.store.history.sampled([run.id for run in shown], _SPARKED)
         sparked = [(run, spark(points[run.id])) for run in shown]
         rows = [site.part("rows.html", "row", run, base, now, columns, *drawn) for run, drawn in sparked]
+        if total != (total := site.ft.store.listing.count(query)):
+            rows.append(site.part("rows.html", "total", total))
         return stream_event(html="".join(rows), gone=gone, since=since.isoformat())
 
     async for event in repeated(request, site, look):

@@ -18,7 +18,7 @@ from functools import cache
 from hmac import compare_digest
 from importlib.resources import files
 from mimetypes import guess_type
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import jinja2
@@ -31,7 +31,8 @@ from starlette.routing import Route
 
 from orchestrate import text
 from orchestrate.core import progress
-from orchestrate.errors import OrchestrateError, ProviderError, SpecError, UsageError
+from orchestrate.core.retries import within
+from orchestrate.errors import HostUnavailable, OrchestrateError, ProviderError, SpecError, UsageError
 from orchestrate.settings import hide
 from orchestrate.types import Run
 
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
     from orchestrate.api.orchestrator import Orchestrator
 
 
+T = TypeVar("T")
 _PATIENCE_S = 3.0
 """Seconds that a page waits for an action to finish. After that, the page shows that the action is in
 progress."""
+HOST_PATIENCE_S = 10.0
+"""Seconds that a page waits for a host's answer before it is shown without it."""
 _AT_ONCE = 4
 
 
@@ -162,6 +166,14 @@ class Site:
             )
         )
         return HTMLResponse(shown, status, headers=_HEADERS)
+
+    def from_host(self, provider: str, call: Callable[[], T]) -> T:
+        """Run a call that may query a host. Raises `HostUnavailable` if it takes longer than a page waits."""
+        try:
+            return within(call, HOST_PATIENCE_S)
+        except TimeoutError:
+            why, fix = f"no answer within {HOST_PATIENCE_S:g} s", "check the network and the base URL"
+            raise HostUnavailable(provider, why, fix=fix) from None
 
     def part(self, name: str, macro: str, *values: Any) -> str:
         """Render a macro of a template."""

@@ -141,3 +141,10 @@ def test_what_changed_is_found_by_its_time(store: Store, seven: list[Run]) -> No
                 text("EXPLAIN QUERY PLAN SELECT record FROM runs WHERE updated_at > 'x' ORDER BY updated_at")
             ).all()
         assert "runs_by_change" in str(plan)
+
+
+@pytest.mark.parametrize("wrong", ["\0", "a\0b", "\ud800", "a" * 60_000])
+@pytest.mark.parametrize("name", ["words", "provider", "model", "tag"])
+def test_a_filter_that_no_run_can_have_is_an_error(name: str, wrong: str) -> None:
+    with pytest.raises(UsageError, match="a filter can't have null characters"):
+        RunQuery(**{name: wrong})

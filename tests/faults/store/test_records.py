@@ -145,6 +145,10 @@ def test_a_run_is_found_by_each_of_its_names(store: Store) -> None:
     assert store.runs.get("job-old").id == old.id
     with pytest.raises(UsageError, match="unknown run 'nothing'"):
         store.runs.get("nothing")
+    for long in ("a" * 100_000, f"{old.id}\0", "\ud800"):
+        with pytest.raises(UsageError, match="unknown run") as raised:
+            store.runs.get(long)
+        assert len(raised.value.message) < 300
     with pytest.raises(UsageError, match="matches several"):
         store.runs.get(old.id[:6])
     assert store.runs.exists(old.ref)

@@ -297,6 +297,8 @@ def test_a_name_adds_no_line_to_the_question(shop: Shop) -> None:
         ("check", {"spec": {"file": "a\0b"}}, "cannot be read"),
         ("check", {"spec": {"file": "x" * 5000}}, "cannot be read"),
         ("list_runs", {"limit": -1}, "greater than or equal to 1"),
+        ("list_runs", {"provider": "nowhere"}, "fireworks"),
+        ("show_run", {"run": "a" * 100_000}, "orchestrate runs"),
     ],
 )
 def test_an_error_says_what_to_do(shop: Shop, tool: str, given: dict[str, Any], told: str) -> None:

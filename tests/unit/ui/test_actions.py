@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+import socket
+import time
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from msgspec.structs import replace
 from starlette.testclient import TestClient
 from tests.unit.ui.page import Parsed
 
@@ -17,7 +20,11 @@ from orchestrate import JobSpec, JobStatus, Orchestrator
 from orchestrate.gateway import launch as gateway
 from orchestrate.sandbox.server import Sandbox
 from orchestrate.settings import config
+from orchestrate.store.runs import Intent
 from orchestrate.text import money, rate
+from orchestrate.types import SubmitPhase
+from orchestrate.ui import money as pages_of_money
+from orchestrate.ui import site
 from orchestrate.ui.server import app
 from orchestrate.ui.site import Site
 
@@ -159,6 +166,37 @@ def test_money_by_month_and_what_still_bills_with_the_way_to_end_it(
     assert f"/runs/{ready}/do/undeploy" in standing.links
     done(web, f"/runs/{ready}/do/undeploy")
     assert f"/runs/{ready}/do/undeploy" not in Parsed(web.get("/money/standing?sandbox=1").text).links
+
+
+def test_a_host_that_never_answers_is_named_after_a_short_while(
+    tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (site, pages_of_money):
+        monkeypatch.setattr(module, "HOST_PATIENCE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, and that is all
+        env = {
+            "FIREWORKS_API_KEY": "fw-key",
+            "FIREWORKS_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"),
+        }
+        with Orchestrator(config.load(env=env, cwd=tmp_path, home=tmp_path / "home")) as ft:
+            host = ft.provider("fireworks").host
+            spec = JobSpec(model="qwen3-8b", train=str(rows))
+            run = ft.store.runs.create(
+                Intent(spec=spec, provider="fireworks", dataset_digest="d" * 64, host=host)
+            )
+            states = {"phase": SubmitPhase.SUBMITTED, "status": JobStatus.SUCCEEDED, "job_id": "a-job"}
+            ft.store.runs.apply(run.id, lambda now: replace(now, **states))
+            begun = time.monotonic()
+            with TestClient(app(Site(ft))) as web:
+                standing = Parsed(web.get("/money/standing").text)
+                deploy = web.get(f"/runs/{run.id}/do/deploy")
+                plan = Parsed(web.get(f"/runs/{run.id}/evaluate?test={rows}").text)
+            assert time.monotonic() - begun < 20
+    assert "no answer within 0.5 s. To wait longer: orchestrate spending" in standing.text
+    assert "Fireworks" in standing.texts
+    assert deploy.status_code == 502 and "no answer within 0.5 s" in deploy.text
+    assert "no answer within 0.5 s" in plan.text
 
 
 def test_budgets_are_told_with_what_is_left(tmp_path: Path) -> None:

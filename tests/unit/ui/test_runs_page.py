@@ -128,6 +128,7 @@ def test_a_wrong_filter_is_told(web: TestClient) -> None:
     answer = web.get("/?status=done")
     assert answer.status_code == 404 and "unknown status &#39;done&#39;. Known: not sent" in answer.text
     assert web.get("/?sort=record").status_code == web.get("/?col=spec.a'b").status_code == 404
+    assert web.get("/?q=%00").status_code == web.get("/runs.json?q=a%00").status_code == 404
 
 
 def test_the_head_sorts_and_the_address_says_how(web: TestClient, three: list[str]) -> None:

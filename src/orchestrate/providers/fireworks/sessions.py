@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from msgspec.structs import replace
 
 from orchestrate import catalog
-from orchestrate.core import days
+from orchestrate.core import days, retries
 from orchestrate.costing import PLAY_MONEY, HourlyRate, built_in
 from orchestrate.errors import (
     InvalidRequest,
@@ -523,17 +523,8 @@ async def _in_time(sent: Any) -> Any:
 def within(call: Callable[[], T]) -> T:
     """Run an SDK call that has no timeout parameter. Raises `TimeoutError` if the call takes longer than
     `OPERATION_S`."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # noqa: BLE001  whoever waits gets it
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
     try:
-        return future.result(OPERATION_S)
+        return retries.within(call, OPERATION_S)
     except TimeoutError:
         raise TimeoutError(NO_RESULT) from None
 

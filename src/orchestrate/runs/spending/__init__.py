@@ -9,10 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from orchestrate.core.retries import within
 from orchestrate.core.underway import work
 from orchestrate.costing import expenses
 from orchestrate.costing.expenses import BY as BY
@@ -237,8 +239,10 @@ class Spender:
         sandbox: bool = False,
         offline: bool = False,
         ignore: Collection[str] = (),
+        patience_s: float | None = None,
     ) -> SpendingReport:
-        """Report spent and committed amounts, and resources that are still billed. Raises `UsageError` for an
+        """Report spent and committed amounts, and resources that are still billed. Accounts that don't answer
+        within `patience_s` seconds are reported as not queried. Raises `UsageError` for an
         invalid month or an unknown grouping."""
         now = self.store.clock.now()
         books = _StoredRuns(self.store, now, sandbox=sandbox)
@@ -268,7 +272,7 @@ class Spender:
         )
         if offline:
             return report
-        answers = self._ask_all(books, sandbox)
+        answers = self._ask_all(books, sandbox, patience_s)
         found = _owned(answers, books, ignore, now)
         billing = [one for one in found if one.by_the_hour]
         prices = [one.item.usd_per_hour for one in billing if one.item.bills]
@@ -284,16 +288,35 @@ class Spender:
             uncounted=tuple(dict.fromkeys([*report.uncounted, *lost])),
         )
 
-    def _ask_all(self, books: _StoredRuns, sandbox: bool) -> list[_AccountAnswer]:
+    def _ask_all(self, books: _StoredRuns, sandbox: bool, patience_s: float | None) -> list[_AccountAnswer]:
         names = dict.fromkeys(
             [*self.backends, *sorted(books.backends), *(d.provider for d in books.deployments)]
         )
-        with ThreadPoolExecutor(_AT_ONCE, "spending") as threads:
-            asked = [threads.submit(self._ask, name, books, sandbox) for name in names]
+        ask = self._ask if patience_s is None else partial(self._ask_briefly, patience_s)
+        # With a limit, no account waits for the turn of a silent one to end.
+        at_once = _AT_ONCE if patience_s is None else len(names)
+        with ThreadPoolExecutor(at_once, "spending") as threads:
+            asked = [threads.submit(ask, name, books, sandbox) for name in names]
             with work("querying the backends for billed resources") as advance:
                 for done, _ in enumerate(as_completed(asked), 1):
                     advance(done, len(asked))
             return [answer.result() for answer in asked]
+
+    def _ask_briefly(self, patience_s: float, name: str, books: _StoredRuns, sandbox: bool) -> _AccountAnswer:
+        try:
+            return within(partial(self._ask, name, books, sandbox), patience_s)
+        except TimeoutError:
+            backend = self.provider(name)
+            reason = f"no answer within {patience_s:g} s. To wait longer: orchestrate spending"
+            return _AccountAnswer(
+                AccountStatus(
+                    backend=name,
+                    title=backend.profile.title,
+                    host=backend.host,
+                    asked=False,
+                    reason=reason,
+                )
+            )
 
     def _ask(self, name: str, books: _StoredRuns, sandbox: bool) -> _AccountAnswer:
         """Query one account. Never raises: an error of one backend is reported and does not hide the
