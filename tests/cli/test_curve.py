@@ -144,10 +144,14 @@ def test_the_best_half_against_a_random_half(
     unscored = cli(*asked)
     assert unscored.code == 2 and "orchestrate data score" in unscored.err
     assert cli("data", "score", "train.jsonl").code == 0
+    planned = cli(*asked, "--dry-run")
+    assert planned.code == 0, planned.err
+    assert not list((tmp_path / "home").rglob("selections")), "a dry run keeps no rows"
     for wrong in (("--compare", "best"), ("--by", "beauty"), ("--keep", "1")):
         assert cli(*asked, *wrong).code == 2
     assert cli("runs", "--json").json == []
     done = cli(*asked)
+    assert done.json["sweep"] == planned.json["search"]["id"]
     assert done.code == 0, done.err
     found = done.json
     assert [(one["which"], one["rows"]) for one in found["compared"]] == [

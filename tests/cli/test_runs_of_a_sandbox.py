@@ -133,6 +133,7 @@ def assert_labeled(done: Result, words: str) -> None:
         assert '"sandbox": true' in done.out or "(sandbox)" in done.out, (words, done.out)
     else:
         assert re.search(r"SANDBOX|\(sandbox\)", done.out + done.err), (words, done.out, done.err)
+        assert done.err.count("\n SANDBOX \n") + done.err.startswith(" SANDBOX \n") <= 1, (words, done.err)
 
 
 def test_what_names_a_sandbox_for_its_host_says_so(cli: Cli, project: Path) -> None:

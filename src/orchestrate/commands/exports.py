@@ -92,28 +92,27 @@ def export(
     provenance, and the commands that run it. Exit code 1 if verification fails."""
     from orchestrate.runs import serving
 
+    options = serving.WeightOptions(
+        dtype=how.dtype, quantise=how.quantise, llama_cpp=how.llama_cpp, repo=how.repo, whole=how.whole
+    )
+    serving.require_form(to, options)
+    serving.require_empty(folder.expanduser())
     with orchestrator(context) as ft:
         subject = serving.subject(ft, run)
         if how.upload:
-            serving.require_upload(ft, subject)
+            serving.require_upload(ft, subject, how.repo)
         accepted = accepted_licenses(ft, [run], accept_license)
         made = serving.export(
             ft,
             subject,
             to,
             folder,
-            options=serving.WeightOptions(
-                dtype=how.dtype,
-                quantise=how.quantise,
-                llama_cpp=how.llama_cpp,
-                repo=how.repo,
-                whole=how.whole,
-            ),
+            options=options,
             accept_license=accepted,
             prove=prove,
             on_message=note,
         )
-        if how.upload:
+        if how.upload and how.repo:
             note(f"uploaded to {serving.upload(made, how.repo)}")
     return HostOutput(made, _show_export, _code(made.proof), sandbox=_from_sandbox(subject))
 
@@ -192,6 +191,8 @@ def merge(
     code 1 if verification fails. Afterwards, evaluate the merged model and each input with `eval`."""
     from orchestrate.runs import serving
 
+    weights = merging.numbers
+    serving.require_empty(folder.expanduser())
     with orchestrator(context) as ft:
         accepted = accepted_licenses(ft, run, accept_license)
         subjects = [serving.subject(ft, name) for name in run]
@@ -200,7 +201,7 @@ def merge(
             subjects,
             folder,
             method=merging.method,
-            weights=merging.numbers,
+            weights=weights,
             density=merging.density,
             rank=merging.rank,
             accept_license=accepted,

@@ -23,7 +23,9 @@ from orchestrate.runs.tuned import merges as merges
 from orchestrate.runs.tuned import verify as verify
 from orchestrate.serving import agreements, engines
 from orchestrate.serving.export import forms
+from orchestrate.serving.export.folder import require_empty as require_empty
 from orchestrate.serving.export.forms import WeightOptions as WeightOptions
+from orchestrate.serving.export.forms import require_form as require_form
 from orchestrate.serving.server import keys, server_process
 from orchestrate.serving.server.server_process import ServerSettings as ServerSettings
 from orchestrate.serving.tuned import TunedModel, served_base
@@ -60,9 +62,11 @@ def unaccepted_licenses(ft: Workspace, names: Iterable[str], accepted: Sequence[
     return list(found.values())
 
 
-def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
-    """Raise `UsageError` if a private run's weights would be uploaded to a hub that is not known to be the
-    user's own."""
+def require_upload(ft: Workspace, what: TrackedRun | Path, repo: str | None) -> None:
+    """Raise `UsageError` if the repository is missing, or if a private run's weights would be uploaded to a
+    hub that is not known to be the user's own."""
+    if repo is None:
+        raise UsageError("set the target repository: --repo OWNER/NAME")
     if isinstance(what, Path) or not privacy.is_private(what.record):
         return
     from huggingface_hub import constants
@@ -70,12 +74,9 @@ def require_upload(ft: Workspace, what: TrackedRun | Path) -> None:
     privacy.require_near(ft.settings, what.id, "--upload", constants.ENDPOINT)
 
 
-def upload(made: Export, repo: str | None) -> str:
+def upload(made: Export, repo: str) -> str:
     """Upload an exported folder to the hub as a private model, with your hub login, and return the model's
-    URL. Existing files are not uploaded again. Raises `UsageError` if `repo` is missing. Errors of the hub
-    propagate."""
-    if repo is None:
-        raise UsageError("set the target repository: --repo OWNER/NAME")
+    URL. Existing files are not uploaded again. Errors of the hub propagate."""
     import huggingface_hub
 
     hub: Any = huggingface_hub

@@ -127,7 +127,7 @@ def test_what_comes_after_training_stays_too(
         with pytest.raises(OrchestrateError):  # its adapter is not here; what it is counts from now on
             contenders.of_run(run, None, base=False)
         asks = [lambda: contenders.respondent(JUDGE, 8, 0.0), lambda: contenders.of_model(JUDGE)]
-        asks += [lambda: contenders.embed(JUDGE, Asking(tmp_path)), lambda: require_upload(ft, run)]
+        asks += [lambda: contenders.embed(JUDGE, Asking(tmp_path)), lambda: require_upload(ft, run, "us/m")]
         for address in ("https://judge.example/board", None, "http://127.0.0.1:5000"):
             tracker: Any = SimpleNamespace(address=address, write=lambda story: told.append(story.run.id))
             asks.append(lambda tracker=tracker: log(ft, [run], tracker))

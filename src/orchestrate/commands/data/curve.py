@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
 from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import HostOutput, Output, command
@@ -86,11 +88,11 @@ def curve(
         raise UsageError(f"{output.name}: the plot must be an HTML page (.html)", fix="-o curve.html")
     if points.compare is not None and output is not None:
         raise UsageError("--compare has no plot: use -o or --compare, not both")
-    with orchestrator(context, rates=aim.rate) as ft:
+    with orchestrator(context, rates=aim.rate) as ft, TemporaryDirectory() as scratch:
         spec = spec_options.read(provider)
-        search, selected = _search(ft, spec, provider, points, aim)
+        search, selected = _search(ft, spec, provider, points, aim, Path(scratch))
         rows = training_data(ft, spec).train.rows
-        if planned := begin(ft, search, aim):
+        if planned := begin(ft, search, aim, priced=_from_scratch(search, selected, scratch)):
             yield planned
             return
         carried = trials.Searching(ft, search)
@@ -101,20 +103,21 @@ def curve(
         if selected:
             best = best_rows.best_rows(carried, rows, points.by, points.keep, selected)
             code = 0 if best.over and not carried.stopped else 1
-            yield HostOutput(best, _show_best, code, sandbox=search.sandbox)
+            yield HostOutput(best, _show_best, code, sandbox=search.sandbox, labeled=True)
             return
         found = curves.curve(carried, rows, points.more)
         if output is not None and found.sizes:
             inside(output).write_text(curves.page(found), encoding="utf-8")
             note(f"written: {output}")
         code = 0 if found.more is not None and not carried.stopped else 1
-        yield HostOutput(found, _show, code, sandbox=search.sandbox)
+        yield HostOutput(found, _show, code, sandbox=search.sandbox, labeled=True)
 
 
 def _search(
-    ft: Orchestrator, spec: JobSpec, provider: str, points: CurvePoints, aim: AimOptions
+    ft: Orchestrator, spec: JobSpec, provider: str, points: CurvePoints, aim: AimOptions, scratch: Path
 ) -> tuple[Search, str]:
-    """Return the sweep that trains the points, and the file of the best rows if they are compared."""
+    """Return the sweep that trains the points, and the file of the best rows if they are compared. In a dry
+    run, that file is only in `scratch`."""
     from orchestrate.runs.sweep import best_rows, sweeps
     from orchestrate.runs.sweep import curve as curves
 
@@ -122,7 +125,9 @@ def _search(
     if points.compare is None:
         space = curves.space_of(_shares(points.shares), points.seeds)
     else:
-        selected = best_rows.selection(ft, spec, points.keep, points.by)
+        folder = ft.settings.home / "selections"
+        name = best_rows.selection(spec, scratch if aim.dry_run else folder, points.keep, points.by).name
+        selected = str(folder / name)
         space = best_rows.space_of(points.compare.split(","), selected, points.keep, points.seeds)
     order = sweeps.SweepOrder(
         space=space,
@@ -132,6 +137,18 @@ def _search(
         max_cost_usd=amount(aim.max_cost, "--max-cost"),
     )
     return sweeps.plan(ft, spec, ft.backends(provider), order), selected
+
+
+def _from_scratch(search: Search, selected: str, scratch: str) -> Search:
+    """Return the sweep with the best rows from `scratch` if they are there."""
+    written = Path(scratch, Path(selected).name)
+    if not selected or not written.exists():
+        return search
+    choices = {
+        name: tuple(str(written) if value == selected else value for value in values)
+        for name, values in search.choices.items()
+    }
+    return replace(search, choices=choices)
 
 
 def _shares(given: str) -> list[float]:

@@ -62,6 +62,8 @@ class HostOutput(Output[Printed], frozen=True, kw_only=True):
     labeled on stderr. With `--json`, each object at the top level has the field `sandbox`."""
 
     sandbox: bool
+    labeled: bool = False
+    """True if the command has printed the label already, with its price."""
 
     @property
     def document(self) -> Any:
@@ -71,7 +73,7 @@ class HostOutput(Output[Printed], frozen=True, kw_only=True):
         return made
 
     def show(self) -> None:
-        mark_sandbox(self.sandbox and self.view is not shown_already)
+        mark_sandbox(self.sandbox and not self.labeled and self.view is not shown_already)
         super().show()
 
 

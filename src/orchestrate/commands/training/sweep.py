@@ -147,7 +147,9 @@ def sweep(
         from orchestrate.runs.sweep import trials
 
         if seen.show is not None:
-            yield from _end(trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output)
+            yield from _end(
+                trials.Searching(ft, ft.store.searches.get(seen.show)), seen.output, labeled=False
+            )
             return
         search = _search(ft, spec_options, vary, aim, provider)
         if planned := begin(ft, search, aim):
@@ -155,7 +157,7 @@ def sweep(
             return
         carried = trials.Searching(ft, search)
         carry_out(ft, carried)
-        yield from _end(carried, seen.output)
+        yield from _end(carried, seen.output, labeled=True)
 
 
 def _search(
@@ -211,12 +213,15 @@ def _suggested(ft: Orchestrator, spec: JobSpec, provider: str) -> tuple[JobSpec,
     return JobSpec.parse(space.applied(plain, fixed)), space.Space(found.choices)
 
 
-def begin(ft: Orchestrator, search: Search, aim: AimOptions) -> Output[SweepPlan] | None:
-    """Store a sweep once the user agrees to its price. In a dry run, return the plan instead."""
+def begin(
+    ft: Orchestrator, search: Search, aim: AimOptions, priced: Search | None = None
+) -> Output[SweepPlan] | None:
+    """Store a sweep once the user agrees to its price, which may be that of an equal one (`priced`). In a dry
+    run, return the plan instead."""
     from orchestrate.runs.sweep import sweeps
 
     sweeps.require_used(ft, search, of_flags(aim.rate))
-    price = sweeps.price(ft, search)
+    price = sweeps.price(ft, priced or search)
     _agree(price, search, yes=aim.yes or aim.dry_run)
     if aim.dry_run:
         return Output(SweepPlan(search=search, **price._asdict()), lambda _: _list([search]))
@@ -285,14 +290,14 @@ def carry_out(ft: Orchestrator, carried: Searching) -> None:
         raise typer.Exit(130)
 
 
-def _end(carried: Searching, output: Path | None) -> Iterator[HostOutput[list[Trial]]]:
+def _end(carried: Searching, output: Path | None, *, labeled: bool) -> Iterator[HostOutput[list[Trial]]]:
     trials, ranked = carried.trials, carried.ranked()
     if output is not None and (best := carried.best_spec()) is not None:
         backend, text = best
         write_whole(output, text.encode())
         note(f"to submit the best spec: orchestrate submit {output} -p {backend}")
     view, inside = partial(_show, carried=carried, ranked=ranked), carried.search.sandbox
-    yield HostOutput(trials, view, 0 if ranked else 1, sandbox=inside)
+    yield HostOutput(trials, view, 0 if ranked else 1, sandbox=inside, labeled=labeled)
     if carried.stopped:
         warn(carried.stopped)
 

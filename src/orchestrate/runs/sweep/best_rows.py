@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ from orchestrate.types import Record, Trial, TrialState
 
 if TYPE_CHECKING:
     from orchestrate.runs.sweep.trials import Searching
-    from orchestrate.workspace import Workspace
 
 KINDS = ("best", "random", "all")
 
@@ -55,9 +55,9 @@ class BestRows(Record, frozen=True, kw_only=True):
     remarks: tuple[str, ...] = ()
 
 
-def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
-    """Select the best rows of the spec's training file, write them to a file in the home folder, and return
-    its path. The file's name is a hash of the selection, so the same selection is written only once. Raises
+def selection(spec: JobSpec, folder: Path, keep: float, by: str) -> Path:
+    """Select the best rows of the spec's training file, write them to a file in `folder`, and return its
+    path. The file's name is a hash of the selection, so the same selection is written only once. Raises
     `UsageError` if the training file was not scored, and `DataError` if it has changed since it was
     scored."""
     path = spec.train
@@ -67,14 +67,13 @@ def selection(ft: Workspace, spec: JobSpec, keep: float, by: str) -> str:
     data = score.opened(path, columns, None).facts
     order = score.ranked(score.require_scores(path, data), by)
     selection_key = json.dumps([data.digest, by, keep, [one.row for one in order]])
-    folder = ft.settings.home / "selections"
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{hashlib.sha256(selection_key.encode()).hexdigest()[:16]}.jsonl"
     if not output.exists():
         # Left by an attempt that was killed before it wrote `output`.
         output.with_name(f"{output.stem}.left-out.jsonl").unlink(missing_ok=True)
         score.select(path, output, keep=keep, by=by, columns=columns)
-    return str(output)
+    return output
 
 
 def space_of(kinds: Sequence[str], selected: str, keep: float, seeds: int) -> Space:

@@ -27,12 +27,17 @@ def new_folder_at(target: Path) -> Generator[Path]:
                 fix="wait for it to finish, or choose another folder",
             )
         _clear(target)
-        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-            raise UsageError(f"{target} already exists", fix="choose a new or empty folder")
+        require_empty(target)
         if target.is_dir():
             target.rmdir()
         with whole_folder(target, replace=False) as folder:
             yield folder
+
+
+def require_empty(target: Path) -> None:
+    """Raise `UsageError` unless `target` is a new or empty folder."""
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UsageError(f"{target} already exists", fix="choose a new or empty folder")
 
 
 @contextmanager

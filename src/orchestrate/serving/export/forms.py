@@ -145,10 +145,7 @@ def export(
 
 def require(tuned: TunedModel, form: str, options: WeightOptions) -> None:
     """Raise `UsageError` or `SetupError` for problems that can be detected before any work starts."""
-    if form not in _FORMS:
-        raise UsageError(f"unknown format {form!r}{among(form, _FORMS)}")
-    if options.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    require_form(form, options)
     if form in ("gguf-lora", "vllm") and tuned.adapter and tuned.config.get("use_dora"):
         raise UsageError(
             f"{form} does not support DoRA adapters, because it would drop their magnitudes",
@@ -160,6 +157,14 @@ def require(tuned: TunedModel, form: str, options: WeightOptions) -> None:
         )
     if tuned.adapter:
         tuned.require_readable()
+
+
+def require_form(form: str, options: WeightOptions) -> None:
+    """Raise `UsageError` or `SetupError` for problems that can be detected before the model is known."""
+    if form not in _FORMS:
+        raise UsageError(f"unknown format {form!r}{among(form, _FORMS)}")
+    if options.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}")
     if form in ("gguf", "gguf-lora", "ollama"):
         scripts_in(options.llama_cpp)
 
