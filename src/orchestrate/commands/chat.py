@@ -23,6 +23,7 @@ from orchestrate.commands.terminal.console import (
     orchestrator,
     out,
     print_text,
+    resumable,
     warn,
 )
 from orchestrate.commands.terminal.options import MaxTokensOpt, TemperatureOpt
@@ -221,7 +222,8 @@ def download(
     command to resume."""
     with orchestrator(context) as ft:
         handle = ft.run(run)
-        artifact = handle.download(to, checkpoint=checkpoint)
+        with resumable("the files so far are saved. To resume, run the same command again"):
+            artifact = handle.download(to, checkpoint=checkpoint)
     return HostOutput(artifact, _show_files, sandbox=handle.record.sandbox)
 
 

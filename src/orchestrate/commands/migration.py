@@ -30,6 +30,7 @@ from orchestrate.commands.terminal.console import (
 )
 from orchestrate.commands.terminal.options import (
     MaxTokensOpt,
+    MetricsOpt,
     ServingOptions,
     models_given,
     require_used,
@@ -78,12 +79,7 @@ class ParityOptions:
             help="Source of the old model's answers: live (query it), recorded (use its recording) or auto.",
         ),
     ] = "auto"
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metrics", metavar="NAMES", help="Comma-separated metrics. The first one decides on parity."
-        ),
-    ] = None
+    metrics: MetricsOpt = None
     margin: Annotated[
         float, typer.Option(help="Largest drop that counts as parity: 0.05 means 5 percentage points.")
     ] = 0.05

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from orchestrate.core.files import Journal, locked, private_folder
 from orchestrate.core.retries import ONCE, Retry
+from orchestrate.core.underway import work
 from orchestrate.errors import (
     InvalidRequest,
     OrchestrateError,
@@ -277,8 +278,9 @@ class Requests:
                     self._enough.set()
         except KeyboardInterrupt:
             self._enough.set()
-            for future, batch in list(running.items()):  # is paid for; a second interrupt does not wait
-                receive(batch, future.exception() or future.result())
+            with work("interrupted: waiting for the answers to requests already sent"):
+                for future, batch in list(running.items()):  # is paid for; a second interrupt does not wait
+                    receive(batch, future.exception() or future.result())
             raise
         finally:
             self._enough.set()

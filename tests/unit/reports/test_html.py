@@ -11,6 +11,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 from tests.browsers import chromium, new_page
 
@@ -183,6 +184,11 @@ def test_light_and_dark_are_legible(page: Page, scheme: Literal["light", "dark"]
     for style in range(4):
         assert contrast(colour(page, f"svg .line.s{style}", "stroke"), background) >= 3
     assert len(page.screenshot(full_page=True)) > 50_000
+
+
+def test_nothing_is_outside_of_landmarks(page: Page) -> None:
+    found = Axe().run(page).response["violations"]
+    assert [(v["id"], [node["html"][:160] for node in v["nodes"]][:3]) for v in found] == []
 
 
 def test_everything_is_on_the_page(page: Page) -> None:

@@ -19,6 +19,7 @@ from orchestrate.commands.terminal.console import (
     orchestrator,
     out,
     require_unpriced,
+    resumable,
     warn_lost,
 )
 from orchestrate.commands.terminal.options import MaxTokensOpt, PayOpt
@@ -141,7 +142,8 @@ def generate(
         if generation.unpriced(ft.settings, author):
             require_unpriced([model], yes=options.yes)
         sandbox = author.place(ft.settings).sandbox
-        with _progress(rows) as progress:
+        kept = "the rows so far are saved. To continue, run the same command again"
+        with resumable(kept), _progress(rows) as progress:
             report = generation.generate(
                 ft, seeds, target, author, order, hosts=options.hosts, progress=progress
             )

@@ -104,7 +104,7 @@ def judge(
         require_agreed(question, high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
         with answer_progress(plan.questions) as progress:
             report = prepared.run(progress)
-    return HostOutput(report, _show, sandbox=plan.sandbox)
+    return HostOutput(report, _show, sandbox=plan.sandbox, labeled=True)
 
 
 def print_plan(plan: JudgePlan) -> None:

@@ -19,7 +19,6 @@ from orchestrate.commands.terminal.console import (
     orchestrator,
     out,
     require_agreed,
-    resumable,
     table,
     warn,
     warn_lost,
@@ -118,8 +117,7 @@ def record(
             _print_plan(plan)
             high, unpriced, limited = plan.asked.high_usd, plan.asked.unpriced, max_cost is not None
             require_agreed("Record?", high_usd=high, unpriced=unpriced, limited=limited, yes=yes)
-            kept = "the answers so far are saved. To continue, run the same command again"
-            with resumable(kept), answer_progress(plan.asked.questions) as progress:
+            with answer_progress(plan.asked.questions) as progress:
                 done = prepared.run(progress)
     return Output(done, _show)
 
@@ -150,7 +148,6 @@ def _print_plan(plan: RecordPlan) -> None:
 
 
 def _show(done: Recording) -> None:
-    mark_sandbox(done.sandbox)
     out.print(f"{done.id}: {count(done.answered, 'answer')} of {done.prompts:,}", soft_wrap=True)
     if done.refused:
         warn(f"the host did not answer {count(done.refused, 'prompt')}")

@@ -14,12 +14,21 @@ import typer
 
 from orchestrate.commands.terminal import completion
 from orchestrate.commands.terminal.command import Output, command
-from orchestrate.commands.terminal.console import note, orchestrator, out, print_text, require_unpriced, warn
+from orchestrate.commands.terminal.console import (
+    note,
+    orchestrator,
+    out,
+    print_text,
+    require_unpriced,
+    resumable,
+    warn,
+)
 from orchestrate.commands.terminal.options import (
     IgnoreOpt,
     KeyVariableOpt,
     MapOpt,
     MaxTokensOpt,
+    MetricsOpt,
     PayOpt,
     SkipFailedOpt,
     TemperatureOpt,
@@ -135,15 +144,7 @@ class TestRowOptions:
 class Decision:
     """Options for metrics, required scores, the cost limit and the report."""
 
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metrics",
-            "--metric",
-            metavar="NAMES",
-            help="Comma-separated metrics. The first one decides the verdict. See --list.",
-        ),
-    ] = None
+    metrics: MetricsOpt = None
     rubric: Annotated[Path | None, typer.Option(help="YAML rubric for judge:MODEL and judge_pair:MODEL.")] = (
         None
     )
@@ -213,7 +214,7 @@ def evaluate(
         plan = prepared.plan()
         print_plan(plan)
         require_unpriced(plan.unpriced, yes=rows.yes)
-        with answer_progress(sum(a.questions for a in plan.asked)) as progress:
+        with answer_progress(sum(a.questions for a in plan.asked), fresh=rows.fresh) as progress:
             found = prepared.run(progress)
         page = decision.output or (report_page(ft.settings.home, found.id) if decision.open_it else None)
     write_reports(partial(_report, found), page, decision.junit)
@@ -320,10 +321,14 @@ def open_page(page: Path) -> None:
 
 
 @contextmanager
-def answer_progress(questions: int) -> Generator[Callable[[str, int, int, Decimal], None]]:
-    """Show a progress bar with the number of answers, their cost, and the last model queried."""
-    answers = dict[str, int]()
-    with work("querying") as report:
+def answer_progress(
+    questions: int, *, fresh: bool = False
+) -> Generator[Callable[[str, int, int, Decimal], None]]:
+    """Show a progress bar with the number of answers, their cost, and the last model queried. If interrupted,
+    print how to continue: with the option --fresh, the saved answers would not be used."""
+    answers, again = dict[str, int](), " without --fresh" * fresh
+    kept = f"the answers so far are saved. To continue, run the same command again{again}"
+    with resumable(kept), work("querying") as report:
 
         def update(name: str, done: int, of: int, usd: Decimal) -> None:
             answers[name] = done

@@ -130,7 +130,7 @@ def regress(
             kept = f", {contender.kept:,} answered before" if contender.kept else ""
             note(f"{contender.contender}: {count(contender.questions, 'request')}{kept}; {price}")
         require_unpriced(plan.unpriced, yes=limits.yes)
-        with answer_progress(sum(a.questions for a in plan.asked)) as progress:
+        with answer_progress(sum(a.questions for a in plan.asked), fresh=limits.fresh) as progress:
             found = prepared.run(progress)
     report = RegressionReport(regression=found)
     write_reports(lambda: report, limits.output, limits.junit)

@@ -434,11 +434,14 @@ def ended_by_signal() -> Generator[threading.Event]:
 
 @contextmanager
 def resumable(how: str) -> Generator[None]:
-    """Print how to continue from the saved progress if a long command is interrupted."""
+    """Print how to continue from the saved progress if a long command is interrupted. Of nested blocks, only
+    the inner one prints."""
     try:
         yield
-    except KeyboardInterrupt:
-        note(f"interrupted: {how}")
+    except KeyboardInterrupt as interrupt:
+        if not getattr(interrupt, "__notes__", None):
+            note(f"interrupted: {how}")
+            interrupt.add_note(how)
         raise
 
 

@@ -252,6 +252,15 @@ KeyVariableOpt = Annotated[
     str | None,
     typer.Option(help="Environment variable with the API key for model URLs. By default, no key is sent."),
 ]
+MetricsOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metrics",
+        "--metric",
+        metavar="NAMES",
+        help="Comma-separated metrics. The first one decides the verdict. See orchestrate eval --list.",
+    ),
+]
 MaxTokensOpt = Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")]
 TemperatureOpt = Annotated[
     float, typer.Option(min=0, max=2, help="Sampling temperature. 0 always takes the most likely token.")

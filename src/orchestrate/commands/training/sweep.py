@@ -220,7 +220,7 @@ def begin(
     run, return the plan instead."""
     from orchestrate.runs.sweep import sweeps
 
-    sweeps.require_used(ft, search, of_flags(aim.rate))
+    sweeps.require_used(ft, priced or search, of_flags(aim.rate))
     price = sweeps.price(ft, priced or search)
     _agree(price, search, yes=aim.yes or aim.dry_run)
     if aim.dry_run:
