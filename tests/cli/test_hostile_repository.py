@@ -343,6 +343,8 @@ def test_what_is_trusted_is_listed_without_secrets(repository: Repository) -> No
     repository.write("orchestrate.toml", 'store = "postgresql://me:hunter2hunter2@db.example/runs"\n')
     told = repository.run("keys trust --project").output
     assert 'store = "postgresql://***@db.example/runs"' in told and "hunter2" not in told
+    repository.write("orchestrate.toml", 'store = "sqlite:////elsewhere/runs.sqlite3"\n')
+    assert 'store = "sqlite:////elsewhere/runs.sqlite3"' in repository.run("keys trust --project").output
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -110,11 +110,11 @@ def masked_url(text: str) -> str:
         return MASK
     user, _, host = parts.netloc.rpartition("@")
     fields = [part.partition("=") for part in parts.query.split("&") if part]
-    return parts._replace(
-        netloc=f"{_USER}@{host}" if user else host,
-        query="&".join(f"{name}={MASK}" if equals else MASK for name, equals, _ in fields),
-        fragment=MASK if parts.fragment else "",
-    ).geturl()
+    scheme, place = text.partition("://")[0], f"{_USER}@{host}" if user else host
+    query = "&".join(f"{name}={MASK}" if equals else MASK for name, equals, _ in fields)
+    # `geturl` loses the slashes of a URL without a host: `sqlite:///runs.sqlite3`.
+    found = f"{scheme}://{place}{parts.path}"
+    return found + (f"?{query}" if query else "") + (f"#{MASK}" if parts.fragment else "")
 
 
 def is_masked(value: Any) -> bool:

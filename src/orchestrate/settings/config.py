@@ -51,7 +51,8 @@ PRIVATE_FOLDERS = ("counts", "data", "evaluations", "gateway", "local", "models"
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TOP_LEVEL: Mapping[str, str] = {
     "home": "Folder for the store, local runs, data files and downloads, absolute or relative to this file.",
-    "store": "URL of the run store: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/DATABASE`.",
+    "store": "URL of the run store: `sqlite:///FILE`, with FILE absolute or relative to this file, or "
+    "`postgresql://USER:PASSWORD@HOST/DATABASE`.",
     "budget_usd": "Spending limit in US dollars for everything in this store.",
     "log_level": f"Log level: {', '.join(_LOG_LEVELS)}.",
     "hosts": "One table per backend, `[hosts.NAME]`.",
@@ -222,7 +223,7 @@ def load(
     store = (
         store_url
         or env.get("ORCHESTRATE_STORE")
-        or values.get("store")
+        or _store(values.get("store"), base)
         or sqlite_url(home_dir / "runs.sqlite3")
     )
     settings = Settings(
@@ -337,6 +338,15 @@ def _level(value: Any) -> str:
     if level not in _LOG_LEVELS:
         raise ConfigError(f"unknown log level {value!r}; allowed: {', '.join(_LOG_LEVELS)}")
     return level
+
+
+def _store(url: Any, base: Path) -> str | None:
+    """Return the store that a configuration file sets. The path of a file is relative to the configuration
+    file's folder, so that commands in every folder of a project use one store."""
+    file = sqlite_path(str(url)) if url else None
+    if file is None or not file.name:
+        return str(url) if url else None
+    return sqlite_url((base / file.expanduser()).absolute())
 
 
 def _given(value: Any, base: Path = Path()) -> Path | None:

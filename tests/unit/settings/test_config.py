@@ -39,6 +39,29 @@ def test_environment_goes_over_file_and_file_over_defaults(tmp_path: Path) -> No
     assert over.host("together").base_url == "https://other.example"
 
 
+def test_every_folder_of_a_project_has_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    for store, expected in (
+        ("sqlite:///a b%3F.sqlite3", f"sqlite:///{tmp_path}/a%20b%3F.sqlite3"),
+        (f"sqlite:///{tmp_path}/c.sqlite3", f"sqlite:///{tmp_path}/c.sqlite3"),
+        ("postgresql://me@host/runs", "postgresql://me@host/runs"),
+    ):
+        file = tmp_path / "orchestrate.toml"
+        file.write_text(f'store = "{store}"\n')
+        for folder, named in ((tmp_path, "orchestrate.toml"), (inner, "../orchestrate.toml")):
+            monkeypatch.chdir(folder)
+            loaded = config.load(env=env_of(tmp_path), config_file=Path(named))
+            place = config.sqlite_path(loaded.store_url)
+            assert (place.resolve() if place else loaded.store_url) == (
+                config.sqlite_path(expected) or expected
+            )
+    by_user = config.load(
+        env=env_of(tmp_path, ORCHESTRATE_STORE="sqlite:///d.sqlite3"), config_file=Path(named)
+    )
+    assert by_user.store_address == f"sqlite:///{inner}/d.sqlite3", "relative to where you are"
+
+
 def test_the_nearest_file_upwards_is_used(tmp_path: Path) -> None:
     (tmp_path / "orchestrate.toml").write_text("budget_usd = 3\n")
     inner = tmp_path / "a" / "b"
