@@ -194,10 +194,21 @@ def test_what_a_missing_outcome_means_is_asked_before_the_start(
     assert "no experiments yet" in cli("ab", "status").err
 
 
-def test_a_plan_with_a_wrong_model_is_not_started_and_can_be_corrected(cli: Cli, plan: Path) -> None:
-    text = plan.read_text()
-    plan.write_text(re.sub(r"(?m)^tuned: .*$", "tuned: run-unknown", text))
-    assert cli("ab", "serve", str(plan), "--port", "0").code != 0
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("tuned: run-unknown", "unknown run 'run-unknown'"),
+        ("base: FOLDER", "is neither a run nor a folder with safetensors weights"),
+    ],
+)
+def test_a_plan_with_a_wrong_model_is_not_started_and_can_be_corrected(
+    cli: Cli, plan: Path, wrong: str, told: str
+) -> None:
+    arm = wrong.partition(":")[0]
+    text = re.sub(rf"(?m)^{arm}: .*$", wrong.replace("FOLDER", str(plan.parent)), plan.read_text())
+    plan.write_text(text)
+    refused = cli("ab", "serve", str(plan), "--port", "0")
+    assert refused.code == 2 and told in refused.err
     assert "no experiments yet" in cli("ab", "status").err
 
 
@@ -231,7 +242,8 @@ def test_wrong_calls_say_what_to_do(cli: Cli, plan: Path, tmp_path: Path) -> Non
         (("status", "--apply"), "name the experiment"),
         (("record", "none", "x.jsonl"), "no experiment matches"),
         (("serve", "none"), "no experiment matches"),
-        (("serve", "none.yaml"), "cannot be read"),
+        (("serve", "none.yaml"), "none.yaml cannot be read: No such file or directory\n  check the path"),
+        (("stop", "none", "--keep", "bse"), "'--keep': 'bse' is not one of 'base', 'tuned'"),
         (("serve", str(plan), "--host", "0.0.0.0"), "needs keys"),
         (("size",), "--rate"),
         (("size", "--rate", "0.9", "--gain", "0.2"), "--rate plus --gain must be between 0 and 1"),

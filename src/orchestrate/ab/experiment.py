@@ -20,6 +20,7 @@ from orchestrate.ab.plan import alphas, decide, required, wrong_value
 from orchestrate.errors import DataError, UsageError
 from orchestrate.store.experiments import NewOutcome
 from orchestrate.store.store import Store
+from orchestrate.text import count
 from orchestrate.types import (
     Arm,
     ExperimentPhase,
@@ -171,7 +172,8 @@ def read(plan: ExperimentPlan, path: Path) -> Iterator[Given]:
         more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
         examples = "\n".join(f"  {one}" for one in wrong[:_SHOWN])
         raise DataError(
-            f"{len(wrong):,} lines of {path} are invalid outcomes, so nothing was recorded\n{examples}{more}",
+            f"{path} contains {count(len(wrong), 'invalid outcome')}, so nothing was recorded\n"
+            f"{examples}{more}",
             fix='write one outcome per line:  {"user": "u1", "metric": "resolved", "value": true}',
         )
     return iter(found)
@@ -284,7 +286,7 @@ class Experiment:
         self.phases()
         return done
 
-    def stop(self, arm: Arm = "base", why: str = "asked to") -> bool:
+    def stop(self, arm: Arm = "base", why: str = "stopped manually") -> bool:
         """End the experiment and serve the model of `arm` to all users. After the end, you can call this
         again with the other arm to switch all users to the other model. Returns `False` and changes nothing
         if the experiment has already ended with `arm`, or if another process started a new phase first."""

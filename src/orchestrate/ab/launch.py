@@ -77,12 +77,13 @@ def begun(
         return Experiment.open(plan, ft.store)
     read = read_plan(path)
     if ft.store.experiments.named(read.name) is None:
-        here = [written for written in _written(read).values() if _is_here(ft, written)]
+        written = _written(read)
+        here = [name for name in dict.fromkeys(written.values()) if _is_here(ft, name)]
         if here:
-            serving.require_servable(ft, list(dict.fromkeys(here)))
-        for arm, written in _written(read).items():
-            if written not in here:
-                _elsewhere(ft, read, arm, written)
+            serving.require_servable(ft, here)
+        for arm, name in written.items():
+            if name not in here:
+                _elsewhere(ft, read, arm, name)
         start(read)
     return Experiment.begin(read, ft.store)
 

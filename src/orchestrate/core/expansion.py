@@ -53,7 +53,8 @@ def read_document(path: Path, called: str) -> Any:
     try:
         return document(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{called} {path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{called} {path} cannot be read: {reason}", fix="check the path") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
 

@@ -46,6 +46,11 @@ def subject(ft: Workspace, name: str) -> TrackedRun | Path:
     folder = Path(name).expanduser()
     if folder.is_dir() and list(folder.glob("*.safetensors")):
         return folder.resolve()
+    if "/" in name or folder.is_dir():
+        raise UsageError(
+            f"{name} is neither a run nor a folder with safetensors weights",
+            fix="check the path, or list runs with: orchestrate runs",
+        )
     return tracked(ft, name)
 
 

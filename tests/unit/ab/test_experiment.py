@@ -188,6 +188,7 @@ def test_one_wrong_line_and_none_is_recorded(store: Store, tmp_path: Path) -> No
     file.write_text(good + "\n".join(bad), errors="surrogateescape")
     with pytest.raises(DataError, match="line 2") as raised:
         experiment.record_files([file])
+    assert "contains 7 invalid outcomes, so" in str(raised.value)
     assert "and 2 more" in raised.value.message
     assert experiment.report().evidence[0].users == {"base": 0, "tuned": 0}
 

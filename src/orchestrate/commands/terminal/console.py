@@ -319,7 +319,9 @@ def report(error: Exception, *, as_json: bool, verbose: bool = False) -> int:
             return UsageError.exit_code
         command: Any = getattr(error, "ctx", None)
         fix = f"{command.command_path} --help" if command is not None else None
-        report_error(UsageError(str(format_message()), fix=fix), as_json=as_json)
+        # Typer passes on pydantic's messages about a value, which begin with the name of their class.
+        message = str(format_message()).replace("Value error, ", "", 1)
+        report_error(UsageError(message, fix=fix), as_json=as_json)
         return UsageError.exit_code
     if isinstance(error, OSError) and error.errno in FULL:
         full = SetupError(
