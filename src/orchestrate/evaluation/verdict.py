@@ -181,7 +181,7 @@ def _of_rival(metric: MetricUsed, difference: Difference, margin: float, contend
     rows = rows_to_decide(held, sign * margin)
     return VerdictReason(
         "not enough evidence",
-        f"{finding}: the data does not show that it {_requirement(metric, margin)}{_more(rows)}",
+        f"{finding}: the data does not {_open(metric, margin)}{_more(rows)}",
         rows,
     )
 
@@ -190,7 +190,13 @@ def _requirement(metric: MetricUsed, margin: float) -> str:
     if margin == 0:
         return "is better"
     size = points(metric, abs(margin)).removeprefix("+")
-    return f"is better by {size} or more" if margin > 0 else f"is worse by at most {size}"
+    return f"is better by {size} or more" if margin > 0 else f"is not worse by more than {size}"
+
+
+def _open(metric: MetricUsed, margin: float) -> str:
+    if margin < 0:
+        return f"rule out that it {_missed(metric, margin)}"
+    return f"show that it {_requirement(metric, margin)}"
 
 
 def _missed(metric: MetricUsed, margin: float) -> str:

@@ -208,9 +208,9 @@ class PreparedMigration:
         if offer is None:
             known = "; ".join(f"{c.suited.model}: {', '.join(c.against)}" for c in candidates)
             why = known or f"no model on {name} is known to be similar to {self.old.model}"
-            return MigrationTarget(
-                provider=name, candidates=candidates, refused=f"{why}. Choose one with --model {name}=MODEL"
-            )
+            closed = self._ft.provider(name).profile.closed(self.today)
+            fix = "Choose another backend with --to" if closed else f"Choose one with --model {name}=MODEL"
+            return MigrationTarget(provider=name, candidates=candidates, refused=f"{why}. {fix}")
         refused = [f"{s.name}: {s.rule}" for s in offer.translation.refused]
         model = offer.spec.model_for(name)
         chosen = next((one for one in candidates if one.suited.model == model), None)

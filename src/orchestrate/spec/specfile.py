@@ -35,7 +35,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
             f"there is no spec at {path}", fix="orchestrate init   (or pass --model and --train)"
         ) from error
     except (OSError, ValueError) as error:  # also text in another encoding, and names with a null byte
-        raise SpecError(f"{path} cannot be read: {error}") from error
+        raise SpecError(f"{path} cannot be read: {error}", fix=_spec_for(path)) from error
     values, lines = parse(text, path)
     for name in _DATA_FIELDS:
         if name in values:
@@ -298,12 +298,20 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], Lines]:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
-        raise SpecError(f"{path} is not valid YAML:", errors=[f"  {where}{problem}"]) from error
+        reasons = [f"  {where}{problem}"]
+        raise SpecError(f"{path} is not valid YAML:", errors=reasons, fix=_spec_for(path)) from error
     except RecursionError as error:
         raise SpecError(f"{path} is nested too deeply, or an anchor refers to itself") from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
-        raise SpecError(f"{path} must be a mapping of fields, as in  model: qwen3-8b", fix="orchestrate init")
+        fix = _spec_for(path) or "orchestrate init"
+        raise SpecError(f"{path} must be a mapping of fields, as in  model: qwen3-8b", fix=fix)
     return _as_table(values), lines
+
+
+def _spec_for(path: Path) -> str | None:
+    """Return how to get a spec if this file is more likely to contain rows."""
+    is_spec = path.suffix.lower() in ("", ".yaml", ".yml", ".json")
+    return None if is_spec else f"orchestrate init {path}   (writes a spec for a file of rows)"
 
 
 def _collect_lines(node: yaml.MappingNode, prefix: tuple[str, ...], lines: Lines, path: Path) -> None:

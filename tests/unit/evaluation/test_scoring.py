@@ -145,6 +145,13 @@ def _score(values: tuple[float, float, float]) -> Score:
 def test_against_a_rival(gap: tuple[float, float, float], p: float, margin: float, decision: str) -> None:
     verdict = decided(gap=gap, p=p, demand=Demand(margin=margin))
     assert verdict.decision == decision and "against old" in verdict.reasons[0]
+    if margin < 0:
+        said = {
+            "ship": ": it is not worse by more than 2.0 points",
+            "do not ship": ": it is worse by more than 2.0 points",
+            "not enough evidence": ": the data does not rule out that it is worse by more than 2.0 points",
+        }
+        assert said[decision] in verdict.reasons[0]
     # With lower as the better side everything is mirrored.
     low, value, high = gap
     mirrored = decided(

@@ -42,6 +42,7 @@ def test_a_silent_model_moves_by_what_was_recorded(
     assert found.ready == ["together"]
     closed = next(target for target in found.proposal.targets if target.provider == "openai")
     assert closed.refused is not None and "not accepted new fine-tuning jobs" in closed.refused
+    assert closed.refused.endswith("Choose another backend with --to"), "no model helps"
     new = found.submit("together")
     assert new.record.tags[MIGRATED_FROM] == ended.id and not sandbox.requests("openai")
 

@@ -171,6 +171,22 @@ def test_bad_files_say_where_and_why(tmp_path: Path, text: str, expected: str) -
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("rows.jsonl", b'{"text": "a"}\n{"text": "b"}\n'),
+        ("rows.csv", b"question,answer\nHi,Hello\n"),
+        ("rows.parquet", b"PAR1\xff\xfe"),
+    ],
+)
+def test_rows_in_place_of_a_spec_lead_to_init(tmp_path: Path, name: str, rows: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(rows)
+    with pytest.raises(SpecError) as caught:
+        specfile.load(path)
+    assert str(caught.value.fix).startswith(f"orchestrate init {path}")
+
+
 def test_a_missing_file_points_to_init(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         specfile.load(tmp_path / "none.yaml")

@@ -212,10 +212,9 @@ def _orphans_ended(ft: Orchestrator, *, sandbox: bool, yes: bool) -> HostOutput[
             reason = "nothing was shut down because you did not confirm"
             raise UsageError(reason, fix="add --yes if none of them belongs to another store")
         report = ft.end_orphans(report, _note_ended)
-    elif report.gaps:
-        note("no orphaned resources found where the hosts could be checked")
     else:
-        note("no orphaned resources found. Everything that is billed is in this store")
+        note("no orphaned resources found in the accounts that could be checked")
+        note("to list these accounts and everything else that bills: orchestrate spending")
     code = HostUnavailable.exit_code if report.failed or report.gaps else 0
     return HostOutput(report, shown_already, code, sandbox=sandbox)
 

@@ -108,7 +108,8 @@ def _range(pair: str) -> tuple[str, Range]:
     right = math.isfinite(found[0]) and math.isfinite(found[1]) and found[0] < found[1]
     if not name.strip() or not right or scale not in ("", "log") or (found[2] and found[0] <= 0):
         raise UsageError(
-            f"--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log (for log, LOW must be above 0), got {pair!r}"
+            "--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log, with LOW below HIGH (and above 0 for log), "
+            f"got {pair!r}"
         )
     return name.strip(), found
 

@@ -41,7 +41,7 @@ def test_values_are_read_as_numbers_words_and_lists() -> None:
         (
             [],
             ["learning_rate=0:1:log"],
-            "--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log (for log, LOW must be above 0), got",
+            "--range must be NAME=LOW:HIGH or NAME=LOW:HIGH:log, with LOW below HIGH (and above 0 for log)",
         ),
         ([], ["learning_rate=1:2:lin"], "NAME=LOW:HIGH"),
     ],
