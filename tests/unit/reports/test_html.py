@@ -17,6 +17,7 @@ from tests.browsers import chromium, new_page
 
 from orchestrate.reports.charts import log_ticks, ticks
 from orchestrate.reports.compare import Comparison, compare
+from orchestrate.reports.html import document
 from orchestrate.types import Evaluation, JobStatus, MetricPoint, Run
 
 Make = Callable[..., Run]
@@ -189,6 +190,16 @@ def test_light_and_dark_are_legible(page: Page, scheme: Literal["light", "dark"]
 def test_nothing_is_outside_of_landmarks(page: Page) -> None:
     found = Axe().run(page).response["violations"]
     assert [(v["id"], [node["html"][:160] for node in v["nodes"]][:3]) for v in found] == []
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_long_name_in_a_heading_fits_a_phone(browser: Browser, level: int) -> None:
+    name = "ft:gpt-4o-mini-2024-07-18:acme-incorporated:customer-support:AAAA1111"
+    page = new_page(browser, viewport={"width": 360, "height": 740})
+    page.set_content(document("migration", f"<h{level}>{name}</h{level}>"))
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.get_by_role("main").get_by_role("heading").inner_text() == name
+    page.close()
 
 
 def test_everything_is_on_the_page(page: Page) -> None:
