@@ -22,6 +22,7 @@ def test_the_demo(tmp_path: Path, cli: Cli) -> None:
         "nothing elsewhere"
     )
     assert "SANDBOX" in done.out and str(tmp_path / "shown") in done.err
+    assert "continue with:  unset ORCHESTRATE_HOME; cd shown; orchestrate runs --sandbox" in done.out
     folder, own = tmp_path / "shown", {"ORCHESTRATE_HOME": ""}
     listed = [cli("runs", *scope, "--json", cwd=folder, **own).json for scope in ([], ["--sandbox"])]
     runs = [run for found in listed for run in found]

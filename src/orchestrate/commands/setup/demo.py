@@ -153,10 +153,14 @@ class _Demo:
         if train:
             self._step("Chat with the tuned model")
             self._run(f"chat {runs[0]} {shlex.quote(self._first_question())}")
+        # These variables of the user would lead to another store than the folder's.
+        others = [name for name in ("ORCHESTRATE_HOME", "ORCHESTRATE_STORE") if os.environ.get(name)]
+        unset = f"unset {' '.join(others)}; " if others else ""
+        folder = shlex.quote(os.path.relpath(self.folder))
         self._say(
             f"Done in {time.monotonic() - started:.0f} s",
             f"report: {self.folder / 'report.html'}",
-            f"continue with:  cd {shlex.quote(os.path.relpath(self.folder))}; orchestrate runs --sandbox",
+            f"continue with:  {unset}cd {folder}; orchestrate runs --sandbox",
         )
 
     def _begun_here(self) -> list[str]:
