@@ -443,6 +443,7 @@ def test_wrong_key(hosted: Backend, sandbox: Sandbox, tmp_path: Path) -> None:
     with pytest.raises(AuthenticationFailed) as caught:
         list(provider.list())
     assert "wrong-key-of-nobody" not in str(caught.value)
+    assert str(caught.value.fix).startswith(f"orchestrate keys set {hosted.name} ")
     provider.close()
 
 

@@ -235,7 +235,11 @@ def hosted_error(
         code, message = error_parts(error)
         known = {**CODE_ERRORS, **(codes or {})}.get((code or "").lower())
         headers = headers_of(error)
-        refusal = (known or _by_status(status))(
+        kind = known or _by_status(status)
+        # A server that is known by its address only, and the Hugging Face Hub, have their own ways.
+        if kind is AuthenticationFailed and provider.replace("-", "").isalnum():
+            fix = fix or f"orchestrate keys set {provider}   (a key in the environment takes precedence)"
+        refusal = kind(
             provider,
             message,
             status=status,
