@@ -265,6 +265,8 @@ def _wrong_metric(metric: PlannedMetric) -> Iterable[str]:
         yield "window_h must be above 0 and at most one year"
     if not 0 <= metric.margin < math.inf:
         yield "margin must be 0 or above"
+    elif metric.kind == "right-or-wrong" and metric.margin >= 1:  # no drop can be larger
+        yield f"margin must be below 1, got {metric.margin:g}: for 5 percentage points, set 0.05"
     if metric.absent is not None and (problem := wrong_value(metric, metric.absent)):
         yield f"absent: {problem}"
 

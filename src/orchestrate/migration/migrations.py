@@ -105,6 +105,14 @@ class PreparedMigration:
         if not 0 < order.margin < math.inf:
             raise UsageError(f"--margin (the accepted drop) must be above 0, got {order.margin:g}")
         registry.check(order.metrics)
+        first = registry.split(order.metrics)[0]
+        if order.margin >= 1 and registry.is_share(first):  # any model would be as good as the old one
+            deciding = "the deciding metric" if first == "auto" else first
+            raise UsageError(
+                f"the margin (the accepted drop) must be below 1, because {deciding} is always between 0 "
+                f"and 1, got {order.margin:g}",
+                fix="for 5 percentage points, set 0.05",
+            )
         self._ft, self.order = ft, order
         self.old = ft.record(run) if isinstance(run, str) else run.record
         if self.old.sandbox and scope_of(ft.settings) is False:

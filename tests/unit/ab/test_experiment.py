@@ -395,6 +395,7 @@ def test_what_was_written_down_is_not_changed_afterwards(store: Store) -> None:
         ({"metrics": [{"name": "m", "role": "primary", "absent": 3, "window_h": 1}]}, "absent"),
         ({"metrics": [{"name": "m", "role": "primary"}, {"name": "m"}]}, "twice"),
         ({"metrics": [{"name": "m", "role": "primary", "margin": 0.1}]}, "margin"),
+        ({"metrics": [{"name": "m", "role": "primary"}, {"name": "g", "margin": 5}]}, "below 1, got 5"),
         ({"metric": []}, "metric"),
         ({"key_variables": {"treatment": "X"}}, "treatment"),
     ],

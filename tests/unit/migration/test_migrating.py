@@ -142,6 +142,16 @@ def order(*to: str, **more: Any) -> MigrationOrder:
     return MigrationOrder(to=to, **(values | more))
 
 
+@pytest.mark.parametrize("margin", [1, 5])
+def test_a_margin_that_every_model_keeps_is_refused_before_training(
+    ft: Orchestrator, old: RunHandle, margin: float
+) -> None:
+    with pytest.raises(UsageError, match="must be below 1") as refused:
+        PreparedMigration(ft, old, order("together", margin=margin))
+    assert refused.value.fix is not None and "0.05" in refused.value.fix
+    PreparedMigration(ft, old, order("together", margin=margin, metrics=["latency"]))  # in seconds
+
+
 def test_settings_are_translated_with_what_changes(
     ft: Orchestrator, old: RunHandle, sandbox: Sandbox
 ) -> None:

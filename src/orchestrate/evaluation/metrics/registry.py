@@ -269,6 +269,11 @@ def better(written: str) -> Literal["higher", "lower", "neither"]:
     return METRICS[written].better if written in METRICS else "higher"
 
 
+def is_share(written: str) -> bool:
+    """Return whether the values of a metric are between 0 and 1."""
+    return written not in METRICS or METRICS[written].kind != "amount"
+
+
 def make(written: Sequence[str], context: Context) -> list[Metric | PairMetric]:
     """Create metrics by name. Raises `UsageError` for a name that is unknown or doesn't fit the rows, and
     `MissingExtra` if a package is missing."""
