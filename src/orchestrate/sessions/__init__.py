@@ -44,6 +44,8 @@ class SessionTerms:
 class SessionsUp:
     url: str
     names: tuple[str, ...]
+    keyed: bool
+    """True if callers need a key from `new_key`."""
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def serve(ft: Workspace, base: str, terms: SessionTerms) -> Generator[SessionsUp
     )
     try:
         with serving(app, host=terms.host, port=terms.port, lifespan=True) as url:
-            yield SessionsUp(url, names)
+            yield SessionsUp(url, names, clients.needed)
     finally:
         service.close()
 

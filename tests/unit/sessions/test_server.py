@@ -339,6 +339,7 @@ def test_what_one_key_trains_no_other_sees(tmp_path: Path, quick_python: None) -
         ada, bob = sessions.new_key(ft, "ada"), sessions.new_key(ft, "bob")
         assert ada.startswith("tml-")
         with sessions.serve(ft, str(TINY), terms) as up:
+            assert up.keyed
             one, two, none = Raw(up.url, ada), Raw(up.url, bob), Raw(up.url, "tml-of-somebody-else")
             assert none.post("create_session").status_code == 401
             model = one.model()
@@ -357,6 +358,7 @@ def test_what_one_key_trains_no_other_sees(tmp_path: Path, quick_python: None) -
 def test_a_process_that_is_killed_is_told_of_and_started_again(tmp_path: Path, quick_python: None) -> None:
     terms = sessions.SessionTerms(port=0, called=(NAME,), threads=1, precision="fp32")
     with workspace(tmp_path) as ft, sessions.serve(ft, str(TINY), terms) as up:
+        assert not up.keyed
         raw = Raw(up.url)
         model = raw.model(seed=1)
         raw.forward(model, 1)

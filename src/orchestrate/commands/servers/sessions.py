@@ -106,5 +106,7 @@ def serve(
         with ended_by_signal() as ended, sessions.serve(ft, model, terms) as up:
             shown = SessionsServed(url=up.url, models=list(up.names))
             yield Output(shown, lambda shown: print_text("\n  ".join([shown["url"], *shown["models"]])))
-            note(f"export TINKER_BASE_URL={up.url} TINKER_API_KEY=tml-local")
+            note(f"export TINKER_BASE_URL={up.url} TINKER_API_KEY={'KEY' if up.keyed else 'tml-local'}")
+            if up.keyed:
+                note("KEY is a key that --new-key printed")
             ended.wait()

@@ -47,9 +47,14 @@ class Clients:
     def _read(self) -> dict[str, GatewayKey]:
         return self._store.gateway_keys.by_hash(self._opens)
 
+    @property
+    def needed(self) -> bool:
+        """True if every request needs a key."""
+        return bool(self._known)
+
     def require(self, host: str, fix: str, *, behind_proxy: bool = False) -> None:
         """Raise `UsageError` if other machines can reach the server and it requires no key."""
-        if (behind_proxy or not is_loopback(host)) and not self._known:
+        if (behind_proxy or not is_loopback(host)) and not self.needed:
             raise UsageError(f"other machines can reach {host}, so the server needs keys", fix=fix)
 
     def admitted(self, scope: Mapping[str, Any]) -> GatewayKey | None:
