@@ -99,13 +99,13 @@ class SandboxParts(OpenedParts):
     def _enter(self) -> None:
         from orchestrate.sandbox.connection import home_of, joined
         from orchestrate.sandbox.starts import last_start
-        from orchestrate.settings import is_sandbox_key, sandbox_name
 
         home = home_of(self.settings)
         start = last_start(home)
-        if self._host not in (sandbox_name(key) for key in start.env.values() if is_sandbox_key(key)):
+        if not any(f"{self._host}/".startswith(f"{url}/") for url in start.urls):
             raise SetupError(
-                f"the run belongs to {self._host}, not to the sandbox of this home folder ({home})",
+                f"the run belongs to a sandbox at {self._host}, not to the sandbox of this home "
+                f"folder ({home})",
                 fix="start that sandbox again, and export the variables it prints",
             )
         env = self._up.enter_context(joined(home, **msgspec.structs.asdict(start.ways)))

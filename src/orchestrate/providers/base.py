@@ -193,8 +193,8 @@ class Provider(ABC):
 
     @property
     def host(self) -> str:
-        """Address of the host or name of the sandbox, for display and records."""
-        return self.config.identity
+        """Address of the host, for display and records."""
+        return self.config.base_url or self.name
 
     @property
     def own(self) -> bool:

@@ -21,7 +21,7 @@ from orchestrate.http.web import Patient, edge, listen, running
 from orchestrate.sandbox.front import Fault, Front, control_routes
 from orchestrate.sandbox.host import Host
 from orchestrate.sandbox.jobs import SLOTS, Durations, SandboxSettings
-from orchestrate.sandbox.starts import AlreadyUp, Start, StartOptions, last_start
+from orchestrate.sandbox.starts import URLS_KEPT, AlreadyUp, Start, StartOptions, last_start
 from orchestrate.sandbox.state import SandboxClock, SandboxState
 from orchestrate.sandbox.training import Trainer
 from orchestrate.settings.config import SANDBOX_KEY_PREFIX
@@ -167,7 +167,8 @@ def serve(  # noqa: PLR0913  each is a setting of its own
             speed=speed, train=train, slots=slots, threads=threads, model=model, also=tuple(also)
         )
         bound = {host.name: sock.getsockname()[1] for host, sock in zip(hosts.values(), sockets, strict=True)}
-        start_now = Start(env=env, ports=bound, ways=options)
+        were = tuple(dict.fromkeys([*before.urls, *urls.values()]))[-URLS_KEPT:]
+        start_now = Start(env=env, ports=bound, urls=were, ways=options)
         state.set("start", msgspec.json.encode(start_now).decode())
         trainer.start(hosts)
         try:

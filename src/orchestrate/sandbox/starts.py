@@ -12,6 +12,8 @@ from orchestrate.sandbox.jobs import SLOTS
 from orchestrate.sandbox.state import DATABASE, SandboxState
 from orchestrate.types import decoding
 
+URLS_KEPT = 80
+
 
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options with which a sandbox was started. See `orchestrate.sandbox.running`."""
@@ -30,6 +32,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     env: dict[str, str] = {}
     ports: dict[str, int] = {}
+    urls: tuple[str, ...] = ()
+    """Base URLs of the hosts at this start and at earlier ones. All of them refer to the same jobs. A host's
+    URL changes between starts if another program has taken its port."""
     ways: StartOptions = StartOptions()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -31,13 +30,6 @@ def is_sandbox_key(key: str) -> bool:
     """Return whether this is a sandbox key, judging by its prefix. Before `sandbox-`, it may have a prefix
     that the host's client requires, such as `sk-`."""
     return any(one.startswith(SANDBOX_KEY_PREFIX) for one in (key, key.partition("-")[2]))
-
-
-def sandbox_name(key: str) -> str:
-    """Return the name of the sandbox that issued this key. All hosts of a sandbox share it, and it stays the
-    same on other ports, because the sandbox's home folder stores the key."""
-    own = key[key.index(SANDBOX_KEY_PREFIX) :]
-    return f"sandbox {hashlib.sha256(own.encode()).hexdigest()[:8]}"
 
 
 MASK = "[removed]"

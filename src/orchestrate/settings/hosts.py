@@ -35,15 +35,7 @@ from orchestrate.profile import (
     profile,
     session_hosts,
 )
-from orchestrate.settings import (
-    Secret,
-    from_keyring,
-    is_sandbox_key,
-    key_file,
-    pin_file,
-    read_keys,
-    sandbox_name,
-)
+from orchestrate.settings import Secret, from_keyring, is_sandbox_key, key_file, pin_file, read_keys
 from orchestrate.text import meant
 from orchestrate.types import decoding
 
@@ -149,14 +141,6 @@ class HostConfig:
         keyring is not checked, because it contains no sandbox keys."""
         known = vars(self)["api_key"]
         return self.near and isinstance(known, Secret) and is_sandbox_key(known.reveal())
-
-    @property
-    def identity(self) -> str:
-        """Name of the host in records: its address. A sandbox is identified by its key instead, because its
-        ports change."""
-        if self.sandbox and self.api_key is not None:
-            return sandbox_name(self.api_key.reveal())
-        return self.base_url or self.name
 
     def require_key(self) -> Secret:
         """Return the key, which must only be sent to `base_url`. Raises `MissingKey` with the variable to
