@@ -75,7 +75,7 @@ CASES = [
     ("fireworks", "llama-3.3-70b", 300_000, 900, 150, 12, 24.0),
     ("together", "gpt-oss-120b", 150_000, 2000, 500, 3, 24.0),
     ("fireworks", "qwen3-32b", 1000, 300, 800, 6, 8.0),
-    ("fireworks", "qwen3-235b-a22b", 90_000, 4000, 60, 1, 12.0),
+    ("fireworks", "qwen3-235b-a22b-instruct", 90_000, 4000, 60, 1, 12.0),
     ("fireworks", "gemma-4-26b-a4b", 2_000_000, 200, 20, 2, 4.0),
     ("fireworks", "kimi-k2.6", 50_000, 900, 150, 6, 24.0),
 ]
