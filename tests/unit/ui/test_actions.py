@@ -175,7 +175,7 @@ def test_a_host_that_never_answers_is_named_after_a_short_while(
         monkeypatch.setattr(module, "HOST_PATIENCE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, and that is all
         env = {
-            "FIREWORKS_API_KEY": "fw-key",
+            "FIREWORKS_API_KEY": "fw-key-of-a-silent-host",
             "FIREWORKS_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
             "ORCHESTRATE_KEYS": str(tmp_path / "keys.toml"),
         }
