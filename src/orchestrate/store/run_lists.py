@@ -59,7 +59,7 @@ class RunQuery(Struct, frozen=True, kw_only=True):
             if unstorable(given) or len(given) > _LONGEST:
                 raise UsageError(
                     "a filter can't have null characters, halves of surrogate pairs or more than "
-                    f"{_LONGEST:,} characters: {ascii(given[:40])}"
+                    f"{_LONGEST:,} characters: {given[:40]!a}"
                 )
         for what, name, known in (("sorted", self.column, COLUMNS), ("grouped", self.group, ("", *GROUPS))):
             kind, dot, inner = name.partition(".")
