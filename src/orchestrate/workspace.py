@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
@@ -167,18 +167,6 @@ class Workspace:
         project = [self.settings.config_file.parent] if self.settings.config_file else []
         return user_book([self.settings.home, *project])
 
-    def with_rates(self, flags: Sequence[str]) -> Self:
-        """Return a workspace whose rates are overridden by these `--rate` flags. It shares this one's store
-        and backends, and is not closed. Raises `UsageError` if a flag is invalid."""
-        from orchestrate.core import days
-        from orchestrate.costing import parse_flag
-
-        if not flags:
-            return self
-        found = type(self)(self._opened)
-        found.rates = self.rates.over(parse_flag(flag, days.today()) for flag in flags)
-        return found
-
     def backends(self, wanted: Backends = "all") -> list[str]:
         """Resolve backend names. `all` means every backend that can be loaded. Raises `UsageError` for an
         unknown name."""
@@ -233,3 +221,19 @@ class Workspace:
         if record.host not in self._inside:
             self._inside[record.host] = type(self)(SandboxParts(self._opened, record.host))
         return self._inside[record.host]
+
+
+Opened = TypeVar("Opened", bound=Workspace)
+
+
+def with_rates(ws: Opened, flags: Sequence[str]) -> Opened:
+    """Return a workspace whose rates are overridden by these `--rate` flags. It shares the store and backends
+    of `ws`, and is not closed. Raises `UsageError` if a flag is invalid."""
+    from orchestrate.core import days
+    from orchestrate.costing import parse_flag
+
+    if not flags:
+        return ws
+    found = type(ws)(ws._opened)
+    found.rates = ws.rates.over(parse_flag(flag, days.today()) for flag in flags)
+    return found

@@ -294,7 +294,9 @@ class QueueServer:
         return self._moved(entry, QueueState.SUBMITTED, run_id=made.id, note=error.message)
 
     def _submit(self, entry: QueueEntry) -> Run:
-        ft = self.ft.with_rates(entry.rates)
+        from orchestrate.workspace import with_rates
+
+        ft = with_rates(self.ft, entry.rates)
         prepared = prepare(ft, JobSpec.parse(entry.spec), entry.provider)
         if prepared.data.digest != entry.digest:
             raise DataError("the training data changed after the price was confirmed")

@@ -28,6 +28,7 @@ from orchestrate.runs.syncing.sweep import sync
 from orchestrate.settings import config
 from orchestrate.store.store import Store, settle_left_s
 from orchestrate.types import JobError, JobStatus, QueueEntry, QueueState, Run, SubmitPhase
+from orchestrate.workspace import with_rates
 
 
 def add(shop: Shop, provider: str = "openai", *, epochs: int = 1, **how: Any) -> QueueEntry:
@@ -48,7 +49,7 @@ def ended(shop: Shop, run_id: str | None, status: JobStatus = JobStatus.SUCCEEDE
 def test_an_entry_is_submitted_at_the_price_that_it_was_queued_with(shop: Shop) -> None:
     """Your own price also counts in the process that submits the entry, which has no such flag."""
     flag = f"openai:sft@{MODELS['openai']}=90"
-    priced = shop.ft.with_rates([flag])
+    priced = with_rates(shop.ft, [flag])
     prepared = priced.prepare(shop.spec, "openai")
     entry = queueing.add(priced, prepared, "openai", rates=[flag])
     [moved] = QueueServer(shop.ft).turn()

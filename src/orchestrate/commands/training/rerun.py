@@ -51,13 +51,14 @@ def rerun(
     repeated in the sandbox."""
     from orchestrate.runs.rerun import spec_of
     from orchestrate.spec import specfile
+    from orchestrate.workspace import with_rates
 
     changes: dict[str, Any] = specfile.parse_settings(settings or [])
     if spending.max_cost is not None:
         changes["max_cost_usd"] = spending.max_cost
     with orchestrator(context, made_by=spending.by) as outside:
         record = outside.run(run).record
-        ft = outside.home_of(record).with_rates(spending.rate or ())
+        ft = with_rates(outside.home_of(record), spending.rate or ())
         names = ft.backends(provider or record.provider)
         spec = spec_of(record, names, changes)
         repeated = record.id if record.status.terminal else None
