@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -234,6 +235,6 @@ def with_rates(ws: Opened, flags: Sequence[str]) -> Opened:
 
     if not flags:
         return ws
-    found = type(ws)(ws._opened)
+    found = copy(ws)
     found.rates = ws.rates.over(parse_flag(flag, days.today()) for flag in flags)
     return found
